@@ -1,0 +1,21 @@
+"""Errors that a user can cause, told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one sentence that says what is wrong, where, and what to do.
+
+    The command line prints the sentence and exits with code 2, without a traceback.
+    """
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return `" Did you mean 'grpo'?"` for the choices closest to `word`, or an empty string."""
+    close = difflib.get_close_matches(word.lower(), list(choices), n=3, cutoff=0.5)
+    if not close:
+        return ""
+    return " Did you mean " + " or ".join(f"'{c}'" for c in close) + "?"

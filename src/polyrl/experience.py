@@ -1,0 +1,99 @@
+"""What flows through the five stages: one batch-major table of steps and episodes.
+
+A token is a step, a prompt is a first observation, a response is an episode: so the same `[B, T]` functions serve a
+language model and a walking robot. Every field has one name, shape, dtype and unit, listed in `FIELDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Field:
+    """One documented column of an `Experience`."""
+
+    shape: str
+    dtype: str
+    unit: str
+    meaning: str
+
+
+FIELDS: dict[str, Field] = {
+    "prompt_ids": Field("[B, P]", "int64", "token id", "prompt tokens, padded on the left"),
+    "prompt_mask": Field("[B, P]", "bool", "-", "true where a prompt token is real"),
+    "observation": Field("[B, T, ...]", "float32", "task's own", "what the policy saw before each step (control)"),
+    "action": Field("[B, T]", "int64", "token id or action", "what was done at each step, padded on the right"),
+    "present": Field("[B, T]", "bool", "-", "true where the step is part of the episode, tool returns included"),
+    "mask": Field("[B, T]", "bool", "-", "true where the policy chose the step: these count in losses"),
+    "behaviour_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action when it was sampled"),
+    "temperature": Field("[B]", "float32", "-", "temperature that every log-probability of the row uses"),
+    "ended": Field("[B]", "bool", "-", "the policy ended the response itself, before the length limit"),
+    "group": Field("[B]", "int64", "index", "rows that answer the same prompt share this number"),
+    "greedy": Field("[B]", "bool", "-", "the row is a greedy twin: a baseline, never trained"),
+    "score": Field("[B]", "float32", "task's own", "score of the whole episode"),
+    "reward": Field("[B, T]", "float32", "task's own", "reward of each step"),
+    "terminated": Field("[B, T]", "bool", "-", "the episode ended at this step and nothing follows it"),
+    "truncated": Field("[B, T]", "bool", "-", "a time limit cut the episode here: the value of what follows counts"),
+    "final_value": Field("[B, T]", "float32", "reward", "value of the state after a truncated step"),
+    "ref_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action under the reference policy"),
+    "baseline_score": Field("[B]", "float32", "task's own", "score that the episode is judged against"),
+    "value": Field("[B, T]", "float32", "reward", "critic's value of the state before each step, at collection"),
+    "advantage": Field("[B, T]", "float32", "reward", "how much better than expected the action was"),
+    "value_target": Field("[B, T]", "float32", "reward", "what the critic is trained towards"),
+    "weight": Field("[B, T]", "float32", "-", "how much each step counts in the losses (selection)"),
+}
+"""Every standard field; parts from outside may add their own names."""
+
+
+class Experience:
+    """A batch of episodes: tensors with a common first dimension `B`, and Python values per row.
+
+    Treat it as immutable: `with_fields` returns a new table that shares the old columns.
+    """
+
+    def __init__(self, data: TensorDict | Mapping[str, Tensor], columns: Mapping[str, Sequence[Any]] | None = None):
+        if not isinstance(data, TensorDict):
+            size = len(next(iter(data.values())))
+            data = TensorDict(dict(data), batch_size=[size])
+        self.data: TensorDict = data
+        self.columns: dict[str, list[Any]] = {k: list(v) for k, v in (columns or {}).items()}
+        for name, values in self.columns.items():
+            if len(values) != len(self):
+                raise ValueError(f"column '{name}' has {len(values)} values for {len(self)} rows")
+
+    def __len__(self) -> int:
+        return int(self.data.batch_size[0])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.data.keys()  # noqa: SIM118 - a TensorDict forbids `in` on itself
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self.data.get(name, None)
+        if value is None:
+            raise KeyError(f"the experience has no field '{name}'; it has {', '.join(sorted(self.fields()))}")
+        return value  # type: ignore[no-any-return]
+
+    def fields(self) -> list[str]:
+        """Names of the tensor fields."""
+        return [str(k) for k in self.data.keys()]  # noqa: SIM118
+
+    def with_fields(self, **fields: Tensor) -> Experience:
+        """Return the same rows with these fields added or replaced."""
+        data = TensorDict({**{k: self.data.get(k) for k in self.fields()}, **fields}, batch_size=self.data.batch_size)
+        return Experience(data, self.columns)
+
+    def with_columns(self, **columns: Sequence[Any]) -> Experience:
+        """Return the same rows with these Python columns added or replaced."""
+        return Experience(self.data, {**self.columns, **columns})
+
+    def rows(self, index: Tensor | Sequence[int]) -> Experience:
+        """Return the rows at `index` (integers, in that order)."""
+        where = torch.as_tensor(index, dtype=torch.long, device=self.data.device)
+        return Experience(self.data[where], {k: [v[i] for i in where.tolist()] for k, v in self.columns.items()})
