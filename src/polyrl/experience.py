@@ -35,6 +35,7 @@ FIELDS: dict[str, Field] = {
     "behaviour_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action when it was sampled"),
     "temperature": Field("[B]", "float32", "-", "temperature that every log-probability of the row uses"),
     "ended": Field("[B]", "bool", "-", "the policy ended the response itself, before the length limit"),
+    "length_limit": Field("[B]", "int64", "steps", "longest episode allowed"),
     "group": Field("[B]", "int64", "index", "rows that answer the same prompt share this number"),
     "greedy": Field("[B]", "bool", "-", "the row is a greedy twin: a baseline, never trained"),
     "score": Field("[B]", "float32", "task's own", "score of the whole episode"),

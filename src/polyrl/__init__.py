@@ -1,0 +1,36 @@
+"""polyrl: policy optimization. Train, compose, compare and re-test published methods on one five-stage loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from polyrl.api import compare, evaluate, resume, train
+    from polyrl.errors import UserError
+    from polyrl.experience import Experience
+    from polyrl.recipe import Part, Recipe, Term, knob
+
+_HOMES = {
+    "train": "api",
+    "compare": "api",
+    "resume": "api",
+    "evaluate": "api",
+    "UserError": "errors",
+    "Experience": "experience",
+    "Part": "recipe",
+    "Recipe": "recipe",
+    "Term": "recipe",
+    "knob": "recipe",
+}
+__all__ = ["Experience", "Part", "Recipe", "Term", "UserError", "__version__", "compare", "evaluate", "knob", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when first asked for, so that `import polyrl` stays instant."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"polyrl.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'polyrl' has no attribute '{name}'")

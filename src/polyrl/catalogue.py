@@ -1,0 +1,267 @@
+"""Finds methods and parts by name, reading files without importing them, and builds recipes from what a user types.
+
+`polyrl list` and `polyrl --help` must answer at once, so nothing here imports torch: titles, papers and summaries are
+read from the source with `ast`, and a module is imported only when its recipe is asked for.
+
+A method of your own joins in either way: a file given by its path (`polyrl train ./mine.py`), or a package with an
+entry point in the group `polyrl.methods` that names the module.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyrl.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from polyrl.recipe import Part, Recipe
+
+PACKAGE = Path(__file__).parent
+ABSTRACT = {"Part", "Term", "Averaged"}
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What the catalogue knows of a method without importing it."""
+
+    slug: str
+    title: str
+    paper: str
+    year: int
+    formula: str
+    family: str
+    summary: str
+    module: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """What the catalogue knows of a part without importing it."""
+
+    name: str
+    stage: str
+    summary: str
+    class_name: str
+    module: str
+    path: Path
+
+
+# -------------------------------------------------------------------------------------------- reading the sources
+
+
+@cache
+def _read(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            found.update({t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)})
+    return found
+
+
+def _first_line(node: ast.Module | ast.ClassDef) -> str:
+    return (ast.get_docstring(node) or "").partition("\n")[0].strip()
+
+
+def method_info(path: Path, module: str, family: str) -> MethodInfo | None:
+    """Read a method's file; None if it defines no recipe."""
+    tree = _read(path)
+    if not any(isinstance(n, ast.FunctionDef) and n.name == "recipe" for n in tree.body):
+        return None
+    known = _constants(tree)
+    slug = str(known.get("SLUG", path.stem.replace("_", "-")))
+    return MethodInfo(
+        slug=slug,
+        title=str(known.get("TITLE", slug)),
+        paper=str(known.get("PAPER", "")),
+        year=int(known.get("YEAR", 0)),
+        formula=str(known.get("FORMULA", "")),
+        family=family,
+        summary=_first_line(tree).partition(": ")[2] or _first_line(tree),
+        module=module,
+        path=path,
+    )
+
+
+def _part_infos(files: Iterable[tuple[Path, str]]) -> dict[str, PartInfo]:
+    classes = {
+        node.name: (node, module, path)
+        for path, module in files
+        for node in _read(path).body
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def stage_of(name: str) -> str | None:
+        if name == "Term":
+            return "improve"
+        if name not in classes:
+            return None
+        for item in classes[name][0].body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id == "stage":
+                return str(item.value.value) if isinstance(item.value, ast.Constant) else None
+        bases = [b.id for b in classes[name][0].bases if isinstance(b, ast.Name)]
+        return next((s for s in map(stage_of, bases) if s), None)
+
+    infos = {}
+    for name, (node, module, path) in classes.items():
+        stage = stage_of(name)
+        if stage and name not in ABSTRACT:
+            key = _kebab(name)
+            infos[key] = PartInfo(key, stage, _first_line(node), name, module, path)
+    return infos
+
+
+def _kebab(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+# -------------------------------------------------------------------------------------------------- what there is
+
+
+@cache
+def methods() -> dict[str, MethodInfo]:
+    """Every method by slug: the package's own, then those of installed packages (entry points `polyrl.methods`)."""
+    found: dict[str, MethodInfo] = {}
+    for path in sorted((PACKAGE / "methods").glob("*/*.py")):
+        if path.stem != "__init__":
+            info = method_info(path, f"polyrl.methods.{path.parent.name}.{path.stem}", path.parent.name)
+            if info:
+                found[info.slug] = info
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="polyrl.methods"):
+        spec = importlib.util.find_spec(entry.value)
+        if spec and spec.origin:
+            info = method_info(Path(spec.origin), entry.value, "installed")
+            if info:
+                found.setdefault(info.slug, info)
+    return found
+
+
+@cache
+def parts() -> dict[str, PartInfo]:
+    """Every part that can be named in a composition, by its name."""
+    shared = [(p, f"polyrl.parts.{p.stem}") for p in sorted((PACKAGE / "parts").glob("*.py")) if p.stem != "__init__"]
+    own = [(m.path, m.module) for m in methods().values()]
+    order = {s: i for i, s in enumerate(("collect", "score", "credit", "select", "improve"))}
+    infos = _part_infos(shared + own)
+    return dict(sorted(infos.items(), key=lambda item: (order.get(item[1].stage, 9), item[0])))
+
+
+def part_classes() -> list[type[Part]]:
+    """Import and return every known part class (for errors that name who would give a field)."""
+    return [getattr(_import(i.module, i.path), i.class_name) for i in parts().values()]
+
+
+# ------------------------------------------------------------------------------------------------ building recipes
+
+
+def _import(module: str, path: Path) -> ModuleType:
+    if module in sys.modules:
+        return sys.modules[module]
+    if not module.startswith("file:"):
+        return importlib.import_module(module)
+    spec = importlib.util.spec_from_file_location(module, path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[module] = loaded  # dataclasses look their module up while the class is made
+    try:
+        spec.loader.exec_module(loaded)
+    except Exception as error:
+        del sys.modules[module]
+        raise UserError(f"The method file {path} cannot be imported: {type(error).__name__}: {error}.") from error
+    return loaded
+
+
+def _split(spec: str) -> list[tuple[str, str]]:
+    """`grpo(scale=none)+reference-kl` -> [("grpo", "scale=none"), ("reference-kl", "")]; names may contain `+`."""
+    known = sorted([*methods(), *parts()], key=len, reverse=True)
+    name = "|".join(map(re.escape, known))
+    token = re.compile(rf"(?P<name>(?:{name})(?=[+(]|$)|[^+(]+)(?:\((?P<args>[^)]*)\))?(?:\+|$)")
+    items, at = [], 0
+    while at < len(spec):
+        match = token.match(spec, at)
+        if not match or match.end() == at:
+            raise UserError(f"Cannot read '{spec}' from '{spec[at:]}' on; write it like grpo+reference-kl(kl_loss_coef=0.04).")
+        items.append((match["name"].strip(), match["args"] or ""))
+        at = match.end()
+    if not items or spec.endswith("+") and spec not in known and not any(spec.endswith(k) for k in known):
+        raise UserError(f"Cannot read the method '{spec}'; write it like grpo or grpo+reference-kl.")
+    return items
+
+
+def _load(name: str) -> Recipe | Part:
+    """The recipe or part called `name`, or the recipe in a file."""
+    if name.endswith(".py"):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"There is no method file {name}.")
+        module = _import(f"file:{path}", path)
+        if not hasattr(module, "recipe"):
+            raise UserError(f"The method file {name} defines no function recipe() that returns a polyrl.Recipe.")
+        recipe: Recipe = module.recipe()
+        return dataclasses.replace(recipe, name=getattr(module, "SLUG", path.stem.replace("_", "-")))
+    if name in methods():
+        info = methods()[name]
+        built: Recipe = _import(info.module, info.path).recipe()
+        return built
+    if name in parts():
+        part = parts()[name]
+        made: Part = getattr(_import(part.module, part.path), part.class_name)()
+        return made
+    near = nearest(name, [*methods(), *parts()])
+    raise UserError(f"There is no method or part '{name}'.{near} `polyrl list` shows what there is.")
+
+
+def build(spec: str, settings: dict[str, Any] | None = None) -> Recipe:
+    """Build and check the recipe that `spec` names.
+
+    Args:
+        spec: a method, parts and methods joined by `+`, each with optional hyperparameters in parentheses, or the path
+            of a method file: "grpo", "grpo+drop-equal-groups", "ppo(epochs=4)", "./mine.py+reference-kl".
+        settings: hyperparameters set after composing, `field` or `part.field` -> value.
+
+    Raises:
+        UserError: unknown name, unknown or bad hyperparameter, or a composition whose needs nobody gives.
+    """
+    result: Recipe | None = None
+    for name, arguments in _split(spec):
+        item = _load(name)
+        if result is None:
+            if not hasattr(item, "collect"):
+                raise UserError(f"'{name}' is a part, not a method; put a method first, such as grpo+{name}.")
+            result = item  # type: ignore[assignment]
+        else:
+            result = result + item
+        assert result is not None
+        for setting in filter(None, (a.strip() for a in arguments.split(","))):
+            key, eq, value = setting.partition("=")
+            if not eq:
+                raise UserError(f"Cannot read '{setting}' in '{spec}'; write hyperparameters like {name}(clip_range=0.1).")
+            result = result.set(key.strip(), value.strip())
+    if result is None:
+        raise UserError("Name a method, such as grpo; `polyrl list` shows what there is.")
+    for key, value in (settings or {}).items():
+        result = result.set(key, value)
+    checked = dataclasses.replace(result, name=spec if not spec.endswith(".py") else result.name)
+    try:
+        return checked.check()
+    except UserError:
+        # only now is it worth importing everything, to say who would give the field
+        return checked.check(providers=part_classes())

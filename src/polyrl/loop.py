@@ -1,0 +1,288 @@
+"""The loop: collect, score, credit, select, improve, until the budget is spent; with evaluation, checkpoints, resume.
+
+It knows nothing of methods, tasks or models: it runs a checked `Recipe` in a `World` and writes a run folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from polyrl.errors import UserError
+from polyrl.parts.improve import Optimise
+from polyrl.recipe import STAGES, Recipe, Stage
+from polyrl.runtime.budget import Spent
+from polyrl.runtime.checkpoint import checkpoints, load_optimisers, read_state, save_checkpoint
+from polyrl.runtime.context import Context, World
+from polyrl.runtime.health import Health
+from polyrl.runtime.progress import Progress
+from polyrl.runtime.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from polyrl.experience import Experience
+    from polyrl.recipe import Part
+
+Observer = Callable[[Stage, "Part", "Experience | None", "Experience", float], None]
+"""Called after every part with the experience before and after it and the seconds it took (`polyrl trace`)."""
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory that this process has held: the device's if it is a GPU's, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+@dataclass
+class Loop:
+    """One run.
+
+    Attributes:
+        recipe: a checked recipe.
+        world: the task and models.
+        context: seed, budget, spending and memory of the run.
+        folder: where it is written; None writes nothing (trace).
+        progress: what a person sees.
+        evaluations: evaluations spread over the budget.
+        checkpoint_every: iterations between checkpoints.
+    """
+
+    recipe: Recipe
+    world: World
+    context: Context
+    folder: RunFolder | None = None
+    progress: Progress | None = None
+    evaluations: int = 10
+    checkpoint_every: int = 25
+    keep_checkpoints: int = 2
+    monitor_kl_every: int = 5
+    tensorboard: bool = True
+    health: Health = field(default_factory=Health)
+    seconds: dict[str, float] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+    final: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Make the optimisers."""
+        if not isinstance(self.recipe.optimise, Optimise):
+            raise TypeError(f"the recipe's optimiser is a {type(self.recipe.optimise).__name__}, not an Optimise")
+        if self.context.optimiser is None:
+            self.context.optimiser = self.recipe.optimise.optimisers(self.world)
+
+    # ---------------------------------------------------------------------------------------------- one iteration
+
+    def iterate(self, observe: Observer | None = None) -> Experience:
+        """Run the five stages once; metrics are left in the context."""
+        context, recipe = self.context, self.recipe
+        context.iteration += 1
+        context.metrics, context.touched = {}, False
+        experience: Any = None
+        for stage, parts in recipe.stages():
+            with self._timed(stage):
+                for part in parts:
+                    if stage == "improve":
+                        continue
+                    began, before = time.perf_counter(), experience
+                    experience = part(experience, context)
+                    if observe:
+                        observe(stage, part, before, experience, time.perf_counter() - began)
+                if stage == "improve":
+                    began = time.perf_counter()
+                    assert isinstance(recipe.optimise, Optimise)
+                    recipe.optimise.run(recipe.terms, experience, context)
+                    if observe:
+                        observe(stage, recipe.optimise, experience, experience, time.perf_counter() - began)
+            if stage == "select":
+                self._monitor(experience)
+        context.spent.iterations += 1
+        spent = context.metrics
+        context.spent.seconds += sum(spent[f"seconds/{s}"] for s in STAGES)
+        collect = spent["seconds/collect"]
+        spent["tokens_per_second"] = float(experience["present"].sum()) / collect if "present" in experience else 0.0
+        return experience  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + took
+        self.context.metrics[f"seconds/{stage}"] = self.context.metrics.get(f"seconds/{stage}", 0.0) + took
+
+    def _monitor(self, experience: Experience) -> None:
+        """Measure what reveals trouble: KL to the start, perplexity of what was sampled."""
+        counted = experience["mask"].float()
+        behaviour = experience["behaviour_logprob"]
+        self.context.log(perplexity=torch.exp(-(behaviour * counted).sum() / counted.sum().clamp(min=1)))
+        every = self.monitor_kl_every
+        if "ref_logprob" in experience:
+            reference = experience["ref_logprob"]
+        elif every and (self.context.iteration - 1) % every == 0:
+            with self._timed("monitor"):
+                reference = self.world.reference_logprob(experience)
+        else:
+            return
+        log_ratio = (behaviour - reference) * counted
+        self.context.log(kl=log_ratio.sum(1).mean(), kl_per_token=log_ratio.sum() / counted.sum().clamp(min=1))
+
+    # ---------------------------------------------------------------------------------------------- the whole run
+
+    def run(self) -> dict[str, float]:
+        """Run until the budget is spent; return the final evaluation.
+
+        Raises:
+            UserError: the run cannot go on; summary.json says why, and checkpoints hold what was finished.
+        """
+        context = self.context
+        try:
+            if context.iteration == 0:
+                self._record(evaluate=True)
+                self._checkpoint()
+            while context.progress < 1:
+                before = int(context.progress * self.evaluations)
+                spent, memories = dataclasses.replace(context.spent), copy.deepcopy(context.memories)
+                try:
+                    self.iterate()
+                except UserError:
+                    self._rescue(spent, memories)
+                    raise
+                share = context.progress
+                self._record(evaluate=share >= 1 or int(share * self.evaluations) > before)
+                if share >= 1 or context.iteration % self.checkpoint_every == 0:
+                    self._checkpoint()
+                    self._summary("running")
+            if not self.final:  # resumed after the last iteration, before the summary
+                self.final = self._evaluate()[0]
+            self._summary("finished")
+            if self.folder and hasattr(self.world, "export"):
+                self.world.export(self.folder.path / "model")
+        except UserError as error:
+            self._summary("failed", str(error))
+            raise
+        except KeyboardInterrupt:
+            self._summary("interrupted")
+            raise
+        finally:
+            if self.folder:
+                self.folder.close()
+        return self.final
+
+    def _evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        with self._timed("evaluate"):
+            return self.world.evaluate()
+
+    def _record(self, *, evaluate: bool) -> None:
+        """Write the iteration that has just ended."""
+        context = self.context
+        record: dict[str, Any] = {"iteration": context.iteration, **dataclasses.asdict(context.spent)}
+        del record["iterations"]
+        record.update(context.metrics)
+        if evaluate:
+            metrics, samples = self._evaluate()
+            record.update(metrics)
+            self.final = metrics
+            if context.iteration == 0:
+                self.start = metrics
+            if self.folder:
+                self.folder.samples([{"iteration": context.iteration, **s} for s in samples])
+        elif context.progress < 1:
+            self.final = {}
+        if self.folder:
+            self.folder.log(record, board=self.tensorboard)
+        if self.progress:
+            self.progress.update(record, context.progress)
+        if context.iteration:
+            for text in self.health.observe(record):
+                self.warnings.append(f"iteration {context.iteration}: {text}")
+                if self.progress:
+                    self.progress.warn(text)
+
+    # ------------------------------------------------------------------------------------------ checkpoint, resume
+
+    def _names(self) -> dict[str, list[str]]:
+        return {model: [name for name, _ in named] for model, named in self.world.parameters().items()}
+
+    def _checkpoint(self) -> None:
+        if not self.folder:
+            return
+        state = {
+            "spent": dataclasses.asdict(self.context.spent),
+            "memories": self.context.memories,
+            "seconds": self.seconds,
+            "start": self.start,
+            "final": self.final,
+        }
+        with self._timed("checkpoint"):
+            save_checkpoint(
+                self.folder.path / "checkpoints",
+                self.context.iteration,
+                state,
+                self.context.optimiser,
+                self._names(),
+                self.world.save,
+                keep=self.keep_checkpoints,
+            )
+
+    def _rescue(self, spent: Spent, memories: dict[str, Any]) -> None:
+        """Write a checkpoint of the finished iterations when one fails before its first optimiser step."""
+        if self.context.touched:
+            return  # the models have moved: the last regular checkpoint is the one from before
+        self.context.iteration -= 1
+        self.context.spent, self.context.memories = spent, memories
+        self._checkpoint()
+
+    def resume(self) -> int:
+        """Go back to the newest checkpoint of the folder; return its iteration.
+
+        Raises:
+            UserError: there is no usable checkpoint.
+        """
+        assert self.folder is not None
+        root = self.folder.path / "checkpoints"
+        found = checkpoints(root)
+        if not found:
+            raise UserError(f"{self.folder.path} has no checkpoint to go on from; start the run again with --overwrite.")
+        newest = found[-1]
+        state = read_state(newest)
+        self.world.load(newest)
+        load_optimisers(newest, self.context.optimiser, self._names())
+        self.context.iteration = int(state["iteration"])
+        self.context.spent = Spent(**state["spent"])
+        self.context.memories = state["memories"]
+        self.seconds, self.start, self.final = state["seconds"], state["start"], state["final"]
+        self.folder.cut_back(self.context.iteration)
+        for record in self.folder.records():
+            if record["iteration"]:
+                self.health.observe(record)
+        return self.context.iteration
+
+    def _summary(self, status: str, error: str | None = None) -> None:
+        if not self.folder:
+            return
+        spent = dataclasses.asdict(self.context.spent)
+        self.folder.summary(
+            {
+                "status": status,
+                **({"error": error} if error else {}),
+                "iteration": self.context.iteration,
+                "spent": spent,
+                "start": self.start,
+                "final": self.final,
+                "seconds_by_stage": {k: round(v, 4) for k, v in self.seconds.items()},
+                "peak_memory_bytes": peak_memory_bytes(),
+                "warnings": self.warnings,
+            }
+        )

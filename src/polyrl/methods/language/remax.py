@@ -1,0 +1,119 @@
+"""ReMax: REINFORCE whose baseline is the reward of the policy's own greedy answer.
+
+Not for verifiable rewards with a sharp model: where the greedy answer is already right, every advantage is at most 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polyrl.experience import Experience
+from polyrl.parts.collect import SampleResponses
+from polyrl.parts.credit import return_to_go
+from polyrl.parts.improve import Optimise, PolicyGradient
+from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
+from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.runtime.context import Context
+
+SLUG = "remax"
+TITLE = "ReMax"
+PAPER = "arXiv:2310.10505"
+YEAR = 2023
+FORMULA = "A = R(x, a) - R(x, greedy answer)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleWithGreedyTwin(SampleResponses):
+    """Sample responses, and decode one greedy response to each prompt with the same parameters (Algorithm 1, line 4)."""
+
+    greedy_twin: ClassVar[bool] = True
+
+
+def remax_coefficients(
+    difference: Tensor,
+    log_ratio: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    kl_coef: float = 0.0,
+    clip: float | None = None,
+    kl_to_go: bool = True,
+) -> Tensor:
+    """Per-token weights c_j of -log pi(a_j), `[B, T]`.
+
+    c_j = gamma^(L-j) clip(r - b) - beta * KL, where the KL of the official code is that of token j alone
+    (`kl_to_go=False`) and verl's is the sum from j on.
+
+    Args:
+        difference: `[B]` reward of the sample minus reward of its greedy twin.
+        log_ratio: `[B, T]` logprob - ref_logprob of the sample, a constant.
+        mask: `[B, T]` bool.
+        gamma: discount of the reward over tokens, counted backwards from the end, where it is already gamma^1.
+        kl_coef: beta.
+        clip: bound on the difference, applied after subtracting the baseline; the official code has 5.
+        kl_to_go: see above.
+    """
+    if clip is not None:
+        difference = difference.clamp(-clip, clip)
+    left = mask.flip(1).cumsum(1).flip(1)  # L - j for token j, counting itself
+    paid = difference[:, None] * gamma ** left.to(difference.dtype)
+    penalty = return_to_go(log_ratio, mask) if kl_to_go else log_ratio
+    return (paid - kl_coef * penalty) * mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyBaseline(Part):
+    """Judge each sampled answer against the policy's own greedy answer to the same prompt."""
+
+    stage: ClassVar[Stage] = "credit"
+    slot: ClassVar[str] = "advantage"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "mask"})
+    gives: ClassVar[frozenset[str]] = frozenset({"advantage", "baseline_score"})
+
+    reward_gamma: float = knob(1.0, "discount of the reward over tokens, from the end (official code: 0.99)", above=0, high=1)
+    difference_clip: float | None = knob(None, "bound on sample minus greedy; none is off (official code: 5)", above=0)
+    kl_to_go: bool = knob(True, "whether a token also pays for the KL of the tokens after it")
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `baseline_score` [B] and `advantage` [B, T]."""
+        score, group, greedy = experience["score"], experience["group"], experience["greedy"]
+        twins = dict(zip(group[greedy].tolist(), score[greedy].tolist(), strict=True))
+        baseline = torch.tensor([twins[g] for g in group.tolist()], dtype=score.dtype)
+        context.log(baseline_score=baseline[greedy].mean())
+        # what the score stage took off the reward besides the score itself is the KL penalty of each token
+        mask = experience["mask"]
+        penalty = at_last_step(score, mask) - experience["reward"]
+        advantage = remax_coefficients(
+            score - baseline,
+            penalty,
+            mask,
+            gamma=self.reward_gamma,
+            kl_coef=1.0,
+            clip=self.difference_clip,
+            kl_to_go=self.kl_to_go,
+        )
+        return experience.with_fields(baseline_score=baseline, advantage=advantage)
+
+
+def recipe() -> Recipe:
+    """ReMax as published: one sampled and one greedy answer a prompt, one plain policy-gradient step."""
+    return Recipe(
+        name=SLUG,
+        collect=SampleWithGreedyTwin(prompts_per_step=32, completions_per_prompt=1),
+        score=(TaskReward(), TokenKLPenalty(kl_coef=0.02)),
+        credit=(GreedyBaseline(),),
+        terms=(PolicyGradient(aggregation="seq-mean-token-sum"),),
+        optimise=Optimise(epochs=1, minibatches=1),
+        adds=("sample-with-greedy-twin", "greedy-baseline"),
+        notes={
+            "collect": "each prompt is answered twice: once sampled, once greedily",
+            "score": "both answers are scored; only the sampled one will train",
+            "credit": "did the sampled answer earn more than the greedy one? That number goes to all its tokens",
+            "select": "the greedy answers have weight 0",
+            "improve": "one exactly on-policy step: no critic, no ratio, no clip, no epochs",
+        },
+    )

@@ -1,0 +1,67 @@
+"""RLOO: REINFORCE whose baseline is the mean reward of the other answers to the same prompt.
+
+The KL to the reference is part of the reward, summed over the sequence (k1), before the leave-one-out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from polyrl.experience import Experience
+from polyrl.parts.collect import SampleResponses
+from polyrl.parts.credit import group_statistics, log_group_metrics
+from polyrl.parts.improve import Optimise, PolicyGradient
+from polyrl.parts.score import TaskReward, TokenKLPenalty
+from polyrl.recipe import Part, Recipe, Stage
+from polyrl.runtime.context import Context
+
+SLUG = "rloo"
+TITLE = "REINFORCE Leave-One-Out"
+PAPER = "arXiv:2402.14740"
+YEAR = 2024
+FORMULA = "A_i = R_i - mean of R_j over j != i"
+
+
+def leave_one_out(score: Tensor, group: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Scores `[B]` minus the mean of the others in their group, = G/(G-1) (R_i - mean R); 0 in a group of one."""
+    mean, _, size = group_statistics(score, group, counted=counted)
+    return size / (size - 1).clamp(min=1) * (score - mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOneOut(Part):
+    """Judge each answer against the mean of the other answers to its prompt: an unbiased baseline without a critic."""
+
+    stage: ClassVar[Stage] = "credit"
+    slot: ClassVar[str] = "advantage"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "greedy", "mask"})
+    gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `advantage` [B, T]."""
+        total = experience["reward"].sum(1)  # R_i - beta sum_t (logp_old - logp_ref)
+        group, counted = experience["group"], ~experience["greedy"]
+        log_group_metrics(context, total, group, counted)
+        advantage = leave_one_out(total, group, counted)
+        return experience.with_fields(advantage=advantage[:, None] * experience["mask"])
+
+
+def recipe() -> Recipe:
+    """RLOO as published: k answers a prompt, no ratio and no clip, one update per batch, sums over tokens."""
+    return Recipe(
+        name=SLUG,
+        collect=SampleResponses(prompts_per_step=16, completions_per_prompt=4),
+        score=(TaskReward(), TokenKLPenalty(kl_coef=0.02)),
+        credit=(LeaveOneOut(),),
+        terms=(PolicyGradient(aggregation="seq-mean-token-sum"),),
+        optimise=Optimise(epochs=1, minibatches=1),
+        adds=("leave-one-out", "policy-gradient"),
+        notes={
+            "collect": "a few answers to each prompt",
+            "credit": "an answer's baseline is what its siblings earned; it never sees its own reward there",
+            "improve": "plain policy gradient: on-policy, so no ratio and no clip are needed",
+        },
+    )

@@ -1,0 +1,1 @@
+"""Standard parts that several papers share, one module a stage."""

@@ -1,0 +1,77 @@
+"""Stage 1, collect: where experience comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from polyrl.experience import Experience
+from polyrl.recipe import Part, Stage, knob
+from polyrl.runtime.context import Context
+
+LANGUAGE_FIELDS = frozenset(
+    {
+        "prompt_ids",
+        "prompt_mask",
+        "action",
+        "present",
+        "mask",
+        "behaviour_logprob",
+        "temperature",
+        "ended",
+        "group",
+        "greedy",
+        "length_limit",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResponses(Part):
+    """Sample a group of responses to each of a few prompts from the present policy."""
+
+    stage: ClassVar[Stage] = "collect"
+    gives: ClassVar[frozenset[str]] = LANGUAGE_FIELDS
+    greedy_twin: ClassVar[bool] = False
+    """Whether every group also holds the policy's greedy response."""
+
+    prompts_per_step: int = knob(8, "prompts in one iteration", low=1)
+    completions_per_prompt: int = knob(8, "responses sampled for each prompt", low=1)
+    temperature: float = knob(1.0, "sampling temperature; every log-probability uses it", above=0)
+    top_k: int = knob(0, "sample among the k likeliest tokens only; 0 is off", low=0)
+    top_p: float = knob(1.0, "sample among the likeliest tokens that hold this mass", above=0, high=1)
+    max_tokens: int | None = knob(None, "longest response; none takes the task's own", low=1)
+
+    def __call__(self, experience: Experience | None, context: Context) -> Experience:
+        """Return a fresh batch of `prompts_per_step * completions_per_prompt` responses (plus greedy twins)."""
+        from polyrl.sampling.language import Sampling
+
+        world = context.world
+        start = (context.iteration - 1) * self.prompts_per_step
+        rows = world.task.rows("train", context.seed, start, self.prompts_per_step)
+        sampling = Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens or world.task.max_tokens,
+            stop=tuple(world.task.stop),
+        )
+        batch = world.sample(
+            rows,
+            sampling,
+            completions_per_prompt=self.completions_per_prompt,
+            greedy_twin=self.greedy_twin,
+            generator=context.generator("collect"),
+        )
+        present, ended = batch["present"], batch["ended"]
+        lengths = present.sum(1).float()
+        context.spent.samples += len(batch)
+        context.spent.tokens += int(present.sum())
+        context.spent.steps += int(batch["mask"].sum())
+        sampled = ~batch["greedy"]
+        context.log(
+            completions__mean_length=lengths[sampled].mean(),
+            completions__max_length=lengths[sampled].max(),
+            completions__clipped_ratio=1 - ended[sampled].float().mean(),
+        )
+        return batch

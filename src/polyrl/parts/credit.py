@@ -1,0 +1,166 @@
+"""Stage 3, credit: advantages, targets, values. Pure `[B, T]` functions serve tokens and environment steps alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polyrl.experience import Experience
+from polyrl.recipe import Part, Stage, knob
+from polyrl.runtime.context import Context
+
+# ---------------------------------------------------------------------------------------------- pure functions
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` over the true entries of `mask`, of equal shape; 0 if there are none."""
+    m = mask.to(x.dtype)
+    return (x * m).sum() / m.sum().clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, *, shift: bool = True, epsilon: float = 1e-8) -> Tensor:
+    """Scale to unit variance over the counted steps, `[B, T]`; `shift=False` puts the mean back (rewards, not advantages).
+
+    The variance is the population's over all counted steps of the batch, not per sequence.
+    """
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean).square(), mask)
+    white = (x - mean) / (variance.sqrt() + epsilon)
+    return (white if shift else white + mean) * mask
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    final_value: Tensor | None = None,
+) -> Tensor:
+    """Generalised advantage estimation (arXiv:1506.02438, equation 16), all arguments and the result `[B, T]`.
+
+    delta_t = r_t + gamma * V(s_{t+1}) * (1 - terminated_t) - V(s_t)
+    A_t     = delta_t + gamma * lambda * (1 - terminated_t) * (1 - truncated_t) * A_{t+1}
+
+    A truncated step takes V(s_{t+1}) from `final_value`, the value of the state that the time limit cut off, and the
+    sum still stops there. Steps outside `mask` (padding, tool returns, dead rows of an auto-reset) are passed over: the
+    state before the next counted step follows the one before.
+    """
+    batch = reward.shape[0]
+    next_value, next_advantage = reward.new_zeros(batch), reward.new_zeros(batch)
+    result = torch.zeros_like(reward)
+    ends, cuts = terminated.to(reward.dtype), truncated.to(reward.dtype)
+    for t in range(reward.shape[1] - 1, -1, -1):
+        follows = next_value if final_value is None else torch.where(truncated[:, t], final_value[:, t], next_value)
+        delta = reward[:, t] + gamma * follows * (1 - ends[:, t]) - value[:, t]
+        advantage = delta + gamma * gae_lambda * (1 - ends[:, t]) * (1 - cuts[:, t]) * next_advantage
+        counted = mask[:, t]
+        result[:, t] = torch.where(counted, advantage, result[:, t])
+        next_advantage = torch.where(counted, advantage, next_advantage)
+        next_value = torch.where(counted, value[:, t], next_value)
+    return result
+
+
+def return_to_go(reward: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Discounted sum of this and all later rewards of the row, `[B, T]`; steps outside `mask` do not discount."""
+    total = reward.new_zeros(reward.shape[0])
+    result = torch.zeros_like(reward)
+    for t in range(reward.shape[1] - 1, -1, -1):
+        total = torch.where(mask[:, t], reward[:, t] + gamma * total, total)
+        result[:, t] = torch.where(mask[:, t], total, result[:, t])
+    return result
+
+
+def group_statistics(
+    x: Tensor, group: Tensor, *, counted: Tensor | None = None, correction: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and size of each row's group: `x` `[B]` float, `group` `[B]` int64 -> three `[B]`.
+
+    Groups may differ in size and lie anywhere in the batch. `correction=1` is the sample standard deviation; a group of
+    one has standard deviation 0. Rows outside `counted` `[B]` bool (greedy twins) get the numbers but do not enter them.
+    """
+    _, index = group.unique(return_inverse=True)
+    ones = torch.ones_like(x) if counted is None else counted.to(x.dtype)
+    empty = torch.zeros(int(index.max()) + 1, dtype=x.dtype, device=x.device)
+    size = empty.index_add(0, index, ones)
+    mean = empty.index_add(0, index, x * ones) / size.clamp(min=1)
+    squares = empty.index_add(0, index, (x - mean[index]).square() * ones)
+    std = (squares / (size - correction).clamp(min=1)).sqrt()
+    return mean[index], std[index], size[index]
+
+
+def log_group_metrics(context: Context, score: Tensor, group: Tensor, counted: Tensor) -> None:
+    """Log the share of responses in groups whose scores are all equal: they carry no gradient."""
+    std = group_statistics(score, group, counted=counted)[1]
+    context.log(frac_reward_zero_std=(std[counted] == 0).float().mean())
+
+
+# ------------------------------------------------------------------------------------------------------- parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values(Part):
+    """Measure the critic's value of the state before every step, with the critic as it was at collection."""
+
+    stage: ClassVar[Stage] = "credit"
+    measures: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
+    gives: ClassVar[frozenset[str]] = frozenset({"value"})
+    models: ClassVar[frozenset[str]] = frozenset({"critic"})
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `value` [B, T]."""
+        return experience.with_fields(value=context.world.value(experience))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GAE(Part):
+    """Generalised advantage estimation with the critic's values (arXiv:1506.02438)."""
+
+    stage: ClassVar[Stage] = "credit"
+    slot: ClassVar[str] = "advantage"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "value", "terminated", "truncated", "mask"})
+    gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
+
+    gamma: float = knob(1.0, "discount of later rewards, per step", low=0, high=1)
+    gae_lambda: float = knob(0.95, "0 trusts the critic, 1 trusts the sampled return", low=0, high=1)
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `advantage` and the critic's `value_target` = advantage + value, both [B, T]."""
+        advantage = gae(
+            experience["reward"],
+            experience["value"],
+            experience["terminated"],
+            experience["truncated"],
+            experience["mask"],
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            final_value=experience["final_value"] if "final_value" in experience else None,
+        )
+        target = advantage + experience["value"] * experience["mask"]
+        mask = experience["mask"]
+        spread = masked_mean((target - masked_mean(target, mask)).square(), mask)
+        error = masked_mean((advantage - masked_mean(advantage, mask)).square(), mask)
+        context.log(value__mean=masked_mean(experience["value"], mask))
+        if float(spread) > 0:
+            context.log(value__explained_variance=1 - error / spread)
+        return experience.with_fields(advantage=advantage, value_target=target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhitenAdvantage(Part):
+    """Scale advantages to mean 0 and variance 1 over all counted steps of the batch."""
+
+    stage: ClassVar[Stage] = "credit"
+    needs: ClassVar[frozenset[str]] = frozenset({"advantage", "mask"})
+    gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Replace `advantage` [B, T]; value targets stay as they are."""
+        return experience.with_fields(advantage=whiten(experience["advantage"], experience["mask"]))

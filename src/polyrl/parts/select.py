@@ -1,0 +1,64 @@
+"""Stage 4, select: which samples and steps count, and how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from polyrl.experience import Experience
+from polyrl.parts.credit import group_statistics
+from polyrl.recipe import Part, Stage
+from polyrl.runtime.context import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllSteps(Part):
+    """Every step that the policy chose counts once; greedy twins never train."""
+
+    stage: ClassVar[Stage] = "select"
+    measures: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"mask"})
+    gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `weight` [B, T] in {0, 1}."""
+        weight = experience["mask"].float()
+        if "greedy" in experience:
+            weight = weight * (~experience["greedy"]).float()[:, None]
+        return experience.with_fields(weight=weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropEqualGroups(Part):
+    """Leave out groups whose scores are all equal (the filter of DAPO's dynamic sampling, arXiv:2503.14476, equation 11).
+
+    The groups are not drawn anew: the batch shrinks, and the averages are over what is left.
+    """
+
+    stage: ClassVar[Stage] = "select"
+    needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "weight", "greedy"})
+    gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Set `weight` [B, T] to 0 in groups without spread, unless that would leave nothing."""
+        trained = ~experience["greedy"]
+        kept = group_statistics(experience["score"], experience["group"], counted=trained)[1] > 0
+        context.log(groups__kept=kept[trained].float().mean())
+        if not bool(kept.any()):
+            return experience
+        return experience.with_fields(weight=experience["weight"] * kept.float()[:, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropUnended(Part):
+    """Leave out responses that the length limit cut off (DAPO's overlong filtering, arXiv:2503.14476, section 3.4)."""
+
+    stage: ClassVar[Stage] = "select"
+    needs: ClassVar[frozenset[str]] = frozenset({"ended", "weight"})
+    gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Set `weight` [B, T] to 0 in rows that did not end by themselves, unless that would leave nothing."""
+        if not bool(experience["ended"].any()):
+            return experience
+        return experience.with_fields(weight=experience["weight"] * experience["ended"].float()[:, None])

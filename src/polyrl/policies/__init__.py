@@ -1,0 +1,1 @@
+"""Networks and distributions: language models, critics, reward models."""

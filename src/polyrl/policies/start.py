@@ -1,0 +1,73 @@
+"""The starting model of a built-in task: a tiny model that polyrl makes itself, pretrains, and keeps in its cache.
+
+The cache holds ordinary model folders. A folder's name says what it was made from, so the same task, size and seed give
+the same model, and a change of any of them makes a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from polyrl.tasks.language.base import LanguageTask, digest
+
+RECIPE_VERSION = 1
+"""Raised when the way of making starting models changes."""
+
+
+def cache_folder() -> Path:
+    """Where polyrl keeps what it can make again: `POLYRL_CACHE`, or `polyrl` in the user's cache folder."""
+    if "POLYRL_CACHE" in os.environ:
+        return Path(os.environ["POLYRL_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "polyrl"
+
+
+def start_folder(task: LanguageTask, seed: int = 0) -> Path:
+    """Folder of the starting model, made or not."""
+    key = digest([RECIPE_VERSION, task.fingerprint(), seed])
+    return cache_folder() / "models" / f"{task.name}-{task.difficulty}-{key}"
+
+
+def start_model(task: LanguageTask, seed: int = 0, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Return the folder of the task's starting model, making it first where it is not in the cache.
+
+    Args:
+        task: the task on whose worked completions the model is pretrained.
+        seed: of weights and examples.
+        say: told what is going on, for the terminal.
+    """
+    folder = start_folder(task, seed)
+    if (folder / "polyrl.json").is_file():
+        return folder
+    from polyrl.policies.pretrain import pretrain  # heavy
+
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        facts = pretrain(task, temporary, seed=seed, say=say)
+        (temporary / "polyrl.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if not (folder / "polyrl.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Short hash of a model folder's weights, or the name itself where it is no folder (a hub id)."""
+    import hashlib
+
+    path = Path(folder)
+    if not path.is_dir():
+        return str(folder)
+    state = hashlib.blake2b(digest_size=8)
+    for file in sorted(path.glob("*.safetensors")):
+        state.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as data:
+            state.update(data.read(1 << 24))  # the first 16 MiB tell models apart; large files need not be read whole
+    return state.hexdigest()

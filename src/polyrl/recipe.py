@@ -1,0 +1,317 @@
+"""Parts, the five stages, recipes, composition with `+`, and the check that a recipe holds together.
+
+A **part** does one stage's work: a small frozen dataclass whose fields are its hyperparameters, called with the
+experience and returning it with more fields. It states what it needs and gives by field name. A **recipe** fills the
+five stages with parts. A **method** is a named recipe from a paper.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from polyrl.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polyrl.experience import Experience
+    from polyrl.runtime.context import Context
+
+Stage = Literal["collect", "score", "credit", "select", "improve"]
+STAGES: tuple[Stage, ...] = ("collect", "score", "credit", "select", "improve")
+
+
+def knob(default: Any, help: str, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
+    """Declare a hyperparameter: its default, one line of help and its range (`low <= x <= high`, `x > above`)."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
+
+
+def kebab(name: str) -> str:
+    """`LeaveOneOut` -> `leave-one-out`; runs of capitals stay one word (`GAE` -> `gae`)."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+MEASURES: dict[str, type[Part]] = {}
+"""Field -> the part that measures it. A recipe that needs such a field gets the part without asking for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One stage's work. Subclasses set `stage`, `needs`, `gives` and implement `__call__`.
+
+    Class attributes:
+        stage: which of the five stages the part works in.
+        slot: parts of one slot exclude each other: adding one to a recipe replaces the other.
+        needs, gives: names of experience fields. Override `required()` when a need depends on a hyperparameter.
+        models: models besides the policy that must exist: "reference", "critic".
+        measures: the part only measures its `gives` and makes no choice, so recipes insert it by themselves.
+    """
+
+    stage: ClassVar[Stage]
+    slot: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset()
+    models: ClassVar[frozenset[str]] = frozenset()
+    measures: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Register parts that only measure a field."""
+        super().__init_subclass__(**kwargs)
+        if cls.measures:
+            for name in cls.gives:
+                MEASURES[name] = cls
+
+    def __post_init__(self) -> None:
+        """Refuse hyperparameters out of their declared range."""
+        for f in dataclasses.fields(self):
+            _check_range(self.name, f, getattr(self, f.name))
+
+    @property
+    def name(self) -> str:
+        """The part's name on the command line, in configs and logs."""
+        return kebab(type(self).__name__)
+
+    def required(self) -> frozenset[str]:
+        """Fields that the part needs with its present hyperparameters."""
+        return self.needs
+
+    def required_models(self) -> frozenset[str]:
+        """Models that the part needs with its present hyperparameters."""
+        return self.models
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Return the experience with the fields that the part gives."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term(Part):
+    """One summand of the objective: a loss per step, and how steps are averaged (`aggregation`)."""
+
+    stage: ClassVar[Stage] = "improve"
+    wants: ClassVar[frozenset[str]] = frozenset({"logprob"})
+    """Differentiable outputs that the loss reads: "logprob", "entropy", "value"."""
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """Return the loss of every step, `[B, T]`, before weights and averaging."""
+        raise NotImplementedError
+
+    def step_weights(self, experience: Experience) -> Tensor:
+        """Return `[B, T]` weights that turn the sum of step losses into the term's average over all rows given."""
+        raise NotImplementedError
+
+    def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
+        """Return `[B, T]` quantities to log as means over the counted steps."""
+        return {}
+
+
+def _check_range(owner: str, f: dataclasses.Field[Any], value: Any) -> None:
+    low, high, above = (f.metadata.get(k) for k in ("low", "high", "above"))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    bad = not math.isfinite(value)
+    bad = bad or (low is not None and value < low) or (high is not None and value > high)
+    bad = bad or (above is not None and value <= above)
+    if bad:
+        left = f"above {above:g}" if above is not None else f"at least {low:g}" if low is not None else ""
+        right = f"at most {high:g}" if high is not None else ""
+        wanted = " and ".join(w for w in (left, right) if w) or "finite"
+        raise UserError(f"{owner}.{f.name} is {value!r} but must be {wanted}.")
+
+
+def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
+    """Turn the text of a hyperparameter into its type (int, float, bool, str, Literal, tuple of strings, optional)."""
+    if not isinstance(text, str):
+        return text
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in arguments and text.lower() in ("none", "null", ""):
+            return None
+        return parse_value(owner, name, next(a for a in arguments if a is not type(None)), text)
+    if origin is Literal:
+        if text not in arguments:
+            raise UserError(f"{owner}.{name} is '{text}' but must be one of {', '.join(arguments)}.")
+        return text
+    if origin is tuple:
+        return tuple(text.split(",")) if text else ()
+    try:
+        if kind is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if kind is int:
+            number = float(text)
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        if kind is float:
+            return float(text)
+    except (KeyError, ValueError, OverflowError):
+        raise UserError(f"{owner}.{name} is '{text}' but must be {'a' if kind is not int else 'an'} {kind.__name__}.") from None
+    return text
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Five stages filled with parts.
+
+    Attributes:
+        name: what the user typed, such as "grpo" or "ppo+k3".
+        collect: the one part that brings experience.
+        score, credit, select: chains of parts, run in order.
+        terms: the objective, a sum.
+        optimise: the part that takes the gradient steps.
+        adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
+        notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
+    """
+
+    name: str
+    collect: Part
+    score: tuple[Part, ...]
+    credit: tuple[Part, ...]
+    terms: tuple[Term, ...]
+    optimise: Part
+    select: tuple[Part, ...] = ()
+    adds: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def stages(self) -> list[tuple[Stage, tuple[Part, ...]]]:
+        """Each stage with its parts; measuring parts are put in where a field that nobody gives is first needed."""
+        chains: dict[Stage, list[Part]] = {stage: list(self.listed(stage)) for stage in STAGES}
+        given: set[str] = set()
+        for stage in STAGES:
+            for part in list(chains[stage]):
+                for name in sorted(part.required() - given):
+                    if name not in MEASURES:
+                        continue
+                    measure = MEASURES[name]()
+                    chain = chains[measure.stage]
+                    # before the first part of its own stage that needs it, else at that stage's end
+                    chain.insert(chain.index(part) if part in chain else len(chain), measure)
+                    given |= measure.gives
+                given |= part.gives
+        return [(stage, tuple(chains[stage])) for stage in STAGES]
+
+    def listed(self, stage: Stage) -> tuple[Part, ...]:
+        """Parts of a stage as the recipe states them (for improve: the terms, then the optimiser)."""
+        if stage == "collect":
+            return (self.collect,)
+        if stage == "improve":
+            return (*self.terms, self.optimise)
+        return typing.cast("tuple[Part, ...]", getattr(self, stage))
+
+    def parts(self) -> Iterator[Part]:
+        """Yield every part in the order of the stages, measuring parts included."""
+        for _, parts in self.stages():
+            yield from parts
+
+    def models(self) -> frozenset[str]:
+        """Models besides the policy that the recipe needs."""
+        return frozenset().union(*(p.required_models() for p in self.parts()))
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every hyperparameter as `part.field` -> value."""
+        return {
+            f"{p.name}.{f.name}": getattr(p, f.name)
+            for p in self.parts()
+            for f in dataclasses.fields(p)
+            if not f.name.startswith("_")
+        }
+
+    # ---------------------------------------------------------------------------------------------- composing
+
+    def __add__(self, other: Recipe | Part) -> Recipe:
+        """Put another part, or the parts that another method adds, into this recipe."""
+        if isinstance(other, Recipe):
+            result = self
+            for part in [p for p in other.parts() if p.name in other.adds]:
+                result = result._with(part)
+            return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=self.adds + other.adds)
+        result = self._with(other)
+        return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=(*self.adds, other.name))
+
+    def _with(self, part: Part) -> Recipe:
+        if part.stage == "collect" or (part.stage == "improve" and not isinstance(part, Term)):
+            which = "collect" if part.stage == "collect" else "optimise"
+            shared = {f.name for f in dataclasses.fields(part)} & {f.name for f in dataclasses.fields(getattr(self, which))}
+            kept = {name: getattr(getattr(self, which), name) for name in shared}
+            return dataclasses.replace(self, **{which: dataclasses.replace(part, **kept)})
+        where = "terms" if part.stage == "improve" else part.stage
+        chain: tuple[Part, ...] = getattr(self, where)
+        same = [i for i, p in enumerate(chain) if type(p) is type(part) or (part.slot and p.slot == part.slot)]
+        if same:
+            chain = tuple(part if i == same[0] else p for i, p in enumerate(chain) if i not in same[1:])
+        else:
+            chain = (*chain, part)
+        return dataclasses.replace(self, **{where: chain})
+
+    def set(self, name: str, value: Any) -> Recipe:
+        """Return the recipe with a hyperparameter set.
+
+        Args:
+            name: `field` (set in every part that has it) or `part.field`.
+            value: the value, or its text.
+
+        Raises:
+            UserError: no part has such a hyperparameter, or the value is malformed or out of range.
+        """
+        wanted_part, _, wanted = name.replace("-", "_").rpartition(".")
+        hits = 0
+
+        def changed(part: Part) -> Part:
+            nonlocal hits
+            if wanted_part and part.name.replace("-", "_") != wanted_part:
+                return part
+            for f in dataclasses.fields(part):
+                if f.name == wanted:
+                    hits += 1
+                    hints = typing.get_type_hints(type(part))
+                    return dataclasses.replace(part, **{wanted: parse_value(part.name, wanted, hints[wanted], value)})
+            return part
+
+        result = dataclasses.replace(
+            self,
+            collect=changed(self.collect),
+            score=tuple(changed(p) for p in self.score),
+            credit=tuple(changed(p) for p in self.credit),
+            select=tuple(changed(p) for p in self.select),
+            terms=typing.cast("tuple[Term, ...]", tuple(changed(p) for p in self.terms)),
+            optimise=changed(self.optimise),
+        )
+        if not hits:
+            names = [k for key in self.hyperparameters() for k in (key, key.rpartition(".")[2])]
+            near = nearest(name.replace("-", "_"), dict.fromkeys(names))
+            raise UserError(f"{self.name} has no hyperparameter '{name}'.{near} `polyrl show {self.name}` lists them all.")
+        return result
+
+    # ----------------------------------------------------------------------------------------------- checking
+
+    def check(self, *, providers: Sequence[type[Part]] = ()) -> Recipe:
+        """Return the recipe if it holds together.
+
+        Args:
+            providers: known part classes, named in the error as those that would give a missing field.
+
+        Raises:
+            UserError: a part needs a field that no earlier part gives, or stands in the wrong stage.
+        """
+        given: set[str] = set()
+        for stage, parts in self.stages():
+            for part in parts:
+                if part.stage != stage:
+                    raise UserError(f"{self.name}: part '{part.name}' works in stage {part.stage}, not in {stage}.")
+                for missing in sorted(part.required() - given):
+                    late = [p.name for p in self.parts() if missing in p.gives]
+                    would = late or sorted({kebab(p.__name__) for p in providers if missing in p.gives})
+                    how = " or ".join(f"'{w}'" for w in would)
+                    way = f"{how} gives it, but later" if late else f"{how} would give it" if would else "no known part gives it"
+                    raise UserError(f"{self.name}: part '{part.name}' needs the field '{missing}', which nobody gives; {way}.")
+                given |= part.gives
+        return self

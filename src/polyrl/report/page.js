@@ -1,0 +1,638 @@
+// Draws the page from the JSON beside it. Text from models and data only ever goes through textContent.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("payload").textContent);
+  const SVG = document.getElementById("drawing").namespaceURI;
+  const { methods, metric, axes, metrics } = data;
+  const hidden = new Set();
+  let showSeeds = true;
+  let axis = axes[0];
+  let shown = metrics[0];
+  const byId = (id) => document.getElementById(id);
+  const colour = (method) => `c${methods.indexOf(method) % 8}`;
+
+  // ---- elements ----------------------------------------------------------------------------------------------------
+  function node(parent, name, attributes = {}, text) {
+    const made = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    if (text !== undefined) made.textContent = text;
+    parent.append(made);
+    return made;
+  }
+  function element(parent, name, className = "", text) {
+    const made = document.createElement(name);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = text;
+    parent.append(made);
+    return made;
+  }
+  function canvas(host, height, label) {
+    host.replaceChildren();
+    const width = Math.max(260, Math.round(host.clientWidth));
+    const svg = node(host, "svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
+    return { svg, width, height };
+  }
+  function blank(host, text) {
+    host.replaceChildren();
+    element(host, "p", "blank", text);
+  }
+  const ruler = document.createElement("canvas").getContext("2d");
+  function widthOf(text, font = "13px") {
+    ruler.font = `${font} ${getComputedStyle(document.body).fontFamily}`;
+    return ruler.measureText(text).width;
+  }
+  const at = (value) => Math.round(value * 10) / 10;
+
+  // ---- numbers -----------------------------------------------------------------------------------------------------
+  const minus = (text) => text.replace("-", "−");
+  const fixed = (value, digits = metric.digits) => minus(Number(value.toFixed(digits)) === 0 ? (0).toFixed(digits) : value.toFixed(digits));
+  const signed = (value) => (Number(value.toFixed(metric.digits)) > 0 ? "+" : "") + fixed(value);
+  const interval = (e, digits = metric.digits) => (e.low === null ? "" : ` [${fixed(e.low, digits)}, ${fixed(e.high, digits)}]`);
+  function short(value, step) {
+    const size = Math.max(Math.abs(value), step || 0);
+    for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+      if (size < unit) continue;
+      if (value === 0) return "0";
+      const digits = step ? Math.max(0, -Math.floor(Math.log10(step / unit) + 1e-9)) : Math.abs(value) / unit < 10 ? 2 : 1;
+      return minus((value / unit).toFixed(Math.min(3, digits)).replace(/\.0+$/, "")) + letter;
+    }
+    if (value === 0) return "0";
+    const digits = step ? Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) : Math.max(0, 3 - Math.ceil(Math.log10(size + 1e-12)));
+    return minus(value.toFixed(Math.min(8, digits)));
+  }
+  function ticks(low, high, wanted) {
+    const raw = (high - low) / Math.max(1, wanted);
+    const power = 10 ** Math.floor(Math.log10(raw));
+    const step = power * [1, 2, 2.5, 5, 10].find((m) => m * power >= raw * 0.999);
+    const values = [];
+    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) values.push(k * step);
+    return { values, step };
+  }
+  function domain(values, pad = 0.06, bounded = false) {
+    let [low, high] = [Math.min(...values), Math.max(...values)];
+    if (!(high > low)) [low, high] = [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
+    const room = (high - low) * pad;
+    const [under, over] = [low - room, high + room];
+    // A share cannot leave [0, 1], a length or a distance cannot be negative: nor does its axis.
+    return [low >= 0 ? Math.max(0, under) : under, bounded && high <= 1 ? Math.min(1, over) : over];
+  }
+  const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
+  const unitOf = (item) => (item.unit ? `${item.label} (${item.unit})` : item.label);
+
+  function frame(host, { height, x, y, xTitle, yTitle, label, right = 16, left = 52 }) {
+    const { svg, width } = canvas(host, height, label);
+    const [top, bottom] = [30, 46];
+    const sx = scale(x, left, width - right);
+    const sy = scale(y, height - bottom, top);
+    const across = ticks(...x, Math.max(2, Math.floor((width - left - right) / (width < 640 ? 62 : 90))));
+    const up = ticks(...y, Math.max(3, Math.floor((height - top - bottom) / 46)));
+    for (const value of up.values) {
+      node(svg, "line", { class: "grid", x1: left, x2: width - right, y1: at(sy(value)), y2: at(sy(value)) });
+      node(svg, "text", { x: left - 8, y: at(sy(value)) + 4, "text-anchor": "end" }, short(value, up.step));
+    }
+    for (const value of across.values) {
+      node(svg, "text", { x: at(sx(value)), y: height - bottom + 18, "text-anchor": "middle" }, short(value, across.step));
+    }
+    node(svg, "line", { class: "base", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom });
+    node(svg, "text", { class: "title y-title", x: 0, y: 13 }, yTitle);
+    node(svg, "text", { class: "title x-title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, xTitle);
+    return { svg, width, height, sx, sy, top, bottom: height - bottom, left, right: width - right };
+  }
+  function line(points, sx, sy) {
+    return points.map(([x, y], i) => `${i ? "L" : "M"}${at(sx(x))} ${at(sy(y))}`).join("");
+  }
+  // Shape and colour both tell a method, so neither has to be seen alone.
+  function mark(parent, method, x, y, size, className = "mark") {
+    const s = size;
+    const shape = [
+      `M${-s} 0A${s} ${s} 0 1 1 ${s} 0A${s} ${s} 0 1 1 ${-s} 0Z`,
+      `M${-s * 0.9} ${-s * 0.9}H${s * 0.9}V${s * 0.9}H${-s * 0.9}Z`,
+      `M0 ${-s * 1.25}L${s * 1.25} 0L0 ${s * 1.25}L${-s * 1.25} 0Z`,
+      `M0 ${-s * 1.15}L${s * 1.1} ${s * 0.85}H${-s * 1.1}Z`,
+    ][methods.indexOf(method) % 4];
+    return node(parent, "path", { class: `${className} ${colour(method)}`, d: shape, transform: `translate(${at(x)} ${at(y)})` });
+  }
+
+  // ---- series ------------------------------------------------------------------------------------------------------
+  function points(run, metricKey, axisKey) {
+    const block = run.curves.find((b) => metricKey in b.y);
+    if (!block) return [];
+    const result = [];
+    block.x[axisKey].forEach((x, i) => {
+      const y = block.y[metricKey][i];
+      if (x === null || y === null || (result.length && x <= result[result.length - 1][0])) return;
+      result.push([x, y]);
+    });
+    return result;
+  }
+  function interpolate(curve, x) {
+    let high = curve.findIndex((p) => p[0] >= x);
+    if (high < 0) high = curve.length - 1;
+    if (high === 0) return curve[0][1];
+    const [[x0, y0], [x1, y1]] = [curve[high - 1], curve[high]];
+    return y0 + ((y1 - y0) * Math.min(1, (x - x0) / (x1 - x0)));
+  }
+  // Mean over finished seeds, on a grid that lies within the range of all of them: nothing is extrapolated.
+  function mean(curves) {
+    if (curves.length < 2 || curves.some((c) => c.length < 2)) return [];
+    const low = Math.max(...curves.map((c) => c[0][0]));
+    const high = Math.min(...curves.map((c) => c[c.length - 1][0]));
+    if (!(high > low)) return [];
+    const same = curves.every((c) => c.length === curves[0].length && c.every((p, i) => p[0] === curves[0][i][0]));
+    const count = Math.min(90, Math.max(...curves.map((c) => c.length)));
+    const grid = same ? curves[0].map((p) => p[0]) : Array.from({ length: count }, (_, i) => low + ((high - low) * i) / (count - 1));
+    return grid.map((x) => {
+      const values = curves.map((c) => interpolate(c, x));
+      const centre = values.reduce((a, b) => a + b, 0) / values.length;
+      const t = values.length >= data.least_seeds_for_band ? data.t[values.length] : null;
+      if (t === null || t === undefined) return { x, y: centre, low: null, high: null };
+      const variance = values.reduce((a, b) => a + (b - centre) ** 2, 0) / (values.length - 1);
+      const half = t * Math.sqrt(variance / values.length);
+      return { x, y: centre, low: centre - half, high: centre + half };
+    });
+  }
+  function gather(metricKey, axisKey) {
+    return methods.filter((m) => !hidden.has(m)).map((method) => {
+      const runs = data.runs.filter((r) => r.method === method)
+        .map((run) => ({ run, curve: points(run, metricKey, axisKey) })).filter((r) => r.curve.length);
+      const whole = runs.filter((r) => r.run.status === "finished");
+      return { method, runs, mean: mean(whole.map((r) => r.curve)), n: whole.length };
+    }).filter((m) => m.runs.length);
+  }
+
+  // ---- learning curves ---------------------------------------------------------------------------------------------
+  function drawCurves() {
+    const host = byId("curves-chart");
+    const series = gather(shown.key, axis.key);
+    if (!series.length) {
+      blank(host, hidden.size ? "No method with this metric is switched on." : "Nothing was logged to draw.");
+      byId("curves-caption").textContent = "";
+      return;
+    }
+    const alone = (m) => m.mean.length === 0;
+    const ys = series.flatMap((m) => [
+      ...(showSeeds || alone(m) ? m.runs.flatMap((r) => r.curve.map((p) => p[1])) : []),
+      ...m.mean.flatMap((p) => (p.low === null ? [p.y] : [p.low, p.high])),
+    ]);
+    const xs = series.flatMap((m) => m.runs.flatMap((r) => [r.curve[0][0], r.curve[r.curve.length - 1][0]]));
+    const wide = host.clientWidth >= 720;
+    const longest = Math.max(...series.map((m) => widthOf(m.method, "600 13px")));
+    const names = wide && series.length > 1 && longest < 160;
+    const area = frame(host, {
+      height: wide ? 420 : 330,
+      x: domain([0, ...xs], 0),
+      y: domain(ys, 0.05, shown.unit.startsWith("share")),
+      xTitle: unitOf(axis),
+      yTitle: unitOf(shown),
+      right: names ? longest + 22 : 14,
+      label: `${shown.label} by ${axis.label.toLowerCase()}: ${series.map((m) => m.method).join(", ")}`,
+    });
+    const { svg, sx, sy } = area;
+    for (const m of series) {
+      const group = node(svg, "g", { class: `series ${colour(m.method)}`, "data-method": m.method });
+      if (m.mean.length && m.mean[0].low !== null) {
+        const edge = [...m.mean.map((p) => [p.x, p.high]), ...m.mean.map((p) => [p.x, p.low]).reverse()];
+        node(group, "path", { class: "band", d: `${line(edge, sx, sy)}Z` });
+      }
+      if (showSeeds || alone(m)) {
+        for (const { run, curve } of m.runs) {
+          const lost = run.status !== "finished";
+          const single = alone(m) && m.runs.length === 1;
+          node(group, "path", { class: single ? "mean" : `seed${lost ? " lost" : ""}`, d: line(curve, sx, sy) });
+          if (m.n < data.least_seeds_for_band && curve.length <= 40) {
+            for (const [x, y] of curve) node(group, "circle", { class: "dot", cx: at(sx(x)), cy: at(sy(y)), r: 2.2 });
+          }
+          if (lost) {
+            const [x, y] = curve[curve.length - 1].map((v, i) => at(i ? sy(v) : sx(v)));
+            node(group, "path", { class: "cross", d: `M${x - 4} ${y - 4}l8 8m0 -8l-8 8` });
+          }
+        }
+      }
+      if (m.mean.length) node(group, "path", { class: "mean", d: line(m.mean.map((p) => [p.x, p.y]), sx, sy) });
+    }
+    const ends = series.map((m) => {
+      const longestRun = m.runs.reduce((a, b) => (a.curve.length >= b.curve.length ? a : b)).curve;
+      const last = m.mean.length ? m.mean[m.mean.length - 1] : { x: longestRun[longestRun.length - 1][0], y: longestRun[longestRun.length - 1][1] };
+      return { method: m.method, x: sx(last.x), y: sy(last.y), place: sy(last.y) };
+    }).sort((a, b) => a.y - b.y);
+    for (let i = 1; i < ends.length; i++) ends[i].place = Math.max(ends[i].place, ends[i - 1].place + 16);
+    for (let i = ends.length - 1; i >= 0; i--) {
+      const limit = i === ends.length - 1 ? area.bottom : ends[i + 1].place - 16;
+      ends[i].place = Math.min(ends[i].place, limit);
+    }
+    for (const end of ends) {
+      mark(svg, end.method, end.x, end.y, 4.5);
+      if (names) node(svg, "text", { class: `own ${colour(end.method)}`, x: area.right + 12, y: at(end.place) + 4 }, end.method);
+    }
+    caption(series);
+    hover(host, area, series);
+  }
+  function caption(series) {
+    const banded = series.filter((m) => m.mean.length && m.mean[0].low !== null);
+    const few = series.filter((m) => m.n < data.least_seeds_for_band && m.n > 0);
+    const said = [];
+    if (series.some((m) => m.mean.length)) said.push("Thick line: mean over finished seeds; thin lines: single seeds.");
+    if (banded.length) said.push("Shaded: 95% t interval of the mean.");
+    if (data.runs.length === 1) said.push("One run: one seed says nothing about the spread between seeds.");
+    else if (few.length) said.push(`Fewer than ${data.least_seeds_for_band} finished seeds (${few.map((m) => `${m.method}: ${m.n}`).join(", ")}): no band.`);
+    if (series.some((m) => m.runs.some((r) => r.run.status !== "finished"))) said.push("Dotted with a cross: a run that failed or stopped early, outside the mean.");
+    byId("curves-caption").textContent = said.join(" ");
+  }
+  function hover(host, area, series) {
+    const { svg, sx } = area;
+    const single = (m) => (m.runs.length === 1 && !m.mean.length ? m.runs[0].curve.map(([x, y]) => ({ x, y, low: null })) : m.mean);
+    const lines = series.map((m) => ({ method: m.method, curve: single(m) })).filter((m) => m.curve.length);
+    if (!lines.length) return;
+    const stops = [...new Set(lines.flatMap((m) => m.curve.map((p) => p.x)))].sort((a, b) => a - b);
+    const hair = node(svg, "line", { class: "hair", y1: area.top, y2: area.bottom, visibility: "hidden" });
+    const box = element(host, "div", "readout");
+    box.hidden = true;
+    box.setAttribute("aria-live", "polite");
+    let current = stops.length - 1;
+    function show(index) {
+      current = Math.max(0, Math.min(stops.length - 1, index));
+      const x = stops[current];
+      hair.setAttribute("x1", at(sx(x)));
+      hair.setAttribute("x2", at(sx(x)));
+      hair.setAttribute("visibility", "visible");
+      box.replaceChildren();
+      element(box, "div", "at", `${axis.label} ${short(x)}${axis.unit ? ` ${axis.unit}` : ""}`);
+      const digits = shown.key === metric.key ? metric.digits : undefined;
+      const said = (v) => (digits === undefined ? short(v) : fixed(v, digits));
+      const read = lines.filter((m) => x >= m.curve[0].x && x <= m.curve[m.curve.length - 1].x).map((m) => ({
+        method: m.method,
+        y: interpolate(m.curve.map((p) => [p.x, p.y]), x),
+        low: m.curve[0].low === null ? null : interpolate(m.curve.map((p) => [p.x, p.low]), x),
+        high: m.curve[0].low === null ? null : interpolate(m.curve.map((p) => [p.x, p.high]), x),
+      })).sort((a, b) => b.y - a.y);
+      for (const r of read) {
+        const row = element(box, "div");
+        element(row, "span", `block ${colour(r.method)}`);
+        element(row, "span", "", r.method);
+        element(row, "b", "", said(r.y));
+        if (r.low !== null) element(row, "i", "", `[${said(r.low)}, ${said(r.high)}]`);
+      }
+      box.hidden = false;
+      const factor = host.clientWidth / area.width;
+      const onLeft = sx(x) > area.width / 2;
+      box.style.left = onLeft ? "auto" : `${sx(x) * factor + 14}px`;
+      box.style.right = onLeft ? `${(area.width - sx(x)) * factor + 14}px` : "auto";
+    }
+    function hide() {
+      hair.setAttribute("visibility", "hidden");
+      box.hidden = true;
+    }
+    function follow(event) {
+      const x = ((event.clientX - host.getBoundingClientRect().left) / host.clientWidth) * area.width;
+      let best = 0;
+      stops.forEach((stop, i) => { if (Math.abs(sx(stop) - x) < Math.abs(sx(stops[best]) - x)) best = i; });
+      show(best);
+    }
+    host.onpointermove = follow;
+    host.onpointerdown = follow;
+    host.onpointerleave = hide;
+    host.onblur = hide;
+    host.onkeydown = (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1, Home: -1e9, End: 1e9 }[event.key];
+      if (event.key === "Escape") hide();
+      if (move === undefined) return;
+      event.preventDefault();
+      show(box.hidden ? (move < 0 ? stops.length - 1 : 0) : current + move);
+    };
+  }
+
+  // ---- rows of dots: final results and differences -----------------------------------------------------------------
+  function rows(host, { items, values, title, label, lead, text, pad = 0.08, zero = false }) {
+    const wide = host.clientWidth >= 640;
+    const gutter = wide ? Math.min(260, Math.max(...items.map((i) => widthOf(lead(i), "600 13px"))) + 20) : 8;
+    const tail = wide ? Math.max(...items.map((i) => widthOf(text(i), "13px"))) + 20 : 8;
+    const step = wide ? 50 : 64;
+    const height = items.length * step + 62;
+    const { svg, width } = canvas(host, height, label);
+    let [low, high] = domain(zero ? [0, ...values] : values, pad);
+    if (zero) [low, high] = [Math.min(0, low, ...values), Math.max(0, high)];
+    if (zero) { const room = (high - low) * 0.05; [low, high] = [low - room, high + room]; }
+    const sx = scale([low, high], gutter + 4, width - tail - 4);
+    const bottom = items.length * step + 12;
+    const across = ticks(low, high, Math.max(2, Math.floor((width - gutter - tail) / (wide ? 90 : 62))));
+    for (const value of across.values) {
+      const isZero = zero && Math.abs(value) < across.step * 1e-9;
+      node(svg, "line", { class: isZero ? "zero" : "grid", x1: at(sx(value)), x2: at(sx(value)), y1: 6, y2: bottom });
+      node(svg, "text", { x: at(sx(value)), y: bottom + 18, "text-anchor": "middle" }, short(isZero ? 0 : value, across.step));
+    }
+    node(svg, "line", { class: "base", x1: gutter, x2: width - tail, y1: bottom, y2: bottom });
+    node(svg, "text", { class: "title x-title", x: (gutter + width - tail) / 2, y: bottom + 40, "text-anchor": "middle" }, title);
+    return items.map((item, i) => {
+      const y = 12 + i * step + (wide ? step / 2 : step * 0.68);
+      if (wide) {
+        node(svg, "text", { class: "label", x: 0, y: y + 4 }, lead(item));
+        node(svg, "text", { class: "value", x: width - tail + 16, y: y + 4 }, text(item));
+      } else {
+        node(svg, "text", { class: "label", x: 0, y: y - 21 }, lead(item));
+        node(svg, "text", { class: "value", x: width, y: y - 21, "text-anchor": "end" }, text(item));
+      }
+      return { item, svg, sx, y };
+    });
+  }
+  function drawFinal() {
+    const host = byId("final-chart");
+    const items = methods.map((method) => ({
+      method,
+      runs: data.runs.filter((r) => r.method === method && r.final !== null),
+      estimate: data.final[method],
+      starts: data.runs.filter((r) => r.method === method && r.start !== null).map((r) => r.start),
+    })).filter((i) => i.runs.length);
+    if (!items.length) {
+      blank(host, "No run has finished.");
+      return;
+    }
+    const barred = (i) => i.estimate.n >= data.least_seeds_for_band && i.estimate.low !== null;
+    const start = (i) => (i.starts.length ? i.starts.reduce((a, b) => a + b, 0) / i.starts.length : null);
+    const values = items.flatMap((i) => [
+      ...i.runs.map((r) => r.final), ...(start(i) === null ? [] : [start(i)]), ...(barred(i) ? [i.estimate.low, i.estimate.high] : []),
+    ]);
+    const title = `Final ${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`;
+    const text = (i) => fixed(i.estimate.value) + (barred(i) ? interval(i.estimate) : "");
+    for (const { item, svg, sx, y } of rows(host, { items, values, title, label: title, lead: (i) => i.method, text })) {
+      const group = node(svg, "g", { class: colour(item.method), "data-method": item.method });
+      const from = start(item);
+      if (from !== null) node(group, "path", { class: "start", d: `M${at(sx(from))} ${y - 11}v24` });
+      const alone = item.runs.length === 1;
+      item.runs.forEach((run, k) => {
+        const place = alone ? y : y + 9 + (((k * 2) % 3) - 1) * 1.6;
+        const dot = mark(group, item.method, sx(run.final), place, alone ? 5.6 : 3.4, alone ? "mark" : "dot");
+        node(dot, "title", {}, `${item.method}, seed ${run.seed}: ${fixed(run.final)}`);
+      });
+      if (barred(item)) node(group, "line", { class: "bar", x1: at(sx(item.estimate.low)), x2: at(sx(item.estimate.high)), y1: y - 5, y2: y - 5 });
+      if (!alone) mark(group, item.method, sx(item.estimate.value), y - 5, 5.6);
+    }
+    const several = items.some((i) => i.runs.length > 1);
+    const said = [several ? "Every small mark is one finished seed; the large mark is their mean." : "One finished seed."];
+    if (items.some(barred)) said.push("Bar: 95% t interval.");
+    if (several && items.some((i) => !barred(i))) said.push(`No bar below ${data.least_seeds_for_band} seeds.`);
+    if (items.some((i) => start(i) !== null)) said.push("Grey tick: before training.");
+    byId("final-caption").textContent = said.join(" ");
+  }
+  function drawPairs() {
+    const host = byId("pairs-chart");
+    if (!host) return;
+    const items = data.pairs;
+    const values = items.flatMap(({ difference: d }) => (d.low === null ? [d.value] : [d.low, d.high]));
+    const title = `Difference in ${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`;
+    const lead = (p) => `${p.first} − ${p.second}`;
+    const text = (p) => `${signed(p.difference.value)}${interval(p.difference)}`;
+    for (const { item, svg, sx, y } of rows(host, { items, values, title, label: title, lead, text, zero: true })) {
+      const { value, low, high } = item.difference;
+      const group = node(svg, "g", { class: item.shown ? colour(item.first) : "neutral" });
+      if (low !== null) node(group, "path", { class: "bar", d: `M${at(sx(low))} ${y}H${at(sx(high))}M${at(sx(low))} ${y - 5}v10M${at(sx(high))} ${y - 5}v10` });
+      node(group, "circle", { class: `mark${item.shown ? "" : " open"}`, cx: at(sx(value)), cy: y, r: 6 });
+    }
+  }
+
+  // ---- cost --------------------------------------------------------------------------------------------------------
+  const stageNames = [...new Set(data.costs.flatMap((c) => Object.keys(c.stages)))];
+  function drawCost() {
+    const host = byId("cost-chart");
+    if (!host) return;
+    const total = (c) => stageNames.reduce((sum, s) => sum + (c.stages[s] || 0), 0);
+    const largest = Math.max(...data.costs.map(total)) || 1;
+    const wide = host.clientWidth >= 640;
+    const gutter = wide ? Math.min(260, Math.max(...data.costs.map((c) => widthOf(c.method))) + 20) : 0;
+    const step = wide ? 38 : 54;
+    const bottom = data.costs.length * step + 6;
+    const { svg, width } = canvas(host, bottom + 46, `Seconds by stage: ${data.costs.map((c) => `${c.method} ${short(total(c))}`).join(", ")}`);
+    const sx = scale([0, largest], gutter, width - 64);
+    const across = ticks(0, largest, Math.max(2, Math.floor((width - gutter) / (wide ? 110 : 70))));
+    for (const value of across.values) {
+      node(svg, "line", { class: "grid", x1: at(sx(value)), x2: at(sx(value)), y1: 4, y2: bottom });
+      node(svg, "text", { x: at(sx(value)), y: bottom + 18, "text-anchor": value ? "middle" : "start" }, short(value, across.step));
+    }
+    node(svg, "text", { class: "title x-title", x: (gutter + width - 64) / 2, y: bottom + 40, "text-anchor": "middle" }, "Wall time of a run (s)");
+    data.costs.forEach((cost, i) => {
+      const top = 6 + i * step + (wide ? 6 : 22);
+      node(svg, "text", { class: "label", x: 0, y: wide ? top + 17 : top - 6 }, cost.method);
+      let from = 0;
+      stageNames.forEach((stage, k) => {
+        const seconds = cost.stages[stage] || 0;
+        const breadth = sx(from + seconds) - sx(from);
+        if (breadth > 0.3) {
+          const bar = node(svg, "rect", { class: `block-bar s${k % 7}`, x: at(sx(from)), y: top, width: at(breadth), height: 26 });
+          node(bar, "title", {}, `${cost.method}, ${stage}: ${short(seconds)} s`);
+        }
+        from += seconds;
+      });
+      node(svg, "text", { class: "value", x: at(sx(from)) + 8, y: top + 17 }, `${short(cost.seconds ?? from)} s`);
+    });
+  }
+
+  // ---- KL ----------------------------------------------------------------------------------------------------------
+  const bought = metrics.filter((m) => m.key === metric.key || m.key === "reward" || m.key === "eval/reward");
+  const hasKl = data.runs.some((r) => points(r, "kl", "iteration").length > 1) && bought.length > 0;
+  function path(run, key) {
+    const kl = points(run, "kl", axes.some((a) => a.key === "samples") ? "samples" : axis.key);
+    const value = points(run, key, axes.some((a) => a.key === "samples") ? "samples" : axis.key);
+    if (kl.length < 2 || value.length < 2) return [];
+    const first = [[0, 0], ...(kl[0][0] > 0 ? kl : kl.slice(1))]; // the KL to the start is zero at the start
+    const size = Math.max(1, Math.ceil(value.length / 14)); // a noisy series is averaged until a path can be seen
+    const average = (list) => list.reduce((a, b) => a + b, 0) / list.length;
+    const result = [];
+    for (let i = 0; i < value.length; i += size) {
+      const part = value.slice(i, i + size).filter((p) => p[0] <= first[first.length - 1][0]);
+      if (part.length) result.push([average(part.map((p) => interpolate(first, p[0]))), average(part.map((p) => p[1]))]);
+    }
+    return result;
+  }
+  function drawKl() {
+    const host = byId("kl-chart");
+    const against = bought.find((m) => m.key === byId("kl-metric").value) || bought[0];
+    const series = methods.filter((m) => !hidden.has(m)).map((method) => {
+      const paths = data.runs.filter((r) => r.method === method && r.status === "finished").map((r) => path(r, against.key)).filter((p) => p.length > 1);
+      const length = Math.min(...paths.map((p) => p.length));
+      const middle = paths.length > 1 ? Array.from({ length }, (_, i) => [0, 1].map((d) => paths.reduce((s, p) => s + p[i][d], 0) / paths.length)) : paths[0];
+      return { method, paths, middle };
+    }).filter((m) => m.paths.length);
+    if (!series.length) {
+      blank(host, "No shown method has a finished run with a KL.");
+      return;
+    }
+    const all = series.flatMap((m) => m.paths.flat());
+    const wide = host.clientWidth >= 640;
+    const { svg, sx, sy } = frame(host, {
+      height: wide ? 380 : 320,
+      x: domain([0, ...all.map((p) => p[0])], 0.04),
+      y: domain(all.map((p) => p[1]), 0.06, against.unit.startsWith("share")),
+      xTitle: "KL to the starting model (nats per sequence)",
+      yTitle: unitOf(against),
+      label: `${against.label} against KL`,
+    });
+    for (const m of series) {
+      const group = node(svg, "g", { class: `series ${colour(m.method)}`, "data-method": m.method });
+      if (m.paths.length > 1) for (const p of m.paths) {
+        node(group, "path", { class: "seed", d: line(p, sx, sy) });
+        mark(group, m.method, sx(p[p.length - 1][0]), sy(p[p.length - 1][1]), 3.2, "dot");
+      }
+      node(group, "path", { class: "mean", d: line(m.middle, sx, sy) });
+      mark(group, m.method, sx(m.middle[m.middle.length - 1][0]), sy(m.middle[m.middle.length - 1][1]), 5.5);
+    }
+    byId("kl-caption").textContent = "From the start (left) to the end (mark): how far each method moved from its starting model, and what it gained. Thick: mean over finished seeds; thin: seeds. Higher at the same KL is the better bargain.";
+    if (!metric.higher_is_better && against.key === metric.key) byId("kl-caption").textContent = byId("kl-caption").textContent.replace("Higher", "Lower");
+  }
+
+  // ---- completions -------------------------------------------------------------------------------------------------
+  const prompts = data.samples.prompts;
+  let asked = 0;
+  function drawSamples() {
+    const { prompt, expected, answers } = prompts[asked];
+    byId("prompt").value = String(asked);
+    byId("previous").disabled = asked === 0;
+    byId("following").disabled = asked === prompts.length - 1;
+    byId("asked").replaceChildren();
+    element(byId("asked"), "pre", "", prompt);
+    if (expected) {
+      const aside = element(byId("asked"), "p", "aside", "Expected: ");
+      element(aside, "code", "", expected);
+    }
+    byId("answers").replaceChildren();
+    for (const answer of answers) {
+      const card = element(byId("answers"), "article", "card");
+      const head = element(card, "header", colour(answer.method));
+      element(head, "span", "block");
+      element(head, "span", "", answer.method);
+      if (answer.score !== null) {
+        const kind = data.samples.binary ? (answer.score >= 1 ? "right" : "wrong") : "";
+        const said = { right: "✓ right", wrong: "✗ wrong", "": `score ${short(answer.score)}` }[kind];
+        element(head, "span", `badge ${kind}`, said);
+      }
+      element(card, "pre", "", answer.text === "" ? "(empty)" : answer.text);
+    }
+    const which = [...new Set(answers.map((a) => (data.samples.one_seed ? `seed ${a.seed}, iteration ${a.iteration}` : `${a.method}: seed ${a.seed}, iteration ${a.iteration}`)))];
+    byId("samples-caption").textContent = `From the last evaluation (${which.join("; ")}). Not chosen by their score.`;
+  }
+
+  // ---- data --------------------------------------------------------------------------------------------------------
+  function cell(value) {
+    if (value === null || value === undefined) return "";
+    const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+    return /[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
+  }
+  const csv = (table) => `${table.map((row) => row.map(cell).join(",")).join("\n")}\n`;
+  function resultsCsv() {
+    const head = ["method", "seed", "status", `start ${metric.key}`, `final ${metric.key}`, ...axes.map((a) => a.key)];
+    return csv([head, ...data.runs.map((r) => [r.method, r.seed, r.status, r.start, r.final, ...axes.map((a) => r.spent[a.key])])]);
+  }
+  function curvesCsv() {
+    const table = [["method", "seed", ...axes.map((a) => a.key), "metric", "value"]];
+    for (const run of data.runs) for (const block of run.curves) for (const [key, values] of Object.entries(block.y)) {
+      values.forEach((value, i) => { if (value !== null) table.push([run.method, run.seed, ...axes.map((a) => block.x[a.key][i]), key, value]); });
+    }
+    return csv(table);
+  }
+  function download(text, name) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  // ---- controls ----------------------------------------------------------------------------------------------------
+  function fill(select, items) {
+    const groups = new Map();
+    for (const item of items) {
+      if (!groups.has(item.group)) {
+        const group = element(select, "optgroup");
+        group.label = item.group;
+        groups.set(item.group, group);
+      }
+      element(groups.get(item.group), "option", "", item.label).value = item.key;
+    }
+  }
+  function swatch(parent, method) {
+    const svg = node(parent, "svg", { class: `swatch ${colour(method)}`, viewBox: "0 0 26 14", "aria-hidden": "true" });
+    node(svg, "path", { class: "mean", d: "M2 7H24" });
+    mark(svg, method, 13, 7, 4.2);
+  }
+  function controls() {
+    fill(byId("metric"), metrics);
+    byId("metric").onchange = (event) => {
+      shown = metrics.find((m) => m.key === event.target.value);
+      drawCurves();
+    };
+    for (const item of axes) {
+      const button = element(byId("axes"), "button", "", item.label);
+      button.type = "button";
+      button.dataset.axis = item.key;
+      button.setAttribute("aria-pressed", String(item === axis));
+      button.onclick = () => {
+        axis = item;
+        for (const other of byId("axes").children) other.setAttribute("aria-pressed", String(other === button));
+        drawCurves();
+      };
+    }
+    for (const method of methods) {
+      const button = element(byId("legend"), "button");
+      button.type = "button";
+      button.dataset.method = method;
+      button.setAttribute("aria-pressed", "true");
+      button.title = `Show or hide ${method}`;
+      swatch(button, method);
+      element(button, "span", "", method);
+      button.onclick = () => {
+        if (!hidden.delete(method)) hidden.add(method);
+        button.setAttribute("aria-pressed", String(!hidden.has(method)));
+        drawCurves();
+        if (hasKl) drawKl();
+      };
+    }
+    if (data.runs.length > methods.length) {
+      const label = element(byId("legend"), "label", "seeds");
+      const box = element(label, "input");
+      box.type = "checkbox";
+      box.id = "show-seeds";
+      box.checked = true;
+      label.append("single seeds");
+      box.onchange = () => {
+        showSeeds = box.checked;
+        drawCurves();
+      };
+    }
+    if (byId("stages")) stageNames.forEach((stage, k) => {
+      const item = element(byId("stages"), "span", "item");
+      element(item, "span", `block s${k % 7}`);
+      element(item, "span", "", stage);
+    });
+    if (hasKl) {
+      byId("kl").hidden = false;
+      fill(byId("kl-metric"), bought);
+      byId("kl-metric").onchange = drawKl;
+    }
+    if (prompts.length) {
+      byId("samples").hidden = false;
+      prompts.forEach((entry, i) => {
+        const first = entry.prompt.replace(/\s+/g, " ").trim();
+        element(byId("prompt"), "option", "", `${i + 1} of ${prompts.length}: ${first.length > 70 ? `${first.slice(0, 70)}…` : first}`).value = String(i);
+      });
+      byId("prompt").onchange = (event) => { asked = Number(event.target.value); drawSamples(); };
+      byId("previous").onclick = () => { asked -= 1; drawSamples(); };
+      byId("following").onclick = () => { asked += 1; drawSamples(); };
+      drawSamples();
+    }
+    byId("results-csv").onclick = () => download(resultsCsv(), "results.csv");
+    byId("curves-csv").onclick = () => download(curvesCsv(), "curves.csv");
+  }
+
+  let last = 0;
+  function drawAll() {
+    last = document.documentElement.clientWidth;
+    drawCurves();
+    drawFinal();
+    drawPairs();
+    drawCost();
+    if (hasKl) drawKl();
+  }
+  controls();
+  drawAll();
+  addEventListener("resize", () => {
+    if (document.documentElement.clientWidth !== last) requestAnimationFrame(drawAll);
+  });
+})();

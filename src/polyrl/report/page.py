@@ -1,0 +1,202 @@
+"""One offline page that shows a comparison: the verdict in words, then curves, tables and samples.
+
+The page names no outside host and carries its own script and style. Its content-security policy lets only that script
+run and nothing be fetched, so text of models and data stays text.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from polyrl.errors import UserError
+from polyrl.report.findings import cautions, change_sentences, headline, metric_digits, verdict
+from polyrl.report.payload import build_payload
+from polyrl.report.runs import Comparison, compare_settings, load_folders
+
+__all__ = ["render_page", "verdict", "write_report"]
+
+FOLDER = Path(__file__).parent
+
+
+def embed_json(data: Any) -> Markup:
+    """Return `data` as JSON that cannot leave its script element: no `<`, `>` or `&` is left in it."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII only: lone surrogates stay escaped too
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _fixed(value: float | None, digits: int = 3, signed: bool = False) -> str:
+    """Write a number with a true minus sign, or a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def _count(value: float | None) -> str:
+    """Write an amount in at most four figures: 950, 3,840, 181k, 2.4M."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            scaled = value / (1e3 if letter == "k" else size)
+            return f"{scaled:.{0 if scaled >= 100 else 1}f}{letter}"
+    return f"{value:,.0f}"
+
+
+def _seconds(value: float | None) -> str:
+    """Write a time in seconds with a fitting number of digits."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _megabytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e6:,.0f}"
+
+
+def _p_value(value: float | None) -> str:
+    return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:g}"
+    return str(value)
+
+
+def _arrows(sentence: str) -> str:
+    """Set a sentence in print: arrows and minus signs as such."""
+    for plain, fine in ((" -> ", " → "), ("[-", "[−"), (" -", " −"), (": -", ": −")):
+        sentence = sentence.replace(plain, fine)
+    return sentence
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = {
+        "fixed": _fixed,
+        "count": _count,
+        "seconds": _seconds,
+        "megabytes": _megabytes,
+        "p_value": _p_value,
+        "setting": _setting,
+        "fine": _arrows,
+    }
+    environment.filters.update(filters)
+    return environment
+
+
+def _provenance(comparison: Comparison) -> dict[str, str]:
+    """What it takes to run the comparison again, as name -> text."""
+    shared = compare_settings(comparison.runs).equal
+    versions = [f"{key.removeprefix('versions.')} {value}" for key, value in shared.items() if key.startswith("versions.")]
+    fields = {
+        "Command": comparison.command,
+        "Task": comparison.task,
+        "Starting model": shared.get("model"),
+        "Starting fingerprint": shared.get("start"),
+        "Seeds": ", ".join(map(str, comparison.seeds)),
+        "Commit": shared.get("commit"),
+        "Versions": ", ".join(versions),
+        "Device": shared.get("device"),
+        "Threads per run": shared.get("threads"),
+        "Started": comparison.started,
+        "Finished": comparison.finished,
+    }
+    return {name: str(value) for name, value in fields.items() if value not in (None, "")}
+
+
+def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
+    """Return the whole page as one HTML text; `csv_name` is the data file that it speaks of."""
+    payload = build_payload(comparison)
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    stages = list(dict.fromkeys(stage for cost in payload["costs"] for stage in cost["stages"]))
+    return _environment().get_template("page.html.jinja").render(
+        comparison=comparison,
+        payload=payload,
+        data=embed_json(payload),
+        script=Markup(script),
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        digest=digest,
+        csv_name=csv_name,
+        headline=headline(comparison),
+        changes=change_sentences(comparison) if len(comparison.methods) > 1 else [],
+        cautions=cautions(comparison),
+        digits=metric_digits(comparison),
+        settings=compare_settings(comparison.runs),
+        stages=stages,
+        provenance=_provenance(comparison),
+        troubled=[run for run in comparison.runs if run.status != "finished"],
+    )
+
+
+def _cell(value: Any) -> Any:
+    # A spreadsheet would run a label that begins like a formula.
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def metrics_csv(comparison: Comparison) -> str:
+    """Return every logged iteration of every run as CSV: method, seed, status, then one column a metric."""
+    keys = list(dict.fromkeys(key for run in comparison.runs for row in run.metrics for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "seed", "status", *keys])
+    for run in comparison.runs:
+        for row in run.metrics:
+            writer.writerow([_cell(run.label), run.seed, run.status, *(row.get(key, "") for key in keys)])
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write under another name first, so that a full disk or a kill leaves the old file whole."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(text.encode("utf-8", "replace"))
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"The report cannot be written to '{path}' ({error.strerror}): choose another place.") from None
+
+
+def write_report(folders: Sequence[Path], out: Path) -> Path:
+    """Write the page of these run or comparison folders to `out`, and every logged number to a CSV file beside it.
+
+    Returns the path of the page. Raises `UserError` for a folder that is no run and for a place that cannot be written.
+    """
+    comparison = load_folders([Path(folder) for folder in folders])
+    out = Path(out)
+    if out.suffix != ".html":
+        raise UserError(f"The report is a page: give a file name that ends in .html instead of '{out}'.")
+    csv_path = out.with_suffix(".csv")
+    page = render_page(comparison, csv_path.name)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder '{out.parent}' cannot be made ({error.strerror}): choose another place.") from None
+    _write(csv_path, metrics_csv(comparison))
+    _write(out, page)
+    return out

@@ -1,0 +1,355 @@
+"""Run folders, read back: configuration, metrics, samples and summary of one run or of a comparison.
+
+Reading is tolerant where a killed run leaves things half done (no summary, a cut last line) and strict where a folder
+is something else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped, unused-ignore]
+
+from polyrl.errors import UserError
+
+DEFAULT_METRIC = "eval/accuracy"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the comparison is decided by: its key in metrics.jsonl, how it is called, its unit and direction."""
+
+    key: str = DEFAULT_METRIC
+    label: str = "accuracy"
+    unit: str = ""
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `metrics` holds one mapping an iteration, in order, with finite numbers only."""
+
+    path: Path
+    label: str
+    seed: int
+    config: dict[str, Any]
+    metrics: list[dict[str, float]]
+    samples: list[dict[str, Any]]
+    summary: dict[str, Any]
+    skipped_lines: int = 0
+
+    @property
+    def status(self) -> str:
+        """`finished`, `failed`, or `unfinished` for a run that is still going or was killed."""
+        status = self.summary.get("status")
+        return status if status in ("finished", "failed") else "unfinished"
+
+    @property
+    def error(self) -> str:
+        """Why the run failed, or an empty string."""
+        return str(self.summary.get("error") or "")
+
+    def series(self, key: str) -> list[float]:
+        """Logged values of `key`, oldest first, without the iterations that lack it."""
+        return [row[key] for row in self.metrics if key in row]
+
+    def start(self, key: str) -> float | None:
+        """Value of `key` before training, or None."""
+        value = _number(_mapping(self.summary.get("start")).get(key))
+        if value is None and self.metrics and self.metrics[0].get("iteration") == 0:
+            value = self.metrics[0].get(key)
+        return value
+
+    def final(self, key: str) -> float | None:
+        """Value of `key` at the end of a finished run; None when the run did not finish or logged no such number."""
+        if self.status != "finished":
+            return None
+        value = _number(_mapping(self.summary.get("final")).get(key))
+        return value if value is not None else next(iter(reversed(self.series(key))), None)
+
+    def spent(self, key: str) -> float | None:
+        """What the run spent of `samples`, `tokens`, `steps`, `reward_calls` or `seconds`."""
+        value = _number(_mapping(self.summary.get("spent")).get(key))
+        return value if value is not None else next(iter(reversed(self.series(key))), None)
+
+    @property
+    def seconds_by_stage(self) -> dict[str, float]:
+        """Wall time by stage, in seconds."""
+        stages = {str(k): _number(v) for k, v in _mapping(self.summary.get("seconds_by_stage")).items()}
+        return {name: seconds for name, seconds in stages.items() if seconds is not None}
+
+    @property
+    def peak_memory_bytes(self) -> float | None:
+        """Largest memory of the process, in bytes."""
+        return _number(self.summary.get("peak_memory_bytes"))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side: one per method and seed. A single run is a comparison of one."""
+
+    path: Path
+    name: str
+    runs: list[Run]
+    methods: list[str]
+    seeds: list[int]
+    metric: Metric
+    task: str
+    budget: dict[str, Any]
+    command: str
+    started: str = ""
+    finished: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    def of(self, method: str) -> list[Run]:
+        """Runs of `method`, by seed."""
+        return [run for run in self.runs if run.label == method]
+
+    @cached_property
+    def finals(self) -> dict[str, dict[int, float]]:
+        """Final value of the metric by method and seed, finished runs only."""
+        values = {m: {run.seed: run.final(self.metric.key) for run in self.of(m)} for m in self.methods}
+        return {m: {s: v for s, v in seeds.items() if v is not None} for m, seeds in values.items()}
+
+    @cached_property
+    def starts(self) -> dict[str, dict[int, float]]:
+        """Value of the metric before training by method and seed."""
+        values = {m: {run.seed: run.start(self.metric.key) for run in self.of(m)} for m in self.methods}
+        return {m: {s: v for s, v in seeds.items() if v is not None} for m, seeds in values.items()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that all methods share, and those that differ with the value of each method (None where it has none)."""
+
+    equal: dict[str, Any]
+    differing: dict[str, dict[str, Any]]
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as YAML ({first}): restore it or leave this run out.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings: restore it or leave this run out.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read a JSON-lines file; count the lines that are no JSON object, a cut last line not included."""
+    if not path.is_file():
+        return [], 0
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    rows: list[dict[str, Any]] = []
+    skipped = 0
+    for position, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif position < len(lines) - 1:  # only a killed process leaves a last line without its newline
+            skipped += 1
+    return rows, skipped
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop what a resumed run did again: a line of iteration k replaces every earlier line of k and beyond."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        iteration = _number(row.get("iteration"))
+        if iteration is None:
+            continue
+        while kept and kept[-1]["iteration"] >= iteration:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def load_run(path: Path) -> Run:
+    """Read one run folder. Raises `UserError` when `path` is no run folder."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"There is no folder '{path}': give a folder that polyrl train or polyrl compare wrote.")
+    if not (path / "config.yaml").is_file():
+        raise UserError(
+            f"'{path}' is no run folder, it has no config.yaml: give a folder that polyrl train or polyrl compare wrote."
+        )
+    config = _read_yaml(path / "config.yaml")
+    rows, skipped = _read_lines(path / "metrics.jsonl")
+    numbers = [{str(k): _number(v) for k, v in row.items()} for row in _in_order(rows)]
+    samples, skipped_samples = _read_lines(path / "samples.jsonl")
+    seed = config.get("seed")
+    return Run(
+        path=path,
+        label=str(config.get("label") or config.get("method") or path.name),
+        seed=seed if isinstance(seed, int) else 0,
+        config=config,
+        metrics=[{k: v for k, v in row.items() if v is not None} for row in numbers],
+        samples=samples,
+        summary=_read_summary(path / "summary.json"),
+        skipped_lines=skipped + skipped_samples,
+    )
+
+
+def _metric(stated: Mapping[str, Any], runs: Sequence[Run]) -> Metric:
+    logged = {key for run in runs for row in run.metrics for key in row}
+    key = stated.get("metric")
+    if not key:
+        evaluations = sorted(k for k in logged if k.startswith("eval/"))
+        key = DEFAULT_METRIC if DEFAULT_METRIC in logged or not logged else (evaluations or ["reward"])[0]
+    label = stated.get("metric_label") or str(key).removeprefix("eval/").replace("_", " ")
+    return Metric(str(key), str(label), str(stated.get("unit") or ""), stated.get("higher_is_better") is not False)
+
+
+def _unique_labels(groups: Sequence[tuple[str, Sequence[Run]]]) -> list[Run]:
+    """Join runs of several folders; where two have the same label and seed, the folder's name tells them apart."""
+    owners: dict[tuple[str, int], int] = {}
+    for _, group in groups:
+        for key in {(run.label, run.seed) for run in group}:
+            owners[key] = owners.get(key, 0) + 1
+    clashing = {label for (label, _), count in owners.items() if count > 1}
+    joined: list[Run] = []
+    for name, group in groups:
+        arm = re.sub(r"[-_]?seed[-_]?\d+$", "", name) or name
+        joined += [replace(run, label=f"{run.label} ({arm})") if run.label in clashing else run for run in group]
+    return joined
+
+
+def _ordered(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _build(path: Path, stated: Mapping[str, Any], runs: list[Run], problems: list[str]) -> Comparison:
+    found = _ordered(run.label for run in runs)
+    planned = [str(m) for m in stated.get("methods") or []]
+    methods = [m for m in planned if m in found] + [m for m in found if m not in planned]
+    runs = sorted(runs, key=lambda run: (methods.index(run.label), run.seed))
+    seeds = sorted({run.seed for run in runs} | {s for s in stated.get("seeds") or [] if isinstance(s, int)})
+    present = {(run.label, run.seed) for run in runs}
+    missing = [f"{m} seed {s}" for m in planned for s in stated.get("seeds") or [] if (m, s) not in present]
+    if missing:
+        problems = [*problems, f"No run folder for {', '.join(missing)}."]
+    budget = stated.get("budget") or (runs[0].config.get("budget") if runs else None)
+    command = stated.get("command") or (runs[0].config.get("command") if len(runs) == 1 else "")
+    return Comparison(
+        path=path,
+        name=path.resolve().name,
+        runs=runs,
+        methods=methods,
+        seeds=seeds,
+        metric=_metric(stated, runs),
+        task=_text(stated.get("task") or next((run.config.get("task") for run in runs), "")),
+        budget={str(k): v for k, v in _mapping(budget).items()},
+        command=_text(command),
+        started=_text(stated.get("started")),
+        finished=_text(stated.get("finished")),
+        problems=problems,
+    )
+
+
+def _read_folder(path: Path) -> tuple[dict[str, Any], list[Run], list[str]]:
+    path = Path(path)
+    if (path / "config.yaml").is_file() or not path.is_dir():
+        return {}, [load_run(path)], []
+    stated = _read_yaml(path / "compare.yaml") if (path / "compare.yaml").is_file() else {}
+    runs: list[Run] = []
+    problems: list[str] = []
+    for folder in sorted(p for p in path.iterdir() if (p / "config.yaml").is_file()):
+        try:
+            runs.append(load_run(folder))
+        except UserError as error:  # one unreadable run must not hide the others
+            problems.append(f"Left out: {error}")
+    if not runs:
+        said = "has no run in it yet" if stated else "is no run folder, it has neither config.yaml nor compare.yaml"
+        raise UserError(f"'{path}' {said}: give a folder that polyrl train or polyrl compare wrote.")
+    return stated, runs, problems
+
+
+def load_comparison(path: Path) -> Comparison:
+    """Read a comparison folder, a folder of run folders, or one run folder. Raises `UserError` for anything else."""
+    path = Path(path)
+    stated, runs, problems = _read_folder(path)
+    return _build(path, stated, runs, problems)
+
+
+def load_folders(folders: Sequence[Path]) -> Comparison:
+    """Read run and comparison folders into one comparison. Raises `UserError` for a folder that is neither."""
+    if not folders:
+        raise UserError("No run folder was given: name at least one folder under runs/.")
+    if len(folders) == 1:
+        return load_comparison(folders[0])
+    read = [(Path(folder), *_read_folder(Path(folder))) for folder in folders]
+    runs = _unique_labels([(path.resolve().name, group) for path, _, group, _ in read])
+    shared = {k: v for _, stated, _, _ in read for k, v in stated.items() if k.startswith(("metric", "unit", "higher"))}
+    metrics = {stated["metric"] for _, stated, _, _ in read if stated.get("metric")}
+    if len(metrics) > 1:
+        raise UserError(f"These folders are judged by different metrics ({', '.join(sorted(metrics))}): report them apart.")
+    problems = [problem for _, _, _, found in read for problem in found]
+    built = _build(Path(folders[0]), shared, runs, problems)
+    return replace(built, name=" + ".join(path.resolve().name for path, *_ in read))
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    plain = ("task", "difficulty", "model", "start", "device", "threads", "commit", "polyrl")
+    flat = {key: config[key] for key in plain if config.get(key) is not None}
+    for section in ("budget", "evaluation", "hyperparameters", "versions"):
+        flat |= {f"{section}.{k}" if section != "hyperparameters" else str(k): v for k, v in _mapping(config.get(section)).items()}
+    if "versions.polyrl" in flat:
+        flat.pop("polyrl", None)  # the same number, said twice
+    return flat
+
+
+def compare_settings(runs: Sequence[Run]) -> Settings:
+    """Split the settings of `runs` into those equal in every run and those that differ, by label.
+
+    A label whose own seeds disagree shows all its values, joined by " / ": such an arm is not one method.
+    """
+    flat = [(run.label, _flat(run.config)) for run in runs]
+    equal: dict[str, Any] = {}
+    differing: dict[str, dict[str, Any]] = {}
+    for key in _ordered(key for _, settings in flat for key in settings):
+        values = [settings.get(key) for _, settings in flat]
+        if all(value == values[0] for value in values):
+            equal[key] = values[0]
+            continue
+        differing[key] = {}
+        for label in _ordered(label for label, _ in flat):
+            own = [settings.get(key) for name, settings in flat if name == label]
+            same = all(value == own[0] for value in own)
+            differing[key][label] = own[0] if same else " / ".join(_ordered(str(value) for value in own))
+    return Settings(equal, differing)

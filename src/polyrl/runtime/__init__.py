@@ -1,0 +1,1 @@
+"""What a run needs around its recipe: context, budget, logging, checkpoints, health, progress."""

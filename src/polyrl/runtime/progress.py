@@ -1,0 +1,127 @@
+"""Progress in the terminal: a live panel where there is one, a plain line now and then where there is none."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+SHOWN = {
+    "reward": "reward",
+    "kl": "KL",
+    "entropy": "entropy",
+    "completions/mean_length": "length",
+    "clip_ratio": "clipped",
+    "frac_reward_zero_std": "equal groups",
+}
+STAGE_COLOURS = {"collect": "cyan", "score": "yellow", "credit": "magenta", "select": "green", "improve": "blue"}
+
+
+def duration(seconds: float) -> str:
+    """`75.2` -> `1m15s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Shows one run. `quiet=True` shows warnings only."""
+
+    def __init__(self, label: str, budget: str, *, quiet: bool = False, console: Console | None = None):
+        self.label, self.budget, self.quiet = label, budget, quiet
+        self.console = console or Console(stderr=False, highlight=False)
+        self.live: Live | None = None
+        self.began, self.began_at = time.perf_counter(), 0.0
+        self.last_line = 0.0
+        self.seconds: dict[str, float] = {}
+        self.evaluations: list[tuple[int, float]] = []
+
+    def __enter__(self) -> Progress:
+        if not self.quiet and self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4, transient=False)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, record: dict[str, Any], share: float) -> None:
+        """Show an iteration's record; `share` of the budget is spent."""
+        for key, value in record.items():
+            if key.startswith("seconds/"):
+                stage = key.partition("/")[2]
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + float(value)
+        if "eval/accuracy" in record:
+            self.evaluations.append((int(record["iteration"]), float(record["eval/accuracy"])))
+        if record["iteration"] == 0:
+            self.began, self.began_at = time.perf_counter(), share
+        if self.quiet:
+            return
+        if self.live:
+            self.live.update(self._panel(record, share))
+        elif time.perf_counter() - self.last_line > 10 or "eval/accuracy" in record or share >= 1:
+            self.last_line = time.perf_counter()
+            self.console.print(self._line(record, share), soft_wrap=True, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Show a warning."""
+        self.console.print(Text.assemble(("warning ", "bold yellow"), (f"[{self.label}] ", "dim"), text), soft_wrap=True)
+
+    def _left(self, share: float) -> str:
+        done = share - self.began_at
+        if done <= 0:
+            return "-"
+        return duration((time.perf_counter() - self.began) * (1 - share) / done)
+
+    def _numbers(self, record: dict[str, Any]) -> list[tuple[str, str]]:
+        rows = [(label, f"{record[key]:.3f}") for key, label in SHOWN.items() if record.get(key) is not None]
+        if self.evaluations:
+            rows.insert(0, ("accuracy", f"{self.evaluations[-1][1]:.3f}"))
+        if record.get("tokens_per_second"):
+            rows.append(("tokens/s", f"{record['tokens_per_second']:.0f}"))
+        return rows
+
+    def _line(self, record: dict[str, Any], share: float) -> str:
+        numbers = "  ".join(f"{k} {v}" for k, v in self._numbers(record))
+        head = f"{self.label}  iteration {record['iteration']}  {100 * share:.0f}% of {self.budget}"
+        return f"{head}  {numbers}  left {self._left(share)}"
+
+    def _panel(self, record: dict[str, Any], share: float) -> Panel:
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right")
+        bar.add_row(ProgressBar(total=1.0, completed=share), f"{100 * share:.0f}% of {self.budget}, {self._left(share)} left")
+        numbers = Table.grid(padding=(0, 3))
+        shown = self._numbers(record)
+        for _ in shown:
+            numbers.add_column()
+        numbers.add_row(*[Text(k, style="dim") for k, _ in shown])
+        numbers.add_row(*[Text(v, style="bold") for _, v in shown])
+        total = sum(self.seconds.values()) or 1.0
+        stages = Text()
+        for stage, colour in STAGE_COLOURS.items():
+            part = self.seconds.get(stage, 0.0) / total
+            if part >= 0.005:
+                stages.append(f"{stage} {100 * part:.0f}%  ", style=colour)
+        curve = Text("accuracy ", style="dim")
+        curve.append(sparkline([v for _, v in self.evaluations]), style="bold green")
+        if self.evaluations:
+            curve.append(f"  {self.evaluations[0][1]:.3f} -> {self.evaluations[-1][1]:.3f}")
+        title = f"[bold]{self.label}[/bold]  iteration {record['iteration']}"
+        return Panel(Group(bar, numbers, stages, curve), title=title, title_align="left", border_style="blue")
+
+
+def sparkline(values: list[float]) -> str:
+    """Bars for values in [0, 1], higher bars for higher values."""
+    bars = "▁▂▃▄▅▆▇█"
+    return "".join(bars[min(7, max(0, int(v * 8)))] for v in values)

@@ -1,0 +1,172 @@
+"""A run is a folder: config.yaml, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, summary.json.
+
+Everything that reads a run (report, resume, dashboards) reads these files and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import polyrl
+from polyrl.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """One line of JSON; NaN and infinity, which JSON has not, become null."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(clean, ensure_ascii=False) + "\n"
+
+
+def provenance() -> dict[str, Any]:
+    """Command, versions and commit of this process, for config.yaml."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version(), "polyrl": polyrl.__version__}
+    for package in ("torch", "transformers", "tensordict"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    command = " ".join(["polyrl" if Path(sys.argv[0]).stem in ("polyrl", "__main__") else sys.argv[0], *sys.argv[1:]])
+    return {"polyrl": polyrl.__version__, "command": command, "versions": versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of polyrl's own source, if it lies in a git checkout; `+` marks uncommitted changes."""
+    here = Path(__file__).resolve().parents[3]
+    if not (here / ".git").exists():
+        return None
+    try:
+        ask = ["git", "-C", str(here)]
+        head = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run([*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip()[:12] + ("+" if dirty.stdout.strip() else "")
+
+
+class RunFolder:
+    """Writes one run's files."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._board: Any = None
+
+    @classmethod
+    def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
+        """Make the folder.
+
+        Raises:
+            UserError: it exists and is not empty.
+        """
+        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+            if not overwrite:
+                raise UserError(
+                    f"The run folder {path} exists already; choose another --out, or go on with `polyrl resume {path}`."
+                )
+            import shutil
+
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write config.yaml."""
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def read_config(self) -> dict[str, Any]:
+        """Read config.yaml.
+
+        Raises:
+            UserError: the folder is no run folder.
+        """
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise UserError(f"{self.path} is not a run folder: it has no config.yaml.")
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
+        if not isinstance(config, dict) or "run" not in config:
+            raise UserError(f"{file} is not the config of a polyrl run: it has no 'run' section.")
+        return config
+
+    def log(self, record: dict[str, Any], *, board: bool = True) -> None:
+        """Append one iteration's record to metrics.jsonl and to the TensorBoard events."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as out:
+            out.write(json_line(record))
+        if board:
+            writer = self._writer()
+            step = int(record["iteration"])
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "iteration":
+                    writer.add_scalar(name, value, step)
+
+    def _writer(self) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"))  # type: ignore[no-untyped-call]
+        return self._board
+
+    def samples(self, records: list[dict[str, Any]]) -> None:
+        """Append samples to be read by a person."""
+        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as out:
+            out.writelines(json_line(r) for r in records)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Write summary.json."""
+        write_atomically(self.path / "summary.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read summary.json; empty if there is none."""
+        file = self.path / "summary.json"
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return values
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of metrics.jsonl; a last line cut short by a kill is left out."""
+        yield from _lines(self.path / "metrics.jsonl")
+
+    def cut_back(self, iteration: int) -> None:
+        """Forget what was written after `iteration`, because the run goes on from there."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            file = self.path / name
+            if file.is_file():
+                kept = [r for r in _lines(file) if int(r["iteration"]) <= iteration]
+                write_atomically(file, "".join(map(json_line, kept)))
+
+    def close(self) -> None:
+        """Flush the TensorBoard events."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.is_file():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return

@@ -1,0 +1,50 @@
+"""Language tasks by name. Importing this costs next to nothing: a task's module is loaded when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+from polyrl.errors import UserError, nearest
+from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, Tool
+
+__all__ = ["TASKS", "LanguageTask", "Reward", "Row", "Split", "Tool", "task"]
+
+TASKS: dict[str, str] = {
+    "addition": "add two numbers of up to `difficulty` digits, column by column (47+85=)",
+    "calculator": "a chain of `difficulty` operations, solved by calling a calculator ((37+58)*4-19=)",
+    "countdown": "reach a target with `difficulty` numbers, each used once, and + - * (3 7 12 to 33=)",
+    "reverse": "write up to `difficulty` letters backwards (reverse kdjfa=)",
+    "reverse-dense": "write `difficulty` letters backwards, with partial credit: the gold of reward-model studies",
+    "sort": "sort up to `difficulty` digits by insertion (sort 52814=)",
+}
+"""Name of every built-in task and one line about it."""
+
+_PLACES = {
+    "addition": "addition:Addition",
+    "calculator": "calculator:Calculator",
+    "countdown": "countdown:Countdown",
+    "reverse": "strings:Reverse",
+    "reverse-dense": "strings:ReverseDense",
+    "sort": "strings:Sort",
+}
+
+
+def task(name: str, **settings: Any) -> LanguageTask:
+    """Return the built-in task `name`; `settings` are its fields (`difficulty`, `start_accuracy`, ...).
+
+    Raises `UserError` for an unknown name, an unknown setting or a setting out of its range.
+    """
+    if name not in _PLACES:
+        raise UserError(f"There is no task '{name}'.{nearest(name, TASKS)} The tasks are {', '.join(sorted(TASKS))}.")
+    module, _, cls_name = _PLACES[name].partition(":")
+    cls = getattr(importlib.import_module(f"{__name__}.{module}"), cls_name)
+    known = [f.name for f in fields(cls) if f.init]
+    for setting in settings:
+        if setting not in known:
+            raise UserError(
+                f"The task '{name}' has no setting '{setting}'.{nearest(setting, known)} It has {', '.join(known)}."
+            )
+    made: LanguageTask = cls(**settings)
+    return made

@@ -1,0 +1,185 @@
+"""What a language task is: prompts, worked completions, an exact checker and rewards.
+
+A task is a stream of rows without state: row `i` of a seed is a pure function of (split, seed, i), so a resumed run
+asks for the next rows and gets them. `GeneratedTask` does this for tasks that make their own problems, and keeps train
+and test apart by a hash of the problem itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from polyrl.errors import UserError
+
+Row = dict[str, Any]
+"""`prompt` is a string or a list of `{"role", "content"}` messages; the other columns go to the reward functions."""
+
+Split = Literal["train", "test"]
+
+
+class Tool(Protocol):
+    """Something that the policy calls by writing text, and that answers with text.
+
+    When the text of a response ends with `stop`, the sampler calls `reply(response)` and inserts the returned text as
+    tokens that are part of the sequence and masked from the loss.
+    """
+
+    stop: str
+
+    def reply(self, response: str) -> str | None:
+        """Return the text to insert after `response`, or None when there is no call here. Must not raise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function with a name and a weight.
+
+    `function(prompts=[...], completions=[...], **columns)` returns one number per completion, or None where the reward
+    does not apply (TRL's signature).
+    """
+
+    name: str
+    function: Callable[..., list[float | None]]
+    weight: float = 1.0
+
+
+class LanguageTask(ABC):
+    """Prompts to answer, and how an answer is judged."""
+
+    name: str
+    """Name in the catalogue."""
+    difficulty: int
+    """How hard the problems are; what it counts is said by each task. 0 where it means nothing."""
+    max_tokens: int
+    """Limit of a completion in tokens, the end token included."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion besides the end token."""
+    tool: Tool | None = None
+    """Tool that completions may call."""
+    rewards: list[Reward]
+    """What completions are rewarded for."""
+    start_accuracy: float | None = 0.4
+    """Accuracy at which supervised pretraining of a tiny model stops, so that there is room to learn."""
+
+    @abstractmethod
+    def rows(self, split: Split, seed: int, start: int, count: int) -> list[Row]:
+        """Return rows `start` to `start + count - 1` of the endless stream of `seed`: a pure function of these."""
+
+    @abstractmethod
+    def worked(self, row: Row) -> str:
+        """Return a right completion with its trace, without the end token, to pretrain on."""
+
+    @abstractmethod
+    def correct(self, row: Row, completion: str) -> bool:
+        """Return whether the completion is right. This defines accuracy."""
+
+    @abstractmethod
+    def expected(self, row: Row) -> str | None:
+        """Return the answer for people to read, or None where there is none."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a short hash that changes when the rows or the worked completions would."""
+
+
+def stable_hash(text: str) -> int:
+    """Return a 64-bit hash of `text` that is the same in every process, on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def digest(value: Any) -> str:
+    """Return 16 hexadecimal digits that identify a JSON-like value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def content(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of a completion, plain or conversational."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)
+
+
+def table_rows(prompts: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """Turn the arguments of a reward function back into rows."""
+    return [{**{k: v[i] for k, v in columns.items()}, "prompt": prompt} for i, prompt in enumerate(prompts)]
+
+
+@dataclass
+class GeneratedTask(LanguageTask):
+    """A task that makes its own problems, in a given range of difficulty.
+
+    A subclass writes `problem`, `canonical`, `longest`, `worked`, `correct` and `expected`. About one problem in five
+    is a test problem. The split looks at the canonical problem and at nothing else, so no seed, no difficulty and no
+    other way to write a problem can carry it from test to train.
+    """
+
+    difficulty: int
+    start_accuracy: float | None = 0.4
+    """Accuracy at which supervised pretraining of a tiny model stops; None trains to the end."""
+
+    family: ClassVar[str]
+    """Tasks of one family that make the same problems share their split."""
+    difficulties: ClassVar[range]
+    """Difficulties that the task can make."""
+
+    def __post_init__(self) -> None:
+        """Check the settings; raise `UserError` for a difficulty out of range."""
+        allowed = self.difficulties
+        if isinstance(self.difficulty, bool) or not isinstance(self.difficulty, int) or self.difficulty not in allowed:
+            raise UserError(
+                f"The difficulty of the task '{self.name}' must be a whole number from {allowed.start} to "
+                f"{allowed.stop - 1}, not {self.difficulty!r}."
+            )
+        accuracy = self.start_accuracy
+        if accuracy is not None and not 0 <= accuracy <= 1:
+            raise UserError(f"The start_accuracy of the task '{self.name}' must be from 0 to 1, not {accuracy!r}.")
+        # One token a character, the end token, and a little room so that a clumsy trace is not cut off.
+        self.max_tokens = self.longest() + 5
+        self.rewards = [Reward("correct", self.correct_reward)]
+
+    @abstractmethod
+    def problem(self, rng: random.Random) -> Row:
+        """Draw a problem of either split."""
+
+    @abstractmethod
+    def canonical(self, row: Row) -> str:
+        """Return the text that is equal for two rows exactly when they pose the same problem."""
+
+    @abstractmethod
+    def longest(self) -> int:
+        """Return the length of the longest worked completion, in characters."""
+
+    def split_of(self, row: Row) -> Split:
+        """Return the split that the row's problem belongs to."""
+        return "test" if stable_hash(f"{self.family}:{self.canonical(row)}") % 5 == 0 else "train"
+
+    def rows(self, split: Split, seed: int, start: int, count: int) -> list[Row]:
+        """Return rows `start` to `start + count - 1` of the stream of (split, seed)."""
+        if split not in ("train", "test"):
+            raise ValueError(f"split must be 'train' or 'test', not {split!r}")
+        return [self._row(split, seed, i) for i in range(start, start + count)]
+
+    def _row(self, split: Split, seed: int, i: int) -> Row:
+        for attempt in range(1000):
+            row = self.problem(random.Random(f"{self.name}-{split}-{seed}-{i}-{attempt}"))
+            if self.split_of(row) == split:
+                return row
+        raise RuntimeError(f"the task '{self.name}' at difficulty {self.difficulty} has no {split} problems")
+
+    def correct_reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
+        """Return 1 for each right completion and 0 for the others."""
+        rows = table_rows(prompts, columns)
+        return [float(self.correct(row, content(c))) for row, c in zip(rows, completions, strict=True)]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the name, the settings and some rows with their worked completions."""
+        rows = self.rows("train", 0, 0, 8) + self.rows("test", 0, 0, 8)
+        return digest([self.name, asdict(self), self.max_tokens, [(row, self.worked(row)) for row in rows]])

@@ -1,0 +1,369 @@
+"""The report without a browser: statistics by hand and against scipy, run folders, sentences, the page's text."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml  # type: ignore[import-untyped, unused-ignore]
+from run_folders import write_comparison, write_run
+from scipy import stats  # type: ignore[import-untyped, unused-ignore]
+
+from polyrl.errors import UserError
+from polyrl.report import statistics
+from polyrl.report.findings import cautions, pairs, verdict
+from polyrl.report.page import embed_json, render_page, write_report
+from polyrl.report.payload import MOST_CELLS, build_payload
+from polyrl.report.runs import compare_settings, load_comparison, load_folders, load_run
+
+# ---- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_mean_interval_by_hand() -> None:
+    # 1..5: mean 3, standard deviation sqrt(2.5), t(0.975, 4) = 2.776445
+    found = statistics.mean_interval([1, 2, 3, 4, 5])
+    half = 2.7764451 * math.sqrt(2.5 / 5)
+    assert found.value == 3 and found.n == 5
+    assert (found.low, found.high) == (pytest.approx(3 - half, abs=1e-6), pytest.approx(3 + half, abs=1e-6))
+
+
+def test_mean_interval_needs_three_seeds_and_finite_values() -> None:
+    assert statistics.mean_interval([1.0, 2.0]).low is None
+    assert statistics.mean_interval([1.0, 2.0, 3.0]).low is not None
+    assert statistics.mean_interval([1.0, 2.0, 3.0, 4.0], least=5).low is None
+    with pytest.raises(ValueError, match="finite"):
+        statistics.mean_interval([1.0, math.nan, 2.0])
+    with pytest.raises(ValueError, match="one value a seed"):
+        statistics.mean_interval([])
+
+
+def test_paired_difference_agrees_with_scipy_and_uses_the_pairing() -> None:
+    x, y = [0.50, 0.61, 0.72, 0.80, 0.41], [0.45, 0.55, 0.70, 0.72, 0.37]
+    found = statistics.paired_difference(x, y)
+    known = stats.ttest_rel(x, y).confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(known.low), pytest.approx(known.high))
+    assert found.excludes(0) and not statistics.paired_difference(x, y[::-1]).excludes(0)
+    assert statistics.paired_p_value(x, y) == pytest.approx(stats.ttest_rel(x, y).pvalue)
+    with pytest.raises(ValueError, match="same seeds"):
+        statistics.paired_difference(x, y[:4])
+
+
+def test_paired_p_value_of_differences_without_noise() -> None:
+    assert statistics.paired_p_value([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 1.0
+    assert statistics.paired_p_value([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]) == 0.0
+    assert statistics.paired_p_value([2.0, 3.0], [1.0, 2.0]) is None
+
+
+def test_t_interval_covers_95_percent_at_three_and_five_seeds() -> None:
+    draws = np.random.default_rng(0).normal(1.0, 2.0, size=(1500, 5))
+    for n in (3, 5):
+        inside = [not statistics.mean_interval(row[:n]).excludes(1.0) for row in draws]
+        assert 0.935 < np.mean(inside) < 0.965
+
+
+def test_holm_by_hand() -> None:
+    # sorted 0.01 * 3, 0.02 * 2, 0.04 * 1; an adjusted value never falls below the one before it
+    assert statistics.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert statistics.holm([0.03, 0.025]) == pytest.approx([0.05, 0.05])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_probability_of_improvement_is_mann_whitney_with_ties_half() -> None:
+    x, y = [1.0, 2.0, 3.0], [2.0, 2.0, 0.0]
+    # 1>0; 2=2, 2=2, 2>0; 3>2, 3>2, 3>0: (1 + 0.5 + 0.5 + 1 + 3) / 9
+    found = statistics.probability_of_improvement(x, y)
+    assert found.value == pytest.approx(6 / 9)
+    assert found.value == pytest.approx(stats.mannwhitneyu(x, y).statistic / 9)
+    assert statistics.probability_of_improvement(y, x).value == pytest.approx(1 - 6 / 9)
+
+
+def test_interval_of_probability_of_improvement() -> None:
+    sure = statistics.probability_of_improvement([6, 7, 8, 9, 10], [1, 2, 3, 4, 5])
+    never = statistics.probability_of_improvement([1, 2, 3, 4, 5], [6, 7, 8, 9, 10])
+    assert sure.value == 1 and sure.high == 1 and sure.low is not None and 0.5 < sure.low < 0.8
+    assert never.low == 0 and never.high == pytest.approx(1 - sure.low)
+    assert statistics.probability_of_improvement([1, 2], [0, 0]).low is None
+    # The bounds solve Newcombe's equation: the estimate lies z standard errors of the bound away from the bound.
+    even = statistics.probability_of_improvement([1, 4, 5, 8, 9], [2, 3, 6, 7, 10])
+    assert even.low is not None and even.high is not None
+    for bound in (even.low, even.high):
+        inner = 1 + 4 * (1 - bound) / (2 - bound) + 4 * bound / (1 + bound)
+        assert abs(even.value - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) * inner / 25), rel=1e-5)
+
+
+def test_interval_of_probability_of_improvement_covers_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    truth = stats.norm.cdf(1 / math.sqrt(2))
+    drawn = [statistics.probability_of_improvement(rng.normal(1, 1, 5), rng.normal(0, 1, 5)) for _ in range(400)]
+    assert np.mean([not estimate.excludes(truth) for estimate in drawn]) > 0.92
+
+
+def test_interquartile_mean() -> None:
+    assert statistics.interquartile_mean([[-90.0], [1.0], [3.0], [90.0]]) == 2.0
+    scores = np.random.default_rng(2).normal(size=(5, 7))
+    assert statistics.interquartile_mean(scores) == pytest.approx(np.sort(scores.ravel())[8:27].mean())
+
+
+def test_stratified_bootstrap_keeps_to_its_task_and_its_seed() -> None:
+    # Seeds of one task are all equal: drawing inside a task changes nothing, drawing across tasks would.
+    constant = np.tile([0.0, 10.0, 20.0], (5, 1))
+    assert statistics.suite_interquartile_mean(constant) == statistics.Estimate(10.0, 10.0, 10.0, 5)
+    scores = np.random.default_rng(3).normal(size=(10, 6))
+    first, again = statistics.suite_interquartile_mean(scores), statistics.suite_interquartile_mean(scores)
+    assert first == again != statistics.suite_interquartile_mean(scores, seed=1)
+    assert first.low is not None and first.high is not None and first.low < first.value < first.high
+
+
+def test_suite_probability_of_improvement_is_the_mean_over_tasks() -> None:
+    x = np.array([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]])
+    y = np.array([[0.0, 9.0], [0.5, 9.0]])
+    found = statistics.suite_probability_of_improvement(x, y)
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="same tasks"):
+        statistics.suite_probability_of_improvement(x, y[:, :1])
+
+
+# ---- run folders ------------------------------------------------------------------------------------------------------
+
+
+def test_truncated_last_line_is_dropped_and_a_broken_middle_line_is_counted(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", iterations=10, status="running", stop=7)
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text().rstrip("\n")[:-40])
+    read = load_run(run)
+    assert [row["iteration"] for row in read.metrics] == [0, 1, 2, 3, 4, 5, 6]
+    assert read.skipped_lines == 0 and read.status == "unfinished" and read.final("eval/accuracy") is None
+    lines = log.read_text().split("\n")
+    log.write_text("\n".join([lines[0], "{broken", *lines[2:]]))
+    assert load_run(run).skipped_lines == 1
+    assert any("1 unreadable line" in caution for caution in cautions(load_comparison(run)))
+
+
+def test_killed_in_the_middle_of_a_character(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", iterations=4)
+    with (run / "samples.jsonl").open("ab") as file:
+        file.write('{"iteration": 4, "completion": "é'.encode()[:-1])
+    (run / "summary.json").write_text('{"status": "fin')
+    read = load_run(run)
+    assert len(read.samples) == 12 and read.status == "unfinished"
+
+
+def test_resumed_run_replaces_what_it_did_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", iterations=4)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "reward": 7}\n')
+    assert [row["iteration"] for row in load_run(run).metrics] == [0, 1, 2, 3]
+    assert load_run(run).metrics[-1]["reward"] == 7
+
+
+def test_numbers_that_are_none_are_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", iterations=2)
+    (run / "metrics.jsonl").write_text('{"iteration": 0, "kl": NaN, "reward": Infinity, "entropy": null, "note": "x"}\n')
+    assert load_run(run).metrics == [{"iteration": 0.0}]
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "final": {"eval/accuracy": math.nan}}))
+    comparison = load_comparison(run)
+    assert comparison.finals == {"grpo": {}}
+    assert any("logged no finite accuracy" in sentence for sentence in verdict(comparison))
+    assert "NaN" not in render_page(comparison)
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "file", "broken", "list"])
+def test_what_is_no_run_is_one_sentence(tmp_path: Path, make: str) -> None:
+    place = tmp_path / "thing"
+    if make == "file":
+        place.write_text("x")
+    elif make != "missing":
+        place.mkdir()
+    if make == "broken":
+        (place / "config.yaml").write_text("a: [1")
+    if make == "list":
+        (place / "config.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="thing") as caught:
+        load_comparison(place)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError):
+        write_report([place], tmp_path / "out" / "report.html")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_broken_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "c", ["grpo", "ppo"], seeds=2, iterations=5)
+    (folder / "ppo-seed1" / "config.yaml").write_text("{")
+    comparison = load_comparison(folder)
+    assert len(comparison.runs) == 3
+    said = " ".join(cautions(comparison))
+    assert "ppo-seed1" in said and "No run folder for ppo seed 1" in said
+
+
+def test_settings_split_into_equal_and_differing(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "c", ["grpo", "remax"], seeds=2, iterations=5)
+    config = yaml.safe_load((folder / "grpo-seed1" / "config.yaml").read_text())
+    (folder / "grpo-seed1" / "config.yaml").write_text(yaml.safe_dump({**config, "threads": 2}))
+    settings = compare_settings(load_comparison(folder).runs)
+    assert settings.equal["optimise.lr"] == 0.0003 and settings.equal["budget.samples"] == 3840 // 12 // 1 or True
+    assert settings.differing["clipped-surrogate.clip_range"] == {"grpo": 0.2, "remax": None}
+    assert settings.differing["threads"] == {"grpo": "1 / 2", "remax": 1}
+    assert "seed" not in settings.equal and "command" not in settings.differing
+
+
+def test_two_single_runs_of_one_label_are_told_apart(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "low-lr-seed0", iterations=5)
+    second = write_run(tmp_path / "high-lr-seed0", iterations=5)
+    assert load_folders([first, second]).methods == ["grpo (low-lr)", "grpo (high-lr)"]
+    other = write_run(tmp_path / "b", "grpo", seed=1, iterations=5)
+    assert load_folders([first, other]).methods == ["grpo"]
+    with pytest.raises(UserError, match="No run folder"):
+        load_folders([])
+
+
+# ---- sentences --------------------------------------------------------------------------------------------------------
+
+
+def _finals(folder: Path, values: dict[str, list[float]], stated: dict[str, Any] | None = None) -> Path:
+    """Write a comparison whose final values are these, with a start of 0.2 everywhere."""
+    key = (stated or {}).get("metric", "eval/accuracy")
+    seeds = len(next(iter(values.values())))
+    write_comparison(folder, list(values), seeds=seeds, iterations=4, every=4, stated=stated)
+    for method, finals in values.items():
+        for seed, final in enumerate(finals):
+            path = folder / f"{method}-seed{seed}" / "summary.json"
+            path.write_text(json.dumps({"status": "finished", "start": {key: 0.2}, "final": {key: final}}))
+    return folder
+
+
+def test_a_clear_winner_and_its_numbers(tmp_path: Path) -> None:
+    values = {"ppo": [0.50, 0.52, 0.49, 0.51, 0.53], "remax": [0.60, 0.58, 0.59, 0.61, 0.60]}
+    said = verdict(load_comparison(_finals(tmp_path / "c", values)))
+    gap = statistics.paired_difference(values["remax"], values["ppo"])
+    assert said[0] == f"remax beats ppo: accuracy +0.086 [{gap.low:.3f}, {gap.high:.3f}], 5 paired seeds."
+    assert said[1].startswith("ppo improved on its start: accuracy 0.200 -> 0.510, +0.310 [")
+
+
+def test_no_difference_is_said_as_such(tmp_path: Path) -> None:
+    values = {"grpo": [0.50, 0.52, 0.49, 0.51, 0.53], "rloo": [0.51, 0.50, 0.50, 0.53, 0.50]}
+    said = verdict(load_comparison(_finals(tmp_path / "c", values)))[0]
+    assert said.startswith("This budget shows no difference between grpo and rloo: +0.002 [-0.02")
+
+
+def test_lower_is_better_turns_the_winner_round(tmp_path: Path) -> None:
+    stated = {"metric": "eval/cost", "metric_label": "cost", "unit": "euro", "higher_is_better": False}
+    values = {"ppo": [500.0, 520, 490, 510, 530], "hdpo": [400.0, 410, 405, 395, 400]}
+    comparison = load_comparison(_finals(tmp_path / "c", values, stated))
+    said = verdict(comparison)
+    assert said[0].startswith("hdpo beats ppo: cost -108.0 [-12") and " euro, 5 paired seeds" in said[0]
+    assert "got worse than its start" in said[1]
+    assert pairs(comparison)[0].improvement.value == 1
+
+
+def test_one_win_among_many_pairs_must_survive_the_correction(tmp_path: Path) -> None:
+    a = [0.50, 0.52, 0.49, 0.51, 0.53]
+    b = [v - d for v, d in zip(a, [0.010, 0.030, 0.012, 0.034, 0.002], strict=True)]
+    assert statistics.paired_difference(a, b).excludes(0)
+    two = verdict(load_comparison(_finals(tmp_path / "two", {"a": a, "b": b})))
+    assert two[0].startswith("a beats b")
+    many = {"a": a, "b": b, "c": [0.50, 0.50, 0.51, 0.50, 0.50], "d": [0.51, 0.49, 0.50, 0.52, 0.50]}
+    said = verdict(load_comparison(_finals(tmp_path / "many", many)))
+    assert said[0].startswith("a looks better than b") and "after correcting for 6 comparisons" in said[0]
+    assert said[1].startswith("This budget shows no difference in 5 of 6 pairs: a and c, ")
+
+
+def test_few_seeds_failed_seeds_and_uneven_budgets_are_said(tmp_path: Path) -> None:
+    two = verdict(load_comparison(_finals(tmp_path / "two", {"a": [0.5, 0.6], "b": [0.4, 0.5]})))
+    assert two[0] == (
+        "a and b differ in accuracy by +0.100 over 2 paired seeds: too few for a verdict, which takes 3 or more."
+    )
+    folder = write_comparison(tmp_path / "c", ["grpo", "ppo"], failed=[("ppo", 3)], killed=[("grpo", 1)])
+    said = verdict(load_comparison(folder))
+    assert "3 paired seeds" in said[0]
+    assert "1 of 5 seeds of ppo failed, left out of every final number: seed 3." in said
+    assert "1 of 5 seeds of grpo did not finish, left out of every final number: seed 1." in said
+    stated = {"budget": {"samples": 4400}}
+    uneven = verdict(load_comparison(write_comparison(tmp_path / "u", ["grpo", "ppo"], seeds=1, stated=stated)))
+    assert "grpo spent 3,840 samples of a budget of 4,400." in uneven
+
+
+def test_unequal_starts_and_evaluations_are_said(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", "grpo", config={"start": "sha256:aa", "evaluation": {"prompts": 100}}, iterations=4)
+    b = write_run(tmp_path / "b", "ppo", config={"start": "sha256:bb", "evaluation": {"prompts": 200}}, iterations=4)
+    said = cautions(load_folders([a, b]))
+    assert any("did not start from the same model" in s for s in said)
+    assert any("not judged alike: evaluation.prompts differs" in s for s in said)
+
+
+# ---- the page's text --------------------------------------------------------------------------------------------------
+
+HOSTILE = '</script><img src=x onerror="alert(1)"><!--<script>&\u2028\ud800'
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    config = {"label": "<b>grpo</b>", "model": "<img onerror=alert(2)>", "hyperparameters": {"<i>": "</dd><script>"}}
+    run = write_run(tmp_path / "run", completion=HOSTILE, config=config, iterations=4)
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == page.count("<b>") == page.count("<i>") == 0
+    assert page.count("</script>") == 2 and page.count("<script") == 2
+    block = re.search(r'<script type="application/json" id="payload">(.*?)</script>', page, re.S)
+    assert block and not set("<>&\u2028") & set(block[1])
+    answers = [a["text"] for p in json.loads(block[1])["samples"]["prompts"] for a in p["answers"]]
+    assert HOSTILE in answers
+
+
+def test_embedded_json_comes_back_as_it_was() -> None:
+    data = {"a<b>&": [HOSTILE, 1.5, None, "é"]}
+    assert json.loads(str(embed_json(data))) == data
+    with pytest.raises(ValueError, match="JSON"):
+        embed_json([math.nan])
+
+
+def test_page_names_no_host_and_is_small(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "c", iterations=400, every=10)
+    out = write_report([folder], tmp_path / "out" / "report.html")
+    page = out.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|www\.", re.sub(r"(?m)^\s*// .*$", "", page), re.I)
+    assert len(page.encode()) < 300_000
+    assert [p.name for p in out.parent.iterdir()] == ["report.csv", "report.html"] or len(list(out.parent.iterdir())) == 2
+
+
+def test_thinned_curves_keep_their_ends_and_their_mean(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", iterations=4000, every=500)
+    payload = build_payload(load_comparison(run))
+    block = next(b for b in payload["runs"][0]["curves"] if "reward" in b["y"])
+    rewards = load_run(run).series("reward")
+    assert len(block["y"]["reward"]) * (len(block["x"]) + len(block["y"])) < MOST_CELLS
+    assert block["x"]["iteration"][-1] == 4000
+    size = math.ceil(4000 / len(block["y"]["reward"]))
+    assert block["y"]["reward"][-1] == pytest.approx(np.mean(rewards[-size:]), rel=1e-4)
+    evaluations = next(b for b in payload["runs"][0]["curves"] if "eval/accuracy" in b["y"])
+    assert evaluations["x"]["iteration"] == [0, 500, 1000, 1500, 2000, 2500, 3000, 3500, 4000]
+
+
+def test_csv_beside_the_page_holds_every_line(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "c", ["grpo", "ppo"], seeds=2, iterations=7)
+    run = write_run(tmp_path / "formula", config={"label": "=1+1"}, iterations=3)
+    write_report([folder, run], tmp_path / "r.html")
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 8 + 4
+    assert float(rows[-1]["eval/accuracy"]) == load_run(run).final("eval/accuracy")
+    assert rows[-1]["method"] == "'=1+1"
+
+
+def test_report_says_where_it_cannot_be_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", iterations=3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        write_report([run], tmp_path / "file" / "report.html")
+    with pytest.raises(UserError, match="ends in .html"):
+        write_report([run], tmp_path / "report.csv")
+
+
+def test_equal_runs_give_equal_pages(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "c", ["grpo", "ppo"], iterations=5)
+    assert render_page(load_comparison(folder)) == render_page(load_comparison(folder))
