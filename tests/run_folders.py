@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped, unused-ignore]
+import yaml
 
 ARMS: dict[str, dict[str, float]] = {
     # gain: rise of accuracy; kl: distance at the end; tokens: response length; greedy: extra reward calls a sample
@@ -42,6 +42,7 @@ def _samples(rng: random.Random, iteration: int, accuracy: float) -> list[dict[s
                 "completion": f"First the tens: {a // 10 * 10} + {b // 10 * 10} = {a // 10 * 10 + b // 10 * 10}.\n"
                 f"Then the ones: {a % 10} + {b % 10} = {a % 10 + b % 10}.\n  So the answer is {answer}.",
                 "score": float(right),
+                "correct": right,
                 "expected": str(a + b),
             }
         )
@@ -106,7 +107,6 @@ def write_run(
             evaluated = 0.0 if iteration == 0 else rng.gauss(0, 0.012)
             row |= {metric: scale * (accuracy + evaluated), "eval/mean_length": arm["tokens"] * (1 + 0.25 * progress)}
             stages["evaluate"] += 0.8
-            spent["seconds"] += 0.8 if iteration else 0.0
             samples += _samples(rng, iteration, accuracy)
         row |= {**spent, "updates": iteration * 4}
         rows.append(row)
@@ -141,6 +141,7 @@ def write_run(
         "spent": spent,
         "start": {metric: evaluations[0][metric]},
         "seconds_by_stage": stages,
+        "warnings": ["iteration 12: the entropy fell below 0.3 nats per token"] if seed == 1 else [],
         "peak_memory_bytes": 410_000_000 + 30_000_000 * len(label) + rng.randrange(9_000_000),
     }
     if status == "finished":

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml  # type: ignore[import-untyped, unused-ignore]
-from run_folders import write_comparison, write_run
-from scipy import stats  # type: ignore[import-untyped, unused-ignore]
+import yaml
+from scipy import stats
 
 from polyrl.errors import UserError
 from polyrl.report import statistics
@@ -21,8 +20,9 @@ from polyrl.report.findings import cautions, pairs, verdict
 from polyrl.report.page import embed_json, render_page, write_report
 from polyrl.report.payload import MOST_CELLS, build_payload
 from polyrl.report.runs import compare_settings, load_comparison, load_folders, load_run
+from run_folders import write_comparison, write_run
 
-# ---- statistics -------------------------------------------------------------------------------------------------------
+# ---- statistics ------------------------------------------------------------------------------------------------------
 
 
 def test_mean_interval_by_hand() -> None:
@@ -30,7 +30,7 @@ def test_mean_interval_by_hand() -> None:
     found = statistics.mean_interval([1, 2, 3, 4, 5])
     half = 2.7764451 * math.sqrt(2.5 / 5)
     assert found.value == 3 and found.n == 5
-    assert (found.low, found.high) == (pytest.approx(3 - half, abs=1e-6), pytest.approx(3 + half, abs=1e-6))
+    assert [found.low, found.high] == pytest.approx([3 - half, 3 + half], abs=1e-6)
 
 
 def test_mean_interval_needs_three_seeds_and_finite_values() -> None:
@@ -47,7 +47,7 @@ def test_paired_difference_agrees_with_scipy_and_uses_the_pairing() -> None:
     x, y = [0.50, 0.61, 0.72, 0.80, 0.41], [0.45, 0.55, 0.70, 0.72, 0.37]
     found = statistics.paired_difference(x, y)
     known = stats.ttest_rel(x, y).confidence_interval(0.95)
-    assert (found.low, found.high) == (pytest.approx(known.low), pytest.approx(known.high))
+    assert [found.low, found.high] == pytest.approx([known.low, known.high])
     assert found.excludes(0) and not statistics.paired_difference(x, y[::-1]).excludes(0)
     assert statistics.paired_p_value(x, y) == pytest.approx(stats.ttest_rel(x, y).pvalue)
     with pytest.raises(ValueError, match="same seeds"):
@@ -95,7 +95,9 @@ def test_interval_of_probability_of_improvement() -> None:
     assert even.low is not None and even.high is not None
     for bound in (even.low, even.high):
         inner = 1 + 4 * (1 - bound) / (2 - bound) + 4 * bound / (1 + bound)
-        assert abs(even.value - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) * inner / 25), rel=1e-5)
+        assert abs(even.value - bound) == pytest.approx(
+            1.959964 * math.sqrt(bound * (1 - bound) * inner / 25), rel=1e-5
+        )
 
 
 def test_interval_of_probability_of_improvement_covers_the_truth() -> None:
@@ -130,7 +132,7 @@ def test_suite_probability_of_improvement_is_the_mean_over_tasks() -> None:
         statistics.suite_probability_of_improvement(x, y[:, :1])
 
 
-# ---- run folders ------------------------------------------------------------------------------------------------------
+# ---- run folders -----------------------------------------------------------------------------------------------------
 
 
 def test_truncated_last_line_is_dropped_and_a_broken_middle_line_is_counted(tmp_path: Path) -> None:
@@ -165,7 +167,9 @@ def test_resumed_run_replaces_what_it_did_again(tmp_path: Path) -> None:
 
 def test_numbers_that_are_none_are_missing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", iterations=2)
-    (run / "metrics.jsonl").write_text('{"iteration": 0, "kl": NaN, "reward": Infinity, "entropy": null, "note": "x"}\n')
+    (run / "metrics.jsonl").write_text(
+        '{"iteration": 0, "kl": NaN, "reward": Infinity, "entropy": null, "note": "x"}\n'
+    )
     assert load_run(run).metrics == [{"iteration": 0.0}]
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "final": {"eval/accuracy": math.nan}}))
@@ -208,7 +212,7 @@ def test_settings_split_into_equal_and_differing(tmp_path: Path) -> None:
     config = yaml.safe_load((folder / "grpo-seed1" / "config.yaml").read_text())
     (folder / "grpo-seed1" / "config.yaml").write_text(yaml.safe_dump({**config, "threads": 2}))
     settings = compare_settings(load_comparison(folder).runs)
-    assert settings.equal["optimise.lr"] == 0.0003 and settings.equal["budget.samples"] == 3840 // 12 // 1 or True
+    assert settings.equal["optimise.lr"] == 0.0003 and settings.equal["budget.samples"] == 5 * 64
     assert settings.differing["clipped-surrogate.clip_range"] == {"grpo": 0.2, "remax": None}
     assert settings.differing["threads"] == {"grpo": "1 / 2", "remax": 1}
     assert "seed" not in settings.equal and "command" not in settings.differing
@@ -224,7 +228,7 @@ def test_two_single_runs_of_one_label_are_told_apart(tmp_path: Path) -> None:
         load_folders([])
 
 
-# ---- sentences --------------------------------------------------------------------------------------------------------
+# ---- sentences -------------------------------------------------------------------------------------------------------
 
 
 def _finals(folder: Path, values: dict[str, list[float]], stated: dict[str, Any] | None = None) -> Path:
@@ -298,7 +302,7 @@ def test_unequal_starts_and_evaluations_are_said(tmp_path: Path) -> None:
     assert any("not judged alike: evaluation.prompts differs" in s for s in said)
 
 
-# ---- the page's text --------------------------------------------------------------------------------------------------
+# ---- the page's text -------------------------------------------------------------------------------------------------
 
 HOSTILE = '</script><img src=x onerror="alert(1)"><!--<script>&\u2028\ud800'
 
@@ -326,9 +330,9 @@ def test_page_names_no_host_and_is_small(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "c", iterations=400, every=10)
     out = write_report([folder], tmp_path / "out" / "report.html")
     page = out.read_text(encoding="utf-8")
-    assert not re.search(r"https?:|//[a-z]|url\(|@import|www\.", re.sub(r"(?m)^\s*// .*$", "", page), re.I)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|www\.", page)
     assert len(page.encode()) < 300_000
-    assert [p.name for p in out.parent.iterdir()] == ["report.csv", "report.html"] or len(list(out.parent.iterdir())) == 2
+    assert sorted(p.name for p in out.parent.iterdir()) == ["report.csv", "report.html"]
 
 
 def test_thinned_curves_keep_their_ends_and_their_mean(tmp_path: Path) -> None:
@@ -360,7 +364,7 @@ def test_report_says_where_it_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
         write_report([run], tmp_path / "file" / "report.html")
-    with pytest.raises(UserError, match="ends in .html"):
+    with pytest.raises(UserError, match=r"ends in \.html"):
         write_report([run], tmp_path / "report.csv")
 
 

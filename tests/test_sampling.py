@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_policy, multi_character_tokenizer, naive_logits
 from torch import Tensor
 
 from polyrl.errors import UserError
@@ -14,6 +13,7 @@ from polyrl.experience import Experience
 from polyrl.policies.language import LanguagePolicy
 from polyrl.sampling import language
 from polyrl.sampling.language import Sampling, TransformersEngine, filtered
+from tiny_models import FAMILIES, make_policy, multi_character_tokenizer, naive_logits
 
 TEXTS = ["a", "What is 17 times 3?", "The quick brown fox jumps over the lazy dog", "12+30=", "Zz"]
 
@@ -124,7 +124,9 @@ def test_sharing_the_prompt_changes_nothing(policies):
     for policy in policies.values():
         shared = sample(policy, Sampling(max_tokens=10), completions_per_prompt=4)
         # the same uniform numbers, but every row reads its own prompt
-        alone = sample(policy, Sampling(max_tokens=10), completions_per_prompt=1, texts=[t for t in TEXTS for _ in "1234"])
+        alone = sample(
+            policy, Sampling(max_tokens=10), completions_per_prompt=1, texts=[t for t in TEXTS for _ in "1234"]
+        )
         single = sample(policy, Sampling(max_tokens=10), completions_per_prompt=4, max_rows=1)
         assert same(shared, alone) and same(shared, single)
         for group in range(len(TEXTS)):
@@ -273,7 +275,13 @@ def test_tool_replies_are_forced_and_do_not_count(letters):
         fresh = letters.evaluate(batch, padding_side=side)["logprob"]
         torch.testing.assert_close(fresh, batch["behaviour_logprob"], rtol=0, atol=1e-4)
     again = sample(
-        letters, Sampling(max_tokens=30), texts=["a", "bca"], completions_per_prompt=30, tools=tool, compact_at=0, max_rows=9
+        letters,
+        Sampling(max_tokens=30),
+        texts=["a", "bca"],
+        completions_per_prompt=30,
+        tools=tool,
+        compact_at=0,
+        max_rows=9,
     )
     assert same(batch, again)
 
@@ -317,6 +325,12 @@ def test_nonsense_is_refused_in_one_sentence(policy):
     for prompts, tokens, word in (([], 4, "no prompts"), ([[5], []], 4, "empty"), ([[5] * 120], 20, "context")):
         with pytest.raises(UserError, match=word):
             engine.generate(prompts, Sampling(max_tokens=tokens), completions_per_prompt=1, generator=generator)
+
+
+def test_a_model_without_a_key_value_cache_is_refused(tmp_path: Path):
+    policy = make_policy(tmp_path, "mamba")  # takes a cache of another name, and would ignore ours in silence
+    with pytest.raises(UserError, match="MambaForCausalLM"):
+        sample(policy, Sampling(max_tokens=2))
 
 
 def test_a_diverged_model_is_said_to_be_one(tmp_path: Path):

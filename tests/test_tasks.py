@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyrl.errors import UserError
-from polyrl.tasks.language import TASKS, task
+from polyrl.tasks.language import TASKS, task, tool_spans
 from polyrl.tasks.language.addition import Addition
 from polyrl.tasks.language.base import GeneratedTask
 from polyrl.tasks.language.calculator import Calculator, CalculatorTool
@@ -218,6 +218,15 @@ def test_calculator_task_and_tool():
     errors = ("[]", "[1/0]", "[2**9]", "[9" + "9" * 70 + "]", "[99999999*99999999]", "[x]", "[(1]", "[import os]")
     for text in errors:
         assert tool.reply(text) == "=error;", text
+
+
+def test_tool_spans_are_what_the_tool_wrote():
+    text = "[37+58]=95;[95*4]=380;] [1+1]=3;380"
+    spans = tool_spans(CalculatorTool(), text)
+    assert [text[start:end] for start, end in spans] == ["=95;", "=380;"]  # "=3;" is not what the tool would say
+    assert tool_spans(CalculatorTool(), "361") == tool_spans(CalculatorTool(), "") == []
+    for row in Calculator(difficulty=8).rows("train", 0, 0, 20):
+        assert len(tool_spans(CalculatorTool(), Calculator().worked(row))) == 8
 
 
 @settings(max_examples=100, deadline=None)

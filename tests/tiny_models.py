@@ -1,4 +1,4 @@
-"""Random two-layer models of several families, as ordinary folders. Their weights are large, so that they have opinions."""
+"""Random two-layer models of several families, as ordinary folders, with weights large enough for firm opinions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
+    MambaConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
-from transformers import AutoModelForCausalLM as AutoModel
 
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.tiny import character_tokenizer
+
+torch.set_num_threads(1)  # models this small only get slower with more
 
 FAMILIES = ("qwen3", "llama", "gpt2", "gemma2")
 
@@ -35,7 +38,7 @@ def config_of(family: str, vocabulary: int, **changes: Any) -> Any:
         "head_dim": 8,
         "intermediate_size": 48,
         "max_position_embeddings": 128,
-        "initializer_range": 0.25,
+        "initializer_range": changes.pop("initializer_range", 0.25),
     }
     if family == "qwen3":
         return Qwen3Config(vocab_size=vocabulary, tie_word_embeddings=True, **size, **special, **changes)
@@ -49,13 +52,15 @@ def config_of(family: str, vocabulary: int, **changes: Any) -> Any:
     if family == "cohere":
         size.pop("head_dim")
         return CohereConfig(vocab_size=vocabulary, logit_scale=0.3, **size, **special, **changes)
+    if family == "mamba":
+        return MambaConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, **special, **changes)
     return GPT2Config(
         vocab_size=vocabulary,
         n_embd=32,
         n_layer=2,
         n_head=4,
         n_positions=128,
-        initializer_range=0.25,
+        initializer_range=size["initializer_range"],
         **special,
         **changes,
     )
@@ -66,7 +71,7 @@ def save_model(folder: Path, family: str, tokenizer: Any = None, seed: int = 0, 
     tokenizer = tokenizer or character_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModel.from_config(config_of(family, len(tokenizer), **changes))
+        model = AutoModelForCausalLM.from_config(config_of(family, len(tokenizer), **changes))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

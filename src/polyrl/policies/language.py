@@ -194,13 +194,14 @@ class _Reader(nn.Module):
         """Context of every forward pass: bfloat16 autocast where `precision` says so."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _takes(self, argument: str) -> bool:
+    def accepts(self, argument: str) -> bool:
+        """Whether the backbone's forward pass has an argument of this name: families differ."""
         kind: Any = type(self.backbone)
         return _accepts(kind, argument)
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self._takes("position_ids"):
+        if self.accepts("position_ids"):
             inputs["position_ids"] = position_ids
         return inputs
 
@@ -218,40 +219,50 @@ class _Reader(nn.Module):
             prompt, prompt_mask = (_take(experience[k], rows).to(self.device) for k in ("prompt_ids", "prompt_mask"))
             _check_prompts(prompt_mask)
             distinct, source = torch.unique(prompt.masked_fill(~prompt_mask, -1), dim=0, return_inverse=True)
-            cache = self._shareable_cache() if 2 * len(distinct) <= len(prompt) else None
+            cache = self._shareable_cache(distinct >= 0) if 2 * len(distinct) <= len(prompt) else None
             if cache is not None:
-                return self._shared(experience, rows, source, cache)[row, column]
+                return self._shared(experience, rows, distinct, source, cache)[row, column]
         layout = _to(lay_out(experience, self.pad_id, rows, padding_side=padding_side), self.device)
         return self._hidden(layout)[row, layout.place[row, column] - 1]
 
-    def _shareable_cache(self) -> Any:
+    def _shareable_cache(self, prompt_mask: Tensor) -> Any:
         """Empty key-value cache that gradients pass through and whose rows can be picked, or None."""
-        if not (self._takes("past_key_values") and self._takes("position_ids")):
+        if not (self.accepts("past_key_values") and self.accepts("position_ids")):
             return None
         cache = DynamicCache(config=self.backbone.config)
-        plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-        return cache if plain else None
+        kinds = {type(layer) for layer in cache.layers}
+        if kinds == {DynamicLayer}:
+            return cache
+        # a sliding window counts places, so padding between prompt and response would shorten it
+        length = prompt_mask.sum(1)
+        even = bool((length == length[0]).all())
+        return cache if even and kinds <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
-    def _shared(self, experience: Experience, rows: Index | None, source: Tensor, cache: Any) -> Tensor:
-        """States [b, T', d] before the first T' response tokens; rows of equal `source` have the same prompt."""
-        names = ("prompt_ids", "prompt_mask", "action", "present")
-        prompt, real, action, present = (_take(experience[name], rows).to(self.device) for name in names)
-        first = torch.zeros(int(source.max()) + 1, dtype=torch.long, device=self.device)
-        first[source] = torch.arange(len(source), device=self.device)  # any row that has the prompt
-        ids, seen = prompt[first], real[first]
-        used = int(seen.sum(1).max())  # the batch may be padded further than these rows need
-        ids, seen = ids[:, ids.shape[1] - used :], seen[:, seen.shape[1] - used :]
-        ragged = not bool(seen.all())
-        position = (seen.cumsum(1) - 1).clamp(min=0)
-        inputs = self._inputs(ids.masked_fill(~seen, self.pad_id), seen.long() if ragged else None, position)
-        states = self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[source, -1:]
-        length = int(present.sum(1).max()) - 1  # the last token predicts nothing
-        if length < 1:
+    def _shared(
+        self, experience: Experience, rows: Index | None, distinct: Tensor, source: Tensor, cache: Any
+    ) -> Tensor:
+        """States [b, T', d] before the first T' response tokens; row i has the prompt `distinct[source[i]]`.
+
+        Prompts [p, P] come padded with -1 on the left and are read padded on the right: so every position sees a real
+        token, and attention over nothing (NaN in some backward passes) cannot occur.
+        """
+        action, present = (_take(experience[name], rows).to(self.device) for name in ("action", "present"))
+        length = (distinct >= 0).sum(1)
+        longest = int(length.max())
+        place = torch.arange(longest, device=self.device)
+        real = place < length[:, None]
+        ids = distinct.new_full(real.shape, self.pad_id)
+        ids[real] = distinct[distinct >= 0]
+        inputs = self._inputs(ids, None, place.expand(len(ids), -1))
+        states = self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+        states = states[source, length[source] - 1][:, None]
+        steps = int(present.sum(1).max()) - 1  # the last token predicts nothing
+        if steps < 1:
             return states  # type: ignore[no-any-return]
         cache.reorder_cache(source)
-        mask = torch.nn.functional.pad(seen[source].long(), (0, length), value=1) if ragged else None
-        position = position[source, -1:] + 1 + torch.arange(length, device=self.device)
-        inputs = self._inputs(action[:, :length], mask, position)
+        mask = None if bool(real.all()) else torch.nn.functional.pad(real[source].long(), (0, steps), value=1)
+        position = length[source, None] + torch.arange(steps, device=self.device)
+        inputs = self._inputs(action[:, :steps], mask, position)
         after = self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
         return torch.cat([states, after], 1)
 

@@ -25,7 +25,7 @@ MOST_PAIRS_IN_WORDS = 3
 
 @dataclass(frozen=True)
 class Pair:
-    """Two methods on their common seeds: `difference` is final of `first` minus final of `second`, in the metric's unit.
+    """Two methods on their common seeds: `difference` is final of `first` minus final of `second`, in its unit.
 
     `p_value` is corrected by Holm over all pairs of the comparison. `first` is the better one when `shown` is true.
     """
@@ -50,7 +50,9 @@ class Change:
 
 def metric_digits(comparison: Comparison) -> int:
     """Digits behind the point that suit the metric: three for shares such as accuracy, four figures for the rest."""
-    values = [abs(v) for table in (comparison.finals, comparison.starts) for seeds in table.values() for v in seeds.values()]
+    values = [
+        abs(v) for table in (comparison.finals, comparison.starts) for seeds in table.values() for v in seeds.values()
+    ]
     largest = max(values, default=1.0)
     if largest == 0 or 0.1 <= largest <= 1 or comparison.metric.key.endswith("accuracy"):
         return 3

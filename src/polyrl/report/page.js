@@ -297,7 +297,7 @@
       if (event.key === "Escape") hide();
       if (move === undefined) return;
       event.preventDefault();
-      show(box.hidden ? (move < 0 ? stops.length - 1 : 0) : current + move);
+      show(box.hidden && Math.abs(move) === 1 ? (move < 0 ? stops.length - 1 : 0) : current + move);
     };
   }
 
@@ -421,7 +421,7 @@
         }
         from += seconds;
       });
-      node(svg, "text", { class: "value", x: at(sx(from)) + 8, y: top + 17 }, `${short(cost.seconds ?? from)} s`);
+      node(svg, "text", { class: "value", x: at(sx(from)) + 8, y: top + 17 }, `${short(cost.total ?? from)} s`);
     });
   }
 
@@ -433,11 +433,12 @@
     const value = points(run, key, axes.some((a) => a.key === "samples") ? "samples" : axis.key);
     if (kl.length < 2 || value.length < 2) return [];
     const first = [[0, 0], ...(kl[0][0] > 0 ? kl : kl.slice(1))]; // the KL to the start is zero at the start
+    const last = first[first.length - 1][0] + (first[first.length - 1][0] - first[first.length - 2][0]); // one interval further at most
     const size = Math.max(1, Math.ceil(value.length / 14)); // a noisy series is averaged until a path can be seen
     const average = (list) => list.reduce((a, b) => a + b, 0) / list.length;
     const result = [];
     for (let i = 0; i < value.length; i += size) {
-      const part = value.slice(i, i + size).filter((p) => p[0] <= first[first.length - 1][0]);
+      const part = value.slice(i, i + size).filter((p) => p[0] <= last);
       if (part.length) result.push([average(part.map((p) => interpolate(first, p[0]))), average(part.map((p) => p[1]))]);
     }
     return result;
@@ -498,11 +499,9 @@
       const head = element(card, "header", colour(answer.method));
       element(head, "span", "block");
       element(head, "span", "", answer.method);
-      if (answer.score !== null) {
-        const kind = data.samples.binary ? (answer.score >= 1 ? "right" : "wrong") : "";
-        const said = { right: "✓ right", wrong: "✗ wrong", "": `score ${short(answer.score)}` }[kind];
-        element(head, "span", `badge ${kind}`, said);
-      }
+      const known = answer.right !== null;
+      const said = [known ? (answer.right ? "✓ right" : "✗ wrong") : "", answer.score === null || (known && answer.score === Number(answer.right)) ? "" : `score ${short(answer.score)}`];
+      element(head, "span", `badge ${known ? (answer.right ? "right" : "wrong") : ""}`, said.filter(Boolean).join(", "));
       element(card, "pre", "", answer.text === "" ? "(empty)" : answer.text);
     }
     const which = [...new Set(answers.map((a) => (data.samples.one_seed ? `seed ${a.seed}, iteration ${a.iteration}` : `${a.method}: seed ${a.seed}, iteration ${a.iteration}`)))];

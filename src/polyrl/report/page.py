@@ -13,7 +13,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {
+    filters: dict[str, Callable[..., str]] = {
         "fixed": _fixed,
         "count": _count,
         "seconds": _seconds,
@@ -112,7 +112,9 @@ def _environment() -> jinja2.Environment:
 def _provenance(comparison: Comparison) -> dict[str, str]:
     """What it takes to run the comparison again, as name -> text."""
     shared = compare_settings(comparison.runs).equal
-    versions = [f"{key.removeprefix('versions.')} {value}" for key, value in shared.items() if key.startswith("versions.")]
+    versions = [
+        f"{key.removeprefix('versions.')} {value}" for key, value in shared.items() if key.startswith("versions.")
+    ]
     fields = {
         "Command": comparison.command,
         "Task": comparison.task,
@@ -135,22 +137,27 @@ def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     stages = list(dict.fromkeys(stage for cost in payload["costs"] for stage in cost["stages"]))
-    return _environment().get_template("page.html.jinja").render(
-        comparison=comparison,
-        payload=payload,
-        data=embed_json(payload),
-        script=Markup(script),
-        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        digest=digest,
-        csv_name=csv_name,
-        headline=headline(comparison),
-        changes=change_sentences(comparison) if len(comparison.methods) > 1 else [],
-        cautions=cautions(comparison),
-        digits=metric_digits(comparison),
-        settings=compare_settings(comparison.runs),
-        stages=stages,
-        provenance=_provenance(comparison),
-        troubled=[run for run in comparison.runs if run.status != "finished"],
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            comparison=comparison,
+            payload=payload,
+            data=embed_json(payload),
+            script=Markup(script),
+            style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+            digest=digest,
+            csv_name=csv_name,
+            headline=headline(comparison),
+            changes=change_sentences(comparison) if len(comparison.methods) > 1 else [],
+            cautions=cautions(comparison),
+            digits=metric_digits(comparison),
+            settings=compare_settings(comparison.runs),
+            stages=stages,
+            provenance=_provenance(comparison),
+            warnings=[(run, text) for run in comparison.runs for text in run.warnings],
+            troubled=[run for run in comparison.runs if run.status != "finished"],
+        )
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -17,7 +18,7 @@ AXES: dict[str, tuple[str, str]] = {
     "tokens": ("Tokens", ""),
     "steps": ("Steps", ""),
     "reward_calls": ("Reward calls", ""),
-    "seconds": ("Time", "s"),
+    "seconds": ("Training time", "s"),
     "iteration": ("Iterations", ""),
 }
 """Budget axes a reader can switch between: key -> label and unit."""
@@ -29,11 +30,24 @@ LABELS: dict[str, tuple[str, str]] = {
     "entropy": ("Entropy", "nats per token"),
     "completions/mean_length": ("Response length", "tokens"),
     "clip_ratio": ("Clipped ratios", "share of tokens"),
+    "approx_kl": ("KL to the sampling policy", "nats per token"),
+    "kl_per_token": ("KL to the start, per token", "nats per token"),
+    "perplexity": ("Perplexity of samples", "per token"),
+    "frac_reward_zero_std": ("Groups without a spread", "share of groups"),
+    "completions/max_length": ("Longest response", "tokens"),
+    "completions/clipped_ratio": ("Responses cut at the limit", "share of responses"),
+    "tokens_per_second": ("Sampling speed", "tokens per second"),
+    "learning_rate": ("Learning rate", ""),
+    "logprob_gap": ("Sampler against trainer", "nats, largest gap"),
+    "value/explained_variance": ("Explained variance of the critic", "share of variance"),
     "eval/accuracy": ("Evaluation accuracy", "share of prompts"),
     "eval/reward": ("Evaluation reward", "mean score"),
     "eval/mean_length": ("Evaluation response length", "tokens"),
 }
 """Known metrics: key -> label and unit; others are shown under their own key."""
+
+STAGES = ("collect", "score", "credit", "select", "improve", "evaluate", "monitor", "checkpoint")
+"""The order of stages in a drawing; others follow."""
 
 MOST_CELLS = 24_000
 """Numbers of curves that one page carries; more are averaged in buckets of neighbouring iterations."""
@@ -88,7 +102,7 @@ def _bucketed(rows: Sequence[dict[str, float]], axes: Sequence[str], keys: Seque
     size = max(1, math.ceil(len(rows) / most))
     first = len(rows) % size or size  # the short bucket comes first, so that the last point is a full one
     cuts = [0, *range(first, len(rows) + 1, size)]
-    buckets = [rows[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    buckets = [rows[a:b] for a, b in itertools.pairwise(cuts)]
 
     def mean(bucket: Sequence[dict[str, float]], key: str) -> float | int | None:
         values = [row[key] for row in bucket if key in row]
@@ -120,7 +134,9 @@ def _plain(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}\n[… {len(text) - MOST_CHARACTERS:,} more]"
+    return (
+        text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}\n[… {len(text) - MOST_CHARACTERS:,} more]"
+    )
 
 
 def sample_table(comparison: Comparison) -> dict[str, Any]:
@@ -149,14 +165,20 @@ def sample_table(comparison: Comparison) -> dict[str, Any]:
             if row.get("expected") is not None:
                 entry["expected"] = _cut(_plain(row["expected"]))
             score = row.get("score")
-            number = isinstance(score, (int, float)) and math.isfinite(score)
-            answer = {"method": method, "text": _cut(_plain(row.get("completion", ""))), "score": score if number else None}
+            number = isinstance(score, int | float) and math.isfinite(score)
+            right = row.get("correct")
+            right = right if isinstance(right, bool) else score >= 1 if number and score in (0, 1) else None
+            answer = {
+                "method": method,
+                "text": _cut(_plain(row.get("completion", ""))),
+                "score": score if number else None,
+                "right": right,
+            }
             if all(other["method"] != method for other in entry["answers"]):
                 entry["answers"].append({**answer, "seed": seed, "iteration": final})
     # Prompts that every method answered come first: only those can be read side by side.
     ranked = sorted(prompts.values(), key=lambda entry: -len(entry["answers"]))[:MOST_PROMPTS]
-    scores = {row.get("score") for run in comparison.runs for row in run.samples}
-    return {"prompts": ranked, "binary": scores <= {0, 1, None}, "one_seed": len(set(seeds.values())) == 1}
+    return {"prompts": ranked, "one_seed": len(set(seeds.values())) == 1}
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -169,17 +191,14 @@ def cost_table(comparison: Comparison) -> list[dict[str, Any]]:
     table = []
     for method in comparison.methods:
         runs = [run for run in comparison.of(method) if run.status == "finished"] or comparison.of(method)
-        names = list(dict.fromkeys(stage for run in runs for stage in run.seconds_by_stage))
-        stages = {stage: _median([run.seconds_by_stage.get(stage) for run in runs]) for stage in names}
-        total = _median([run.spent("seconds") for run in runs]) or 0.0
-        rest = total - sum(seconds or 0.0 for seconds in stages.values())
-        if stages and rest > 0.02 * total:
-            stages["other"] = rest
+        logged = {stage for run in runs for stage in run.seconds_by_stage}
+        names = [*(stage for stage in STAGES if stage in logged), *sorted(logged - {*STAGES})]
         table.append(
             {
                 "method": method,
-                "stages": stages,
+                "stages": {stage: _median([run.seconds_by_stage.get(stage) for run in runs]) for stage in names},
                 **{key: _median([run.spent(key) for run in runs]) for key in AXES if key != "iteration"},
+                "total": _median([sum(run.seconds_by_stage.values()) or run.spent("seconds") for run in runs]),
                 "memory": _median([run.peak_memory_bytes for run in runs]),
                 "n": len(runs),
             }

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped, unused-ignore]
+import yaml
 
 from polyrl.errors import UserError
 
@@ -55,6 +55,12 @@ class Run:
     def error(self) -> str:
         """Why the run failed, or an empty string."""
         return str(self.summary.get("error") or "")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the run's own health checks said, oldest first."""
+        warnings = self.summary.get("warnings")
+        return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
 
     def series(self, key: str) -> list[float]:
         """Logged values of `key`, oldest first, without the iterations that lack it."""
@@ -203,7 +209,7 @@ def load_run(path: Path) -> Run:
         raise UserError(f"There is no folder '{path}': give a folder that polyrl train or polyrl compare wrote.")
     if not (path / "config.yaml").is_file():
         raise UserError(
-            f"'{path}' is no run folder, it has no config.yaml: give a folder that polyrl train or polyrl compare wrote."
+            f"'{path}' is no run folder, it has no config.yaml: give one that polyrl train or polyrl compare wrote."
         )
     config = _read_yaml(path / "config.yaml")
     rows, skipped = _read_lines(path / "metrics.jsonl")
@@ -223,7 +229,8 @@ def load_run(path: Path) -> Run:
 
 
 def _metric(stated: Mapping[str, Any], runs: Sequence[Run]) -> Metric:
-    logged = {key for run in runs for row in run.metrics for key in row}
+    summaries = [_mapping(run.summary.get(part)) for run in runs for part in ("start", "final")]
+    logged = {str(key) for run in runs for row in [*run.metrics, *summaries] for key in row}
     key = stated.get("metric")
     if not key:
         evaluations = sorted(k for k in logged if k.startswith("eval/"))
@@ -294,6 +301,10 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], list[Run], list[str]]:
             runs.append(load_run(folder))
         except UserError as error:  # one unreadable run must not hide the others
             problems.append(f"Left out: {error}")
+    for folder in sorted(
+        p for p in path.iterdir() if (p / "summary.json").is_file() and not (p / "config.yaml").is_file()
+    ):
+        problems.append(f"{folder.name} failed before it began: {_read_summary(folder / 'summary.json').get('error')}")
     if not runs:
         said = "has no run in it yet" if stated else "is no run folder, it has neither config.yaml nor compare.yaml"
         raise UserError(f"'{path}' {said}: give a folder that polyrl train or polyrl compare wrote.")
@@ -318,7 +329,9 @@ def load_folders(folders: Sequence[Path]) -> Comparison:
     shared = {k: v for _, stated, _, _ in read for k, v in stated.items() if k.startswith(("metric", "unit", "higher"))}
     metrics = {stated["metric"] for _, stated, _, _ in read if stated.get("metric")}
     if len(metrics) > 1:
-        raise UserError(f"These folders are judged by different metrics ({', '.join(sorted(metrics))}): report them apart.")
+        raise UserError(
+            f"These folders are judged by different metrics ({', '.join(sorted(metrics))}): report them apart."
+        )
     problems = [problem for _, _, _, found in read for problem in found]
     built = _build(Path(folders[0]), shared, runs, problems)
     return replace(built, name=" + ".join(path.resolve().name for path, *_ in read))
@@ -328,7 +341,10 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = ("task", "difficulty", "model", "start", "device", "threads", "commit", "polyrl")
     flat = {key: config[key] for key in plain if config.get(key) is not None}
     for section in ("budget", "evaluation", "hyperparameters", "versions"):
-        flat |= {f"{section}.{k}" if section != "hyperparameters" else str(k): v for k, v in _mapping(config.get(section)).items()}
+        flat |= {
+            f"{section}.{k}" if section != "hyperparameters" else str(k): v
+            for k, v in _mapping(config.get(section)).items()
+        }
     if "versions.polyrl" in flat:
         flat.pop("polyrl", None)  # the same number, said twice
     return flat

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats  # type: ignore[import-untyped, unused-ignore]
+from scipy import optimize, stats
 
 Array = npt.NDArray[np.float64]
 
@@ -184,7 +184,7 @@ def suite_interquartile_mean(scores: Sequence[Sequence[float]] | Array, seed: in
 def suite_probability_of_improvement(
     x: Sequence[Sequence[float]] | Array, y: Sequence[Sequence[float]] | Array, seed: int = 0
 ) -> Estimate:
-    """Probability of improvement of `x` [N, M] over `y` [K, M], averaged over M tasks, with a 95% bootstrap interval."""
+    """Probability of improvement of `x` [N, M] over `y` [K, M], averaged over M tasks, with its 95% interval."""
     a, b = _matrix(x), _matrix(y)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"both sides need the same tasks, not {a.shape[1]} and {b.shape[1]}")

@@ -169,6 +169,9 @@ class TransformersEngine:
             raise UserError("There are no prompts to answer.")
         if completions < 0:
             raise UserError(f"completions_per_prompt must be at least 0, not {completions}.")
+        if not self.policy.accepts("past_key_values"):  # it would ignore the cache and forget what came before
+            kind = type(self.policy.causal_lm).__name__
+            raise UserError(f"{kind} keeps no key-value cache, so polyrl cannot sample from it; choose another model.")
         context = self.policy.context
         for i, prompt in enumerate(prompts):
             if not prompt:

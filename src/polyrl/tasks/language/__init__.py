@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from polyrl.errors import UserError, nearest
-from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, Tool
+from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, Tool, tool_spans
 
-__all__ = ["TASKS", "LanguageTask", "Reward", "Row", "Split", "Tool", "task"]
+__all__ = ["TASKS", "LanguageTask", "Reward", "Row", "Split", "Tool", "task", "tool_spans"]
 
 TASKS: dict[str, str] = {
     "addition": "add two numbers of up to `difficulty` digits, column by column (47+85=)",

@@ -37,6 +37,23 @@ class Tool(Protocol):
         ...
 
 
+def tool_spans(tool: Tool, text: str) -> list[tuple[int, int]]:
+    """Return where in `text` the tool has written, as (start, end) in characters, one for each call.
+
+    Supervised training on a worked completion leaves these characters out of its loss, as the sampler does.
+    """
+    spans: list[tuple[int, int]] = []
+    end = text.find(tool.stop)
+    while end >= 0:
+        end += len(tool.stop)
+        reply = tool.reply(text[:end])
+        if reply is not None and text.startswith(reply, end):
+            spans.append((end, end + len(reply)))
+            end += len(reply)
+        end = text.find(tool.stop, end)
+    return spans
+
+
 @dataclass(frozen=True)
 class Reward:
     """A reward function with a name and a weight.

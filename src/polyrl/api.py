@@ -1,0 +1,199 @@
+"""polyrl in Python, with the same words as on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyrl.errors import UserError
+from polyrl.runtime.config import RunConfig
+
+if TYPE_CHECKING:
+    from polyrl.loop import Loop
+    from polyrl.recipe import Recipe
+
+RewardFunction = Callable[..., list[float | None]]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves.
+
+    Attributes:
+        folder: the run's folder; `folder / "model"` is an ordinary Hugging Face model folder.
+        start, final: evaluation metrics before and after training.
+        spent: samples, tokens, steps, reward_calls, seconds, updates, iterations.
+    """
+
+    folder: Path
+    start: dict[str, float]
+    final: dict[str, float]
+    spent: dict[str, float]
+
+
+def _budget_text(budget: str | Mapping[str, float]) -> str:
+    return budget if isinstance(budget, str) else ",".join(f"{k}={v:g}" for k, v in budget.items())
+
+
+def _as_rewards(reward: Any) -> tuple[tuple[str, ...], list[Any]]:
+    """Split what the user gave into specs (which a config can hold) and objects (which it cannot)."""
+    from polyrl.tasks.language import Reward
+    from polyrl.tasks.language.rewards import check_signature
+
+    given = [] if reward is None else [reward] if isinstance(reward, str) or callable(reward) else list(reward)
+    specs, objects = [], []
+    for item in given:
+        if isinstance(item, str):
+            specs.append(item)
+            continue
+        function, weight = item if isinstance(item, tuple) else (item, 1.0)
+        name = getattr(function, "__name__", type(function).__name__)
+        check_signature(name, function)
+        objects.append(Reward(name, function, float(weight)))
+    return tuple(specs), objects
+
+
+def train(
+    method: str | Recipe,
+    *,
+    task: str | None = None,
+    model: str | Path | None = None,
+    reward: str | RewardFunction | Sequence[Any] | None = None,
+    dataset: str | Sequence[dict[str, Any]] | None = None,
+    budget: str | Mapping[str, float] = "samples=10000",
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    options: Mapping[str, Any] | None = None,
+    **hyperparameters: Any,
+) -> RunResult:
+    """Train a policy and return what came of it.
+
+    Args:
+        method: a method or composition such as "grpo+drop-equal-groups", a method file, or a `Recipe`.
+        task: built-in task; "addition" if neither it nor a dataset is given.
+        model: model folder or hub id; none makes the task's tiny model.
+        reward: reward functions with TRL's signature `f(prompts, completions, **columns) -> list[float | None]`, or
+            their names "module:function"; a list mixes them, `(function, weight)` weighs one.
+        dataset: file, hub id, or rows with a `prompt`.
+        budget: what ends the run, such as "samples=20000,seconds=600" or {"samples": 20000}.
+        options: any other field of `polyrl.runtime.config.RunConfig`, such as {"precision": "bfloat16"}.
+        hyperparameters: of the recipe's parts, `clip_range=0.1`.
+
+    Raises:
+        UserError: something in the arguments or the data is wrong.
+    """
+    from polyrl.recipe import Recipe
+    from polyrl.runs import Given, default_folder, start_run
+    from polyrl.runtime.progress import Progress
+
+    specs, objects = _as_rewards(reward)
+    recipe = method if isinstance(method, Recipe) else None
+    config = RunConfig(
+        method=method.name if isinstance(method, Recipe) else method,
+        task="dataset" if dataset is not None else task or "addition",
+        dataset=dataset if isinstance(dataset, str) else None,
+        rewards=specs,
+        model=str(model) if model is not None else None,
+        budget=_budget_text(budget),
+        seed=seed,
+        hyperparameters={k: v if isinstance(v, str) else str(v) for k, v in hyperparameters.items()},
+        **(options or {}),
+    )
+    rows = None if dataset is None or isinstance(dataset, str) else list(dataset)
+    given = Given(recipe=recipe, dataset=rows, rewards=objects)
+    folder = Path(out) if out else default_folder(config)
+    progress = Progress(config.arm, config.budget, quiet=quiet)
+    loop = start_run(config, folder, given=given, progress=progress, overwrite=overwrite, say=_say(quiet))
+    return _finish(loop, progress, folder)
+
+
+def resume(run: str | Path, *, quiet: bool = False) -> RunResult:
+    """Go on with a run that was interrupted, to the same numbers."""
+    from polyrl.runs import resume_run
+    from polyrl.runtime.progress import Progress
+
+    folder = Path(run)
+    progress = Progress(folder.name, "", quiet=quiet)
+    loop = resume_run(folder, progress=progress, say=_say(quiet))
+    progress.label, progress.budget = loop.recipe.name, str(loop.context.budget)
+    progress.began_at = loop.context.progress
+    return _finish(loop, progress, folder)
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    return (lambda _: None) if quiet else lambda text: print(text, flush=True)
+
+
+def _finish(loop: Loop, progress: Any, folder: Path) -> RunResult:
+    with progress:
+        final = loop.run()
+    return RunResult(folder, loop.start, final, dataclasses.asdict(loop.context.spent))
+
+
+def compare(
+    methods: Sequence[str],
+    *,
+    task: str | None = None,
+    model: str | Path | None = None,
+    budget: str | Mapping[str, float] = "samples=3000",
+    seeds: int | Sequence[int] = 5,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+    options: Mapping[str, Any] | None = None,
+    **hyperparameters: Any,
+) -> Path:
+    """Train every method with every seed at the same budget and return the comparison's folder, with `report.html`.
+
+    Arguments are those of `train`; hyperparameters are set in every method that has them, and a method's own are given
+    in its name: `compare(["grpo", "grpo(clip_range=0.1)"])`.
+    """
+    from polyrl.comparison import run_comparison
+
+    names = [*range(seeds)] if isinstance(seeds, int) else list(seeds)
+    base = RunConfig(
+        method="",
+        task=task or "addition",
+        model=str(model) if model is not None else None,
+        budget=_budget_text(budget),
+        hyperparameters={k: str(v) for k, v in hyperparameters.items()},
+        **(options or {}),
+    )
+    return run_comparison(list(methods), base, names, Path(out) if out else None, workers=workers, quiet=quiet)
+
+
+def evaluate(run: str | Path, *, prompts: int = 500, greedy: bool = True) -> dict[str, float]:
+    """Judge a run's policy on test prompts of its task; returns `eval/accuracy`, `eval/reward`, `eval/mean_length`."""
+    return open_policy(run, prompts=prompts, greedy=greedy).evaluate()[0]
+
+
+def open_policy(run: str | Path, *, prompts: int = 200, greedy: bool = True) -> Any:
+    """The world of a run with its trained policy loaded (the newest checkpoint's if the run is unfinished).
+
+    Raises:
+        UserError: the folder is no run, or holds no model yet.
+    """
+    from polyrl.runs import make_task, make_world
+    from polyrl.runtime.checkpoint import checkpoints
+    from polyrl.runtime.run_folder import RunFolder
+
+    folder = Path(run)
+    config = RunConfig.from_dict(RunFolder(folder).read_config()["run"])
+    found = checkpoints(folder / "checkpoints")
+    model = folder / "model" if (folder / "model").is_dir() else found[-1] / "policy" if found else None
+    if model is None:
+        raise UserError(f"The run {folder} has no model yet: neither model/ nor a checkpoint.")
+    adapted = dataclasses.replace(config, lora=None, eval_prompts=prompts, eval_greedy=greedy)
+    return make_world(adapted, make_task(config), str(model))
+
+
+def summary(run: str | Path) -> dict[str, Any]:
+    """The run's summary.json."""
+    values: dict[str, Any] = json.loads((Path(run) / "summary.json").read_text(encoding="utf-8"))
+    return values

@@ -1,0 +1,283 @@
+"""Compares methods: every method with every seed at one budget, in parallel processes, and one page at the end.
+
+The comparison is a folder: compare.yaml, a run folder for each method and seed, report.html. Its progress is read from
+the run folders, like everything else. The same command on the same folder goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from polyrl.errors import UserError
+from polyrl.runtime.budget import Budget, Spent
+from polyrl.runtime.config import RunConfig
+from polyrl.runtime.progress import duration, sparkline
+from polyrl.runtime.run_folder import RunFolder, provenance, write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One run of a comparison."""
+
+    config: RunConfig
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        """Folder name, unique in the comparison."""
+        return self.folder.name
+
+
+def folder_name(label: str) -> str:
+    """A label as a folder name: letters, digits, `+`, `-` and `.` stay."""
+    return "".join(c if c.isalnum() or c in "+-." else "-" for c in label).strip("-.") or "method"
+
+
+def run_comparison(
+    methods: Sequence[str],
+    base: RunConfig,
+    seeds: Sequence[int],
+    out: Path | None = None,
+    *,
+    workers: int | None = None,
+    quiet: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Run what is missing of a comparison, write its page, and return its folder.
+
+    Raises:
+        UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
+    """
+    console = Console(highlight=False)
+    if len(set(methods)) < len(methods):
+        raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")
+    if not methods or not seeds:
+        raise UserError("Name at least one method and one seed to compare.")
+    configs = [dataclasses.replace(base, method=m, seed=s) for s in seeds for m in methods]
+    folder = out or _free_folder(base)
+    stated = _state(folder, methods, base, seeds, overwrite)
+    _prepare(configs, console, quiet)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
+    arms = [Arm(c, folder / f"{folder_name(c.method)}-seed{c.seed}") for c in configs]
+    _run_all([a for a in arms if not _finished(a)], arms, workers, console, quiet, base.threads)
+    stated["finished"] = datetime.datetime.now().isoformat(timespec="seconds")
+    write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
+    if not any(_finished(a) for a in arms):
+        raise UserError(f"Every run of the comparison failed; the first said: {_error(arms[0])}")
+    _conclude(folder, arms, console, quiet)
+    return folder
+
+
+def _free_folder(base: RunConfig) -> Path:
+    root = Path(os.environ.get("POLYRL_RUNS", "runs"))
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return root / f"compare-{base.task}-{stamp}"
+
+
+def _state(folder: Path, methods: Sequence[str], base: RunConfig, seeds: Sequence[int], overwrite: bool) -> dict[str, Any]:
+    """The comparison's compare.yaml; checks that an existing folder holds this very comparison."""
+    question = {"methods": list(methods), "seeds": list(seeds), "base": base.as_dict()}
+    file = folder / "compare.yaml"
+    if file.is_file() and not overwrite:
+        before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        if before.get("question") != question:
+            raise UserError(f"{folder} holds another comparison; choose another --out or say --overwrite.")
+        return dict(before)
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite or not file.is_file():
+            raise UserError(f"The folder {folder} exists already and is no comparison; choose another --out.")
+        import shutil
+
+        shutil.rmtree(folder)
+    return {
+        **{k: v for k, v in provenance().items() if k in ("command", "versions", "commit")},
+        "task": base.task,
+        "budget": dict(Budget.parse(base.budget).limits()),
+        "methods": list(methods),
+        "seeds": list(seeds),
+        "metric": "eval/accuracy",
+        "metric_label": "test accuracy",
+        "unit": "",
+        "higher_is_better": True,
+        "started": datetime.datetime.now().isoformat(timespec="seconds"),
+        "question": question,
+    }
+
+
+def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> None:
+    """Find every mistake, and make the starting model once, before the first run."""
+    from polyrl.runs import make_device, make_model, make_recipe, make_task
+
+    Budget.parse(configs[0].budget)
+    for config in {c.method: c for c in configs}.values():
+        make_recipe(config)
+    make_device(configs[0].device)
+    task = make_task(configs[0])
+    make_model(configs[0], task, say=(lambda _: None) if quiet else (lambda t: console.print(t, style="dim")))
+
+
+def _status(arm: Arm) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return str(RunFolder(arm.folder).read_summary().get("status", "running"))
+    return "running"
+
+
+def _finished(arm: Arm) -> bool:
+    return _status(arm) == "finished"
+
+
+def _error(arm: Arm) -> str:
+    return str(RunFolder(arm.folder).read_summary().get("error", "it was killed"))
+
+
+def work(values: dict[str, Any], folder: str) -> str:
+    """Do one run in a worker process; return its error, or an empty string."""
+    from polyrl.runs import resume_run, start_run
+    from polyrl.runtime.checkpoint import checkpoints
+    from polyrl.runtime.progress import Progress
+
+    config, path = RunConfig.from_dict(values), Path(folder)
+    progress = Progress(config.arm, config.budget, quiet=True, console=Console(file=open(os.devnull, "w")))  # noqa: SIM115
+    try:
+        if checkpoints(path / "checkpoints") and (path / "config.yaml").is_file():
+            loop = resume_run(path, progress=progress)
+        else:
+            loop = start_run(config, path, progress=progress, overwrite=True)
+        loop.run()
+    except UserError as error:
+        folder_made = RunFolder(path)
+        path.mkdir(parents=True, exist_ok=True)
+        if not folder_made.read_summary().get("error"):
+            folder_made.summary({"status": "failed", "error": str(error)})
+        return str(error)
+    return ""
+
+
+def _run_all(todo: list[Arm], arms: list[Arm], workers: int | None, console: Console, quiet: bool, threads: int) -> None:
+    if not todo:
+        return
+    count = max(1, min(len(todo), workers or (os.cpu_count() or 1) // threads))
+    # the workers inherit this: numerical libraries read it when they are first imported
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    began = time.perf_counter()
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(work, a.config.as_dict(), str(a.folder)): a for a in todo}
+        try:
+            if quiet:
+                _await(jobs)
+            elif console.is_terminal:
+                with Live(console=console, refresh_per_second=2) as live:
+                    _await(jobs, lambda: live.update(_table(arms, began)))
+            else:
+                last = [0.0]
+
+                def line() -> None:
+                    if time.perf_counter() - last[0] > 15:
+                        last[0] = time.perf_counter()
+                        console.print(_line(arms, began))
+
+                _await(jobs, line)
+                console.print(_line(arms, began))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    for job, arm in jobs.items():
+        error = job.exception()
+        said = f"{type(error).__name__}: {error}" if error else job.result()
+        if said:
+            console.print(f"[bold red]failed[/] {arm.key}: ", Text(said), soft_wrap=True)
+            if error and not isinstance(error, BrokenProcessPool):
+                RunFolder(arm.folder).summary({"status": "failed", "error": said})
+
+
+def _await(jobs: dict[Future[str], Arm], show: Any = None) -> None:
+    while not all(job.done() for job in jobs):
+        time.sleep(0.5)
+        if show:
+            show()
+    if show:
+        show()
+
+
+def _last_record(arm: Arm) -> tuple[dict[str, Any], list[float]]:
+    records = list(RunFolder(arm.folder).records())
+    return (records[-1] if records else {}), [r["eval/accuracy"] for r in records if r.get("eval/accuracy") is not None]
+
+
+def _share(arm: Arm, record: dict[str, Any]) -> float:
+    if not record or _status(arm) in ("finished", "failed"):
+        return float(_status(arm) in ("finished", "failed"))
+    known = {f.name for f in dataclasses.fields(Spent)}
+    spent = Spent(**{k: v for k, v in record.items() if k in known}, iterations=int(record["iteration"]))
+    return Budget.parse(arm.config.budget).progress(spent)
+
+
+def _left(shares: Sequence[float], began: float) -> str:
+    done = sum(shares)
+    return duration((time.perf_counter() - began) * (len(shares) - done) / done) if done > 0.02 * len(shares) else "-"
+
+
+def _line(arms: list[Arm], began: float) -> str:
+    shares = [_share(a, _last_record(a)[0]) for a in arms]
+    ended = sum(s >= 1 for s in shares)
+    return f"{ended} of {len(arms)} runs done, {100 * sum(shares) / len(arms):.0f}%, {_left(shares, began)} left"
+
+
+def _table(arms: list[Arm], began: float) -> Table:
+    methods = list(dict.fromkeys(a.config.method for a in arms))
+    shares = []
+    table = Table(box=None, padding=(0, 2), title_justify="left", title_style="bold")
+    for column in ("method", "runs", "accuracy at the start, now", "last curve", "seconds a run"):
+        table.add_column(column, header_style="dim")
+    for method in methods:
+        mine = [a for a in arms if a.config.method == method]
+        read = [_last_record(a) for a in mine]
+        shares += [_share(a, record) for a, (record, _) in zip(mine, read, strict=True)]
+        curves = [c for _, c in read if c]
+        now = f"{_mean(c[0] for c in curves):.3f} -> {_mean(c[-1] for c in curves):.3f}" if curves else "-"
+        seconds = [r["seconds"] for r, _ in read if r]
+        table.add_row(
+            method,
+            f"{sum(_finished(a) for a in mine)}/{len(mine)}",
+            now,
+            sparkline(curves[-1]) if curves else "",
+            f"{_mean(seconds):.0f}" if seconds else "-",
+        )
+    table.title = f"{100 * sum(shares) / len(arms):.0f}% done, {_left(shares, began)} left"
+    return table
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def _conclude(folder: Path, arms: list[Arm], console: Console, quiet: bool) -> None:
+    from polyrl.report.findings import verdict
+    from polyrl.report.page import write_report
+    from polyrl.report.runs import load_comparison
+
+    page = write_report([folder], folder / "report.html")
+    if quiet:
+        return
+    console.print()
+    for sentence in verdict(load_comparison(folder)):
+        console.print(Text(sentence), soft_wrap=True)
+    console.print(f"\nThe comparison: [bold]{page.resolve()}[/]", soft_wrap=True)
