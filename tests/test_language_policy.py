@@ -368,7 +368,12 @@ def test_critic_and_reward_model_come_back(policy, tmp_path: Path):
 
 def test_lora_trains_adapters_only_and_merges(tmp_path: Path):
     folder = save_model(tmp_path / "base", "llama")
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
     policy = LanguagePolicy.load(folder, lora=LoraSettings(rank=4, alpha=8))
+    twin = LanguagePolicy.load(folder, lora=LoraSettings(rank=4, alpha=8))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), twin.parameters(), strict=True))
     base = LanguagePolicy.load(folder)
     batch = random_batch(policy)
     torch.testing.assert_close(policy.evaluate(batch)["logprob"], base.evaluate(batch)["logprob"])
@@ -384,6 +389,8 @@ def test_lora_trains_adapters_only_and_merges(tmp_path: Path):
     policy.save(tmp_path / "adapters")
     policy.save(tmp_path / "merged", merge=True)
     assert not (tmp_path / "adapters" / "model.safetensors").exists()
+    targets = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets) and "lm_head" not in targets
     ids = policy.encode_prompt("What is 17 times 3?")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(

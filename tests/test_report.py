@@ -19,7 +19,7 @@ from polyrl.report import statistics
 from polyrl.report.findings import cautions, pairs, verdict
 from polyrl.report.page import embed_json, render_page, write_report
 from polyrl.report.payload import MOST_CELLS, build_payload
-from polyrl.report.runs import compare_settings, load_comparison, load_folders, load_run
+from polyrl.report.runs import ABSENT, compare_settings, load_comparison, load_folders, load_run
 from run_folders import write_comparison, write_run
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
@@ -205,6 +205,9 @@ def test_one_broken_run_does_not_hide_the_others(tmp_path: Path) -> None:
     assert len(comparison.runs) == 3
     said = " ".join(cautions(comparison))
     assert "ppo-seed1" in said and "No run folder for ppo seed 1" in said
+    (folder / "ppo-seed1" / "config.yaml").unlink()
+    (folder / "ppo-seed1" / "summary.json").write_text('{"status": "failed", "error": "no such model"}')
+    assert "ppo-seed1 failed before it began: no such model" in " ".join(cautions(load_comparison(folder)))
 
 
 def test_settings_split_into_equal_and_differing(tmp_path: Path) -> None:
@@ -213,7 +216,8 @@ def test_settings_split_into_equal_and_differing(tmp_path: Path) -> None:
     (folder / "grpo-seed1" / "config.yaml").write_text(yaml.safe_dump({**config, "threads": 2}))
     settings = compare_settings(load_comparison(folder).runs)
     assert settings.equal["optimise.lr"] == 0.0003 and settings.equal["budget.samples"] == 5 * 64
-    assert settings.differing["clipped-surrogate.clip_range"] == {"grpo": 0.2, "remax": None}
+    assert settings.differing["clipped-surrogate.clip_range"] == {"grpo": 0.2, "remax": ABSENT}
+    assert next(iter(settings.differing)) == "threads"
     assert settings.differing["threads"] == {"grpo": "1 / 2", "remax": 1}
     assert "seed" not in settings.equal and "command" not in settings.differing
 
@@ -276,7 +280,7 @@ def test_one_win_among_many_pairs_must_survive_the_correction(tmp_path: Path) ->
     many = {"a": a, "b": b, "c": [0.50, 0.50, 0.51, 0.50, 0.50], "d": [0.51, 0.49, 0.50, 0.52, 0.50]}
     said = verdict(load_comparison(_finals(tmp_path / "many", many)))
     assert said[0].startswith("a looks better than b") and "after correcting for 6 comparisons" in said[0]
-    assert said[1].startswith("This budget shows no difference in 5 of 6 pairs: a and c, ")
+    assert said[1].startswith("This budget shows no difference in 5 of 6 pairs: a and d, a and c, d and c, ")
 
 
 def test_few_seeds_failed_seeds_and_uneven_budgets_are_said(tmp_path: Path) -> None:
@@ -284,6 +288,9 @@ def test_few_seeds_failed_seeds_and_uneven_budgets_are_said(tmp_path: Path) -> N
     assert two[0] == (
         "a and b differ in accuracy by +0.100 over 2 paired seeds: too few for a verdict, which takes 3 or more."
     )
+    three = {"a": [0.5, 0.6], "b": [0.4, 0.5], "c": [0.3, 0.3], "d": [0.2, 0.2]}
+    said = verdict(load_comparison(_finals(tmp_path / "three", three)))
+    assert said[0] == "No verdict on any pair: it takes 3 paired seeds or more."
     folder = write_comparison(tmp_path / "c", ["grpo", "ppo"], failed=[("ppo", 3)], killed=[("grpo", 1)])
     said = verdict(load_comparison(folder))
     assert "3 paired seeds" in said[0]
@@ -300,6 +307,15 @@ def test_unequal_starts_and_evaluations_are_said(tmp_path: Path) -> None:
     said = cautions(load_folders([a, b]))
     assert any("did not start from the same model" in s for s in said)
     assert any("not judged alike: evaluation.prompts differs" in s for s in said)
+
+
+def test_pairs_are_ordered_from_the_best_method_down(tmp_path: Path) -> None:
+    values = {"low": [0.1, 0.2, 0.1], "high": [0.8, 0.9, 0.8], "middle": [0.5, 0.6, 0.4]}
+    found = pairs(load_comparison(_finals(tmp_path / "c", values)))
+    assert [(p.first, p.second) for p in found] == [("high", "middle"), ("high", "low"), ("middle", "low")]
+    assert all(p.difference.value > 0 and p.improvement.value == 1 for p in found)
+    raw = [statistics.paired_p_value(values[p.first], values[p.second]) or 0 for p in found]
+    assert [p.p_value for p in found] == pytest.approx(statistics.holm(raw))
 
 
 # ---- the page's text -------------------------------------------------------------------------------------------------

@@ -79,6 +79,12 @@ def _first_line(node: ast.Module | ast.ClassDef) -> str:
     return (ast.get_docstring(node) or "").partition("\n")[0].strip()
 
 
+def _sentence(line: str) -> str:
+    """`GRPO: the answers ...` -> `The answers ...`."""
+    text = line.partition(": ")[2] or line
+    return text[:1].upper() + text[1:]
+
+
 def method_info(path: Path, module: str, family: str) -> MethodInfo | None:
     """Read a method's file; None if it defines no recipe."""
     tree = _read(path)
@@ -93,7 +99,7 @@ def method_info(path: Path, module: str, family: str) -> MethodInfo | None:
         year=int(known.get("YEAR", 0)),
         formula=str(known.get("FORMULA", "")),
         family=family,
-        summary=_first_line(tree).partition(": ")[2] or _first_line(tree),
+        summary=_sentence(_first_line(tree)),
         module=module,
         path=path,
     )

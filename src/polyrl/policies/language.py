@@ -56,6 +56,8 @@ class LoraSettings:
     """The update is scaled by alpha / rank."""
     targets: str | tuple[str, ...] = "all-linear"
     """Names of the layers that get adapters, or "all-linear": every linear layer except the output head."""
+    seed: int = 0
+    """Of the adapters' initial values."""
 
 
 # ------------------------------------------------------------------------------------------- rows of a batch
@@ -649,8 +651,14 @@ def _with_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
-    wrapped: nn.Module = peft.get_peft_model(model, settings)
-    return wrapped
+    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator: leave it as it was
+        torch.manual_seed(lora.seed)
+        wrapped = peft.get_peft_model(model, settings)
+    for used in wrapped.peft_config.values():
+        if isinstance(used.target_modules, set):
+            used.target_modules = sorted(used.target_modules)  # a set is saved in another order by every process
+    found: nn.Module = wrapped
+    return found
 
 
 def _peft() -> Any:

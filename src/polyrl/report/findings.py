@@ -21,13 +21,15 @@ from polyrl.report.statistics import (
 
 MOST_PAIRS_IN_WORDS = 3
 """With more pairs than this without a difference, one sentence names them all."""
+MOST_WINS_IN_WORDS = 10
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two methods on their common seeds: `difference` is final of `first` minus final of `second`, in its unit.
 
-    `p_value` is corrected by Holm over all pairs of the comparison. `first` is the better one when `shown` is true.
+    `p_value` is corrected by Holm over all pairs of the comparison. `first` ended better on average;
+    `shown` says that the difference holds.
     """
 
     first: str
@@ -87,7 +89,10 @@ def improvement(comparison: Comparison, first: str, second: str) -> Estimate | N
 
 
 def pairs(comparison: Comparison) -> list[Pair]:
-    """Compare all methods two by two on their common seeds; pairs without a common finished seed are left out."""
+    """Compare all methods two by two on their common seeds; pairs without a common finished seed are left out.
+
+    The better one of a pair comes first, and the pairs come in the order of the methods' mean results.
+    """
     found: list[tuple[str, str, list[float], list[float], float | None]] = []
     for first, second in itertools.combinations(comparison.methods, 2):
         a, b = comparison.finals[first], comparison.finals[second]
@@ -96,17 +101,19 @@ def pairs(comparison: Comparison) -> list[Pair]:
             x, y = [a[s] for s in common], [b[s] for s in common]
             found.append((first, second, x, y, paired_p_value(x, y)))
     adjusted = iter(holm([p for *_, p in found if p is not None]))
+    ends = {m: sum(seeds.values()) / len(seeds) for m, seeds in comparison.finals.items() if seeds}
+    rank = sorted(ends, key=lambda m: ends[m], reverse=comparison.metric.higher_is_better)
     result = []
     for first, second, x, y, p in found:
         corrected = None if p is None else next(adjusted)
         gap = paired_difference(x, y)
-        shown = corrected is not None and corrected < 1 - LEVEL and gap.excludes(0)
-        if (gap.excludes(0) or shown) and (gap.value < 0) == comparison.metric.higher_is_better:
+        if gap.value and (gap.value < 0) == comparison.metric.higher_is_better:
             first, second, gap = second, first, paired_difference(y, x)
+        shown = corrected is not None and corrected < 1 - LEVEL and gap.excludes(0)
         chance = improvement(comparison, first, second)
         assert chance is not None  # both have a finished run, or they would share no seed
         result.append(Pair(first, second, gap, corrected, chance, shown))
-    return result
+    return sorted(result, key=lambda pair: (rank.index(pair.first), rank.index(pair.second)))
 
 
 def changes(comparison: Comparison) -> list[Change]:
@@ -122,41 +129,49 @@ def changes(comparison: Comparison) -> list[Change]:
     return result
 
 
+def _pair_sentence(pair: Pair, comparison: Comparison, compared: int) -> str:
+    """Say what one pair shows."""
+    label, gap = comparison.metric.label, pair.difference
+    unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
+    numbers = f"{_number(gap.value, metric_digits(comparison), True)}{_interval(gap, metric_digits(comparison))}{unit}"
+    paired = _seeds(gap.n, "paired ")
+    if gap.low is None:
+        few = f"too few for a verdict, which takes {LEAST_SEEDS} or more"
+        return f"{pair.first} and {pair.second} differ in {label} by {numbers} over {paired}: {few}."
+    if pair.shown:
+        return f"{pair.first} beats {pair.second}: {label} {numbers}, {paired}."
+    if gap.excludes(0):
+        but = f"but not after correcting for {compared} comparisons"
+        return f"{pair.first} looks better than {pair.second}: {label} {numbers}, {paired}, {but}."
+    return f"This budget shows no difference between {pair.first} and {pair.second}: {numbers}, {paired}."
+
+
 def _pair_sentences(comparison: Comparison) -> list[str]:
-    label, digits, unit = comparison.metric.label, metric_digits(comparison), comparison.metric.unit
-    tail = f" {unit}" if unit else ""
+    """Say what all pairs show, the strongest first; many pairs of one kind share a sentence."""
     compared = pairs(comparison)
-    ends = {m: sum(seeds.values()) / len(seeds) for m, seeds in comparison.finals.items() if seeds}
-    rank = sorted(ends, key=lambda m: ends[m], reverse=comparison.metric.higher_is_better)
-    strong: list[tuple[tuple[int, int], str]] = []
-    weak: list[str] = []
-    none: list[tuple[Pair, str]] = []
-    for pair in compared:
-        gap = pair.difference
-        said = f"{_number(gap.value, digits, True)}{_interval(gap, digits)}{tail}"
-        names = f"{pair.first} and {pair.second}"
-        if gap.low is None:
-            weak.append(
-                f"{names} differ in {label} by {said} over {_seeds(gap.n, 'paired ')}: too few for a verdict, "
-                f"which takes {LEAST_SEEDS} or more."
-            )
-        elif pair.shown:
-            place = rank.index(pair.first), rank.index(pair.second)
-            strong.append((place, f"{pair.first} beats {pair.second}: {label} {said}, {_seeds(gap.n, 'paired ')}."))
-        elif gap.excludes(0):
-            weak.append(
-                f"{pair.first} looks better than {pair.second}: {label} {said}, {_seeds(gap.n, 'paired ')}, "
-                f"but not after correcting for {len(compared)} comparisons."
-            )
-        else:
-            none.append((pair, f"This budget shows no difference between {names}: {said}, {_seeds(gap.n, 'paired ')}."))
-    sentences = [sentence for _, sentence in sorted(strong)] + weak
+
+    def said(chosen: Sequence[Pair]) -> list[str]:
+        return [_pair_sentence(pair, comparison, len(compared)) for pair in chosen]
+
+    beaten = [pair for pair in compared if pair.shown]
+    hinted = [pair for pair in compared if not pair.shown and pair.difference.excludes(0)]
+    few = [pair for pair in compared if pair.difference.low is None]
+    none = [pair for pair in compared if pair.difference.low is not None and not pair.difference.excludes(0)]
+    sentences = said(beaten[:MOST_WINS_IN_WORDS])
+    if len(beaten) > MOST_WINS_IN_WORDS:
+        sentences.append(f"{len(beaten) - MOST_WINS_IN_WORDS} more pairs differ: see the table of differences.")
+    sentences += said(hinted)
     if len(none) <= MOST_PAIRS_IN_WORDS:
-        return sentences + [sentence for _, sentence in none]
-    if len(none) == len(compared):
-        return [*sentences, f"This budget shows no difference between any two of {_listed(comparison.methods)}."]
-    named = _listed([f"{pair.first} and {pair.second}" for pair, _ in none])
-    return [*sentences, f"This budget shows no difference in {len(none)} of {len(compared)} pairs: {named}."]
+        sentences += said(none)
+    elif len(none) == len(compared):
+        sentences.append(f"This budget shows no difference between any two of {_listed(comparison.methods)}.")
+    else:
+        named = _listed([f"{pair.first} and {pair.second}" for pair in none])
+        sentences.append(f"This budget shows no difference in {len(none)} of {len(compared)} pairs: {named}.")
+    if len(few) <= MOST_PAIRS_IN_WORDS:
+        return sentences + said(few)
+    which = "any pair" if len(few) == len(compared) else f"{len(few)} of {len(compared)} pairs"
+    return [*sentences, f"No verdict on {which}: it takes {LEAST_SEEDS} paired seeds or more."]
 
 
 def _change_sentence(change: Change, comparison: Comparison) -> str:

@@ -48,16 +48,17 @@
   const fixed = (value, digits = metric.digits) => minus(Number(value.toFixed(digits)) === 0 ? (0).toFixed(digits) : value.toFixed(digits));
   const signed = (value) => (Number(value.toFixed(metric.digits)) > 0 ? "+" : "") + fixed(value);
   const interval = (e, digits = metric.digits) => (e.low === null ? "" : ` [${fixed(e.low, digits)}, ${fixed(e.high, digits)}]`);
+  const digitsOf = (step) => [0, 1, 2, 3, 4, 5, 6, 7, 8].find((d) => Math.abs(step * 10 ** d - Math.round(step * 10 ** d)) < 1e-6 * step * 10 ** d) ?? 8;
   function short(value, step) {
     const size = Math.max(Math.abs(value), step || 0);
     for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
       if (size < unit) continue;
       if (value === 0) return "0";
-      const digits = step ? Math.max(0, -Math.floor(Math.log10(step / unit) + 1e-9)) : Math.abs(value) / unit < 10 ? 2 : 1;
-      return minus((value / unit).toFixed(Math.min(3, digits)).replace(/\.0+$/, "")) + letter;
+      const digits = step ? digitsOf(step / unit) : Math.abs(value) / unit < 10 ? 2 : 1;
+      return minus((value / unit).toFixed(Math.min(4, digits)).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "")) + letter;
     }
     if (value === 0) return "0";
-    const digits = step ? Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) : Math.max(0, 3 - Math.ceil(Math.log10(size + 1e-12)));
+    const digits = step ? digitsOf(step) : Math.max(0, 3 - Math.ceil(Math.log10(size + 1e-12)));
     return minus(value.toFixed(Math.min(8, digits)));
   }
   function ticks(low, high, wanted) {
@@ -390,7 +391,7 @@
   }
 
   // ---- cost --------------------------------------------------------------------------------------------------------
-  const stageNames = [...new Set(data.costs.flatMap((c) => Object.keys(c.stages)))];
+  const stageNames = data.stages;
   function drawCost() {
     const host = byId("cost-chart");
     if (!host) return;
@@ -416,7 +417,7 @@
         const seconds = cost.stages[stage] || 0;
         const breadth = sx(from + seconds) - sx(from);
         if (breadth > 0.3) {
-          const bar = node(svg, "rect", { class: `block-bar s${k % 7}`, x: at(sx(from)), y: top, width: at(breadth), height: 26 });
+          const bar = node(svg, "rect", { class: `block-bar s${k % 8}`, x: at(sx(from)), y: top, width: at(breadth), height: 26 });
           node(bar, "title", {}, `${cost.method}, ${stage}: ${short(seconds)} s`);
         }
         from += seconds;
@@ -597,7 +598,7 @@
     }
     if (byId("stages")) stageNames.forEach((stage, k) => {
       const item = element(byId("stages"), "span", "item");
-      element(item, "span", `block s${k % 7}`);
+      element(item, "span", `block s${k % 8}`);
       element(item, "span", "", stage);
     });
     if (hasKl) {

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from polyrl.errors import UserError
 from polyrl.report.findings import cautions, change_sentences, headline, metric_digits, verdict
 from polyrl.report.payload import build_payload
-from polyrl.report.runs import Comparison, compare_settings, load_folders
+from polyrl.report.runs import ABSENT, Comparison, compare_settings, load_folders
 
 __all__ = ["render_page", "verdict", "write_report"]
 
@@ -60,7 +60,15 @@ def _seconds(value: float | None) -> str:
     """Write a time in seconds with a fitting number of digits."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+    return (
+        f"{value:,.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 1
+        else "<0.01"
+        if 0 < value < 0.01
+        else f"{value:.2f}"
+    )
 
 
 def _megabytes(value: float | None) -> str:
@@ -72,8 +80,10 @@ def _p_value(value: float | None) -> str:
 
 
 def _setting(value: Any) -> str:
-    if value is None:
+    if value is ABSENT:
         return "–"
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float) and math.isfinite(value):
@@ -136,7 +146,6 @@ def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
     payload = build_payload(comparison)
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    stages = list(dict.fromkeys(stage for cost in payload["costs"] for stage in cost["stages"]))
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -153,7 +162,7 @@ def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
             cautions=cautions(comparison),
             digits=metric_digits(comparison),
             settings=compare_settings(comparison.runs),
-            stages=stages,
+            stages=payload["stages"],
             provenance=_provenance(comparison),
             warnings=[(run, text) for run in comparison.runs for text in run.warnings],
             troubled=[run for run in comparison.runs if run.status != "finished"],

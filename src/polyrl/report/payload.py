@@ -186,13 +186,18 @@ def _median(values: Sequence[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
+def stage_names(runs: Sequence[Run]) -> list[str]:
+    """Stages that some run timed, in the order of the loop."""
+    logged = {stage for run in runs for stage in run.seconds_by_stage}
+    return [*(stage for stage in STAGES if stage in logged), *sorted(logged - {*STAGES})]
+
+
 def cost_table(comparison: Comparison) -> list[dict[str, Any]]:
     """Median spending of each method's finished runs (of all its runs when none finished)."""
     table = []
     for method in comparison.methods:
         runs = [run for run in comparison.of(method) if run.status == "finished"] or comparison.of(method)
-        logged = {stage for run in runs for stage in run.seconds_by_stage}
-        names = [*(stage for stage in STAGES if stage in logged), *sorted(logged - {*STAGES})]
+        names = stage_names(runs)
         table.append(
             {
                 "method": method,
@@ -260,6 +265,7 @@ def build_payload(comparison: Comparison) -> dict[str, Any]:
             }
             for first in comparison.methods
         },
+        "stages": stage_names(comparison.runs),
         "costs": cost_table(comparison),
         "samples": sample_table(comparison),
     }

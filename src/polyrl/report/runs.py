@@ -22,6 +22,16 @@ from polyrl.errors import UserError
 DEFAULT_METRIC = "eval/accuracy"
 
 
+class Absent:
+    """The value of a setting that a method does not have."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = Absent()
+
+
 @dataclass(frozen=True)
 class Metric:
     """What the comparison is decided by: its key in metrics.jsonl, how it is called, its unit and direction."""
@@ -133,7 +143,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that all methods share, and those that differ with the value of each method (None where it has none)."""
+    """Settings that all methods share, and those that differ, by method (`ABSENT` where it has none)."""
 
     equal: dict[str, Any]
     differing: dict[str, dict[str, Any]]
@@ -359,13 +369,15 @@ def compare_settings(runs: Sequence[Run]) -> Settings:
     equal: dict[str, Any] = {}
     differing: dict[str, dict[str, Any]] = {}
     for key in _ordered(key for _, settings in flat for key in settings):
-        values = [settings.get(key) for _, settings in flat]
+        values = [settings.get(key, ABSENT) for _, settings in flat]
         if all(value == values[0] for value in values):
             equal[key] = values[0]
             continue
         differing[key] = {}
         for label in _ordered(label for label, _ in flat):
-            own = [settings.get(key) for name, settings in flat if name == label]
+            own = [settings.get(key, ABSENT) for name, settings in flat if name == label]
             same = all(value == own[0] for value in own)
             differing[key][label] = own[0] if same else " / ".join(_ordered(str(value) for value in own))
-    return Settings(equal, differing)
+    # What all methods have and set differently matters most to a reader; parts of one method alone come after.
+    order = sorted(differing, key=lambda key: ABSENT in differing[key].values())
+    return Settings(equal, {key: differing[key] for key in order})

@@ -1,0 +1,5 @@
+"""`python -m polyrl` is `polyrl`."""
+
+from polyrl.cli.main import main
+
+main()

@@ -1,0 +1,332 @@
+"""`polyrl`: train, compare, list, show, trace, eval, play, resume, report, demo.
+
+Commands import what they need when they run, so that `polyrl --help` and `polyrl list` answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polyrl.errors import UserError, nearest
+
+HYPERPARAMETERS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class Commands(click.Group):
+    """A group that lists its commands in the order of use and names the nearest one on a typing error."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Commands in the order in which they were written."""
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise UserError(f"There is no command '{args[0]}'.{nearest(args[0], self.commands)} `polyrl --help` lists them.")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings=HELP)
+@click.version_option(package_name="polyrl")
+def polyrl() -> None:
+    """Policy optimization: train, compose, compare and re-test published methods.
+
+    Any hyperparameter of a method is an option, such as --clip-range 0.1; `polyrl show METHOD` lists them.
+    """
+
+
+def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(chosen):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+WHAT = options(
+    click.option("--task", help="built-in task; `polyrl list tasks`  [addition]"),
+    click.option("--difficulty", type=int, help="how hard the built-in task is"),
+    click.option("--dataset", help="your prompts: jsonl, json, csv, parquet, or a hub id"),
+    click.option("--test-dataset", help="prompts to judge on; else a share of --dataset is held out"),
+    click.option("--reward", multiple=True, help="module:function or file.py:function, =WEIGHT behind it if wanted"),
+    click.option("--model", help="model folder or Hugging Face hub id; else the task's tiny model"),
+)
+HOW = options(
+    click.option("--budget", help="what ends a run: samples=, tokens=, steps=, reward_calls=, seconds=, updates="),
+    click.option("--lora", type=int, metavar="RANK", help="train LoRA adapters of this rank"),
+    click.option("--device", help="auto, cpu, cuda, ...  [auto]"),
+    click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="of forward passes  [float32]"),
+    click.option("--threads", type=int, help="CPU threads of one run  [1]"),
+    click.option("--micro-batch-tokens", type=int, help="padded tokens at a time: memory, never meaning  [2048]"),
+    click.option("--max-tokens", type=int, help="longest response"),
+    click.option("--eval-prompts", type=int, help="test prompts of an evaluation  [200]"),
+    click.option("--eval-sampled", is_flag=True, help="evaluate with sampled instead of greedy responses"),
+    click.option("--evaluations", type=int, help="evaluations spread over the budget  [10]"),
+    click.option("--checkpoint-every", type=int, help="iterations between checkpoints  [25]"),
+    click.option("--on-reward-error", type=click.Choice(["stop", "drop", "zero"]), help="what to do  [stop]"),
+    click.option("--reward-timeout", type=float, metavar="SECONDS", help="limit of one reward call  [60]"),
+    click.option("--no-tensorboard", is_flag=True, help="write no TensorBoard events"),
+)
+FOLDER = options(
+    click.option("--out", type=click.Path(path_type=Path), help="folder to write  [runs/...]"),
+    click.option("--overwrite", is_flag=True, help="replace what the folder holds"),
+    click.option("--quiet", is_flag=True, help="show warnings only"),
+)
+
+
+def read_hyperparameters(rest: list[str], ctx: click.Context) -> dict[str, str]:
+    """`["--clip-range", "0.1"]` -> {"clip_range": "0.1"}.
+
+    Raises:
+        UserError: a word that belongs to no option, or an option without a value.
+    """
+    found: dict[str, str] = {}
+    items = iter(rest)
+    for item in items:
+        if not item.startswith("--"):
+            raise UserError(f"Do not know what to do with '{item}'; `polyrl {ctx.info_name} --help` shows the usage.")
+        name, eq, value = item[2:].partition("=")
+        if not eq:
+            try:
+                value = next(items)
+            except StopIteration:
+                raise UserError(f"The option --{name} has no value; write --{name} VALUE.") from None
+        found[name.replace("-", "_")] = value
+    return found
+
+
+def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Context) -> None:
+    """Name the nearest option of the command or hyperparameter where a word is neither."""
+    if not given:
+        return
+    from polyrl.catalogue import build
+
+    recipes = [build(m) for m in methods]
+    known = {k for r in recipes for key in r.hyperparameters() for k in (key, key.rpartition(".")[2])}
+    known = known | {k.replace("-", "_") for k in known}
+    own = [o.lstrip("-") for p in ctx.command.params for o in p.opts if o.startswith("--")]
+    for name in given:
+        if name not in known:
+            near = nearest(name.replace("_", "-"), [*own, *(k.replace("_", "-") for k in known)])
+            raise UserError(f"--{name.replace('_', '-')} is no option and no hyperparameter of {' or '.join(methods)}.{near}")
+
+
+def config_of(method: str, given: dict[str, Any], hyperparameters: dict[str, str]) -> Any:
+    """The run's config from what was typed; what was not typed keeps its default."""
+    from polyrl.runtime.config import RunConfig
+
+    typed = {k: v for k, v in given.items() if v is not None}
+    if typed.pop("eval_sampled", False):
+        typed["eval_greedy"] = False
+    if typed.pop("no_tensorboard", False):
+        typed["tensorboard"] = False
+    typed["rewards"] = tuple(typed.pop("reward", ()))
+    if typed.get("dataset"):
+        if typed.get("task"):
+            raise UserError("Give either --task or --dataset, not both.")
+        typed["task"] = "dataset"
+    return RunConfig(method=method, hyperparameters=hyperparameters, **typed)
+
+
+@polyrl.command(context_settings=HYPERPARAMETERS)
+@click.argument("method")
+@WHAT
+@HOW
+@click.option("--seed", type=int, help="[0]")
+@FOLDER
+@click.pass_context
+def train(ctx: click.Context, method: str, out: Path | None, overwrite: bool, quiet: bool, **given: Any) -> None:
+    """Train a policy with METHOD, such as grpo, ppo+entropy-bonus or ./mine.py.
+
+    Besides the options below, any hyperparameter of the method: --learning-rate 1e-4.
+    """
+    hyperparameters = read_hyperparameters(ctx.args, ctx)
+    check_options((method,), hyperparameters, ctx)
+    config = config_of(method, given, hyperparameters)
+    from polyrl.cli.commands import run_training
+
+    run_training(config, out, overwrite=overwrite, quiet=quiet)
+
+
+@polyrl.command(context_settings=HYPERPARAMETERS)
+@click.argument("methods", nargs=-1, required=True)
+@WHAT
+@HOW
+@click.option("--seeds", default="5", show_default=True, help="how many seeds, from 0; or which: 100-104, or 3,7")
+@click.option("--workers", type=int, help="runs at a time  [cores / threads]")
+@FOLDER
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    methods: tuple[str, ...],
+    seeds: str,
+    workers: int | None,
+    out: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Compare METHODS at one budget: the same seeds, prompts, evaluation and start. Writes report.html.
+
+    An arm may have its own hyperparameters: polyrl compare grpo 'grpo(clip_range=0.1)'.
+    """
+    names, rest = split_methods(methods, ctx.args)
+    hyperparameters = read_hyperparameters(rest, ctx)
+    check_options(names, hyperparameters, ctx)
+    chosen = read_seeds(seeds)
+    from polyrl.comparison import run_comparison
+
+    base = config_of("", {"budget": "samples=3000", **{k: v for k, v in given.items() if v is not None}}, hyperparameters)
+    run_comparison(list(names), base, chosen, out, workers=workers, quiet=quiet, overwrite=overwrite)
+
+
+def read_seeds(text: str) -> list[int]:
+    """`5` -> [0, 1, 2, 3, 4]; `100-102` -> [100, 101, 102]; `3,7` -> [3, 7].
+
+    Raises:
+        UserError: it is none of these.
+    """
+    try:
+        if "," in text:
+            found = [int(t) for t in text.split(",") if t.strip()]
+        elif "-" in text.strip():
+            first, last = (int(t) for t in text.split("-"))
+            found = list(range(first, last + 1))
+        else:
+            found = list(range(int(text)))
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"--seeds is '{text}'; write how many (5), a range (100-104) or a list (3,7).")
+    return found
+
+
+def split_methods(methods: tuple[str, ...], extra: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Click puts the values of options that it does not know among the arguments: sort them out again."""
+    words = [*methods, *[e for e in extra if e not in methods]]
+    first = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
+    return tuple(words[:first]), words[first:]
+
+
+@polyrl.command(context_settings=HELP)
+@FOLDER
+def demo(out: Path | None, overwrite: bool, quiet: bool) -> None:
+    """Compare ppo, grpo, rloo and remax on multi-digit addition: about five minutes on two cores."""
+    from polyrl.comparison import run_comparison
+    from polyrl.cli.commands import DEMO_METHODS, demo_config
+
+    folder = out or Path("runs/demo")
+    run_comparison(DEMO_METHODS, demo_config(), range(5), folder, quiet=quiet, overwrite=overwrite)
+
+
+@polyrl.command("list", context_settings=HELP)
+@click.argument("what", type=click.Choice(["all", "methods", "parts", "tasks"]), default="all")
+def list_(what: str) -> None:
+    """List methods, parts and tasks."""
+    from polyrl.cli.listing import print_list
+
+    print_list(what)
+
+
+@polyrl.command(context_settings=HELP)
+@click.argument("method")
+def show(method: str) -> None:
+    """Show what METHOD is: its paper, its five stages, its hyperparameters."""
+    from polyrl.cli.explain import show_method
+
+    show_method(method)
+
+
+@polyrl.command(context_settings=HYPERPARAMETERS)
+@click.argument("method")
+@WHAT
+@HOW
+@click.option("--seed", type=int, help="[0]")
+@click.pass_context
+def trace(ctx: click.Context, method: str, **given: Any) -> None:
+    """Run one iteration of METHOD and explain it stage by stage: fields, shapes, ranges, seconds."""
+    hyperparameters = read_hyperparameters(ctx.args, ctx)
+    check_options((method,), hyperparameters, ctx)
+    config = config_of(method, given, hyperparameters)
+    from polyrl.cli.explain import trace_method
+
+    trace_method(config)
+
+
+@polyrl.command("eval", context_settings=HELP)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--prompts", type=int, default=500, show_default=True, help="test prompts")
+@click.option("--sampled", is_flag=True, help="sampled instead of greedy responses")
+def eval_(run: Path, prompts: int, sampled: bool) -> None:
+    """Judge the trained policy of RUN on test prompts."""
+    from polyrl.cli.commands import run_evaluation
+
+    run_evaluation(run, prompts, sampled)
+
+
+@polyrl.command(context_settings=HELP)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--prompt", help="your own prompt; else test prompts of the run's task")
+@click.option("--prompts", type=int, default=5, show_default=True, help="how many test prompts")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy")
+def play(run: Path, prompt: str | None, prompts: int, temperature: float) -> None:
+    """Watch the policy of RUN answer prompts."""
+    from polyrl.cli.commands import play_policy
+
+    play_policy(run, prompt, prompts, temperature)
+
+
+@polyrl.command(context_settings=HELP)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--quiet", is_flag=True, help="show warnings only")
+def resume(run: Path, quiet: bool) -> None:
+    """Go on with an interrupted RUN or comparison, to the same numbers."""
+    from polyrl.cli.commands import resume_folder
+
+    resume_folder(run, quiet=quiet)
+
+
+@polyrl.command(context_settings=HELP)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="page to write  [report.html in the first folder]")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write the comparison page of RUNS: run folders, or one comparison."""
+    from polyrl.cli.commands import write_page
+
+    write_page(runs, out)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        polyrl.main(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"polyrl: {error}", err=True)
+        sys.exit(2)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"polyrl: {error.format_message()}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("polyrl: interrupted; `polyrl resume` goes on from the last checkpoint.", err=True)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno == 28:  # no space left on the device
+            click.echo(f"polyrl: the disk is full ({error.filename}); free some space, then `polyrl resume`.", err=True)
+            sys.exit(2)
+        raise
