@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -387,3 +389,8 @@ def test_report_says_where_it_cannot_be_written(tmp_path: Path) -> None:
 def test_equal_runs_give_equal_pages(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "c", ["grpo", "ppo"], iterations=5)
     assert render_page(load_comparison(folder)) == render_page(load_comparison(folder))
+
+
+def test_the_report_needs_no_torch() -> None:
+    code = "import sys, polyrl.report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

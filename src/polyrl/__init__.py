@@ -24,7 +24,19 @@ _HOMES = {
     "Term": "recipe",
     "knob": "recipe",
 }
-__all__ = ["Experience", "Part", "Recipe", "Term", "UserError", "__version__", "compare", "evaluate", "knob", "resume", "train"]
+__all__ = [
+    "Experience",
+    "Part",
+    "Recipe",
+    "Term",
+    "UserError",
+    "__version__",
+    "compare",
+    "evaluate",
+    "knob",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -170,7 +170,8 @@ def compare(
 
 def evaluate(run: str | Path, *, prompts: int = 500, greedy: bool = True) -> dict[str, float]:
     """Judge a run's policy on test prompts of its task; returns `eval/accuracy`, `eval/reward`, `eval/mean_length`."""
-    return open_policy(run, prompts=prompts, greedy=greedy).evaluate()[0]
+    metrics: dict[str, float] = open_policy(run, prompts=prompts, greedy=greedy).evaluate()[0]
+    return metrics
 
 
 def open_policy(run: str | Path, *, prompts: int = 200, greedy: bool = True) -> Any:

@@ -152,7 +152,10 @@ def methods() -> dict[str, MethodInfo]:
     from importlib.metadata import entry_points
 
     for entry in entry_points(group="polyrl.methods"):
-        spec = importlib.util.find_spec(entry.value)
+        try:
+            spec = importlib.util.find_spec(entry.value)
+        except (ImportError, ValueError):  # a package that is gone or broken must not take the catalogue down
+            continue
         if spec and spec.origin:
             info = method_info(Path(spec.origin), entry.value, "installed")
             if info:
@@ -204,10 +207,12 @@ def _split(spec: str) -> list[tuple[str, str]]:
     while at < len(spec):
         match = token.match(spec, at)
         if not match or match.end() == at:
-            raise UserError(f"Cannot read '{spec}' from '{spec[at:]}' on; write it like grpo+reference-kl(kl_loss_coef=0.04).")
+            raise UserError(
+                f"Cannot read '{spec}' from '{spec[at:]}' on; write it like grpo+reference-kl(kl_loss_coef=0.04)."
+            )
         items.append((match["name"].strip(), match["args"] or ""))
         at = match.end()
-    if not items or spec.endswith("+") and spec not in known and not any(spec.endswith(k) for k in known):
+    if not items or (spec.endswith("+") and spec not in known and not any(spec.endswith(k) for k in known)):
         raise UserError(f"Cannot read the method '{spec}'; write it like grpo or grpo+reference-kl.")
     return items
 
@@ -259,8 +264,12 @@ def build(spec: str, settings: dict[str, Any] | None = None) -> Recipe:
         for setting in filter(None, (a.strip() for a in arguments.split(","))):
             key, eq, value = setting.partition("=")
             if not eq:
-                raise UserError(f"Cannot read '{setting}' in '{spec}'; write hyperparameters like {name}(clip_range=0.1).")
-            result = result.set(key.strip(), value.strip())
+                raise UserError(
+                    f"Cannot read '{setting}' in '{spec}'; write hyperparameters like {name}(clip_range=0.1)."
+                )
+            key = key.strip()
+            own = not hasattr(item, "collect") and key.replace("-", "_") in {f.name for f in dataclasses.fields(item)}
+            result = result.set(f"{item.name}.{key}" if own else key, value.strip())
     if result is None:
         raise UserError("Name a method, such as grpo; `polyrl list` shows what there is.")
     for key, value in (settings or {}).items():

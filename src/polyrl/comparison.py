@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -91,7 +91,9 @@ def _free_folder(base: RunConfig) -> Path:
     return root / f"compare-{base.task}-{stamp}"
 
 
-def _state(folder: Path, methods: Sequence[str], base: RunConfig, seeds: Sequence[int], overwrite: bool) -> dict[str, Any]:
+def _state(
+    folder: Path, methods: Sequence[str], base: RunConfig, seeds: Sequence[int], overwrite: bool
+) -> dict[str, Any]:
     """The comparison's compare.yaml; checks that an existing folder holds this very comparison."""
     question = {"methods": list(methods), "seeds": list(seeds), "base": base.as_dict()}
     file = folder / "compare.yaml"
@@ -170,7 +172,9 @@ def work(values: dict[str, Any], folder: str) -> str:
     return ""
 
 
-def _run_all(todo: list[Arm], arms: list[Arm], workers: int | None, console: Console, quiet: bool, threads: int) -> None:
+def _run_all(
+    todo: list[Arm], arms: list[Arm], workers: int | None, console: Console, quiet: bool, threads: int
+) -> None:
     if not todo:
         return
     count = max(1, min(len(todo), workers or (os.cpu_count() or 1) // threads))
@@ -264,8 +268,8 @@ def _table(arms: list[Arm], began: float) -> Table:
     return table
 
 
-def _mean(values: Any) -> float:
-    found = list(values)
+def _mean(values: Iterable[float]) -> float:
+    found = [float(v) for v in values]
     return sum(found) / len(found)
 
 

@@ -254,7 +254,9 @@ class Loop:
         root = self.folder.path / "checkpoints"
         found = checkpoints(root)
         if not found:
-            raise UserError(f"{self.folder.path} has no checkpoint to go on from; start the run again with --overwrite.")
+            raise UserError(
+                f"{self.folder.path} has no checkpoint to go on from; start the run again with --overwrite."
+            )
         newest = found[-1]
         state = read_state(newest)
         self.world.load(newest)

@@ -28,7 +28,9 @@ Stage = Literal["collect", "score", "credit", "select", "improve"]
 STAGES: tuple[Stage, ...] = ("collect", "score", "credit", "select", "improve")
 
 
-def knob(default: Any, help: str, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
+def knob(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, above: float | None = None
+) -> Any:
     """Declare a hyperparameter: its default, one line of help and its range (`low <= x <= high`, `x > above`)."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
 
@@ -152,7 +154,9 @@ def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
         if kind is float:
             return float(text)
     except (KeyError, ValueError, OverflowError):
-        raise UserError(f"{owner}.{name} is '{text}' but must be {'a' if kind is not int else 'an'} {kind.__name__}.") from None
+        raise UserError(
+            f"{owner}.{name} is '{text}' but must be {'a' if kind is not int else 'an'} {kind.__name__}."
+        ) from None
     return text
 
 
@@ -240,9 +244,11 @@ class Recipe:
     def _with(self, part: Part) -> Recipe:
         if part.stage == "collect" or (part.stage == "improve" and not isinstance(part, Term)):
             which = "collect" if part.stage == "collect" else "optimise"
-            shared = {f.name for f in dataclasses.fields(part)} & {f.name for f in dataclasses.fields(getattr(self, which))}
+            shared = {f.name for f in dataclasses.fields(part)} & {
+                f.name for f in dataclasses.fields(getattr(self, which))
+            }
             kept = {name: getattr(getattr(self, which), name) for name in shared}
-            return dataclasses.replace(self, **{which: dataclasses.replace(part, **kept)})
+            return self._changed(which, dataclasses.replace(part, **kept))
         where = "terms" if part.stage == "improve" else part.stage
         chain: tuple[Part, ...] = getattr(self, where)
         same = [i for i, p in enumerate(chain) if type(p) is type(part) or (part.slot and p.slot == part.slot)]
@@ -250,7 +256,11 @@ class Recipe:
             chain = tuple(part if i == same[0] else p for i, p in enumerate(chain) if i not in same[1:])
         else:
             chain = (*chain, part)
-        return dataclasses.replace(self, **{where: chain})
+        return self._changed(where, chain)
+
+    def _changed(self, stage: str, value: Any) -> Recipe:
+        changes: dict[str, Any] = {stage: value}
+        return dataclasses.replace(self, **changes)
 
     def set(self, name: str, value: Any) -> Recipe:
         """Return the recipe with a hyperparameter set.
@@ -288,7 +298,9 @@ class Recipe:
         if not hits:
             names = [k for key in self.hyperparameters() for k in (key, key.rpartition(".")[2])]
             near = nearest(name.replace("-", "_"), dict.fromkeys(names))
-            raise UserError(f"{self.name} has no hyperparameter '{name}'.{near} `polyrl show {self.name}` lists them all.")
+            raise UserError(
+                f"{self.name} has no hyperparameter '{name}'.{near} `polyrl show {self.name}` lists them all."
+            )
         return result
 
     # ----------------------------------------------------------------------------------------------- checking
@@ -311,7 +323,15 @@ class Recipe:
                     late = [p.name for p in self.parts() if missing in p.gives]
                     would = late or sorted({kebab(p.__name__) for p in providers if missing in p.gives})
                     how = " or ".join(f"'{w}'" for w in would)
-                    way = f"{how} gives it, but later" if late else f"{how} would give it" if would else "no known part gives it"
-                    raise UserError(f"{self.name}: part '{part.name}' needs the field '{missing}', which nobody gives; {way}.")
+                    way = (
+                        f"{how} gives it, but later"
+                        if late
+                        else f"{how} would give it"
+                        if would
+                        else "no known part gives it"
+                    )
+                    raise UserError(
+                        f"{self.name}: part '{part.name}' needs the field '{missing}', which nobody gives; {way}."
+                    )
                 given |= part.gives
         return self

@@ -108,10 +108,12 @@ def make_recipe(config: RunConfig, given: Given | None = None) -> Recipe:
     return catalogue.build(config.method, dict(config.hyperparameters))
 
 
-def make_loop(config: RunConfig, *, given: Given | None = None, say: Say = lambda _: None) -> tuple[Loop, dict[str, Any]]:
+def make_loop(
+    config: RunConfig, *, given: Given | None = None, say: Say = lambda _: None
+) -> tuple[Loop, dict[str, Any]]:
     """Everything of a run but its folder; returns the loop and the facts for config.yaml.
 
-    Cheap mistakes are found first: nothing is loaded or made before recipe, budget, task and rewards are known to be good.
+    Cheap mistakes are found first: no model is loaded or made before recipe, budget, task and rewards are good.
     """
     recipe = make_recipe(config, given)
     budget = Budget.parse(config.budget)
@@ -169,7 +171,9 @@ def start_run(
     return loop
 
 
-def resume_run(folder: Path, *, given: Given | None = None, progress: Progress | None = None, say: Say = lambda _: None) -> Loop:
+def resume_run(
+    folder: Path, *, given: Given | None = None, progress: Progress | None = None, say: Say = lambda _: None
+) -> Loop:
     """Prepare a run to go on from its newest checkpoint.
 
     Raises:

@@ -20,7 +20,9 @@ DEMO_METHODS = ["ppo", "grpo", "rloo", "remax"]
 
 def demo_config() -> RunConfig:
     """The comparison that `make demo` runs: a budget of about three minutes for twenty runs on two cores."""
-    return RunConfig(method="", task="addition", budget="samples=1536", evaluations=6, eval_prompts=200, tensorboard=False)
+    return RunConfig(
+        method="", task="addition", budget="samples=1536", evaluations=6, eval_prompts=200, tensorboard=False
+    )
 
 
 def run_training(config: RunConfig, out: Path | None, *, overwrite: bool, quiet: bool) -> None:
@@ -44,11 +46,13 @@ def _conclude(console: Console, folder: Path) -> None:
     for column in ("", "start", "end"):
         table.add_column(column, header_style="dim", justify="right" if column else "left")
     for name, value in summary["final"].items():
-        table.add_row(name.removeprefix("eval/"), f"{summary['start'].get(name, float('nan')):.3f}", f"[bold]{value:.3f}[/]")
+        table.add_row(
+            name.removeprefix("eval/"), f"{summary['start'].get(name, float('nan')):.3f}", f"[bold]{value:.3f}[/]"
+        )
     console.print(table)
     spent = summary["spent"]
     console.print(
-        f"{spent['samples']} samples, {spent['tokens']} tokens, {spent['updates']} updates in {duration(spent['seconds'])}"
+        f"{spent['samples']} samples, {spent['tokens']} tokens, {spent['updates']} updates, {duration(spent['seconds'])}"
     )
     console.print(f"model   {folder / 'model'}  (an ordinary Hugging Face folder)", soft_wrap=True)
     console.print(f"page    polyrl report {folder}", soft_wrap=True)
@@ -73,7 +77,11 @@ def resume_folder(folder: Path, *, quiet: bool) -> None:
     console = Console(highlight=False)
     progress = Progress(folder.name, "", quiet=quiet, console=console)
     loop = resume_run(folder, progress=progress)
-    progress.label, progress.budget, progress.began_at = loop.recipe.name, str(loop.context.budget), loop.context.progress
+    progress.label, progress.budget, progress.began_at = (
+        loop.recipe.name,
+        str(loop.context.budget),
+        loop.context.progress,
+    )
     if not quiet:
         console.print(f"going on from iteration {loop.context.iteration}")
     with progress:
@@ -96,7 +104,10 @@ def run_evaluation(folder: Path, prompts: int, sampled: bool) -> None:
     for name, value in metrics.items():
         # Wilson's interval: over prompts of this one policy, not over training seeds
         p, n, z = value, prompts, 1.96
-        centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n) if 0 <= p <= 1 else 0.0
+        centre, half = (
+            (p + z * z / (2 * n)) / (1 + z * z / n),
+            z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n) if 0 <= p <= 1 else 0.0,
+        )
         interval = f"  [{centre - half:.3f}, {centre + half:.3f}] over prompts" if name == "eval/accuracy" else ""
         console.print(f"  {name.removeprefix('eval/'):<20} {value:.3f}{interval}")
 
@@ -124,7 +135,9 @@ def play_policy(folder: Path, prompt: str | None, prompts: int, temperature: flo
         line.append(text, style="cyan")
         if prompt is None:
             right = world.task.correct(row, text)
-            line.append("  right" if right else f"  wrong, expected {world.task.expected(row)}", "green" if right else "red")
+            line.append(
+                "  right" if right else f"  wrong, expected {world.task.expected(row)}", "green" if right else "red"
+            )
         console.print(line, soft_wrap=True)
 
 

@@ -68,14 +68,17 @@ def show_method(spec: str) -> None:
 def _title(spec: str, recipe: Recipe) -> Panel:
     info = catalogue.methods().get(spec)
     if info is None:
-        return Panel(Text(f"a composition; new parts: {', '.join(recipe.adds)}"), title=f"[bold]{spec}[/]", title_align="left")
+        return Panel(
+            Text(f"a composition; new parts: {', '.join(recipe.adds)}"), title=f"[bold]{spec}[/]", title_align="left"
+        )
     head = Text.assemble((info.summary, ""), "\n", (info.formula, "bold"), "\n", (f"{info.paper} ({info.year})", "dim"))
     return Panel(head, title=f"[bold]{info.slug}[/]  {info.title}", title_align="left", border_style="blue")
 
 
 def _stage_heading(stage: Stage, recipe: Recipe) -> Text:
     heading = Text.assemble(
-        (f"\n{STAGES.index(stage) + 1} {stage.upper()}", f"bold {STAGE_COLOURS[stage]}"), (f"  {QUESTIONS[stage]}", "dim italic")
+        (f"\n{STAGES.index(stage) + 1} {stage.upper()}", f"bold {STAGE_COLOURS[stage]}"),
+        (f"  {QUESTIONS[stage]}", "dim italic"),
     )
     if stage in recipe.notes:
         heading.append(f"\n    {recipe.notes[stage]}")
@@ -154,7 +157,11 @@ def _explain_part(
             continue
         field = FIELDS.get(name)
         table.add_row(
-            f"    {name}", _shape(after[name]), field.unit if field else "", *_range(after, name), field.meaning if field else ""
+            f"    {name}",
+            _shape(after[name]),
+            field.unit if field else "",
+            *_range(after, name),
+            field.meaning if field else "",
         )
     if table.row_count:
         out.print(table)
@@ -260,8 +267,8 @@ def _explain_improve(out: Console, loop: Any, seconds: float) -> None:
     if "clip_ratio" in metrics:
         out.print(
             Text(
-                f"    after it: the mean ratio was {metrics['ratio']:.4f}, {100 * metrics['clip_ratio']:.1f}% of tokens had left "
-                f"the clip range, and the policy had moved by {metrics['approx_kl']:.2g} nats a token",
+                f"    after it: the mean ratio was {metrics['ratio']:.4f}, {100 * metrics['clip_ratio']:.1f}% of tokens had "
+                f"left the clip range, and the policy had moved by {metrics['approx_kl']:.2g} nats a token",
                 style="dim",
             )
         )
@@ -272,4 +279,5 @@ def _explain_improve(out: Console, loop: Any, seconds: float) -> None:
 
 def _term_facts(term: Term, metrics: dict[str, float]) -> str:
     knobs = ", ".join(f"{f.name}={_value(getattr(term, f.name))}" for f in dataclasses.fields(term))
-    return f"loss {metrics.get(f'loss/{term.name}', 0):+.4f}; {knobs}; reads {', '.join(sorted(term.required() | term.wants))}"
+    reads = ", ".join(sorted(term.required() | term.wants))
+    return f"loss {metrics.get(f'loss/{term.name}', 0):+.4f}; {knobs}; reads {reads}"

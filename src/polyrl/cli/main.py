@@ -25,14 +25,18 @@ class Commands(click.Group):
         """Commands in the order in which they were written."""
         return list(self.commands)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command.
 
         Raises:
             UserError: there is none of that name.
         """
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise UserError(f"There is no command '{args[0]}'.{nearest(args[0], self.commands)} `polyrl --help` lists them.")
+            raise UserError(
+                f"There is no command '{args[0]}'.{nearest(args[0], self.commands)} `polyrl --help` lists them."
+            )
         return super().resolve_command(ctx, args)
 
 
@@ -121,7 +125,9 @@ def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Co
     for name in given:
         if name not in known:
             near = nearest(name.replace("_", "-"), [*own, *(k.replace("_", "-") for k in known)])
-            raise UserError(f"--{name.replace('_', '-')} is no option and no hyperparameter of {' or '.join(methods)}.{near}")
+            raise UserError(
+                f"--{name.replace('_', '-')} is no option and no hyperparameter of {' or '.join(methods)}.{near}"
+            )
 
 
 def config_of(method: str, given: dict[str, Any], hyperparameters: dict[str, str]) -> Any:
@@ -148,7 +154,7 @@ def config_of(method: str, given: dict[str, Any], hyperparameters: dict[str, str
 @click.option("--seed", type=int, help="[0]")
 @FOLDER
 @click.pass_context
-def train(ctx: click.Context, method: str, out: Path | None, overwrite: bool, quiet: bool, **given: Any) -> None:
+def train(ctx: click.Context, /, method: str, out: Path | None, overwrite: bool, quiet: bool, **given: Any) -> None:
     """Train a policy with METHOD, such as grpo, ppo+entropy-bonus or ./mine.py.
 
     Besides the options below, any hyperparameter of the method: --learning-rate 1e-4.
@@ -171,6 +177,7 @@ def train(ctx: click.Context, method: str, out: Path | None, overwrite: bool, qu
 @click.pass_context
 def compare(
     ctx: click.Context,
+    /,
     methods: tuple[str, ...],
     seeds: str,
     workers: int | None,
@@ -189,7 +196,9 @@ def compare(
     chosen = read_seeds(seeds)
     from polyrl.comparison import run_comparison
 
-    base = config_of("", {"budget": "samples=3000", **{k: v for k, v in given.items() if v is not None}}, hyperparameters)
+    base = config_of(
+        "", {"budget": "samples=3000", **{k: v for k, v in given.items() if v is not None}}, hyperparameters
+    )
     run_comparison(list(names), base, chosen, out, workers=workers, quiet=quiet, overwrite=overwrite)
 
 
@@ -225,8 +234,8 @@ def split_methods(methods: tuple[str, ...], extra: list[str]) -> tuple[tuple[str
 @FOLDER
 def demo(out: Path | None, overwrite: bool, quiet: bool) -> None:
     """Compare ppo, grpo, rloo and remax on multi-digit addition: about five minutes on two cores."""
-    from polyrl.comparison import run_comparison
     from polyrl.cli.commands import DEMO_METHODS, demo_config
+    from polyrl.comparison import run_comparison
 
     folder = out or Path("runs/demo")
     run_comparison(DEMO_METHODS, demo_config(), range(5), folder, quiet=quiet, overwrite=overwrite)
@@ -256,7 +265,7 @@ def show(method: str) -> None:
 @HOW
 @click.option("--seed", type=int, help="[0]")
 @click.pass_context
-def trace(ctx: click.Context, method: str, **given: Any) -> None:
+def trace(ctx: click.Context, /, method: str, **given: Any) -> None:
     """Run one iteration of METHOD and explain it stage by stage: fields, shapes, ranges, seconds."""
     hyperparameters = read_hyperparameters(ctx.args, ctx)
     check_options((method,), hyperparameters, ctx)

@@ -56,7 +56,7 @@ class SampleResponses(Part):
             max_tokens=self.max_tokens or world.task.max_tokens,
             stop=tuple(world.task.stop),
         )
-        batch = world.sample(
+        batch: Experience = world.sample(
             rows,
             sampling,
             completions_per_prompt=self.completions_per_prompt,

@@ -17,19 +17,18 @@ from polyrl.runtime.context import Context
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` over the true entries of `mask`, of equal shape; 0 if there are none."""
-    m = mask.to(x.dtype)
-    return (x * m).sum() / m.sum().clamp(min=1)
+    return torch.where(mask, x, torch.zeros_like(x)).sum() / mask.sum().clamp(min=1)
 
 
 def whiten(x: Tensor, mask: Tensor, *, shift: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """Scale to unit variance over the counted steps, `[B, T]`; `shift=False` puts the mean back (rewards, not advantages).
+    """Scale to unit variance over the counted steps, `[B, T]`; `shift=False` puts the mean back, as for rewards.
 
     The variance is the population's over all counted steps of the batch, not per sequence.
     """
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
     white = (x - mean) / (variance.sqrt() + epsilon)
-    return (white if shift else white + mean) * mask
+    return torch.where(mask, white if shift else white + mean, torch.zeros_like(x))
 
 
 def gae(
@@ -83,13 +82,16 @@ def group_statistics(
     """Mean, standard deviation and size of each row's group: `x` `[B]` float, `group` `[B]` int64 -> three `[B]`.
 
     Groups may differ in size and lie anywhere in the batch. `correction=1` is the sample standard deviation; a group of
-    one has standard deviation 0. Rows outside `counted` `[B]` bool (greedy twins) get the numbers but do not enter them.
+    one has standard deviation 0. Rows outside `counted` `[B]` bool (greedy twins) get the numbers without entering them.
     """
-    _, index = group.unique(return_inverse=True)
+    _, index = torch.unique(group, return_inverse=True)
     ones = torch.ones_like(x) if counted is None else counted.to(x.dtype)
     empty = torch.zeros(int(index.max()) + 1, dtype=x.dtype, device=x.device)
     size = empty.index_add(0, index, ones)
     mean = empty.index_add(0, index, x * ones) / size.clamp(min=1)
+    # where all are equal, the rounding of the mean must not look like a spread
+    low, high = (empty.index_reduce(0, index[ones > 0], x[ones > 0], r, include_self=False) for r in ("amin", "amax"))
+    mean = torch.where(low == high, low, mean)
     squares = empty.index_add(0, index, (x - mean[index]).square() * ones)
     std = (squares / (size - correction).clamp(min=1)).sqrt()
     return mean[index], std[index], size[index]
@@ -141,7 +143,7 @@ class GAE(Part):
             experience["mask"],
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
-            final_value=experience["final_value"] if "final_value" in experience else None,
+            final_value=experience["final_value"] if "final_value" in experience else None,  # noqa: SIM401
         )
         target = advantage + experience["value"] * experience["mask"]
         mask = experience["mask"]

@@ -65,7 +65,9 @@ def clipped_surrogate(
     return loss
 
 
-def value_loss(value: Tensor, target: Tensor, old_value: Tensor | None = None, clip_range: float | None = None) -> Tensor:
+def value_loss(
+    value: Tensor, target: Tensor, old_value: Tensor | None = None, clip_range: float | None = None
+) -> Tensor:
     """Half the squared error, with PPO's optional clip of the value's move (the "37 details", detail 9). Any shape.
 
     `clip_range` is in units of return: a small one freezes a critic whose returns are large.
@@ -110,7 +112,7 @@ class ClippedSurrogate(Averaged):
         return clipped_surrogate(ratio, experience["advantage"], self.clip_range, high, self.dual_clip)
 
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
-        """Share of steps whose gradient the clip stopped, mean ratio, and approximate KL to the sampling policy (k3)."""
+        """Share of steps whose gradient the clip stopped, mean ratio, approximate KL to the sampling policy (k3)."""
         log_ratio = outputs["logprob"] - experience["behaviour_logprob"]
         ratio, advantage = log_ratio.exp(), experience["advantage"]
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
@@ -208,7 +210,7 @@ class NLL(Averaged):
 
 
 def schedule_factor(kind: str, progress: float, warmup: float) -> float:
-    """Learning-rate factor at a share `progress` of the budget: linear warm-up, then constant, linear or cosine decay."""
+    """Learning-rate factor at a share `progress` of the budget: linear warm-up, then constant, linear or cosine."""
     if progress < warmup:
         return max(progress / warmup, 0.01)
     left = (progress - warmup) / max(1 - warmup, 1e-12)
@@ -217,6 +219,15 @@ def schedule_factor(kind: str, progress: float, warmup: float) -> float:
     if kind == "cosine":
         return 0.5 * (1 + math.cos(math.pi * left))
     return 1.0
+
+
+def _blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
+    """The float fields of shape `[B, T]`, 0 where not `counted`."""
+    return {
+        name: torch.where(counted, x, torch.zeros_like(x))
+        for name, x in fields.items()
+        if x.shape == counted.shape and x.is_floating_point()
+    }
 
 
 class NonFinite(UserError):
@@ -302,7 +313,7 @@ class Optimise(Part):
         """Add the gradients of one minibatch, a micro-batch at a time; return sums to log and the count of steps."""
         for optimiser in context.optimiser.values():
             optimiser.zero_grad(set_to_none=True)
-        scaled = {term.name: term.step_weights(batch) for term in terms}  # global counts, before the split
+        scaled = [term.step_weights(batch) for term in terms]  # global counts, before the split
         measured: dict[str, Tensor] = {}
 
         def add(key: str, value: Tensor) -> None:
@@ -310,17 +321,18 @@ class Optimise(Part):
 
         for index in context.world.micro_batches(batch):
             micro = batch.rows(index)
-            outputs = context.world.outputs(micro, wants)
             counted = micro["weight"] != 0
+            # what stands at a step that does not count must reach neither a sum nor a gradient: 0 * inf is NaN
+            outputs = _blanked(context.world.outputs(micro, wants), counted)
+            micro = micro.with_fields(**_blanked({name: micro[name] for name in micro.fields()}, counted))
             if not context.touched and "behaviour_logprob" in micro:
                 # before the first step sampler and trainer are the same policy: any gap is an error of one of them
                 gap = ((outputs["logprob"].detach() - micro["behaviour_logprob"]).abs() * counted).max()
                 context.metrics["logprob_gap"] = max(context.metrics.get("logprob_gap", 0.0), float(gap))
             total = torch.zeros(())
-            for term in terms:
+            for term, weights in zip(terms, scaled, strict=True):
                 steps = term.loss(outputs, micro)
-                # a step that does not count must not poison the sum: 0 * inf is NaN
-                part = torch.where(counted, steps * scaled[term.name][index], torch.zeros_like(steps)).sum()
+                part = torch.where(counted, steps * weights[index], torch.zeros_like(steps)).sum()
                 add(f"loss/{term.name}", part)
                 total = total + part
                 for key, value in term.statistics(outputs, micro).items():
@@ -336,8 +348,8 @@ class Optimise(Part):
         bad = [t.name for t in terms if not bool(torch.isfinite(measured[f"loss/{t.name}"]))] or ["the sum of terms"]
         value = float(measured.get(f"loss/{bad[0]}", torch.tensor(math.nan)))
         raise NonFinite(
-            f"The loss of term '{bad[0]}' became {value} in iteration {context.iteration}, so the run stopped before the "
-            "step; lower the learning rate or look at that term's inputs with `polyrl trace`."
+            f"The loss of term '{bad[0]}' became {value} in iteration {context.iteration}, so the run stopped before "
+            "the step; lower the learning rate or look at that term's inputs with `polyrl trace`."
         )
 
     def _step(self, context: Context) -> dict[str, Tensor]:
@@ -348,8 +360,8 @@ class Optimise(Part):
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             if not bool(torch.isfinite(norm)):
                 raise NonFinite(
-                    f"The gradient of the {name} became {float(norm)} in iteration {context.iteration}, so the run stopped "
-                    "before the step; lower the learning rate or the spread of the rewards."
+                    f"The gradient of the {name} became {float(norm)} in iteration {context.iteration}, so the run "
+                    "stopped before the step; lower the learning rate or the spread of the rewards."
                 )
             norms[name] = norm
         context.touched = True

@@ -45,7 +45,7 @@ def kl_estimate(logprob: Tensor, ref_logprob: Tensor, estimator: str) -> Tensor:
 
 
 def overlong_penalty(length: Tensor, limit: Tensor, cache: int) -> Tensor:
-    """DAPO's soft length penalty (arXiv:2503.14476, equation 13): 0, then linear down to -1 over the last `cache` tokens.
+    """DAPO's soft length penalty (arXiv:2503.14476, equation 13): 0, then down to -1 over the last `cache` tokens.
 
     Args:
         length, limit: `[B]` response lengths and their limits, tokens.
@@ -81,7 +81,7 @@ class TaskReward(Part):
             lost = set(experience["group"][~kept & experience["greedy"]].tolist())
             kept &= torch.tensor([g not in lost for g in experience["group"].tolist()])
             context.log(rewards__dropped=float((~kept).sum()))
-            if not bool(kept.any()):
+            if not bool((kept & ~experience["greedy"]).any()):
                 raise UserError(
                     f"Every response of iteration {context.iteration} lost its reward; mend the reward function "
                     "or use --on-reward-error stop to see the first failure."
@@ -124,15 +124,17 @@ class ReferenceLogprob(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenKLPenalty(Part):
-    """Pay for leaving the reference at every token: r_t -= kl_coef * (logprob - ref_logprob), a constant in the loss."""
+    """Pay for leaving the reference token by token: r_t -= kl_coef * (logprob - ref_logprob), not differentiated."""
 
     stage: ClassVar[Stage] = "score"
     slot: ClassVar[str] = "kl-in-reward"
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "behaviour_logprob", "mask"})
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "behaviour_logprob", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward"})
 
     kl_coef: float = knob(0.02, "weight of the reference KL in the reward; 0 is off", low=0)
-    kl_target: float | None = knob(None, "adapt kl_coef towards this KL per sequence, nats; none keeps it fixed", above=0)
+    kl_target: float | None = knob(
+        None, "adapt kl_coef towards this KL per sequence, nats; none keeps it fixed", above=0
+    )
     kl_horizon: float = knob(10_000, "episodes over which kl_coef adapts", above=0)
 
     def required(self) -> frozenset[str]:
@@ -148,9 +150,9 @@ class TokenKLPenalty(Part):
         memory = context.memory(self.name)
         coefficient = memory.get("kl_coef", self.kl_coef)
         if self.kl_target is not None:
-            per_sequence = float(log_ratio.sum(1).mean())
+            sampled = log_ratio[~experience["greedy"]]  # greedy twins say nothing of an expectation
             memory["kl_coef"] = adapted_coefficient(
-                coefficient, per_sequence, self.kl_target, len(experience), self.kl_horizon
+                coefficient, float(sampled.sum(1).mean()), self.kl_target, len(sampled), self.kl_horizon
             )
             context.log(kl_coef=memory["kl_coef"])
         return experience.with_fields(reward=experience["reward"] - coefficient * log_ratio)

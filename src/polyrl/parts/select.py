@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from polyrl.experience import Experience
 from polyrl.parts.credit import group_statistics
 from polyrl.recipe import Part, Stage
@@ -28,9 +30,15 @@ class AllSteps(Part):
         return experience.with_fields(weight=weight)
 
 
+def _with_weight(experience: Experience, kept: Tensor) -> Experience:
+    """Set `weight` to 0 in rows that are not `kept` `[B]`, unless that would leave nothing to train on."""
+    weight = experience["weight"] * kept.float()[:, None]
+    return experience.with_fields(weight=weight) if bool((weight != 0).any()) else experience
+
+
 @dataclass(frozen=True, kw_only=True)
 class DropEqualGroups(Part):
-    """Leave out groups whose scores are all equal (the filter of DAPO's dynamic sampling, arXiv:2503.14476, equation 11).
+    """Leave out groups whose scores are all equal (DAPO's filter, arXiv:2503.14476, equation 11).
 
     The groups are not drawn anew: the batch shrinks, and the averages are over what is left.
     """
@@ -44,9 +52,7 @@ class DropEqualGroups(Part):
         trained = ~experience["greedy"]
         kept = group_statistics(experience["score"], experience["group"], counted=trained)[1] > 0
         context.log(groups__kept=kept[trained].float().mean())
-        if not bool(kept.any()):
-            return experience
-        return experience.with_fields(weight=experience["weight"] * kept.float()[:, None])
+        return _with_weight(experience, kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,4 @@ class DropUnended(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 in rows that did not end by themselves, unless that would leave nothing."""
-        if not bool(experience["ended"].any()):
-            return experience
-        return experience.with_fields(weight=experience["weight"] * experience["ended"].float()[:, None])
+        return _with_weight(experience, experience["ended"])

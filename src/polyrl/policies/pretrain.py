@@ -28,7 +28,9 @@ CHECK_EVERY = 50
 CHECKED_PROMPTS = 100
 
 
-def pretrain(task: LanguageTask, folder: Path, *, seed: int = 0, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def pretrain(
+    task: LanguageTask, folder: Path, *, seed: int = 0, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """Write the pretrained tiny model of `task` to `folder`; return its facts (parameters, steps, accuracies).
 
     The accuracy that stops the training is measured greedily on problems of the train split that were not trained on;
@@ -57,7 +59,10 @@ def _pretrain(task: LanguageTask, folder: Path, seed: int, say: Callable[[str], 
     def check(step: int, loss: float) -> bool:
         nonlocal reached
         reached = greedy_accuracy(policy, task, held)
-        say(f"step {step}: loss {loss:.3f}, accuracy {reached:.2f}" + (f" (stops at {goal:.2f})" if goal is not None else ""))
+        say(
+            f"step {step}: loss {loss:.3f}, accuracy {reached:.2f}"
+            + (f" (stops at {goal:.2f})" if goal is not None else "")
+        )
         return goal is not None and reached >= goal
 
     losses = supervised(

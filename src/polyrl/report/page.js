@@ -195,12 +195,13 @@
         const edge = [...m.mean.map((p) => [p.x, p.high]), ...m.mean.map((p) => [p.x, p.low]).reverse()];
         node(group, "path", { class: "band", d: `${line(edge, sx, sy)}Z` });
       }
+      const sparse = m.n < data.least_seeds_for_band && m.runs.every((r) => r.curve.length <= 24);
       if (showSeeds || alone(m)) {
         for (const { run, curve } of m.runs) {
           const lost = run.status !== "finished";
           const single = alone(m) && m.runs.length === 1;
           node(group, "path", { class: single ? "mean" : `seed${lost ? " lost" : ""}`, d: line(curve, sx, sy) });
-          if (m.n < data.least_seeds_for_band && curve.length <= 40) {
+          if (sparse) {
             for (const [x, y] of curve) node(group, "circle", { class: "dot", cx: at(sx(x)), cy: at(sy(y)), r: 2.2 });
           }
           if (lost) {
@@ -223,7 +224,7 @@
     }
     for (const end of ends) {
       mark(svg, end.method, end.x, end.y, 4.5);
-      if (names) node(svg, "text", { class: `own ${colour(end.method)}`, x: area.right + 12, y: at(end.place) + 4 }, end.method);
+      if (names) node(svg, "text", { class: `own ${colour(end.method)}`, x: at(end.x) + 12, y: at(end.place) + 4 }, end.method);
     }
     caption(series);
     hover(host, area, series);

@@ -13,17 +13,18 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from polyrl.errors import UserError
 from polyrl.report.findings import cautions, change_sentences, headline, metric_digits, verdict
 from polyrl.report.payload import build_payload
-from polyrl.report.runs import ABSENT, Comparison, compare_settings, load_folders
+from polyrl.report.runs import ABSENT, Comparison, Settings, compare_settings, load_folders
 
 __all__ = ["render_page", "verdict", "write_report"]
 
@@ -91,6 +92,11 @@ def _setting(value: Any) -> str:
     return str(value)
 
 
+def _breakable(name: str) -> Markup:
+    """Let a long setting name break behind its punctuation."""
+    return Markup(re.sub(r"([._/-])", r"\1<wbr>", str(escape(name))))
+
+
 def _arrows(sentence: str) -> str:
     """Set a sentence in print: arrows and minus signs as such."""
     for plain, fine in ((" -> ", " → "), ("[-", "[−"), (" -", " −"), (": -", ": −")):
@@ -114,6 +120,7 @@ def _environment() -> jinja2.Environment:
         "p_value": _p_value,
         "setting": _setting,
         "fine": _arrows,
+        "breakable": _breakable,
     }
     environment.filters.update(filters)
     return environment
@@ -141,32 +148,43 @@ def _provenance(comparison: Comparison) -> dict[str, str]:
     return {name: str(value) for name, value in fields.items() if value not in (None, "")}
 
 
+def _own_settings(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Settings that one method alone has, by method."""
+    own: dict[str, dict[str, Any]] = {}
+    for key, values in settings.differing.items():
+        have = [method for method, value in values.items() if value is not ABSENT]
+        if len(have) == 1:
+            own.setdefault(have[0], {})[key] = values[have[0]]
+    return own
+
+
 def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
     """Return the whole page as one HTML text; `csv_name` is the data file that it speaks of."""
     payload = build_payload(comparison)
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            comparison=comparison,
-            payload=payload,
-            data=embed_json(payload),
-            script=Markup(script),
-            style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-            digest=digest,
-            csv_name=csv_name,
-            headline=headline(comparison),
-            changes=change_sentences(comparison) if len(comparison.methods) > 1 else [],
-            cautions=cautions(comparison),
-            digits=metric_digits(comparison),
-            settings=compare_settings(comparison.runs),
-            stages=payload["stages"],
-            provenance=_provenance(comparison),
-            warnings=[(run, text) for run in comparison.runs for text in run.warnings],
-            troubled=[run for run in comparison.runs if run.status != "finished"],
-        )
+    settings = compare_settings(comparison.runs)
+    own = _own_settings(settings)
+    template = _environment().get_template("page.html.jinja")
+    return template.render(
+        comparison=comparison,
+        payload=payload,
+        data=embed_json(payload),
+        script=Markup(script),
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        digest=digest,
+        csv_name=csv_name,
+        headline=headline(comparison),
+        changes=change_sentences(comparison) if len(comparison.methods) > 1 else [],
+        cautions=cautions(comparison),
+        digits=metric_digits(comparison),
+        settings=settings,
+        stages=payload["stages"],
+        own=own,
+        shared={key: values for key, values in settings.differing.items() if all(key not in of for of in own.values())},
+        provenance=_provenance(comparison),
+        warnings=[(run, text) for run in comparison.runs for text in run.warnings],
+        troubled=[run for run in comparison.runs if run.status != "finished"],
     )
 
 

@@ -49,7 +49,7 @@ LABELS: dict[str, tuple[str, str]] = {
 STAGES = ("collect", "score", "credit", "select", "improve", "evaluate", "monitor", "checkpoint")
 """The order of stages in a drawing; others follow."""
 
-MOST_CELLS = 24_000
+MOST_CELLS = 36_000
 """Numbers of curves that one page carries; more are averaged in buckets of neighbouring iterations."""
 MOST_PROMPTS = 8
 MOST_CHARACTERS = 3_000

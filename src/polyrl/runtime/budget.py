@@ -60,12 +60,14 @@ class Budget:
         """Read `samples=4000,seconds=120` (also 20k, 1.5M; seconds also as 90s, 3m, 1h)."""
         values: dict[str, float] = {}
         for item in filter(None, (t.strip() for t in text.split(","))):
-            unit, eq, amount = (t.strip() for t in item.partition("="))
+            unit, _, amount = (t.strip() for t in item.partition("="))
             unit = unit.replace("-", "_")
             if unit not in UNITS:
-                raise UserError(f"Unknown budget unit '{unit}' in '{text}'.{nearest(unit, UNITS)} Units: {', '.join(UNITS)}.")
+                raise UserError(
+                    f"Unknown budget unit '{unit}' in '{text}'.{nearest(unit, UNITS)} Units: {', '.join(UNITS)}."
+                )
             factors = {"s": 1, "m": 60, "h": 3600} if unit == "seconds" else {"k": 1e3, "m": 1e6, "g": 1e9}
-            factor = factors.get(amount[-1:].lower(), None)
+            factor = factors.get(amount[-1:].lower())
             try:
                 number = float(amount[:-1]) * factor if factor else float(amount)
             except ValueError:
@@ -81,7 +83,9 @@ class Budget:
 
     def progress(self, spent: Spent) -> float:
         """Share of the budget that is spent, in [0, 1]; 1 means the run is over."""
-        return min(1.0, max(getattr(spent, unit) / limit for unit, limit in self.limits().items()))
+        return min(1.0, max(float(getattr(spent, unit)) / limit for unit, limit in self.limits().items()))
 
     def __str__(self) -> str:
-        return ",".join(f"{unit}={value:g}" if unit == "seconds" else f"{unit}={value}" for unit, value in self.limits().items())
+        return ",".join(
+            f"{unit}={value:g}" if unit == "seconds" else f"{unit}={value}" for unit, value in self.limits().items()
+        )

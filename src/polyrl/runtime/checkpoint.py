@@ -88,13 +88,19 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"The checkpoint {folder} has no readable state.json; remove it to go on from an older one.") from None
+        raise UserError(
+            f"The checkpoint {folder} has no readable state.json; remove it to go on from an older one."
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{folder} is not a checkpoint of this version of polyrl (format {FORMAT}); it cannot be resumed.")
+        raise UserError(
+            f"{folder} is not a checkpoint of this version of polyrl (format {FORMAT}); it cannot be resumed."
+        )
     for name, wanted in state["files"].items():
         path = folder / name
         if not path.is_file() or _digest(path) != wanted:
-            raise UserError(f"The checkpoint file {path} is missing or damaged; remove {folder} to go on from an older one.")
+            raise UserError(
+                f"The checkpoint file {path} is missing or damaged; remove {folder} to go on from an older one."
+            )
     return state
 
 
@@ -104,7 +110,9 @@ def load_optimisers(folder: Path, optimisers: dict[str, torch.optim.Optimizer], 
         try:
             tensors = load_file(folder / f"optimiser-{model}.safetensors")
         except (OSError, SafetensorError):
-            raise UserError(f"The checkpoint {folder} has no readable optimiser for the {model}; it cannot be resumed.") from None
+            raise UserError(
+                f"The checkpoint {folder} has no readable optimiser for the {model}; it cannot be resumed."
+            ) from None
         parameters = [p for g in optimiser.param_groups for p in g["params"]]
         for name, parameter in zip(names[model], parameters, strict=True):
             state = {k.rpartition("/")[2]: v for k, v in tensors.items() if k.rpartition("/")[0] == name}

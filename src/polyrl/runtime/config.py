@@ -57,7 +57,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
-        for name in ("threads", "micro_batch_tokens", "eval_prompts", "evaluations", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "threads",
+            "micro_batch_tokens",
+            "eval_prompts",
+            "evaluations",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.reward_timeout <= 0:

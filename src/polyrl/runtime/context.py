@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
 
 from polyrl.runtime.budget import Budget, Spent
 from polyrl.runtime.seeding import generator
@@ -93,6 +93,6 @@ class Context:
         """The numbers that a part keeps from one iteration to the next."""
         return self.memories.setdefault(name, {})
 
-    def log(self, **values: float) -> None:
+    def log(self, **values: SupportsFloat) -> None:
         """Add metrics to this iteration's record; `__` in a name becomes `/`."""
         self.metrics.update({k.replace("__", "/"): float(v) for k, v in values.items()})

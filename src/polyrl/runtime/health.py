@@ -26,8 +26,8 @@ def _entropy(now: dict[str, float], start: dict[str, float]) -> str | None:
     first, value = start.get("entropy"), now.get("entropy")
     if first and value is not None and value < 0.15 * first:
         return (
-            f"Entropy fell to {100 * value / first:.0f}% of its start ({value:.3f} nats a token); the policy stops exploring: "
-            "try +entropy-bonus, --clip-range-high 0.28, or a lower --learning-rate."
+            f"Entropy fell to {100 * value / first:.0f}% of its start ({value:.3f} nats a token); the policy stops "
+            "exploring: try +entropy-bonus, --clip-range-high 0.28, or a lower --learning-rate."
         )
     return None
 
@@ -36,8 +36,8 @@ def _perplexity(now: dict[str, float], start: dict[str, float]) -> str | None:
     first, value = start.get("perplexity"), now.get("perplexity")
     if first and value and value > 3 * first and value > 1.5:
         return (
-            f"Perplexity of sampled responses rose from {first:.2f} to {value:.2f}: the policy is coming apart; try a lower "
-            "--learning-rate, fewer --epochs, or a smaller --max-grad-norm."
+            f"Perplexity of sampled responses rose from {first:.2f} to {value:.2f}: the policy is coming apart; try a "
+            "lower --learning-rate, fewer --epochs, or a smaller --max-grad-norm."
         )
     return None
 
@@ -46,13 +46,13 @@ def _length(now: dict[str, float], start: dict[str, float]) -> str | None:
     first, value = start.get("completions/mean_length"), now.get("completions/mean_length")
     if first and value and value > 1.5 * first:
         return (
-            f"Responses grew from {first:.0f} to {value:.0f} tokens; if the reward does not ask for it, try +overlong-penalty "
-            "or --aggregation constant."
+            f"Responses grew from {first:.0f} to {value:.0f} tokens; if the reward does not ask for it, try "
+            "+overlong-penalty or --aggregation constant."
         )
     if first and value and value < 0.5 * first:
         return (
-            f"Responses shrank from {first:.0f} to {value:.0f} tokens; look at samples.jsonl whether the reward can be had "
-            "without the work."
+            f"Responses shrank from {first:.0f} to {value:.0f} tokens; look at samples.jsonl whether the reward can be "
+            "had without the work."
         )
     return None
 
@@ -77,8 +77,8 @@ def _groups(now: dict[str, float], start: dict[str, float]) -> str | None:
 def _gap(now: dict[str, float], start: dict[str, float]) -> str | None:
     if now.get("logprob_gap", 0.0) > 0.05:
         return (
-            f"Sampler and trainer disagree on a log-probability by {now['logprob_gap']:.3f} nats before the first update; try "
-            "--precision float32."
+            f"Sampler and trainer disagree on a log-probability by {now['logprob_gap']:.3f} nats before the first "
+            "update; try --precision float32."
         )
     return None
 

@@ -75,7 +75,9 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Show a warning."""
-        self.console.print(Text.assemble(("warning ", "bold yellow"), (f"[{self.label}] ", "dim"), text), soft_wrap=True)
+        self.console.print(
+            Text.assemble(("warning ", "bold yellow"), (f"[{self.label}] ", "dim"), text), soft_wrap=True
+        )
 
     def _left(self, share: float) -> str:
         done = share - self.began_at
@@ -100,7 +102,9 @@ class Progress:
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(ratio=1)
         bar.add_column(justify="right")
-        bar.add_row(ProgressBar(total=1.0, completed=share), f"{100 * share:.0f}% of {self.budget}, {self._left(share)} left")
+        bar.add_row(
+            ProgressBar(total=1.0, completed=share), f"{100 * share:.0f}% of {self.budget}, {self._left(share)} left"
+        )
         numbers = Table.grid(padding=(0, 3))
         shown = self._numbers(record)
         for _ in shown:

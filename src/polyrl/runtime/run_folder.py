@@ -58,7 +58,9 @@ def _commit() -> str | None:
     try:
         ask = ["git", "-C", str(here)]
         head = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        dirty = subprocess.run([*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run(
+            [*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip()[:12] + ("+" if dirty.stdout.strip() else "")
@@ -125,7 +127,7 @@ class RunFolder:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
         return self._board
 
     def samples(self, records: list[dict[str, Any]]) -> None:

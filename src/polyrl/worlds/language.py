@@ -125,7 +125,7 @@ class LanguageWorld:
     def reference_logprob(self, experience: Experience) -> Tensor:
         """Log-probability of the actions under the starting policy, `[B, T]`."""
         if self.lora is not None:
-            with self.policy.model.disable_adapter():  # type: ignore[operator]
+            with self.policy.model.disable_adapter():
                 return self._measured(experience, lambda rows: self.policy.evaluate(rows)["logprob"])
         return self._measured(experience, lambda rows: self.reference.evaluate(rows)["logprob"])
 

@@ -17,7 +17,9 @@ SLUG = "reinforce++"
 TITLE = "REINFORCE++"
 PAPER = "arXiv:2501.03262"
 YEAR = 2025
-FORMULA = "A_t = whiten over all tokens of the batch of sum_{s >= t} r_s, r_s = -beta (logp_old - logp_ref)_s + 1[last] R"
+FORMULA = (
+    "A_t = whiten over all tokens of the batch of sum_{s >= t} r_s, r_s = -beta (logp_old - logp_ref)_s + 1[last] R"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,13 @@ class BatchAdvantage(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
-        reward, mask = experience["reward"], experience["mask"]
+        reward = experience["reward"]
+        mask = experience["mask"] & ~experience["greedy"][:, None]  # twins must not enter the batch's statistics
         if self.baseline == "group":
             total = reward.sum(1)
-            raw = (total - group_statistics(total, experience["group"], counted=~experience["greedy"])[0])[:, None] * mask
+            raw = (total - group_statistics(total, experience["group"], counted=~experience["greedy"])[0])[
+                :, None
+            ] * mask
         else:
             raw = return_to_go(reward, mask)
         return experience.with_fields(advantage=whiten(raw, mask))

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import return_to_go
@@ -28,7 +29,7 @@ FORMULA = "A = R(x, a) - R(x, greedy answer)"
 
 @dataclass(frozen=True, kw_only=True)
 class SampleWithGreedyTwin(SampleResponses):
-    """Sample responses, and decode one greedy response to each prompt with the same parameters (Algorithm 1, line 4)."""
+    """Sample responses, and decode one greedy response to each prompt as well (Algorithm 1, line 4)."""
 
     greedy_twin: ClassVar[bool] = True
 
@@ -74,7 +75,9 @@ class GreedyBaseline(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "baseline_score"})
 
-    reward_gamma: float = knob(1.0, "discount of the reward over tokens, from the end (official code: 0.99)", above=0, high=1)
+    reward_gamma: float = knob(
+        1.0, "discount of the reward over tokens, from the end (official code: 0.99)", above=0, high=1
+    )
     difference_clip: float | None = knob(None, "bound on sample minus greedy; none is off (official code: 5)", above=0)
     kl_to_go: bool = knob(True, "whether a token also pays for the KL of the tokens after it")
 
@@ -82,6 +85,11 @@ class GreedyBaseline(Part):
         """Add `baseline_score` [B] and `advantage` [B, T]."""
         score, group, greedy = experience["score"], experience["group"], experience["greedy"]
         twins = dict(zip(group[greedy].tolist(), score[greedy].tolist(), strict=True))
+        if lonely := set(group.tolist()) - set(twins):
+            raise UserError(
+                f"greedy-baseline needs a greedy answer in every group, but {len(lonely)} groups have none; "
+                "collect with sample-with-greedy-twin, as in grpo+remax."
+            )
         baseline = torch.tensor([twins[g] for g in group.tolist()], dtype=score.dtype)
         context.log(baseline_score=baseline[greedy].mean())
         # what the score stage took off the reward besides the score itself is the KL penalty of each token
