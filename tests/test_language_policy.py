@@ -511,9 +511,9 @@ def test_supervised_learns_completions_and_only_them(tmp_path: Path):
 
 
 def test_supervised_sees_every_example_once_an_epoch_and_can_be_stopped(policy, tmp_path: Path):
-    from polyrl.policies.supervised import _batches
+    from polyrl.policies.supervised import length_batches
 
-    batches = _batches([5, 1, 9, 3, 7, 2, 8], 3, torch.Generator().manual_seed(0))
+    batches = length_batches([5, 1, 9, 3, 7, 2, 8], 3, torch.Generator().manual_seed(0))
     seen = [i for _ in range(7) for i in next(batches)]
     assert all(seen.count(i) == 3 for i in range(7))
     calls: list[tuple[int, float]] = []

@@ -21,7 +21,8 @@ from polyrl.report import statistics
 from polyrl.report.findings import cautions, pairs, verdict
 from polyrl.report.page import embed_json, render_page, write_report
 from polyrl.report.payload import MOST_CELLS, build_payload
-from polyrl.report.runs import ABSENT, compare_settings, load_comparison, load_folders, load_run
+from polyrl.report.runs import load_comparison, load_folders, load_run
+from polyrl.report.settings import ABSENT, compare_settings
 from run_folders import write_comparison, write_run
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

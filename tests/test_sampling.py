@@ -245,7 +245,7 @@ class Echo:
         return self.answer
 
 
-@pytest.mark.parametrize("stop", ["cab", "bcb"])  # after a call and its reply, one more a is not a second call
+@pytest.mark.parametrize("stop", ["cab", "aa"])  # after a call and its reply, one more a is not a second call
 def test_tool_replies_are_forced_and_do_not_count(letters, stop):
     tool = Echo(stop, "ébc")
     reply = letters.encode("ébc")

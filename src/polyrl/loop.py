@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from polyrl.runtime.budget import Spent
 from polyrl.runtime.checkpoint import checkpoints, load_optimisers, read_state, save_checkpoint
 from polyrl.runtime.context import Context, World
 from polyrl.runtime.health import Health
+from polyrl.runtime.memory import peak_memory_bytes, reset_peak_memory
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder
 
@@ -35,14 +34,6 @@ if TYPE_CHECKING:
 
 Observer = Callable[[Stage, "Part", "Experience | None", "Experience", float], None]
 """Called after every part with the experience before and after it and the seconds it took (`polyrl trace`)."""
-
-
-def peak_memory_bytes() -> int:
-    """Largest memory that this process has held: the device's if it is a GPU's, else resident memory."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 @dataclass
@@ -147,6 +138,7 @@ class Loop:
             UserError: the run cannot go on; summary.json says why, and checkpoints hold what was finished.
         """
         context = self.context
+        reset_peak_memory()
         try:
             if context.iteration == 0:
                 self._record(evaluate=True)

@@ -51,9 +51,8 @@ def _conclude(console: Console, folder: Path) -> None:
         )
     console.print(table)
     spent = summary["spent"]
-    console.print(
-        f"{spent['samples']} samples, {spent['tokens']} tokens, {spent['updates']} updates, {duration(spent['seconds'])}"
-    )
+    counts = ", ".join(f"{spent[unit]} {unit}" for unit in ("samples", "tokens", "updates"))
+    console.print(f"{counts} in {duration(spent['seconds'])}")
     console.print(f"model   {folder / 'model'}  (an ordinary Hugging Face folder)", soft_wrap=True)
     console.print(f"page    polyrl report {folder}", soft_wrap=True)
     console.print(f"watch   polyrl play {folder}", soft_wrap=True)

@@ -267,8 +267,8 @@ def _explain_improve(out: Console, loop: Any, seconds: float) -> None:
     if "clip_ratio" in metrics:
         out.print(
             Text(
-                f"    after it: the mean ratio was {metrics['ratio']:.4f}, {100 * metrics['clip_ratio']:.1f}% of tokens had "
-                f"left the clip range, and the policy had moved by {metrics['approx_kl']:.2g} nats a token",
+                f"    on average over the steps: ratio {metrics['ratio']:.4f}, {100 * metrics['clip_ratio']:.1f}% of "
+                f"tokens had left the clip range, KL to the sampler {metrics['approx_kl']:.2g} nats a token",
                 style="dim",
             )
         )

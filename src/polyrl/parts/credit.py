@@ -82,7 +82,7 @@ def group_statistics(
     """Mean, standard deviation and size of each row's group: `x` `[B]` float, `group` `[B]` int64 -> three `[B]`.
 
     Groups may differ in size and lie anywhere in the batch. `correction=1` is the sample standard deviation; a group of
-    one has standard deviation 0. Rows outside `counted` `[B]` bool (greedy twins) get the numbers without entering them.
+    one has standard deviation 0. Rows outside `counted` `[B]` bool (greedy twins) get numbers but do not enter them.
     """
     _, index = torch.unique(group, return_inverse=True)
     ones = torch.ones_like(x) if counted is None else counted.to(x.dtype)
@@ -90,7 +90,7 @@ def group_statistics(
     size = empty.index_add(0, index, ones)
     mean = empty.index_add(0, index, x * ones) / size.clamp(min=1)
     # where all are equal, the rounding of the mean must not look like a spread
-    low, high = (empty.index_reduce(0, index[ones > 0], x[ones > 0], r, include_self=False) for r in ("amin", "amax"))
+    low, high = (empty.scatter_reduce(0, index[ones > 0], x[ones > 0], r, include_self=False) for r in ("amin", "amax"))
     mean = torch.where(low == high, low, mean)
     squares = empty.index_add(0, index, (x - mean[index]).square() * ones)
     std = (squares / (size - correction).clamp(min=1)).sqrt()

@@ -590,12 +590,16 @@ class RewardModel(_ScalarModel):
             states = self._hidden(layout)[torch.arange(len(last), device=self.device), last]
         return self._read_head(states)
 
-    def score_texts(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Tensor:
-        """Score of each completion [B]; with `end` the end token follows it, as in a response that ended by itself."""
+    def as_batch(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Experience:
+        """Texts as a batch to score; with `end` the end token follows each completion, as if it ended by itself."""
         close = [self.tokenizer.eos_token_id] if end and self.tokenizer.eos_token_id is not None else []
         asked = [self.tokenizer(p)["input_ids"] or [self.tokenizer.bos_token_id] for p in prompts]
         said = [self.tokenizer(c, add_special_tokens=False)["input_ids"] + close for c in completions]
-        return self.score(as_experience(asked, said, pad_id=self.pad_id))
+        return as_experience(asked, said, pad_id=self.pad_id)
+
+    def score_texts(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Tensor:
+        """Score of each completion [B]; with `end` the end token follows it, as in a response that ended by itself."""
+        return self.score(self.as_batch(prompts, completions, end=end))
 
 
 # ------------------------------------------------------------------------------------------- loading

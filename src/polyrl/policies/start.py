@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from polyrl.tasks.language.base import LanguageTask, digest
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the way of making starting models changes."""
+
+MAKING_THREADS = 2
+"""Threads that make a model: more do not pay for a tiny one, and their number changes the last bits of its weights."""
 
 
 def cache_folder() -> Path:
@@ -39,16 +44,29 @@ def start_model(task: LanguageTask, seed: int = 0, say: Callable[[str], None] = 
         seed: of weights and examples.
         say: told what is going on, for the terminal.
     """
-    folder = start_folder(task, seed)
+
+    def make(folder: Path) -> dict[str, Any]:
+        from polyrl.policies.pretrain import pretrain  # heavy
+
+        return pretrain(task, folder, seed=seed, say=say)
+
+    return cached(start_folder(task, seed), make)
+
+
+def cached(folder: Path, make: Callable[[Path], dict[str, Any]]) -> Path:
+    """Return the model folder `folder`, made first where it is not there.
+
+    `make` writes the model to the folder that it is given and returns its facts, which are kept in polyrl.json. The
+    folder appears at once and whole: of two processes that make it together, one wins and both use the winner's.
+    """
     if (folder / "polyrl.json").is_file():
         return folder
-    from polyrl.policies.pretrain import pretrain  # heavy
-
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        facts = pretrain(task, temporary, seed=seed, say=say)
+        with _making_threads():
+            facts = make(temporary)
         (temporary / "polyrl.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         if not (folder / "polyrl.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
@@ -56,6 +74,18 @@ def start_model(task: LanguageTask, seed: int = 0, say: Callable[[str], None] = 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _making_threads() -> Iterator[None]:
+    import torch  # heavy
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(MAKING_THREADS, os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fingerprint(folder: str | Path) -> str:

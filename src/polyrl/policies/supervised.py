@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import UserError
+from polyrl.experience import Experience
 from polyrl.policies.language import LanguagePolicy, as_experience, micro_batches
+
+Ids = Sequence[int]
+Example = tuple[Ids, Ids] | tuple[Ids, Ids, Sequence[bool]]
+"""Prompt ids, completion ids and, where some of the completion is not to be learned, which of its tokens are."""
 
 
 def supervised(
     policy: LanguagePolicy,
-    examples: Sequence[tuple[Sequence[int], Sequence[int]]],
+    examples: Sequence[Example],
     *,
     steps: int,
     batch_size: int,
@@ -33,7 +38,9 @@ def supervised(
 
     Args:
         policy: trained in place.
-        examples: (prompt ids, completion ids); put the end token into the completion if it is to be learned.
+        examples: (prompt ids, completion ids), and a third element where some tokens of the completion are read but
+            not trained, such as a tool's words: true for each token that is trained. Put the end token into the
+            completion if it is to be learned.
         steps: optimiser steps of `batch_size` examples, drawn epoch by epoch in batches of similar length.
         lr: highest learning rate of AdamW; it rises over the first `warmup` share of the steps and then falls
             along a cosine to `final_lr` of itself.
@@ -41,20 +48,21 @@ def supervised(
         max_tokens: padded tokens of one forward pass; memory, never meaning.
         every: `callback(step, mean loss since the last call)` is called every so many steps; true stops the training.
 
-    Returns the loss of each step: mean negative log-likelihood per completion token of the batch, in nats.
+    Returns the loss of each step: mean negative log-likelihood per trained token of the batch, in nats.
     """
     if not examples:
         raise UserError("There are no examples to train on.")
-    for i, (prompt, completion) in enumerate(examples):
+    for i, (prompt, completion, *trained) in enumerate(examples):
         if not prompt or not completion:
             raise UserError(f"Example {i} has an empty prompt or completion; both need at least one token.")
+        if trained and (len(trained[0]) != len(completion) or not any(trained[0])):
+            raise ValueError(f"example {i} needs one flag for each token of its completion, at least one of them true")
     weights = [p for p in policy.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=lr, betas=betas, weight_decay=weight_decay)
-    batches = _batches([len(p) + len(c) for p, c in examples], batch_size, generator)
+    batches = length_batches([len(e[0]) + len(e[1]) for e in examples], batch_size, generator)
     losses: list[float] = []
     for step in range(steps):
-        chosen = [examples[i] for i in next(batches)]
-        batch = as_experience([p for p, _ in chosen], [c for _, c in chosen], pad_id=policy.pad_id)
+        batch = demonstrations([examples[i] for i in next(batches)], pad_id=policy.pad_id)
         lengths = batch["prompt_mask"].sum(1) + batch["present"].sum(1)
         count = batch["mask"].sum()
         loss = torch.zeros(())
@@ -64,7 +72,7 @@ def supervised(
             loss += part.detach().cpu()
         torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
         for group in optimiser.param_groups:
-            group["lr"] = lr * _share(step, steps, warmup, final_lr)
+            group["lr"] = lr * scheduled(step, steps, warmup, final_lr)
         optimiser.step()
         optimiser.zero_grad()
         losses.append(float(loss))
@@ -73,7 +81,17 @@ def supervised(
     return losses
 
 
-def _share(step: int, steps: int, warmup: float, final: float) -> float:
+def demonstrations(examples: Sequence[Example], *, pad_id: int) -> Experience:
+    """Examples as a batch whose `mask` [B, T] is true on the trained tokens only (see `as_experience`)."""
+    batch = as_experience([e[0] for e in examples], [e[1] for e in examples], pad_id=pad_id)
+    mask = batch["mask"].clone()
+    for i, (_, _, *trained) in enumerate(examples):
+        if trained:
+            mask[i, : len(trained[0])] = torch.tensor(trained[0])
+    return batch.with_fields(mask=mask)
+
+
+def scheduled(step: int, steps: int, warmup: float, final: float) -> float:
     """Share of the highest learning rate at a step: linear rise, then half a cosine down to `final`."""
     rise = max(1, round(warmup * steps))
     if step < rise:
@@ -82,7 +100,7 @@ def _share(step: int, steps: int, warmup: float, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _batches(lengths: list[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
+def length_batches(lengths: list[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Endless batches of `size` example numbers: each epoch sees every example once, in batches of similar length."""
     size = min(size, len(lengths))
     length = torch.tensor(lengths)

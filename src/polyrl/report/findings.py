@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyrl.report.runs import Comparison, Run, compare_settings
+from polyrl.report.runs import Comparison, Run
+from polyrl.report.settings import compare_settings
 from polyrl.report.statistics import (
     LEAST_SEEDS,
     LEVEL,

@@ -24,7 +24,8 @@ from markupsafe import Markup, escape
 from polyrl.errors import UserError
 from polyrl.report.findings import cautions, change_sentences, headline, metric_digits, verdict
 from polyrl.report.payload import build_payload
-from polyrl.report.runs import ABSENT, Comparison, Settings, compare_settings, load_folders
+from polyrl.report.runs import Comparison, load_folders
+from polyrl.report.settings import ABSENT, Settings, compare_settings
 
 __all__ = ["render_page", "verdict", "write_report"]
 

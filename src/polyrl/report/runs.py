@@ -22,16 +22,6 @@ from polyrl.errors import UserError
 DEFAULT_METRIC = "eval/accuracy"
 
 
-class Absent:
-    """The value of a setting that a method does not have."""
-
-    def __repr__(self) -> str:
-        return "absent"
-
-
-ABSENT = Absent()
-
-
 @dataclass(frozen=True)
 class Metric:
     """What the comparison is decided by: its key in metrics.jsonl, how it is called, its unit and direction."""
@@ -139,14 +129,6 @@ class Comparison:
         """Value of the metric before training by method and seed."""
         values = {m: {run.seed: run.start(self.metric.key) for run in self.of(m)} for m in self.methods}
         return {m: {s: v for s, v in seeds.items() if v is not None} for m, seeds in values.items()}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings that all methods share, and those that differ, by method (`ABSENT` where it has none)."""
-
-    equal: dict[str, Any]
-    differing: dict[str, dict[str, Any]]
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
@@ -345,39 +327,3 @@ def load_folders(folders: Sequence[Path]) -> Comparison:
     problems = [problem for _, _, _, found in read for problem in found]
     built = _build(Path(folders[0]), shared, runs, problems)
     return replace(built, name=" + ".join(path.resolve().name for path, *_ in read))
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    plain = ("task", "difficulty", "model", "start", "device", "threads", "commit", "polyrl")
-    flat = {key: config[key] for key in plain if config.get(key) is not None}
-    for section in ("budget", "evaluation", "hyperparameters", "versions"):
-        flat |= {
-            f"{section}.{k}" if section != "hyperparameters" else str(k): v
-            for k, v in _mapping(config.get(section)).items()
-        }
-    if "versions.polyrl" in flat:
-        flat.pop("polyrl", None)  # the same number, said twice
-    return flat
-
-
-def compare_settings(runs: Sequence[Run]) -> Settings:
-    """Split the settings of `runs` into those equal in every run and those that differ, by label.
-
-    A label whose own seeds disagree shows all its values, joined by " / ": such an arm is not one method.
-    """
-    flat = [(run.label, _flat(run.config)) for run in runs]
-    equal: dict[str, Any] = {}
-    differing: dict[str, dict[str, Any]] = {}
-    for key in _ordered(key for _, settings in flat for key in settings):
-        values = [settings.get(key, ABSENT) for _, settings in flat]
-        if all(value == values[0] for value in values):
-            equal[key] = values[0]
-            continue
-        differing[key] = {}
-        for label in _ordered(label for label, _ in flat):
-            own = [settings.get(key, ABSENT) for name, settings in flat if name == label]
-            same = all(value == own[0] for value in own)
-            differing[key][label] = own[0] if same else " / ".join(_ordered(str(value) for value in own))
-    # What all methods have and set differently matters most to a reader; parts of one method alone come after.
-    order = sorted(differing, key=lambda key: ABSENT in differing[key].values())
-    return Settings(equal, {key: differing[key] for key in order})
