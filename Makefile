@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test browser check format bench docs clean
 
 # one stamp file says that the environment matches what the project asks for
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -15,8 +15,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed ## a comparison of four methods that really train a language model, and its page
 	$(BIN)/polyrl demo --overwrite
 
-test: $(VENV)/.installed ## every test but the slow reproductions
+test: $(VENV)/.installed browser ## every test but the slow reproductions
 	$(BIN)/python -m pytest -m "not reproduction"
+
+# the report page is tested in a real browser; where there is none and it cannot be installed, those tests are skipped
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null 2>&1; } \
+	|| echo "no Chromium found: the tests that open the report in a browser will be skipped"
 
 check: $(VENV)/.installed ## format, lint, types
 	$(BIN)/ruff format --check src tests benchmarks
