@@ -25,7 +25,8 @@ import torch
 import transformers
 
 import polyrl
-from polyrl.policies.language import LanguagePolicy, micro_batches
+from polyrl.policies.language import LanguagePolicy
+from polyrl.policies.rows import micro_batches
 from polyrl.policies.tiny import build_tiny
 from polyrl.sampling.language import Sampling, TransformersEngine
 

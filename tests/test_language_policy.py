@@ -14,15 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.policies.language import (
-    Critic,
-    LanguagePolicy,
-    LoraSettings,
-    RewardModel,
-    as_experience,
-    lay_out,
-    micro_batches,
-)
+from polyrl.policies.folders import LoraSettings
+from polyrl.policies.language import LanguagePolicy
+from polyrl.policies.rows import as_experience, lay_out, micro_batches
+from polyrl.policies.scalar import Critic, RewardModel
 from polyrl.policies.supervised import supervised
 from polyrl.policies.tiny import CHARACTERS, build_tiny, character_tokenizer
 from tiny_models import FAMILIES, make_policy, multi_character_tokenizer, naive_logits, save_model

@@ -59,7 +59,8 @@ def test_wrong_answers_get_no_credit(made):
         worked, answer = made.worked(row), made.expected(row)
         for wrong in ("", worked[:-1], worked + "0", worked + "x", answer + " " + answer, "the answer is " + answer):
             assert not made.correct(row, wrong), (row, wrong)
-            assert made.rewards[0].function(prompts=[row["prompt"]], completions=[wrong], **columns_of(row))[0] < 1
+            if not made.needs_model:
+                assert made.rewards[0].function(prompts=[row["prompt"]], completions=[wrong], **columns_of(row))[0] < 1
 
 
 @each_task

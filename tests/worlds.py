@@ -62,6 +62,9 @@ class TableWorld:
     def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
         return torch.tensor(experience.columns["truth"], dtype=torch.float64), {}, len(experience)
 
+    def measures(self, experience: Experience) -> dict[str, Tensor]:
+        return {}
+
     def micro_batches(self, experience: Experience) -> list[Tensor]:
         return list(torch.arange(len(experience)).split(self.micro or len(experience)))
 

@@ -180,7 +180,7 @@ def open_policy(run: str | Path, *, prompts: int = 200, greedy: bool = True) -> 
     Raises:
         UserError: the folder is no run, or holds no model yet.
     """
-    from polyrl.runs import make_task, make_world
+    from polyrl.runs import make_model, make_task, make_world
     from polyrl.runtime.checkpoint import checkpoints
     from polyrl.runtime.run_folder import RunFolder
 
@@ -191,7 +191,10 @@ def open_policy(run: str | Path, *, prompts: int = 200, greedy: bool = True) -> 
     if model is None:
         raise UserError(f"The run {folder} has no model yet: neither model/ nor a checkpoint.")
     adapted = dataclasses.replace(config, lora=None, eval_prompts=prompts, eval_greedy=greedy)
-    return make_world(adapted, make_task(config), str(model))
+    task = make_task(config)
+    if task.needs_model:  # the one that the run started from, not the one that it has trained
+        task.prepare(make_model(config, task))
+    return make_world(adapted, task, str(model))
 
 
 def summary(run: str | Path) -> dict[str, Any]:

@@ -154,12 +154,11 @@ def methods() -> dict[str, MethodInfo]:
     for entry in entry_points(group="polyrl.methods"):
         try:
             spec = importlib.util.find_spec(entry.value)
-        except (ImportError, ValueError):  # a package that is gone or broken must not take the catalogue down
+            info = method_info(Path(spec.origin), entry.value, "installed") if spec and spec.origin else None
+        except Exception:  # a package that is gone or broken must not take the catalogue down
             continue
-        if spec and spec.origin:
-            info = method_info(Path(spec.origin), entry.value, "installed")
-            if info:
-                found.setdefault(info.slug, info)
+        if info:
+            found.setdefault(info.slug, info)
     return found
 
 

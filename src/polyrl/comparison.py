@@ -124,7 +124,7 @@ def _state(
 
 
 def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> None:
-    """Find every mistake, and make the starting model once, before the first run."""
+    """Find every mistake, and make the starting model and what rewards need of it once, before the first run."""
     from polyrl.runs import make_device, make_model, make_recipe, make_task
 
     Budget.parse(configs[0].budget)
@@ -132,7 +132,8 @@ def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> Non
         make_recipe(config)
     make_device(configs[0].device)
     task = make_task(configs[0])
-    make_model(configs[0], task, say=(lambda _: None) if quiet else (lambda t: console.print(t, style="dim")))
+    say = (lambda _: None) if quiet else (lambda t: console.print(t, style="dim"))
+    task.prepare(make_model(configs[0], task, say), say)
 
 
 def _status(arm: Arm) -> str:

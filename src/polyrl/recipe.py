@@ -320,8 +320,8 @@ class Recipe:
                 if part.stage != stage:
                     raise UserError(f"{self.name}: part '{part.name}' works in stage {part.stage}, not in {stage}.")
                 for missing in sorted(part.required() - given):
-                    late = [p.name for p in self.parts() if missing in p.gives]
-                    would = late or sorted({kebab(p.__name__) for p in providers if missing in p.gives})
+                    late = [p.name for p in self.parts() if missing in p.gives - p.required()]
+                    would = late or sorted({kebab(p.__name__) for p in providers if missing in p.gives - p.needs})
                     how = " or ".join(f"'{w}'" for w in would)
                     way = (
                         f"{how} gives it, but later"

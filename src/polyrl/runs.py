@@ -80,7 +80,7 @@ def make_device(name: str) -> str:
 
 def make_world(config: RunConfig, task: LanguageTask, model: str, *, critic: bool = False) -> LanguageWorld:
     """Load the models."""
-    from polyrl.policies.language import LoraSettings
+    from polyrl.policies.folders import LoraSettings
     from polyrl.worlds.language import Evaluation, LanguageWorld
 
     return LanguageWorld(
@@ -120,6 +120,7 @@ def make_loop(
     task = make_task(config, given)
     torch.set_num_threads(config.threads)
     model = make_model(config, task, say)
+    task.prepare(model, say)
     torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
     world = make_world(config, task, model, critic="critic" in recipe.models())
     context = Context(world=world, seed=config.seed, budget=budget)

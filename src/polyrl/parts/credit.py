@@ -85,14 +85,15 @@ def group_statistics(
     one has standard deviation 0. Rows outside `counted` `[B]` bool (greedy twins) get numbers but do not enter them.
     """
     _, index = torch.unique(group, return_inverse=True)
-    ones = torch.ones_like(x) if counted is None else counted.to(x.dtype)
+    enters = torch.ones_like(group, dtype=torch.bool) if counted is None else counted
+    entering, own = x[enters], index[enters]
     empty = torch.zeros(int(index.max()) + 1, dtype=x.dtype, device=x.device)
-    size = empty.index_add(0, index, ones)
-    mean = empty.index_add(0, index, x * ones) / size.clamp(min=1)
+    size = empty.index_add(0, own, torch.ones_like(entering))
+    mean = empty.index_add(0, own, entering) / size.clamp(min=1)
     # where all are equal, the rounding of the mean must not look like a spread
-    low, high = (empty.scatter_reduce(0, index[ones > 0], x[ones > 0], r, include_self=False) for r in ("amin", "amax"))
+    low, high = (empty.scatter_reduce(0, own, entering, how, include_self=False) for how in ("amin", "amax"))
     mean = torch.where(low == high, low, mean)
-    squares = empty.index_add(0, index, (x - mean[index]).square() * ones)
+    squares = empty.index_add(0, own, (entering - mean[own]).square())
     std = (squares / (size - correction).clamp(min=1)).sqrt()
     return mean[index], std[index], size[index]
 

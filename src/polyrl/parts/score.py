@@ -97,6 +97,8 @@ class TaskReward(Part):
             known = values[sampled & ~torch.isnan(values)]
             if len(known):
                 context.metrics[f"rewards/{name}"] = float(known.mean())
+        for name, values in context.world.measures(experience).items():
+            context.metrics[name] = float(values[sampled].mean())
         end = last_step(mask)
         return experience.with_fields(
             score=scores,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import UserError
-from polyrl.policies.language import RewardModel, micro_batches
+from polyrl.policies.rows import micro_batches
+from polyrl.policies.scalar import RewardModel
 from polyrl.policies.supervised import length_batches, scheduled
 
 Pair = Mapping[str, Any]
@@ -103,12 +104,10 @@ def pair_accuracy(model: RewardModel, pairs: Sequence[Pair], *, max_tokens: int 
     if not judged:
         raise ValueError("no pair has a better response to find")
     prompts = [p["prompt"] for p in judged]
-    both = score_texts(
-        model, [*prompts, *prompts], [p["chosen"] for p in judged] + [p["rejected"] for p in judged], max_tokens=max_tokens
-    )
-    margin = both[: len(judged)] - both[len(judged) :]
+    chosen = score_texts(model, prompts, [p["chosen"] for p in judged], max_tokens=max_tokens)
+    rejected = score_texts(model, prompts, [p["rejected"] for p in judged], max_tokens=max_tokens)
     truth = torch.tensor([_preference(p) for p in judged])
-    return float((margin * truth > 0).float().mean())
+    return float(((chosen - rejected) * truth > 0).float().mean())
 
 
 def _preference(pair: Pair) -> float:
@@ -120,7 +119,7 @@ def _preference(pair: Pair) -> float:
 def score_texts(
     model: RewardModel, prompts: Sequence[str], completions: Sequence[str], *, max_tokens: int = 16384
 ) -> Tensor:
-    """Score of each completion, float32 `[B]` on the CPU, in batches of similar length and at most `max_tokens` tokens."""
+    """Score of each completion, float32 `[B]` on the CPU, in batches of similar length with at most `max_tokens`."""
     scores = torch.zeros(len(completions))
     if not completions:
         return scores

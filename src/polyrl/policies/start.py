@@ -70,7 +70,11 @@ def cached(folder: Path, make: Callable[[Path], dict[str, Any]]) -> Path:
         (temporary / "polyrl.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         if not (folder / "polyrl.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not (folder / "polyrl.json").is_file():  # else another process was faster
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

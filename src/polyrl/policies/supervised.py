@@ -10,7 +10,8 @@ from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.policies.language import LanguagePolicy, as_experience, micro_batches
+from polyrl.policies.language import LanguagePolicy
+from polyrl.policies.rows import as_experience, micro_batches
 
 Ids = Sequence[int]
 Example = tuple[Ids, Ids] | tuple[Ids, Ids, Sequence[bool]]

@@ -13,7 +13,8 @@ from transformers.cache_utils import DynamicLayer
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.policies.language import LanguagePolicy, pad_rows
+from polyrl.policies.language import LanguagePolicy
+from polyrl.policies.rows import pad_rows
 
 
 @dataclass(frozen=True)

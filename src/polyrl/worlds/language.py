@@ -13,10 +13,14 @@ from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.policies.language import Critic, LanguagePolicy, LoraSettings, Precision, micro_batches
+from polyrl.policies.folders import LoraSettings
+from polyrl.policies.language import LanguagePolicy, Precision
+from polyrl.policies.rows import micro_batches
+from polyrl.policies.scalar import Critic
 from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row
+from polyrl.tasks.language.base import table_rows
 from polyrl.tasks.language.rewards import RewardRunner
 
 EVALUATION_SEED = 1234
@@ -104,6 +108,14 @@ class LanguageWorld:
         # one reward function alone would only repeat the total
         return torch.tensor(scores.total, dtype=torch.float32), parts if len(parts) > 1 else {}, scores.calls
 
+    def measures(self, experience: Experience) -> dict[str, Tensor]:
+        """What the task measures beside the reward, float32 `[B]` each: to be logged, never trained on."""
+        columns = dict(experience.columns)
+        prompts, completions = columns.pop("prompt"), columns.pop("completion")
+        rows = table_rows(prompts, columns)
+        found = [self.task.measures(row, text) for row, text in zip(rows, completions, strict=True)]
+        return {name: torch.tensor([f[name] for f in found], dtype=torch.float32) for name in found[0]}
+
     # ------------------------------------------------------------------------------------------- forward passes
 
     def micro_batches(self, experience: Experience) -> list[Tensor]:
@@ -175,6 +187,7 @@ class LanguageWorld:
             known = values[~torch.isnan(values)]
             if len(known):
                 metrics[f"eval/rewards/{name}"] = float(known.mean())
+        metrics |= {f"eval/{name}": float(values.mean()) for name, values in self.measures(batch).items()}
         samples = [
             {
                 "split": "test",

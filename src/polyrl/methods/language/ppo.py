@@ -26,9 +26,9 @@ def recipe() -> Recipe:
         name=SLUG,
         collect=SampleResponses(prompts_per_step=64, completions_per_prompt=1),
         score=(TaskReward(), TokenKLPenalty(kl_coef=0.02)),  # r_t = -beta (logp_old - logp_ref) + 1[t = last] S
-        credit=(GAE(gamma=1.0, gae_lambda=0.95), WhitenAdvantage()),
+        credit=(GAE(gamma=1.0, gae_lambda=0.98), WhitenAdvantage()),
         terms=(ClippedSurrogate(clip_range=0.2), ValueLoss(value_coef=0.5)),
-        optimise=Optimise(epochs=2, minibatches=4),
+        optimise=Optimise(epochs=2, minibatches=2),
         adds=("gae", "clipped-surrogate", "value-loss"),
         notes={
             "score": "the checker's score at the last token; the KL to the start is charged token by token",

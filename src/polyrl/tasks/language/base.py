@@ -105,6 +105,26 @@ class LanguageTask(ABC):
     def fingerprint(self) -> str:
         """Return a short hash that changes when the rows or the worked completions would."""
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether the rewards work only after `prepare`."""
+        return False
+
+    def prepare(self, model: str, say: Callable[[str], None] = lambda _: None) -> None:  # noqa: B027 - a hook
+        """Make what the rewards need and only a model can give; `model` is the folder or name of the starting model.
+
+        Called once, before the first reward. What takes long belongs into the cache (`polyrl.policies.start`), since
+        every run of a comparison calls this. `say` is told what is going on.
+        """
+
+    def measures(self, row: Row, completion: str) -> dict[str, float]:
+        """Return numbers to log beside the reward, never to train on; every completion has the same ones."""
+        return {}
+
+    def start_score(self, row: Row, completion: str) -> float:
+        """Return what `start_accuracy` is the mean of, from 0 to 1: whether the completion is right."""
+        return float(self.correct(row, completion))
+
 
 def stable_hash(text: str) -> int:
     """Return a 64-bit hash of `text` that is the same in every process, on every machine."""
@@ -199,4 +219,8 @@ class GeneratedTask(LanguageTask):
     def fingerprint(self) -> str:
         """Return a hash of the name, the settings and some rows with their worked completions."""
         rows = self.rows("train", 0, 0, 8) + self.rows("test", 0, 0, 8)
-        return digest([self.name, asdict(self), self.max_tokens, [(row, self.worked(row)) for row in rows]])
+        return digest([self.name, self.start_settings(), self.max_tokens, [(row, self.worked(row)) for row in rows]])
+
+    def start_settings(self) -> dict[str, Any]:
+        """Return the settings that a starting model depends on: all of them, unless a task knows better."""
+        return asdict(self)

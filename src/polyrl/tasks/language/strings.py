@@ -17,7 +17,7 @@ from polyrl.tasks.language.base import GeneratedTask, Reward, Row, content, tabl
 class Reverse(GeneratedTask):
     """Write a word backwards: `reverse kdjfa=` is answered by `afjdk`. There is no trace."""
 
-    difficulty: int = 8
+    difficulty: int = 12
     """Letters of the longest word, 2 to 32. Words have 2 to `difficulty` letters."""
 
     name = "reverse"
@@ -60,11 +60,14 @@ class ReverseDense(Reverse):
 
     Its `gold` reward is exact, cheap and dense, so it can stand in for the human judgement that a learned reward
     imitates: `preference_pairs` labels pairs with it, and a policy trained on the learned reward is judged by it
-    (the protocol of arXiv:2210.10760).
+    (the protocol of arXiv:2210.10760). `start_accuracy` is the mean gold of the starting model, not its share of right
+    answers: that share stays near 0 while most letters are right already, and the study needs room in the gold.
     """
 
     difficulty: int = 8
     """Letters of every word, 2 to 32."""
+    start_accuracy: float | None = 0.5
+    """Mean gold at which supervised pretraining of a tiny model stops; None trains to the end."""
 
     name = "reverse-dense"
 
@@ -85,6 +88,10 @@ class ReverseDense(Reverse):
         answer, given = str(row["answer"]), completion.strip()
         right = sum(x == y for x, y in zip(answer, given, strict=False))
         return max(0.0, right / len(answer) - 0.05 * abs(len(answer) - len(given)))
+
+    def start_score(self, row: Row, completion: str) -> float:
+        """Return the gold."""
+        return self.gold(row, completion)
 
     def gold_reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
         """Return `gold` of each completion."""
@@ -143,7 +150,7 @@ class Sort(GeneratedTask):
     answer.
     """
 
-    difficulty: int = 6
+    difficulty: int = 8
     """Most digits, 2 to 12. Problems have 2 to `difficulty` digits."""
 
     name = "sort"

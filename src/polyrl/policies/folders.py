@@ -1,0 +1,143 @@
+"""Reading model folders and hub models: safetensors only, no code from the folder, one clear sentence for each mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from polyrl.errors import UserError
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (arXiv 2106.09685) through the `peft` package; the other weights stay frozen."""
+
+    rank: int = 16
+    """Rank of the update of each weight matrix."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Names of the layers that get adapters, or "all-linear": every linear layer except the output head."""
+    seed: int = 0
+    """Of the adapters' initial values."""
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar while it loads or saves weights."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def is_lora(model: Any) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def with_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
+    peft = _peft()
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    settings = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator: leave it as it was
+        torch.manual_seed(lora.seed)
+        wrapped = peft.get_peft_model(model, settings)
+    for used in wrapped.peft_config.values():
+        if isinstance(used.target_modules, set):
+            used.target_modules = sorted(used.target_modules)  # a set is saved in another order by every process
+    found: nn.Module = wrapped
+    return found
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise UserError("LoRA needs the peft package; install it with `pip install 'polyrl[lora]'`.") from None
+    return peft
+
+
+def check_source(name_or_path: str | Path, *, weights: str, alternative: str | None = None) -> Path | None:
+    """Return the local folder, or None for a name on the hub."""
+    name, folder = str(name_or_path), Path(name_or_path).expanduser()
+    local = isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not folder.exists():
+        if local:
+            raise UserError(f"The model folder {name} does not exist.")
+        return None
+    if not folder.is_dir():
+        raise UserError(f"{name} is a file; give the model's folder.")
+    if not (folder / weights).exists() and not (alternative and (folder / alternative).exists()):
+        raise UserError(f"{name} has no {weights}; save a model there with model.save_pretrained.")
+    return folder
+
+
+def load_tokenizer(name: str, folder: Path | None) -> Any:
+    missing = UserError(f"{name} has no tokenizer; save one beside the model with tokenizer.save_pretrained.")
+    # transformers makes up an empty tokenizer for a folder that has none, so look first
+    if folder is not None and not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        raise missing
+    try:
+        return AutoTokenizer.from_pretrained(str(folder or name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        if folder is None:
+            raise missing from None
+        raise UserError(f"The tokenizer in {name} cannot be read: {first_line(error)}") from None
+
+
+def load_weights(kind: Any, name: str) -> Any:
+    source = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
+    try:
+        with no_progress_bar():
+            model, report = kind.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+    except SafetensorError as error:
+        raise UserError(f"The weights in {name} are damaged ({first_line(error)}); copy the folder again.") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"The model {name} cannot be loaded: {first_line(error)}") from None
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"The weights in {name} are incomplete: {missing[0]} and {len(missing) - 1} more are missing.")
+    return model
+
+
+def load_adapter(folder: Path) -> nn.Module:
+    peft = _peft()
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = str(settings.get("base_model_name_or_path"))
+    check_source(base, weights="config.json")
+    try:
+        model: nn.Module = peft.PeftModel.from_pretrained(
+            load_weights(AutoModelForCausalLM, base), folder, is_trainable=True
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"The adapters in {folder} cannot be loaded: {first_line(error)}") from None
+    return model
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

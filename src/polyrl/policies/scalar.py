@@ -1,0 +1,137 @@
+"""Models with one number a token: the critic and the reward model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from polyrl.errors import UserError
+from polyrl.experience import Experience
+from polyrl.policies.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
+from polyrl.policies.language import LanguagePolicy, Precision, Reader, with_pad
+from polyrl.policies.rows import Index, as_experience, lay_out, take, to_device
+
+_HEAD_FILE = "head.safetensors"
+
+
+class _ScalarModel(Reader):
+    """A backbone with one number a token; the head starts at 0."""
+
+    def __init__(self, backbone: nn.Module, tokenizer: Any, *, precision: Precision = "float32"):
+        super().__init__()
+        self.backbone: Any = backbone
+        self.tokenizer = with_pad(tokenizer)
+        self.precision: Precision = precision
+        config: Any = self.backbone.config
+        size = config.get_text_config(decoder=True).hidden_size
+        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, size, 1, device=self.device)  # type: ignore[no-untyped-call]
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.eval()
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "float32"
+    ) -> Self:
+        """Load a folder written by `save`, or start from a language model's folder with a fresh head."""
+        folder = check_source(name_or_path, weights="config.json")
+        backbone = load_weights(AutoModel, str(name_or_path))
+        model = cls(backbone, load_tokenizer(str(name_or_path), folder), precision=precision)
+        if folder is not None and (folder / _HEAD_FILE).exists():
+            try:
+                model.head.load_state_dict(load_file(folder / _HEAD_FILE))
+            except (SafetensorError, RuntimeError) as error:
+                raise UserError(f"{folder / _HEAD_FILE} is damaged ({error}); save the model again.") from None
+        return model.to(torch.device(device))
+
+    def save(self, folder: str | Path) -> None:
+        """Write backbone, head and tokenizer as safetensors to a folder that `load` reads."""
+        with no_progress_bar():
+            self.backbone.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, Path(folder) / _HEAD_FILE
+        )
+
+    def _read_head(self, states: Tensor) -> Tensor:
+        return self.head(states.float())[..., 0]  # type: ignore[no-any-return]
+
+
+class Critic(_ScalarModel):
+    """Value of the state before each token. A separate backbone; the head starts at exactly 0."""
+
+    @classmethod
+    def like(cls, policy: LanguagePolicy) -> Self:
+        """Critic on a copy of the policy's backbone as it is in memory (LoRA adapters merged)."""
+        return cls(_copy_backbone(policy), policy.tokenizer, precision=policy.precision)
+
+    def evaluate(self, experience: Experience, rows: Index | None = None) -> Tensor:
+        """Value of the state before each action, differentiable: float32 [B, T], 0 where not `present`."""
+        present = take(experience["present"], rows).to(self.device)
+        with self.autocast():
+            states = self._states_before(experience, rows, present)
+        blank = torch.zeros(present.shape, device=self.device)
+        return blank.index_put(present.nonzero(as_tuple=True), self._read_head(states))
+
+
+class RewardModel(_ScalarModel):
+    """One score a response, read at its last token.
+
+    The head starts normal with standard deviation 1 / sqrt(d + 1) (arXiv 2009.01325).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        tokenizer: Any,
+        *,
+        precision: Precision = "float32",
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__(backbone, tokenizer, precision=precision)
+        generator = generator or torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            std = 1 / math.sqrt(self.head.in_features + 1)
+            self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=generator) * std)
+
+    @classmethod
+    def like(cls, policy: LanguagePolicy, generator: torch.Generator | None = None) -> Self:
+        """Reward model on a copy of the policy's backbone as it is in memory (LoRA adapters merged)."""
+        return cls(_copy_backbone(policy), policy.tokenizer, precision=policy.precision, generator=generator)
+
+    def score(self, experience: Experience, rows: Index | None = None) -> Tensor:
+        """Score of each row at its last present token (its last prompt token if the response is empty): float32 [B]."""
+        layout = to_device(lay_out(experience, self.pad_id, rows), self.device)
+        prompt_mask, present = (take(experience[name], rows).to(self.device) for name in ("prompt_mask", "present"))
+        last = prompt_mask.sum(1) + present.sum(1) - 1
+        with self.autocast():
+            states = self._hidden(layout)[torch.arange(len(last), device=self.device), last]
+        return self._read_head(states)
+
+    def as_batch(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Experience:
+        """Texts as a batch to score; with `end` the end token follows each completion, as if it ended by itself."""
+        close = [self.tokenizer.eos_token_id] if end and self.tokenizer.eos_token_id is not None else []
+        asked = [self.tokenizer(p)["input_ids"] or [self.tokenizer.bos_token_id] for p in prompts]
+        said = [self.tokenizer(c, add_special_tokens=False)["input_ids"] + close for c in completions]
+        return as_experience(asked, said, pad_id=self.pad_id)
+
+    def score_texts(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Tensor:
+        """Score of each completion [B]; with `end` the end token follows it, as in a response that ended by itself."""
+        return self.score(self.as_batch(prompts, completions, end=end))
+
+
+def _copy_backbone(policy: LanguagePolicy) -> nn.Module:
+    model: Any = copy.deepcopy(policy.model)
+    if is_lora(model):
+        model = model.merge_and_unload()
+    backbone: nn.Module = model.base_model
+    return backbone.requires_grad_(True)
