@@ -1,4 +1,4 @@
-"""Reading model folders and hub models: safetensors only, no code from the folder, one clear sentence for each mistake."""
+"""Reading model folders and hub models: safetensors only, no code from the folder, one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -54,10 +54,12 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def is_lora(model: Any) -> bool:
+    """Whether the model carries adapters of peft."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def with_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
+    """Put fresh adapters on the model, initialised from their own seed; only they are trained."""
     peft = _peft()
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     settings = peft.LoraConfig(
@@ -97,6 +99,7 @@ def check_source(name_or_path: str | Path, *, weights: str, alternative: str | N
 
 
 def load_tokenizer(name: str, folder: Path | None) -> Any:
+    """Load the tokenizer of a folder, or of a hub model where `folder` is None; UserError when there is none."""
     missing = UserError(f"{name} has no tokenizer; save one beside the model with tokenizer.save_pretrained.")
     # transformers makes up an empty tokenizer for a folder that has none, so look first
     if folder is not None and not any((folder / file).exists() for file in _TOKENIZER_FILES):
@@ -110,6 +113,7 @@ def load_tokenizer(name: str, folder: Path | None) -> Any:
 
 
 def load_weights(kind: Any, name: str) -> Any:
+    """Load a transformers model of this kind in float32; UserError when weights are missing or damaged."""
     source = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
     try:
         with no_progress_bar():
@@ -126,6 +130,7 @@ def load_weights(kind: Any, name: str) -> Any:
 
 
 def load_adapter(folder: Path) -> nn.Module:
+    """Load an adapter folder on its base model, ready to be trained on."""
     peft = _peft()
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = str(settings.get("base_model_name_or_path"))
@@ -140,4 +145,5 @@ def load_adapter(folder: Path) -> nn.Module:
 
 
 def first_line(error: Exception) -> str:
+    """First line of an error, for a one-sentence message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Rows of a batch as a model reads them: prompt and response joined, without the padding that the batch stores between."""
+"""Rows of a batch as a model reads them: prompt and response joined, without the padding stored between them."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def lay_out(
 
 
 def check_prompts(prompt_mask: Tensor) -> None:
+    """Refuse a batch with an empty prompt: nothing would precede its first action."""
     if not bool(prompt_mask.any(1).all()):
         raise ValueError("a row has an empty prompt: nothing predicts its first response token")
 
@@ -114,9 +115,11 @@ def micro_batches(lengths: Tensor, max_tokens: int) -> list[Tensor]:
 
 
 def take(value: Tensor, rows: Index | None) -> Tensor:
+    """The given rows of a tensor, or all of it."""
     return value if rows is None else value[torch.as_tensor(rows, dtype=torch.long, device=value.device)]
 
 
 def to_device(layout: Layout, device: torch.device) -> Layout:
+    """The layout on a device."""
     mask = None if layout.attention_mask is None else layout.attention_mask.to(device)
     return Layout(layout.input_ids.to(device), mask, layout.position_ids.to(device), layout.place.to(device))
