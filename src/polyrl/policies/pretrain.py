@@ -40,8 +40,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Write the pretrained tiny model of `task` to `folder`; return its facts (parameters, steps, accuracies).
 
-    The accuracy that stops the training is measured greedily on problems of the train split that were not trained on
-    (the mean of `task.start_score`); the test split is only looked at once, at the end. A tool's words are read and not
+    The accuracy that stops the training is measured greedily on problems of the train split that were not trained
+    on; the test split is only looked at once, at the end. A tool's words are read and not
     learned, as in reinforcement learning.
 
     Args:
@@ -63,10 +63,10 @@ def pretrain(
 
     def check(step: int, loss: float) -> bool:
         nonlocal reached
-        reached = start_accuracy(policy, task, held[:GLANCED_PROMPTS])
+        reached = greedy_accuracy(policy, task, held[:GLANCED_PROMPTS])
         done = False
         if goal is not None and reached >= goal:
-            reached = start_accuracy(policy, task, held)
+            reached = greedy_accuracy(policy, task, held)
             done = reached >= goal
         if done or step % (5 * CHECK_EVERY) == 0:
             stops = "" if goal is None else f" (stops at {goal:.2f})"
@@ -116,15 +116,6 @@ def demonstration(policy: LanguagePolicy, task: LanguageTask, row: Row) -> Examp
 
 def greedy_accuracy(policy: LanguagePolicy, task: LanguageTask, rows: Sequence[Row]) -> float:
     """Share of the rows that the policy answers rightly, decoding greedily."""
-    return _mean(task.correct, policy, task, rows)
-
-
-def start_accuracy(policy: LanguagePolicy, task: LanguageTask, rows: Sequence[Row]) -> float:
-    """Mean of `task.start_score` over the policy's greedy answers."""
-    return _mean(task.start_score, policy, task, rows)
-
-
-def _mean(judge: Callable[[Row, str], float], policy: LanguagePolicy, task: LanguageTask, rows: Sequence[Row]) -> float:
     batch = TransformersEngine(policy).generate(
         [policy.encode_prompt(r["prompt"]) for r in rows],
         Sampling(max_tokens=task.max_tokens, stop=tuple(task.stop), greedy=True),
@@ -132,4 +123,5 @@ def _mean(judge: Callable[[Row, str], float], policy: LanguagePolicy, task: Lang
         generator=torch.Generator(),
         tools=task.tool,
     )
-    return sum(judge(row, text) for row, text in zip(rows, batch.columns["completion"], strict=True)) / len(rows)
+    right = [task.correct(row, text) for row, text in zip(rows, batch.columns["completion"], strict=True)]
+    return sum(right) / len(right)

@@ -19,8 +19,9 @@ from polyrl.tasks.language.base import LanguageTask, digest
 RECIPE_VERSION = 2
 """Raised when the way of making starting models changes."""
 
-MAKING_THREADS = 2
-"""Threads that make a model: more do not pay for a tiny one, and their number changes the last bits of its weights."""
+MAKING_THREADS = 1
+"""Threads that make a model. For a tiny one a second gains a fifth at best and loses tenfold on a busy machine; and the
+number of threads changes the last bits of the weights."""
 
 
 def cache_folder() -> Path:
@@ -85,7 +86,7 @@ def _making_threads() -> Iterator[None]:
     import torch  # heavy
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(MAKING_THREADS, os.cpu_count() or 1))
+    torch.set_num_threads(MAKING_THREADS)
     try:
         yield
     finally:

@@ -96,6 +96,8 @@ class LanguageWorld:
         )
         names = list(rows[0])
         columns = {name: [rows[g].get(name) for g in batch["group"].tolist()] for name in names}
+        # experience lives in main memory; models take to their device what they read, micro-batch by micro-batch
+        batch = Experience(batch.data.to("cpu"), batch.columns)
         batch = batch.with_fields(length_limit=torch.full((len(batch),), sampling.max_tokens))
         return batch.with_columns(**columns)
 
@@ -131,7 +133,7 @@ class LanguageWorld:
             found.update(self.policy.evaluate(experience, want=policy_wants))
         if "value" in wants:
             found["value"] = self._need_critic().evaluate(experience)
-        return found
+        return {name: tensor.cpu() for name, tensor in found.items()}
 
     @torch.no_grad()
     def reference_logprob(self, experience: Experience) -> Tensor:

@@ -121,10 +121,6 @@ class LanguageTask(ABC):
         """Return numbers to log beside the reward, never to train on; every completion has the same ones."""
         return {}
 
-    def start_score(self, row: Row, completion: str) -> float:
-        """Return what `start_accuracy` is the mean of, from 0 to 1: whether the completion is right."""
-        return float(self.correct(row, completion))
-
 
 def stable_hash(text: str) -> int:
     """Return a 64-bit hash of `text` that is the same in every process, on every machine."""

@@ -60,14 +60,12 @@ class ReverseDense(Reverse):
 
     Its `gold` reward is exact, cheap and dense, so it can stand in for the human judgement that a learned reward
     imitates: `preference_pairs` labels pairs with it, and a policy trained on the learned reward is judged by it
-    (the protocol of arXiv:2210.10760). `start_accuracy` is the mean gold of the starting model, not its share of right
-    answers: that share stays near 0 while most letters are right already, and the study needs room in the gold.
+    (the protocol of arXiv:2210.10760). As everywhere, `start_accuracy` counts exact answers: a start chosen by a greedy
+    gold of 0.5 instead knows nothing yet at temperature 1 (mean gold 0.1), too little to learn preferences from.
     """
 
     difficulty: int = 8
     """Letters of every word, 2 to 32."""
-    start_accuracy: float | None = 0.5
-    """Mean gold at which supervised pretraining of a tiny model stops; None trains to the end."""
 
     name = "reverse-dense"
 
@@ -88,10 +86,6 @@ class ReverseDense(Reverse):
         answer, given = str(row["answer"]), completion.strip()
         right = sum(x == y for x, y in zip(answer, given, strict=False))
         return max(0.0, right / len(answer) - 0.05 * abs(len(answer) - len(given)))
-
-    def start_score(self, row: Row, completion: str) -> float:
-        """Return the gold."""
-        return self.gold(row, completion)
 
     def gold_reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
         """Return `gold` of each completion."""

@@ -1,0 +1,316 @@
+"""Pages that are written from the code when the site is built, and the table of methods in the README.
+
+MkDocs calls `on_config` and `on_files`. `python docs/hooks.py` rewrites the README's table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from polyrl import catalogue
+from polyrl.experience import FIELDS
+from polyrl.recipe import STAGES, Part, Recipe
+
+if TYPE_CHECKING:
+    import click
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
+NOT_RETESTED = "not yet re-tested"
+QUESTIONS = {
+    "collect": "Where does experience come from?",
+    "score": "What was it worth?",
+    "credit": "Which actions deserve it?",
+    "select": "Which samples and steps count?",
+    "improve": "What step does the model take?",
+}
+
+# ------------------------------------------------------------------------------------------------------ small pieces
+
+
+def file_name(slug: str) -> str:
+    """The stem of the method's own file, such as `reinforce_pp`: a slug that files and web addresses can carry."""
+    return catalogue.methods()[slug].path.stem
+
+
+def cell(value: object) -> str:
+    """Text that stays inside its cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *[[cell(c) for c in row] for row in rows]]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def paper_link(paper: str) -> str:
+    """`arXiv:1707.06347` -> a Markdown link."""
+    kind, _, number = paper.partition(":")
+    return f"[{paper}](https://arxiv.org/abs/{number})" if kind.lower() == "arxiv" else paper or "-"
+
+
+def verdict(slug: str) -> str:
+    """What the re-test of the paper's claim said."""
+    return NOT_RETESTED
+
+
+def value_text(value: Any) -> str:
+    """A hyperparameter's value as the command line takes it."""
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value).lower()
+
+
+def range_text(part: type[Part], f: dataclasses.Field[Any]) -> str:
+    """What a hyperparameter may be: `at least 1`, `above 0, or none`, `k1, k2 or k3`."""
+    kind = typing.get_type_hints(part)[f.name]
+    kinds = [k for k in (typing.get_args(kind) or [kind]) if k is not type(None)]
+    optional = type(None) in typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(filter(None, (", ".join(typing.get_args(kind)[:-1]), typing.get_args(kind)[-1])))
+    if bool in kinds:
+        return "true or false"
+    low, high, above = (f.metadata.get(k) for k in ("low", "high", "above"))
+    words = [f"above {above:g}" if above is not None else "", f"at least {low:g}" if low is not None else ""]
+    words.append(f"at most {high:g}" if high is not None else "")
+    return ", ".join(filter(None, [" and ".join(filter(None, words)), "or none" if optional else ""])) or "any"
+
+
+def knob_rows(part: type[Part], values: Part | None = None) -> Iterator[tuple[str, str, str, str]]:
+    """Name, default, range and meaning of each hyperparameter of a part, as `values` sets them."""
+    for f in dataclasses.fields(part):
+        default = getattr(values, f.name) if values is not None else f.default
+        yield f"`{f.name}`", f"`{value_text(default)}`", range_text(part, f), f.metadata.get("help", "")
+
+
+def docstring(thing: object) -> str:
+    """The whole docstring, with no indentation."""
+    return inspect.cleandoc(getattr(thing, "__doc__", "") or "")
+
+
+def fields_text(names: frozenset[str]) -> str:
+    """Names of fields, each a link to its meaning."""
+    linked = (f"[`{n}`](fields.md#{n})" if n in FIELDS else f"`{n}`" for n in sorted(names))
+    return ", ".join(linked) or "nothing"
+
+
+# ------------------------------------------------------------------------------------------------------------- pages
+
+
+def method_page(slug: str) -> str:
+    """Everything about a method: its paper, stages, hyperparameters, facts and commands."""
+    info = catalogue.methods()[slug]
+    recipe = catalogue.build(slug)
+    intro = docstring(importlib.import_module(info.module))
+    facts = DOCS / "facts" / f"{file_name(slug)}.md"
+    pieces = [
+        f"# {slug}",
+        f"**{info.title}** ({info.year}), {paper_link(info.paper)}",
+        f"    {info.formula}",
+        intro,
+        f"**Verdict on the paper's claim:** {verdict(slug)}.",
+        "## The five stages",
+        "`*` marks what the paper adds; `another+" + slug + "` takes exactly these parts.",
+        *_stage_pieces(recipe),
+        "## Hyperparameters",
+        "Each is an option: `--name value` sets it in every part that has it, `--part.name value` in one part. "
+        "The defaults below are this recipe's, chosen for small models; the paper's own stand further down.",
+        table(
+            ("part", "name", "default", "range", "meaning"),
+            [(p.name, *row) for p in recipe.parts() for row in knob_rows(type(p), p)],
+        ),
+        "## Commands to try",
+        f"```console\n$ polyrl show {slug}\n$ polyrl trace {slug}\n$ polyrl train {slug} --budget samples=2000\n"
+        f"$ polyrl compare {slug} {'grpo' if slug != 'grpo' else 'rloo'} --budget samples=2000 --seeds 3\n```",
+    ]
+    if facts.is_file():
+        pieces.append(facts.read_text(encoding="utf-8").strip())
+    return "\n\n".join(pieces) + "\n"
+
+
+def _stage_pieces(recipe: Recipe) -> Iterator[str]:
+    for number, (stage, parts) in enumerate(recipe.stages(), start=1):
+        yield f"### {number} {stage}"
+        note = recipe.notes.get(stage, "")
+        yield f"*{QUESTIONS[stage]}*" + (f" {note[:1].upper()}{note[1:]}." if note else "")
+        yield "\n".join(
+            f"- [`{p.name}`](../reference/parts.md#{p.name}){' `*`' if p.name in recipe.adds else ''}: "
+            f"{docstring(type(p)).partition(chr(10))[0]}"
+            for p in parts
+        )
+
+
+def methods_page() -> str:
+    """The overview of methods."""
+    rows = [
+        (f"[`{m.slug}`]({file_name(m.slug)}.md)", paper_link(m.paper), m.year, m.summary, f"`{m.formula}`")
+        for m in catalogue.methods().values()
+    ]
+    text = "A method is a named recipe from a paper. Methods and [parts](../reference/parts.md) join with `+`: "
+    text += "`polyrl train grpo+entropy-bonus`."
+    return f"# Methods\n\n{text}\n\n{table(('method', 'paper', 'year', 'idea', 'formula'), rows)}"
+
+
+def parts_page() -> str:
+    """Every part by stage, with what it reads, gives and can be set to."""
+    pieces = [
+        "# Parts",
+        "A part does one stage's work. Add one to a method with `+`, as in `grpo+drop-equal-groups`, and set its "
+        "hyperparameters in parentheses, as in `'grpo+reference-kl(kl_loss_coef=0.04)'`, or as options. A part that "
+        "*only measures* is put in where its field is needed. Parts of one *slot* replace each other.",
+    ]
+    classes = {p.name: p for p in catalogue.parts().values()}
+    for stage in STAGES:
+        pieces += [f"## {stage}", QUESTIONS[stage]]
+        for name, info in classes.items():
+            if info.stage != stage:
+                continue
+            cls: type[Part] = getattr(importlib.import_module(info.module), info.class_name)
+            facts = [f"Reads {fields_text(cls.needs)}.", f"Gives {fields_text(cls.gives)}."]
+            facts += [f"Slot: {cls.slot}."] if cls.slot else []
+            facts += [f"Models besides the policy: {', '.join(sorted(cls.models))}."] if cls.models else []
+            facts += ["Only measures."] if cls.measures else []
+            pieces += [f"### {name} {{ #{name} }}", docstring(cls), " ".join(facts)]
+            rows = list(knob_rows(cls))
+            pieces += [table(("name", "default", "range", "meaning"), rows)] if rows else []
+    return "\n\n".join(pieces) + "\n"
+
+
+def fields_page() -> str:
+    """Every standard field of the experience."""
+    rows = [
+        (f'<a id="{name}"></a>`{name}`', f"`{f.shape}`", f.dtype, f.unit, f.meaning) for name, f in FIELDS.items()
+    ]
+    body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return (
+        "# Experience fields\n\n"
+        "`Experience` is the one table that flows through the stages. `B` is the number of episodes (responses), `T` "
+        "the longest one in steps (tokens), `P` the longest prompt. A part may add fields of its own names.\n\n"
+        "| field | shape | dtype | unit | meaning |\n| --- | --- | --- | --- | --- |\n" + body
+    )
+
+
+def tasks_page() -> str:
+    """Every built-in task with its settings."""
+    from polyrl.tasks.language import TASKS, task
+
+    pieces = [
+        "# Tasks",
+        "Built-in tasks make their own problems, check answers exactly and keep test problems apart from training "
+        "problems. Each has a tiny starting model that is made once, on first use, by supervised training. For your "
+        "own data, see [getting started](../getting-started.md#your-own-model-data-and-reward).",
+    ]
+    for name, summary in TASKS.items():
+        made = task(name)
+        allowed = getattr(type(made), "difficulties", None)
+        span = f", {allowed.start} to {allowed.stop - 1}" if allowed else ""
+        pieces += [
+            f"## {name}",
+            f"{summary[:1].upper()}{summary[1:]}.",
+            docstring(type(made)),
+            f"`--task {name} --difficulty {made.difficulty}` (the default{span}). Longest response: "
+            f"{made.max_tokens} tokens. Rewards: {', '.join(f'`{r.name}`' for r in made.rewards)}.",
+        ]
+    return "\n\n".join(pieces) + "\n"
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, from the command line's own definition."""
+    from polyrl.cli.main import polyrl
+
+    pieces = ["# Commands", docstring(polyrl)]
+    for name, command in polyrl.commands.items():
+        pieces += [f"## polyrl {name}", f"```console\n$ {_usage(name, command)}\n```", docstring(command.callback)]
+        rows = [_option(p) for p in command.params if p.param_type_name == "option"]
+        pieces += [table(("option", "what it does"), rows)] if rows else []
+    return "\n\n".join(pieces) + "\n"
+
+
+def _usage(name: str, command: click.Command) -> str:
+    words = [f"{p.make_metavar(_context(command))}" for p in command.params if p.param_type_name == "argument"]
+    free = ["[--HYPERPARAMETER VALUE ...]"] if command.ignore_unknown_options else []
+    return " ".join(["polyrl", name, *words, "[OPTIONS]", *free])
+
+
+def _context(command: click.Command) -> click.Context:
+    import click
+
+    return click.Context(command)
+
+
+def _option(parameter: click.Parameter) -> tuple[str, str]:
+    record = parameter.get_help_record(_context_of(parameter)) if hasattr(parameter, "get_help_record") else None
+    left, right = record or ("", "")
+    return f"`{left}`", right
+
+
+def _context_of(parameter: click.Parameter) -> click.Context:
+    import click
+
+    return click.Context(click.Command("polyrl", params=[parameter]))
+
+
+# ------------------------------------------------------------------------------------------------------------ README
+
+
+def method_table() -> str:
+    """The README's table of methods, without its markers."""
+    rows = [
+        (f"`{m.slug}`", f"{m.title}, {paper_link(m.paper)} ({m.year})", m.summary, verdict(m.slug))
+        for m in catalogue.methods().values()
+        if m.module.startswith("polyrl.")
+    ]
+    return table(("method", "paper", "idea", "the paper's claim"), rows)
+
+
+def with_table(text: str) -> str:
+    """The README's text with the table between its markers brought up to date."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{method_table()}{END}{after}"
+
+
+# ------------------------------------------------------------------------------------------------------------ MkDocs
+
+
+def pages() -> dict[str, str]:
+    """Address in the site -> Markdown of every generated page."""
+    return {
+        "methods/index.md": methods_page(),
+        **{f"methods/{file_name(slug)}.md": method_page(slug) for slug in catalogue.methods()},
+        "reference/commands.md": commands_page(),
+        "reference/parts.md": parts_page(),
+        "reference/fields.md": fields_page(),
+        "reference/tasks.md": tasks_page(),
+    }
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages of the methods into the navigation."""
+    own = ["methods/index.md", *[f"methods/{file_name(slug)}.md" for slug in catalogue.methods()]]
+    config.nav = [{"Methods": own} if entry == {"Methods": "methods"} else entry for entry in config.nav or []]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    from mkdocs.structure.files import File
+
+    for address, text in pages().items():
+        files.append(File.generated(config, address, content=re.sub(r"\n{3,}", "\n\n", text)))
+    return files
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")

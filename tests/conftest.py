@@ -1,0 +1,114 @@
+"""Shared by the end-to-end tests: a small starting model, one thread, a cache of their own, the command line in process.
+
+Runs start from `small_model`, a character model of 0.1 million parameters that answers about a third of the words of
+`reverse` at difficulty 4, so that an iteration takes a fraction of a second and there is room to learn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the subprocesses of tests inherit it
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
+
+import pytest
+
+TASK, DIFFICULTY = "reverse", 4
+SMALL = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 128, "context": 64}
+"""Size of the small model."""
+TIMES = ("seconds", "tokens_per_second")
+"""Fields of a metrics record that measure wall time; every other field is the same in every repetition."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Starting models that tests make go to a temporary cache, never to the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("POLYRL_CACHE")
+    os.environ["POLYRL_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["POLYRL_CACHE"]
+    else:
+        os.environ["POLYRL_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small model that answers about a third of the words; the same weights every time."""
+    import torch
+
+    from polyrl.policies.language import LanguagePolicy
+    from polyrl.policies.pretrain import demonstration, greedy_accuracy
+    from polyrl.policies.supervised import supervised
+    from polyrl.policies.tiny import build_tiny
+    from polyrl.runtime.seeding import generator
+    from polyrl.tasks.language import task
+
+    torch.set_num_threads(1)
+    folder = build_tiny(tmp_path_factory.mktemp("models") / "small", 0, **SMALL)
+    words = task(TASK, difficulty=DIFFICULTY)
+    rows = words.rows("train", 99, 0, 4000)
+    held, rows = rows[:150], rows[150:]
+    policy = LanguagePolicy.load(folder)
+    supervised(
+        policy,
+        [demonstration(policy, words, row) for row in rows],
+        steps=300,
+        batch_size=64,
+        lr=4e-3,
+        generator=generator(0, "small-model"),
+        every=10,
+        callback=lambda step, loss: greedy_accuracy(policy, words, held) >= 0.3,
+    )
+    policy.save(folder)
+    return folder
+
+
+@dataclass
+class Told:
+    """What a command said: its exit code and streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Told]
+
+
+@pytest.fixture
+def polyrl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command of the command line in this process."""
+
+    def run(*words: object) -> Told:
+        from polyrl.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["polyrl", *map(str, words)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        return Told(int(code or 0), said.out, said.err)
+
+    return run
+
+
+def read_records(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Every line of a run's metrics.jsonl or samples.jsonl, strictly."""
+    return [json.loads(line) for line in (run / name).read_bytes().decode().split("\n")[:-1]]
+
+
+def timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records without their wall times: what must not differ by a bit between repetitions."""
+    return [{k: v for k, v in r.items() if k not in TIMES and not k.startswith("seconds/")} for r in records]
