@@ -403,9 +403,10 @@ def test_remax_card_7_nothing_flows_through_the_greedy_pass(spec: str) -> None:
 
 
 def test_a_greedy_baseline_without_greedy_answers_is_told() -> None:
-    batch = sequences(rows((1,), (0,)), [0, 1], [True, False], score=torch.tensor([1.0, 0.0]))
-    with pytest.raises(UserError, match="greedy answer in every group, but 1 groups have none; collect with"):
-        GreedyBaseline()(batch, make_context(None))
+    with pytest.raises(
+        UserError, match="'greedy-baseline' needs the field 'twinned'.*'sample-with-greedy-twin' would give"
+    ):
+        catalogue.build("grpo+greedy-baseline")
 
 
 @pytest.mark.parametrize("method", SETTINGS)

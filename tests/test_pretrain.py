@@ -19,6 +19,11 @@ from polyrl.policies.tiny import build_tiny
 from polyrl.tasks.language import task, tool_spans
 from tiny_models import make_policy, save_model
 
+
+def weights(policy: LanguagePolicy) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in policy.parameters()])
+
+
 SMALL = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 16, "mlp": 64}
 
 
@@ -69,6 +74,30 @@ def test_pretraining_stops_when_a_look_and_all_prompts_agree(tmp_path, monkeypat
     assert seen == [*asked, 200] and facts["test_accuracy"] == 0.9
 
 
+@pytest.mark.usefixtures("short")
+def test_overshoot_goes_back_to_between_two_looks(tmp_path, monkeypatch):
+    """Accuracy here is the share of the way from the first weights: all looks but the last are below the goal."""
+    start = weights(LanguagePolicy.load(build_tiny(tmp_path / "start", 0, **SMALL)))
+    seen: list[torch.Tensor] = []
+
+    def measured(policy: Any, task: Any, rows: Any) -> float:
+        now = weights(policy)
+        if len(seen) < 2:  # the first two looks
+            seen.append(now)
+            return 0.0
+        if len(seen) == 2:
+            seen.append(now)
+        share = float((now - seen[1]).norm() / (seen[2] - seen[1]).norm())
+        return 0.9 * share
+
+    monkeypatch.setattr(pretraining, "greedy_accuracy", measured)
+    facts = pretrain(task("reverse", difficulty=3, start_accuracy=0.4), tmp_path / "made", **SMALL)
+    assert facts["steps"] == 6 and facts["stopped_at"] == pytest.approx(0.45, abs=1e-3)  # halfway
+    made = weights(LanguagePolicy.load(tmp_path / "made"))
+    torch.testing.assert_close(made, (seen[1] + seen[2]) / 2)
+    assert not torch.equal(seen[1], start)
+
+
 def test_tool_words_are_not_learned(tmp_path: Path):
     policy = make_policy(tmp_path)
     made = task("calculator", difficulty=3)
@@ -106,7 +135,7 @@ def test_masked_tokens_have_no_gradient(tmp_path: Path):
     def trained(examples: Any) -> torch.Tensor:
         policy = LanguagePolicy.load(tmp_path)
         supervised(policy, examples, steps=3, batch_size=3, lr=1e-2, generator=torch.Generator().manual_seed(0))
-        return torch.cat([p.detach().flatten() for p in policy.parameters()])
+        return weights(policy)
 
     cut = trained([(prompt, w[:2]) for w in words])
     masked = trained([(prompt, w, [True, True, False, False]) for w in words])

@@ -36,7 +36,7 @@ class RunResult:
 
 
 def _budget_text(budget: str | Mapping[str, float]) -> str:
-    return budget if isinstance(budget, str) else ",".join(f"{k}={v:g}" for k, v in budget.items())
+    return budget if isinstance(budget, str) else ",".join(f"{k}={v!r}" for k, v in budget.items())
 
 
 def _as_rewards(reward: Any) -> tuple[tuple[str, ...], list[Any]]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from polyrl.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
     from types import ModuleType
 
     from polyrl.recipe import Part, Recipe
@@ -153,13 +154,24 @@ def methods() -> dict[str, MethodInfo]:
 
     for entry in entry_points(group="polyrl.methods"):
         try:
-            spec = importlib.util.find_spec(entry.value)
-            info = method_info(Path(spec.origin), entry.value, "installed") if spec and spec.origin else None
+            info = method_info(_installed_file(entry), entry.value, "installed")
         except Exception:  # a package that is gone or broken must not take the catalogue down
             continue
         if info:
             found.setdefault(info.slug, info)
     return found
+
+
+def _installed_file(entry: EntryPoint) -> Path:
+    """The source of an entry point's module: found by its place, so that its package need not be imported."""
+    if entry.dist is not None:
+        place = Path(str(entry.dist.locate_file(entry.value.replace(".", "/") + ".py")))
+        if place.is_file():
+            return place
+    spec = importlib.util.find_spec(entry.value)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(entry.value)
+    return Path(spec.origin)
 
 
 @cache

@@ -37,6 +37,7 @@ FIELDS: dict[str, Field] = {
     "ended": Field("[B]", "bool", "-", "the policy ended the response itself, before the length limit"),
     "length_limit": Field("[B]", "int64", "steps", "longest episode allowed"),
     "group": Field("[B]", "int64", "index", "rows that answer the same prompt share this number"),
+    "twinned": Field("[B]", "bool", "-", "the row's group holds a greedy twin"),
     "greedy": Field("[B]", "bool", "-", "the row is a greedy twin: a baseline, never trained"),
     "score": Field("[B]", "float32", "task's own", "score of the whole episode"),
     "reward": Field("[B, T]", "float32", "task's own", "reward of each step"),
@@ -96,5 +97,8 @@ class Experience:
 
     def rows(self, index: Tensor | Sequence[int]) -> Experience:
         """Return the rows at `index` (integers, in that order)."""
-        where = torch.as_tensor(index, dtype=torch.long, device=self.data.device)
+        where = torch.as_tensor(index, device=self.data.device)
+        if where.dtype == torch.bool:
+            raise TypeError("rows() takes row numbers; turn a mask into them with mask.nonzero()[:, 0]")
+        where = where.long()
         return Experience(self.data[where], {k: [v[i] for i in where.tolist()] for k, v in self.columns.items()})

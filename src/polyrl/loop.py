@@ -115,7 +115,8 @@ class Loop:
 
     def _monitor(self, experience: Experience) -> None:
         """Measure what reveals trouble: KL to the start, perplexity of what was sampled."""
-        counted = experience["mask"].float()
+        trained = ~experience["greedy"] if "greedy" in experience else torch.ones(len(experience), dtype=torch.bool)
+        counted = (experience["mask"] & trained[:, None]).float()
         behaviour = experience["behaviour_logprob"]
         self.context.log(perplexity=torch.exp(-(behaviour * counted).sum() / counted.sum().clamp(min=1)))
         every = self.monitor_kl_every
@@ -127,7 +128,7 @@ class Loop:
         else:
             return
         log_ratio = (behaviour - reference) * counted
-        self.context.log(kl=log_ratio.sum(1).mean(), kl_per_token=log_ratio.sum() / counted.sum().clamp(min=1))
+        self.context.log(kl=log_ratio.sum(1)[trained].mean(), kl_per_token=log_ratio.sum() / counted.sum().clamp(min=1))
 
     # ---------------------------------------------------------------------------------------------- the whole run
 

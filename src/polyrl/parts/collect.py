@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from polyrl.experience import Experience
 from polyrl.recipe import Part, Stage, knob
 from polyrl.runtime.context import Context
@@ -63,6 +65,8 @@ class SampleResponses(Part):
             greedy_twin=self.greedy_twin,
             generator=context.generator("collect"),
         )
+        if self.greedy_twin:
+            batch = batch.with_fields(twinned=torch.ones(len(batch), dtype=torch.bool))
         present, ended = batch["present"], batch["ended"]
         lengths = present.sum(1).float()
         context.spent.samples += len(batch)

@@ -112,12 +112,11 @@ class ClippedSurrogate(Averaged):
         return clipped_surrogate(ratio, experience["advantage"], self.clip_range, high, self.dual_clip)
 
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
-        """Share of steps whose gradient the clip stopped, mean ratio, approximate KL to the sampling policy (k3)."""
-        log_ratio = outputs["logprob"] - experience["behaviour_logprob"]
-        ratio, advantage = log_ratio.exp(), experience["advantage"]
+        """Share of steps whose gradient the clip stopped, and the mean ratio."""
+        ratio, advantage = torch.exp(outputs["logprob"] - experience["behaviour_logprob"]), experience["advantage"]
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
         stopped = ((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - self.clip_range) & (advantage < 0))
-        return {"clip_ratio": stopped.float(), "ratio": ratio, "approx_kl": torch.expm1(log_ratio) - log_ratio}
+        return {"clip_ratio": stopped.float(), "ratio": ratio}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,10 +324,13 @@ class Optimise(Part):
             # what stands at a step that does not count must reach neither a sum nor a gradient: 0 * inf is NaN
             outputs = _blanked(context.world.outputs(micro, wants), counted)
             micro = micro.with_fields(**_blanked({name: micro[name] for name in micro.fields()}, counted))
-            if not context.touched and "behaviour_logprob" in micro:
-                # before the first step sampler and trainer are the same policy: any gap is an error of one of them
-                gap = ((outputs["logprob"].detach() - micro["behaviour_logprob"]).abs() * counted).max()
-                context.metrics["logprob_gap"] = max(context.metrics.get("logprob_gap", 0.0), float(gap))
+            if "behaviour_logprob" in micro:
+                log_ratio = (outputs["logprob"].detach() - micro["behaviour_logprob"]) * counted
+                add("approx_kl", kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3").sum())
+                if not context.touched:
+                    # before the first step sampler and trainer are the same policy: a gap is an error of one of them
+                    gap = max(context.metrics.get("logprob_gap", 0.0), float(log_ratio.abs().max()))
+                    context.metrics["logprob_gap"] = gap
             total = torch.zeros(())
             for term, weights in zip(terms, scaled, strict=True):
                 steps = term.loss(outputs, micro)

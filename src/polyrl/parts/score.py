@@ -120,7 +120,7 @@ class ReferenceLogprob(Part):
     models: ClassVar[frozenset[str]] = frozenset({"reference"})
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `ref_logprob` [B, T] and log the KL per sequence (k1, nats)."""
+        """Add `ref_logprob` [B, T]; 0 in greedy twins."""
         return experience.with_fields(ref_logprob=context.world.reference_logprob(experience))
 
 
@@ -148,11 +148,13 @@ class TokenKLPenalty(Part):
         if not self.kl_coef:
             return experience
         mask = experience["mask"]
-        log_ratio = kl_estimate(experience["behaviour_logprob"], experience["ref_logprob"], "k1") * mask
+        # greedy twins say nothing of an expectation and are not measured
+        counted = mask & ~experience["greedy"][:, None]
+        log_ratio = kl_estimate(experience["behaviour_logprob"], experience["ref_logprob"], "k1") * counted
         memory = context.memory(self.name)
         coefficient = memory.get("kl_coef", self.kl_coef)
         if self.kl_target is not None:
-            sampled = log_ratio[~experience["greedy"]]  # greedy twins say nothing of an expectation
+            sampled = log_ratio[~experience["greedy"]]
             memory["kl_coef"] = adapted_coefficient(
                 coefficient, float(sampled.sum(1).mean()), self.kl_target, len(sampled), self.kl_horizon
             )

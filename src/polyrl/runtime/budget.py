@@ -86,6 +86,4 @@ class Budget:
         return min(1.0, max(float(getattr(spent, unit)) / limit for unit, limit in self.limits().items()))
 
     def __str__(self) -> str:
-        return ",".join(
-            f"{unit}={value:g}" if unit == "seconds" else f"{unit}={value}" for unit, value in self.limits().items()
-        )
+        return ",".join(f"{unit}={value!r}" for unit, value in self.limits().items())

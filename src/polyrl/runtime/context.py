@@ -34,6 +34,14 @@ class World(Protocol):
         """Critic's value of the state before each step, `[B, T]`, no gradient."""
         ...
 
+    def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Scores `[B]` (NaN: dropped), their parts by reward function `[B]`, and how many episodes were scored."""
+        ...
+
+    def measures(self, experience: Experience) -> dict[str, Tensor]:
+        """Numbers beside the reward, `[B]` each: logged, never trained on."""
+        ...
+
     def micro_batches(self, experience: Experience) -> list[Tensor]:
         """Row indices that fit in memory together; never changes a result, only what it takes to get it."""
         ...

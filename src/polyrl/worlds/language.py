@@ -149,9 +149,12 @@ class LanguageWorld:
         return self._measured(experience, self._need_critic().evaluate)
 
     def _measured(self, experience: Experience, forward: Any) -> Tensor:
+        """`forward` on every row that may train; greedy twins never do, and stay 0."""
         result = torch.zeros(experience["mask"].shape)
-        for index in self.micro_batches(experience):
-            result[index] = forward(experience.rows(index)).float().cpu()
+        trained = (~experience["greedy"]).nonzero()[:, 0]
+        for index in self.micro_batches(experience.rows(trained)):
+            rows = trained[index]
+            result[rows] = forward(experience.rows(rows)).float().cpu()
         return result
 
     @cached_property

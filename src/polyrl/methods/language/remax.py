@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import return_to_go
@@ -30,6 +29,8 @@ FORMULA = "A = R(x, a) - R(x, greedy answer)"
 @dataclass(frozen=True, kw_only=True)
 class SampleWithGreedyTwin(SampleResponses):
     """Sample responses, and decode one greedy response to each prompt as well (Algorithm 1, line 4)."""
+
+    gives: ClassVar[frozenset[str]] = SampleResponses.gives | {"twinned"}
 
     greedy_twin: ClassVar[bool] = True
 
@@ -72,7 +73,7 @@ class GreedyBaseline(Part):
 
     stage: ClassVar[Stage] = "credit"
     slot: ClassVar[str] = "advantage"
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "mask"})
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "twinned", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "baseline_score"})
 
     reward_gamma: float = knob(
@@ -85,11 +86,6 @@ class GreedyBaseline(Part):
         """Add `baseline_score` [B] and `advantage` [B, T]."""
         score, group, greedy = experience["score"], experience["group"], experience["greedy"]
         twins = dict(zip(group[greedy].tolist(), score[greedy].tolist(), strict=True))
-        if lonely := set(group.tolist()) - set(twins):
-            raise UserError(
-                f"greedy-baseline needs a greedy answer in every group, but {len(lonely)} groups have none; "
-                "collect with sample-with-greedy-twin, as in grpo+remax."
-            )
         baseline = torch.tensor([twins[g] for g in group.tolist()], dtype=score.dtype)
         context.log(baseline_score=baseline[greedy].mean())
         # what the score stage took off the reward besides the score itself is the KL penalty of each token
