@@ -300,9 +300,6 @@ def test_ppo_card_5_kl_estimates_and_the_first_step() -> None:
     said = term.statistics({"logprob": logprob}, experience)
     assert float(said["clip_ratio"].sum()) == 0
     assert bool((said["ratio"] == 1).all())
-    # control's logging: rho - 1 - log rho
-    moved = term.statistics({"logprob": logprob + 0.2}, experience)["approx_kl"]
-    assert numbers(moved) == [0.0214028] * 6
 
 
 def kl_penalised(part: TokenKLPenalty, context: Any, log_ratios: Tensor, score: float = 1.0) -> Experience:
