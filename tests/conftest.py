@@ -1,6 +1,6 @@
 """Shared by the end-to-end tests: a small starting model, one thread, a cache of their own, the command line in process.
 
-Runs start from `small_model`, a character model of 0.1 million parameters that answers about a third of the words of
+Runs start from `small_model`, a character model of 0.1 million parameters that answers about half of the words of
 `reverse` at difficulty 4, so that an iteration takes a fraction of a second and there is room to learn.
 """
 
@@ -42,7 +42,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a small model that answers about a third of the words; the same weights every time."""
+    """Folder of a small model that answers about half of the words; the same weights every time."""
     import torch
 
     from polyrl.policies.language import LanguagePolicy
@@ -66,7 +66,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lr=4e-3,
         generator=generator(0, "small-model"),
         every=10,
-        callback=lambda step, loss: greedy_accuracy(policy, words, held) >= 0.3,
+        callback=lambda step, loss: greedy_accuracy(policy, words, held) >= 0.42,
     )
     policy.save(folder)
     return folder

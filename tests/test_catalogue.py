@@ -23,7 +23,8 @@ from typing import ClassVar
 
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.improve import Optimise, PolicyGradient
+from polyrl.parts.improve import PolicyGradient
+from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.recipe import Part, Recipe, Stage, knob
 

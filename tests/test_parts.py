@@ -25,9 +25,9 @@ from polyrl.parts.improve import (
     ValueLoss,
     aggregation_weights,
     clipped_surrogate,
-    schedule_factor,
     value_loss,
 )
+from polyrl.parts.optimise import schedule_factor
 from polyrl.parts.score import (
     OverlongPenalty,
     TaskReward,

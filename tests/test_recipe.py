@@ -13,7 +13,8 @@ from polyrl.catalogue import build
 from polyrl.errors import UserError
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE, WhitenAdvantage
-from polyrl.parts.improve import EntropyBonus, Optimise, PolicyGradient, ReferenceKL, ValueLoss
+from polyrl.parts.improve import EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
+from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.parts.select import AllSteps, DropEqualGroups
 from polyrl.recipe import Part, Recipe, Stage, kebab, knob, parse_value

@@ -14,17 +14,8 @@ from torch import Tensor
 
 from polyrl.catalogue import build
 from polyrl.experience import Experience
-from polyrl.parts.improve import (
-    NLL,
-    Averaged,
-    ClippedSurrogate,
-    EntropyBonus,
-    NonFinite,
-    Optimise,
-    PolicyGradient,
-    ReferenceKL,
-    ValueLoss,
-)
+from polyrl.parts.improve import NLL, Averaged, ClippedSurrogate, EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
+from polyrl.parts.optimise import NonFinite, Optimise
 from polyrl.recipe import Recipe, Term
 from polyrl.sampling.language import Sampling
 from polyrl.tasks.language import task

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyrl.errors import UserError
-from polyrl.parts.improve import Optimise
+from polyrl.parts.optimise import Optimise
 from polyrl.recipe import STAGES, Recipe, Stage
 from polyrl.runtime.budget import Spent
 from polyrl.runtime.checkpoint import checkpoints, load_optimisers, read_state, save_checkpoint

@@ -15,7 +15,8 @@ from torch import Tensor
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import group_statistics, log_group_metrics
-from polyrl.parts.improve import ClippedSurrogate, Optimise, ReferenceKL
+from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
+from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.runtime.context import Context

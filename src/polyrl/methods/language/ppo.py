@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE, WhitenAdvantage
-from polyrl.parts.improve import ClippedSurrogate, Optimise, ValueLoss
+from polyrl.parts.improve import ClippedSurrogate, ValueLoss
+from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.recipe import Recipe
 

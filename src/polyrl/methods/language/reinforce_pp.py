@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import group_statistics, return_to_go, whiten
-from polyrl.parts.improve import ClippedSurrogate, Optimise
+from polyrl.parts.improve import ClippedSurrogate
+from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.runtime.context import Context

@@ -14,7 +14,8 @@ from torch import Tensor
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import return_to_go
-from polyrl.parts.improve import Optimise, PolicyGradient
+from polyrl.parts.improve import PolicyGradient
+from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
 from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.runtime.context import Context

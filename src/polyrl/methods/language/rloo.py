@@ -13,7 +13,8 @@ from torch import Tensor
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import group_statistics, log_group_metrics
-from polyrl.parts.improve import Optimise, PolicyGradient
+from polyrl.parts.improve import PolicyGradient
+from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.recipe import Part, Recipe, Stage
 from polyrl.runtime.context import Context

@@ -27,7 +27,7 @@ HELD_OUT_PAIRS = 400
 
 @dataclass
 class LearnedReverse(ReverseDense):
-    """Write a word of `difficulty` letters backwards, rewarded by a reward model.
+    """Write a word of up to `difficulty` letters backwards, rewarded by a reward model.
 
     The protocol of arXiv:2210.10760: the starting model answers each of `pairs` train prompts twice, an imperfect judge
     who goes by the gold score prefers one answer (`preference_pairs`), and a copy of the starting model learns to score

@@ -26,10 +26,7 @@ class Reverse(GeneratedTask):
 
     def problem(self, rng: random.Random) -> Row:
         """Draw a length uniformly, then letters."""
-        return self._row_of(rng, rng.randint(2, self.difficulty))
-
-    def _row_of(self, rng: random.Random, length: int) -> Row:
-        word = "".join(rng.choices(string.ascii_lowercase, k=length))
+        word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, self.difficulty)))
         return {"prompt": f"reverse {word}=", "answer": word[::-1]}
 
     def canonical(self, row: Row) -> str:
@@ -56,7 +53,7 @@ class Reverse(GeneratedTask):
 
 @dataclass
 class ReverseDense(Reverse):
-    """Write a word of `difficulty` letters backwards, rewarded letter by letter.
+    """Write a word of up to `difficulty` letters backwards, rewarded letter by letter.
 
     Its `gold` reward is exact, cheap and dense, so it can stand in for the human judgement that a learned reward
     imitates: `preference_pairs` labels pairs with it, and a policy trained on the learned reward is judged by it
@@ -64,19 +61,12 @@ class ReverseDense(Reverse):
     gold instead has little to show at temperature 1, and preferences between its samples teach less.
     """
 
-    difficulty: int = 8
-    """Letters of every word, 2 to 32."""
-
     name = "reverse-dense"
 
     def __post_init__(self) -> None:
         """Check the settings and put the gold reward in place."""
         super().__post_init__()
         self.rewards = [Reward("gold", self.gold_reward)]
-
-    def problem(self, rng: random.Random) -> Row:
-        """Draw `difficulty` letters."""
-        return self._row_of(rng, self.difficulty)
 
     def gold(self, row: Row, completion: str) -> float:
         """Return the share of positions that are right, less 0.05 for each letter too many or too few, within [0, 1].
