@@ -404,7 +404,7 @@ def test_remax_card_7_nothing_flows_through_the_greedy_pass(spec: str) -> None:
 
 def test_a_greedy_baseline_without_greedy_answers_is_told() -> None:
     with pytest.raises(
-        UserError, match="'greedy-baseline' needs the field 'twinned'.*'sample-with-greedy-twin' would give"
+        UserError, match=r"'greedy-baseline' needs the field 'twinned'.*'sample-with-greedy-twin' would give"
     ):
         catalogue.build("grpo+greedy-baseline")
 

@@ -86,7 +86,7 @@ class Progress:
         return duration((time.perf_counter() - self.began) * (1 - share) / done)
 
     def _numbers(self, record: dict[str, Any]) -> list[tuple[str, str]]:
-        rows = [(label, f"{record[key]:.3f}") for key, label in SHOWN.items() if record.get(key) is not None]
+        rows = [(label, short(record[key])) for key, label in SHOWN.items() if record.get(key) is not None]
         if self.evaluations:
             rows.insert(0, ("accuracy", f"{self.evaluations[-1][1]:.3f}"))
         if record.get("tokens_per_second"):
@@ -123,6 +123,11 @@ class Progress:
             curve.append(f"  {self.evaluations[0][1]:.3f} -> {self.evaluations[-1][1]:.3f}")
         title = f"[bold]{self.label}[/bold]  iteration {record['iteration']}"
         return Panel(Group(bar, numbers, stages, curve), title=title, title_align="left", border_style="blue")
+
+
+def short(value: float) -> str:
+    """Three decimals below 10, one above."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def sparkline(values: list[float]) -> str:
