@@ -187,9 +187,7 @@ def parts_page() -> str:
 
 def fields_page() -> str:
     """Every standard field of the experience."""
-    rows = [
-        (f'<a id="{name}"></a>`{name}`', f"`{f.shape}`", f.dtype, f.unit, f.meaning) for name, f in FIELDS.items()
-    ]
+    rows = [(f'<a id="{name}"></a>`{name}`', f"`{f.shape}`", f.dtype, f.unit, f.meaning) for name, f in FIELDS.items()]
     body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return (
         "# Experience fields\n\n"
@@ -209,13 +207,12 @@ def tasks_page() -> str:
         "problems. Each has a tiny starting model that is made once, on first use, by supervised training. For your "
         "own data, see [getting started](../getting-started.md#your-own-model-data-and-reward).",
     ]
-    for name, summary in TASKS.items():
+    for name in TASKS:
         made = task(name)
         allowed = getattr(type(made), "difficulties", None)
         span = f", {allowed.start} to {allowed.stop - 1}" if allowed else ""
         pieces += [
             f"## {name}",
-            f"{summary[:1].upper()}{summary[1:]}.",
             docstring(type(made)),
             f"`--task {name} --difficulty {made.difficulty}` (the default{span}). Longest response: "
             f"{made.max_tokens} tokens. Rewards: {', '.join(f'`{r.name}`' for r in made.rewards)}.",
@@ -236,27 +233,19 @@ def commands_page() -> str:
 
 
 def _usage(name: str, command: click.Command) -> str:
-    words = [f"{p.make_metavar(_context(command))}" for p in command.params if p.param_type_name == "argument"]
-    free = ["[--HYPERPARAMETER VALUE ...]"] if command.ignore_unknown_options else []
+    import click
+
+    context = click.Context(command)
+    words = [p.make_metavar(context) for p in command.params if p.param_type_name == "argument"]
+    free = ["[--HYPERPARAMETER VALUE ...]"] if command.context_settings.get("ignore_unknown_options") else []
     return " ".join(["polyrl", name, *words, "[OPTIONS]", *free])
 
 
-def _context(command: click.Command) -> click.Context:
-    import click
-
-    return click.Context(command)
-
-
 def _option(parameter: click.Parameter) -> tuple[str, str]:
-    record = parameter.get_help_record(_context_of(parameter)) if hasattr(parameter, "get_help_record") else None
-    left, right = record or ("", "")
-    return f"`{left}`", right
-
-
-def _context_of(parameter: click.Parameter) -> click.Context:
     import click
 
-    return click.Context(click.Command("polyrl", params=[parameter]))
+    left, right = parameter.get_help_record(click.Context(click.Command("polyrl"))) or ("", "")
+    return f"`{left}`", right
 
 
 # ------------------------------------------------------------------------------------------------------------ README

@@ -15,9 +15,9 @@ TASKS: dict[str, str] = {
     "addition": "add two numbers of up to `difficulty` digits, column by column (47+85=)",
     "calculator": "a chain of `difficulty` operations, solved by calling a calculator ((37+58)*4-19=)",
     "countdown": "reach a target with `difficulty` numbers, each used once, and + - * (3 7 12 to 33=)",
-    "learned-reverse": "write up to `difficulty` letters backwards, rewarded by a reward model learned from preferences",
+    "learned-reverse": "reverse, rewarded by a reward model that is learned from preferences; gold is logged",
     "reverse": "write up to `difficulty` letters backwards (reverse kdjfa=)",
-    "reverse-dense": "write up to `difficulty` letters backwards, with partial credit: the gold of reward-model studies",
+    "reverse-dense": "reverse, rewarded letter by letter: the gold of reward-model studies",
     "sort": "sort up to `difficulty` digits by insertion (sort 52814=)",
 }
 """Name of every built-in task and one line about it."""

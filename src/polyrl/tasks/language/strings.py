@@ -57,8 +57,8 @@ class ReverseDense(Reverse):
 
     Its `gold` reward is exact, cheap and dense, so it can stand in for the human judgement that a learned reward
     imitates: `preference_pairs` labels pairs with it, and a policy trained on the learned reward is judged by it
-    (the protocol of arXiv:2210.10760). As everywhere, `start_accuracy` counts exact answers: a start chosen by its greedy
-    gold instead has little to show at temperature 1, and preferences between its samples teach less.
+    (the protocol of arXiv:2210.10760). As everywhere, `start_accuracy` counts exact answers: a start chosen by its
+    greedy gold has little to show at temperature 1, and preferences between its samples teach less.
     """
 
     name = "reverse-dense"

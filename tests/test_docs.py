@@ -1,0 +1,227 @@
+"""The documentation says what the code does: tables, commands, metrics, dependencies, examples, links."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from polyrl import catalogue
+from polyrl.catalogue import build
+from polyrl.cli.main import polyrl
+from polyrl.errors import UserError
+from polyrl.experience import FIELDS
+from polyrl.runtime.budget import UNITS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+WRITTEN = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("polyrl_docs_hooks", DOCS / "hooks.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pages(hooks: ModuleType) -> dict[str, str]:
+    return hooks.pages()
+
+
+def text(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}[^\n]*\n(.*?)^```", text(name), re.DOTALL | re.MULTILINE)
+
+
+# ----------------------------------------------------------------------------------- lists that must agree
+
+
+def test_the_readme_lists_the_methods_of_the_catalogue(hooks: ModuleType) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert hooks.with_table(readme) == readme, "run: python docs/hooks.py"
+    assert all(f"| `{slug}` |" in readme for slug in catalogue.methods())
+
+
+def test_every_dependency_has_its_line() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    names = {re.match(r"[\w-]+", d)[0] for d in wanted}  # type: ignore[index]
+    lines = set(re.findall(r"^\| ([a-zA-Z][\w-]*) \|", text("dependencies.md"), re.MULTILINE)) - {"package"}
+    assert lines == names
+
+
+def test_every_command_and_option_is_documented(pages: dict[str, str]) -> None:
+    reference = pages["reference/commands.md"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, command in polyrl.commands.items():
+        section = re.search(rf"^## polyrl {name}\n(.*?)(?=^## |\Z)", reference, re.DOTALL | re.MULTILINE)
+        assert section, name
+        options = {o for p in command.params if p.param_type_name == "option" for o in p.opts}
+        assert options <= set(re.findall(r"--?[\w-]+", section[1])), name
+        assert f"polyrl {name}" in readme or f"make {name}" in readme, name
+
+
+def logged() -> set[str]:
+    """Names that the sources log as metrics: `context.log(...)`, `metrics[...]` and terms' statistics."""
+    found: set[str] = set()
+    for file in (ROOT / "src/polyrl").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "log":
+                found |= {k.arg.replace("__", "/") for k in node.keywords if k.arg and k.arg != "board"}
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.JoinedStr):
+                owner = node.value.attr if isinstance(node.value, ast.Attribute) else ""
+                if owner == "metrics" and isinstance(node.ctx, ast.Store):
+                    found.add(pattern(node.slice))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "add" and node.args:
+                found.add(pattern(node.args[0]))
+            if isinstance(node, ast.FunctionDef) and node.name == "statistics":
+                keys = [k for d in ast.walk(node) if isinstance(d, ast.Dict) for k in d.keys]
+                found |= {str(k.value) for k in keys if isinstance(k, ast.Constant)}
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"eval/\w+", node.value):
+                found.add(node.value)
+    return found - {""}
+
+
+def pattern(node: ast.expr) -> str:
+    """`f"loss/{term.name}"` -> `loss/<>`."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(v.value) if isinstance(v, ast.Constant) else "<>" for v in node.values)
+    return ""
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
+    section = text("run-folder.md").partition("## Metrics")[2]
+    documented = {re.sub(r"<\w+>", "<>", k) for k in re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)}
+    found = logged()
+    assert {"reward", "loss/<>", "clip_ratio", "value/mean", "grad_norm/<>", "eval/accuracy"} <= found
+    assert found - documented == set()
+    counts = {"iteration", *UNITS} - {"iterations"}
+    assert counts <= documented
+    loose = {"<>", "eval/<>", "eval/rewards/<>", "tokens_per_second"}  # written in other ways than those above
+    assert documented - found - counts - loose == set()
+
+
+def test_every_field_and_part_has_its_place(pages: dict[str, str]) -> None:
+    assert all(f'id="{name}"' in pages["reference/fields.md"] for name in FIELDS)
+    assert all(f"{{ #{name} }}" in pages["reference/parts.md"] for name in catalogue.parts())
+
+
+def test_a_method_page_shows_its_recipe(pages: dict[str, str]) -> None:
+    for slug, info in catalogue.methods().items():
+        page = pages[f"methods/{info.path.stem}.md"]
+        recipe = build(slug)
+        assert info.formula in page and f"https://arxiv.org/abs/{info.paper.partition(':')[2]}" in page
+        rows = set(re.findall(r"^\| ([\w-]+) \| `(\w+)` \|", page, re.MULTILINE))
+        assert {tuple(key.split(".")) for key in recipe.hyperparameters()} <= rows
+        starred = set(re.findall(r"^- \[`([\w-]+)`\][^:]*`\*`:", page, re.MULTILINE))
+        assert starred == set(recipe.adds)
+
+
+def test_facts_belong_to_methods() -> None:
+    stems = {info.path.stem for info in catalogue.methods().values()}
+    assert {file.stem for file in (DOCS / "facts").glob("*.md")} <= stems
+
+
+# ----------------------------------------------------------------------------------- examples that run
+
+
+def test_the_method_of_the_guide_builds_and_composes(tmp_path: Path) -> None:
+    parts = blocks("writing-a-method.md", "python")
+    file = tmp_path / "running.py"
+    file.write_text(parts[0], encoding="utf-8")
+    recipe = build(f"{file}+entropy-bonus", {"momentum": "0.8"})
+    assert recipe.hyperparameters()["running-baseline.momentum"] == 0.8
+    assert [p.name for p in recipe.parts() if p.measures] == ["reference-logprob", "all-steps"]
+    with pytest.raises(UserError, match="momentum"):
+        build(str(file), {"momentum": "2"})
+
+
+def test_the_term_of_the_guide_joins_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "whole_guide.py"
+    head, rest = blocks("writing-a-method.md", "python")[0], blocks("writing-a-method.md", "python")[1:]
+    file.write_text(head + "\n\n" + "\n\n".join(rest), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    guide = __import__("whole_guide")
+    assert guide.recipe.check().hyperparameters()["ratio-penalty.ratio_coef"] == 0.2
+    assert [t.name for t in guide.recipe.terms][-1] == "ratio-penalty"
+
+
+def compositions() -> list[str]:
+    """Methods and compositions in inline code, and after `train`, `show`, `trace` and `compare` in console blocks."""
+    found: set[str] = set()
+    slugs = "|".join(map(re.escape, sorted(catalogue.methods(), key=len, reverse=True)))
+    for file in WRITTEN:
+        said = file.read_text(encoding="utf-8")
+        found |= set(re.findall(rf"`'?((?:{slugs})[(+][^`']+)'?`", said))
+        for line in re.findall(r"^\$ polyrl (?:train|show|trace|compare) (.*)$", said, re.MULTILINE):
+            words = re.findall(r"'[^']+'|\S+", line.partition(" --")[0].partition("#")[0])
+            found |= {w.strip("'") for w in words if not w.startswith(("./", "gropo"))}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("spec", compositions())
+def test_every_composition_in_the_text_builds(spec: str) -> None:
+    build(spec)
+
+
+def test_options_in_the_text_exist() -> None:
+    known = {o for c in polyrl.commands.values() for p in c.params for o in p.opts}
+    for name in catalogue.parts():
+        cls = next(c for c in catalogue.part_classes() if catalogue._kebab(c.__name__) == name)
+        fields = [f"--{f.replace('_', '-')}" for f in cls.__dataclass_fields__]
+        known |= {*fields, *(f"--{name}.{f[2:]}" for f in fields)}
+    known |= {"--help", "--version", "--momentum"}
+    for file in WRITTEN:
+        for line in re.findall(r"`(?:polyrl )?[^`\n]*--[^`\n]+`|^\$ polyrl .*$", file.read_text("utf-8"), re.MULTILINE):
+            for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", line):
+                assert option in known, f"{file.name}: {option}"
+
+
+# ----------------------------------------------------------------------------------- the site
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is in the extra `docs`")
+def test_the_site_builds_strictly_and_names_no_other_host(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    html = list(tmp_path.rglob("*.html"))
+    assert len(html) > len(list(DOCS.glob("*.md")))
+    for file in html:
+        fetched = re.findall(
+            r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?(?:https?:)?//[^\"' >]+", file.read_text()
+        )
+        assert not fetched, f"{file.name}: {fetched}"
+
+
+def test_the_text_speaks_of_the_project_only() -> None:
+    for file in [*WRITTEN, DOCS / "hooks.py"]:
+        said = file.read_text(encoding="utf-8").lower()
+        for word in ("/work/", "/tmp/", "/home/", "shared folder", "helper", "lorem"):
+            assert word not in said, f"{file.name}: {word}"
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda f: f.name)
+def test_links_of_the_repository_lead_somewhere(file: Path, pages: dict[str, str]) -> None:
+    home = DOCS / "methods" if file.parent.name == "facts" else file.parent  # facts are read inside a method's page
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text(encoding="utf-8")):
+        if target.startswith("https://arxiv.org/") or target.endswith("report.png"):
+            continue
+        path = (home / target).resolve()
+        assert path.is_file() or str(path.relative_to(DOCS)) in pages, f"{file.name}: {target}"
