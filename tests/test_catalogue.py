@@ -116,7 +116,7 @@ def test_what_is_read_from_the_source_is_what_is_imported() -> None:
         ("+grpo", "Cannot read '+grpo'"),
         ("grpo++rloo", "Cannot read 'grpo++rloo' from '+rloo' on"),
         ("grpo(clip_range=0.1", "Cannot read 'grpo(clip_range=0.1'"),
-        ("grpo(clip_range)", "Cannot read 'clip_range' in 'grpo(clip_range)'"),
+        ("grpo(clip_range)", "Cannot read 'clip_range'; write settings like grpo"),
         ("grpo(clip_rang=1)", "no hyperparameter 'clip_rang'. Did you mean 'clip_range'"),
         ("grpo(clip_range=no)", "clipped-surrogate.clip_range is 'no' but must be a float"),
         ("nowhere/mine.py", "There is no method file nowhere/mine.py"),

@@ -17,7 +17,8 @@ from polyrl.parts.improve import EntropyBonus, PolicyGradient, ReferenceKL, Valu
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.parts.select import AllSteps, DropEqualGroups
-from polyrl.recipe import Part, Recipe, Stage, kebab, knob, parse_value
+from polyrl.recipe import Part, Recipe, Stage, kebab, knob
+from polyrl.settings import parse_value
 
 
 def base(**changes: Any) -> Recipe:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError, nearest
+from polyrl.settings import parse_settings
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -272,15 +273,9 @@ def build(spec: str, settings: dict[str, Any] | None = None) -> Recipe:
         else:
             result = result + item
         assert result is not None
-        for setting in filter(None, (a.strip() for a in arguments.split(","))):
-            key, eq, value = setting.partition("=")
-            if not eq:
-                raise UserError(
-                    f"Cannot read '{setting}' in '{spec}'; write hyperparameters like {name}(clip_range=0.1)."
-                )
-            key = key.strip()
-            own = not hasattr(item, "collect") and key.replace("-", "_") in {f.name for f in dataclasses.fields(item)}
-            result = result.set(f"{item.name}.{key}" if own else key, value.strip())
+        own = set() if hasattr(item, "collect") else {f.name for f in dataclasses.fields(item)}
+        for key, value in parse_settings(arguments, name).items():
+            result = result.set(f"{item.name}.{key}" if key in own else key, value)
     if result is None:
         raise UserError("Name a method, such as grpo; `polyrl list` shows what there is.")
     for key, value in (settings or {}).items():

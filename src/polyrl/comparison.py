@@ -88,7 +88,7 @@ def run_comparison(
 def _free_folder(base: RunConfig) -> Path:
     root = Path(os.environ.get("POLYRL_RUNS", "runs"))
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return root / f"compare-{base.task}-{stamp}"
+    return root / f"compare-{base.task.partition('(')[0]}-{stamp}"
 
 
 def _state(

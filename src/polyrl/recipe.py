@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from polyrl.errors import UserError, nearest
+from polyrl.settings import parse_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,38 +126,6 @@ def _check_range(owner: str, f: dataclasses.Field[Any], value: Any) -> None:
         right = f"at most {high:g}" if high is not None else ""
         wanted = " and ".join(w for w in (left, right) if w) or "finite"
         raise UserError(f"{owner}.{f.name} is {value!r} but must be {wanted}.")
-
-
-def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
-    """Turn the text of a hyperparameter into its type (int, float, bool, str, Literal, tuple of strings, optional)."""
-    if not isinstance(text, str):
-        return text
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in arguments and text.lower() in ("none", "null", ""):
-            return None
-        return parse_value(owner, name, next(a for a in arguments if a is not type(None)), text)
-    if origin is Literal:
-        if text not in arguments:
-            raise UserError(f"{owner}.{name} is '{text}' but must be one of {', '.join(arguments)}.")
-        return text
-    if origin is tuple:
-        return tuple(text.split(",")) if text else ()
-    try:
-        if kind is bool:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        if kind is int:
-            number = float(text)
-            if number != int(number):
-                raise ValueError
-            return int(number)
-        if kind is float:
-            return float(text)
-    except (KeyError, ValueError, OverflowError):
-        raise UserError(
-            f"{owner}.{name} is '{text}' but must be {'a' if kind is not int else 'an'} {kind.__name__}."
-        ) from None
-    return text
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def default_folder(config: RunConfig, root: Path | None = None) -> Path:
     """`runs/<method>-<task>-seed<n>`, with a number behind it where that exists."""
     root = root or Path(os.environ.get("POLYRL_RUNS", "runs"))
     name = "".join(c if c.isalnum() or c in "+-." else "-" for c in config.arm).strip("-.")
-    base = root / f"{name}-{config.task}-seed{config.seed}"
+    base = root / f"{name}-{config.task.partition('(')[0]}-seed{config.seed}"
     folder, n = base, 2
     while folder.exists():
         folder, n = Path(f"{base}-{n}"), n + 1

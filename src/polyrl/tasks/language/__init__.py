@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from polyrl.errors import UserError, nearest
+from polyrl.settings import parse_call, parse_value
 from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, Tool, tool_spans
 
 __all__ = ["TASKS", "LanguageTask", "Reward", "Row", "Split", "Tool", "task", "tool_spans"]
@@ -34,10 +35,14 @@ _PLACES = {
 
 
 def task(name: str, **settings: Any) -> LanguageTask:
-    """Return the built-in task `name`; `settings` are its fields (`difficulty`, `start_accuracy`, ...).
+    """Return the built-in task `name`; `settings` are its fields (`difficulty`, `start_accuracy`, ...) or their texts.
+
+    The name may bring settings of its own: `countdown(difficulty=4)`.
 
     Raises `UserError` for an unknown name, an unknown setting or a setting out of its range.
     """
+    name, own = parse_call(name)
+    settings = {**own, **settings}
     if name not in _PLACES:
         raise UserError(f"There is no task '{name}'.{nearest(name, TASKS)} The tasks are {', '.join(sorted(TASKS))}.")
     module, _, cls_name = _PLACES[name].partition(":")
@@ -48,5 +53,6 @@ def task(name: str, **settings: Any) -> LanguageTask:
             raise UserError(
                 f"The task '{name}' has no setting '{setting}'.{nearest(setting, known)} It has {', '.join(known)}."
             )
-    made: LanguageTask = cls(**settings)
+    kinds = get_type_hints(cls)
+    made: LanguageTask = cls(**{k: parse_value(f"the task {name}", k, kinds[k], v) for k, v in settings.items()})
     return made

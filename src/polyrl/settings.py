@@ -1,0 +1,64 @@
+"""Settings as a person types them: text to typed values, and `name(setting=value, ...)`."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any, Literal
+
+from polyrl.errors import UserError
+
+
+def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
+    """Turn the text of a hyperparameter into its type (int, float, bool, str, Literal, tuple of strings, optional)."""
+    if not isinstance(text, str):
+        return text
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in arguments and text.lower() in ("none", "null", ""):
+            return None
+        return parse_value(owner, name, next(a for a in arguments if a is not type(None)), text)
+    if origin is Literal:
+        if text not in arguments:
+            raise UserError(f"{owner}.{name} is '{text}' but must be one of {', '.join(arguments)}.")
+        return text
+    if origin is tuple:
+        return tuple(text.split(",")) if text else ()
+    try:
+        if kind is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if kind is int:
+            number = float(text)
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        if kind is float:
+            return float(text)
+    except (KeyError, ValueError, OverflowError):
+        raise UserError(
+            f"{owner}.{name} is '{text}' but must be {'a' if kind is not int else 'an'} {kind.__name__}."
+        ) from None
+    return text
+
+
+def parse_call(text: str) -> tuple[str, dict[str, str]]:
+    """`countdown(difficulty=4, format_reward=true)` -> ("countdown", {"difficulty": "4", "format_reward": "true"}).
+
+    Raises:
+        UserError: what stands in the parentheses cannot be read.
+    """
+    name, opened, rest = text.partition("(")
+    if opened and not rest.endswith(")"):
+        raise UserError(f"Cannot read '{text}'; close the parenthesis, as in {name}(setting=value).")
+    return name.strip(), parse_settings(rest[:-1] if opened else "", name)
+
+
+def parse_settings(text: str, owner: str) -> dict[str, str]:
+    """`a=1, b=x` -> {"a": "1", "b": "x"}; `owner` is named in the error."""
+    found: dict[str, str] = {}
+    for item in filter(None, (t.strip() for t in text.split(","))):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"Cannot read '{item}'; write settings like {owner}(setting=value).")
+        found[key.strip().replace("-", "_")] = value.strip()
+    return found
