@@ -25,13 +25,13 @@ browser:
 	|| echo "no Chromium found: the tests that open the report in a browser will be skipped"
 
 check: $(VENV)/.installed ## format, lint, types
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/mypy
 
 format: $(VENV)/.installed
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks docs
+	$(BIN)/ruff check --fix src tests benchmarks docs
 
 bench: $(VENV)/.installed ## ratios to the plain way of doing the same work
 	$(BIN)/python benchmarks/run.py

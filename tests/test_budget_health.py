@@ -161,7 +161,7 @@ def test_names_given_as_advice_exist() -> None:
 
     parts = set(catalogue.parts())
     knobs = {k.rpartition(".")[2] for m in catalogue.methods() for k in catalogue.build(m).hyperparameters()}
-    runs = {"difficulty", "precision"}
+    runs = {"difficulty", "precision", "max_tokens"}
     sick = {"kl": 40.0, "entropy": 0.01, "perplexity": 30.0, "completions/clipped_ratio": 1.0, "logprob_gap": 1.0}
     sick |= {"frac_reward_zero_std": 1.0, "approx_kl": 1.0}
     said = [t for length in (60.0, 2.0) for _, t in history({**sick, "completions/mean_length": length})]

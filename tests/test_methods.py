@@ -1,4 +1,4 @@
-"""The five methods: the cards' numbers, and losses and gradients equal to plain loops over the cards' equations."""
+"""The five methods: the papers' numbers, and losses and gradients equal to plain loops over the papers' equations."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def average(losses: list[list[Any]], how: str, limit: int) -> Any:
 
 
 class Plain:
-    """The cards' equations with Python loops and numbers; only log pi and V stay tensors, for the gradient."""
+    """The papers' equations with Python loops and numbers; only log pi and V stay tensors, for the gradient."""
 
     def __init__(self, world: TableWorld, batch: Experience):
         self.new, self.old, self.ref, self.value, self.old_value = [], [], [], [], []
@@ -175,10 +175,10 @@ def test_losses_and_gradients_are_those_of_plain_loops(method: str, how: str) ->
         assert context.metrics["clip_ratio"] > 0  # else the clip was not tested
 
 
-# ------------------------------------------------------------------------------------------- card grpo, 1, 9 and 10
+# ------------------------------------------------------------------------------------------- fact grpo, 1, 9 and 10
 
 
-def test_grpo_card_1_group_advantages() -> None:
+def test_grpo_fact_1_group_advantages() -> None:
     score, group = one_group(1, 0, 0, 0)
 
     def close(found: Tensor, *wanted: float) -> bool:
@@ -196,7 +196,7 @@ def sequences(reward: Tensor, group: list[int], greedy: list[bool] | None = None
     return Experience({"reward": reward, "group": torch.tensor(group), "greedy": twins, "mask": mask, **more})
 
 
-def test_grpo_card_9_equal_rewards() -> None:
+def test_grpo_fact_9_equal_rewards() -> None:
     batch = sequences(rows((0, 0.1), (0, 0.1), (0, 0.1), (0, 0.7), (0, 0.7), (0, 0.7)), [0, 0, 0, 1, 1, 1])
     context = make_context(None)
     for part in (GroupAdvantage(), GroupAdvantage(scale="population-std"), GroupAdvantage(scale="none"), LeaveOneOut()):
@@ -208,7 +208,7 @@ def test_grpo_card_9_equal_rewards() -> None:
 
 
 @pytest.mark.parametrize("gap", [0.001, 1.0, 500.0])
-def test_grpo_card_10_groups_of_two(gap: float) -> None:
+def test_grpo_fact_10_groups_of_two(gap: float) -> None:
     score, group = one_group(gap, 0)
     assert leave_one_out(score, group).tolist() == pytest.approx([gap, -gap])
     assert group_advantage(score, group, "population-std", epsilon=0).tolist() == pytest.approx([1, -1])
@@ -243,7 +243,7 @@ def test_reinforce_pp_whitens_over_all_tokens_of_the_batch() -> None:
     assert grouped["advantage"].flatten().tolist() == pytest.approx(exact)
 
 
-# ------------------------------------------------------------------------------------------------------ card remax
+# ------------------------------------------------------------------------------------------------------ fact remax
 
 LOG_RATIO = (0.2, -0.1, 0.0, 0.3)
 
@@ -268,7 +268,7 @@ def remax_batch(log_ratio: Any = LOG_RATIO, score: tuple[float, float] = (0.7, 0
     )
 
 
-def test_remax_card_1_coefficients_of_the_official_code() -> None:
+def test_remax_fact_1_coefficients_of_the_official_code() -> None:
     wanted = [0.182119, 0.19906, 0.19602, 0.183]
     mask = torch.ones(1, 4, dtype=torch.bool)
     settings: dict[str, Any] = {"gamma": 0.99, "kl_coef": 0.05, "kl_to_go": False}
@@ -300,7 +300,7 @@ def test_remax_clips_the_difference_and_not_the_rewards() -> None:
     assert near[0].tolist() == pytest.approx([1.0] * 4)
 
 
-def test_remax_card_2_the_first_of_256_tokens_gets_little() -> None:
+def test_remax_fact_2_the_first_of_256_tokens_gets_little() -> None:
     mask = torch.ones(1, 256, dtype=torch.bool)
     found = remax_coefficients(torch.ones(1, dtype=torch.float64), torch.zeros(1, 256), mask, gamma=0.99)
     assert float(found[0, 0]) == pytest.approx(0.0763, abs=5e-5)
@@ -333,7 +333,7 @@ def bandit_gradients(p: float, reward: tuple[float, float], *, baseline: bool) -
         (0.6, (1, 0.5), 0.2352, 0.0432),
     ],
 )
-def test_remax_card_3_variance_on_two_arms(p: float, reward: Any, reinforce: float, remax: float) -> None:
+def test_remax_fact_3_variance_on_two_arms(p: float, reward: Any, reinforce: float, remax: float) -> None:
     means = []
     for baseline, wanted in ((False, reinforce), (True, remax)):
         gradient, chance = bandit_gradients(p, reward, baseline=baseline)
@@ -346,7 +346,7 @@ def test_remax_card_3_variance_on_two_arms(p: float, reward: Any, reinforce: flo
     assert (remax < reinforce) == (p <= threshold)
 
 
-def test_remax_card_4_offsets_and_greedy_samples() -> None:
+def test_remax_fact_4_offsets_and_greedy_samples() -> None:
     context = make_context(None)
     plain = GreedyBaseline()(remax_batch(), context)["advantage"][0]
     moved = GreedyBaseline()(remax_batch(score=(0.7 + 13, 0.5 + 13)), context)["advantage"][0]
@@ -356,7 +356,7 @@ def test_remax_card_4_offsets_and_greedy_samples() -> None:
 
 
 @pytest.mark.parametrize("p", [0.9, 0.3])
-def test_remax_card_5_mean_square_of_advantages(p: float) -> None:
+def test_remax_fact_5_mean_square_of_advantages(p: float) -> None:
     context = make_context(None)
     for greedy, wanted in ((1.0, 1 - p), (0.0, p)):
         right, wrong = (
@@ -373,7 +373,7 @@ def test_remax_card_5_mean_square_of_advantages(p: float) -> None:
         assert p * (1 - p) * 2 == pytest.approx(0.18)
 
 
-def test_remax_card_6_a_deterministic_policy_gets_no_gradient() -> None:
+def test_remax_fact_6_a_deterministic_policy_gets_no_gradient() -> None:
     """Sampled and greedy answer are the same, whatever they earn."""
     gradient, chance = bandit_gradients(1.0, (123.0, -77.0), baseline=True)
     assert chance.tolist() == [1.0, 0.0] and gradient[0].tolist() == [0.0, 0.0]
@@ -386,7 +386,7 @@ def improved(recipe: Recipe, batch: Experience, world: TableWorld) -> dict[str, 
 
 
 @pytest.mark.parametrize("spec", ["remax", "grpo+remax", "remax+reinforce++", "remax+rloo"])
-def test_remax_card_7_nothing_flows_through_the_greedy_pass(spec: str) -> None:
+def test_remax_fact_7_nothing_flows_through_the_greedy_pass(spec: str) -> None:
     """Whatever the log-probabilities of the twins are: same gradient. And twins never have a weight."""
     recipe = catalogue.build(spec, {"max_grad_norm": 1e9, "minibatches": 1, "learning_rate": 0.0})
     world = TableWorld()

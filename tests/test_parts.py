@@ -1,4 +1,4 @@
-"""The pure `[B, T]` functions and the parts around them: the cards' numbers and brute force, both wings."""
+"""The pure `[B, T]` functions and the parts around them: the papers' numbers and brute force, both wings."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def segments(steps: dict[str, Tensor], row: int) -> list[list[int]]:
     return [s for s in found if s]
 
 
-# ------------------------------------------------------------------------------------------------- card ppo, 1 and 2
+# ------------------------------------------------------------------------------------------------- fact ppo, 1 and 2
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def segments(steps: dict[str, Tensor], row: int) -> list[list[int]]:
         (0.95, (0.4705, 0.39, 0.2), (0.9705, 0.99, 1)),
     ],
 )
-def test_ppo_card_1_gae_of_a_finished_episode(gae_lambda: float, advantage: tuple, target: tuple) -> None:
+def test_ppo_fact_1_gae_of_a_finished_episode(gae_lambda: float, advantage: tuple, target: tuple) -> None:
     reward, value = rows((0, 0, 1)), rows((0.5, 0.6, 0.8))
     end = at_end((1, 3))
     found = gae(reward, value, end, ~yes(1, 3), yes(1, 3), gamma=1.0, gae_lambda=gae_lambda)
@@ -133,7 +133,7 @@ def test_ppo_card_1_gae_of_a_finished_episode(gae_lambda: float, advantage: tupl
     assert numbers(made["advantage"]) == list(advantage) and numbers(made["value_target"]) == list(target)
 
 
-def test_ppo_card_2_truncation_bootstraps_and_termination_does_not() -> None:
+def test_ppo_fact_2_truncation_bootstraps_and_termination_does_not() -> None:
     reward, value, final = rows((1, 1)), rows((2, 3)), rows((99, 4))
     for cut, wanted in ((True, [2.42, 1.6]), (False, [0.8, -2.0])):
         end = at_end((1, 2))
@@ -250,14 +250,14 @@ def test_one_state_that_pays_1_for_ten_steps() -> None:
     assert sum(gamma**k for k in range(10)) == pytest.approx(6.51, abs=0.005)
 
 
-# --------------------------------------------------------------------------------------------- card ppo, 3 to 8
+# --------------------------------------------------------------------------------------------- fact ppo, 3 to 8
 
 
 @pytest.mark.parametrize(
     ("advantage", "ratio", "loss", "live"),
     [(2, 1.5, -2.4, False), (2, 0.5, -1.0, True), (-2, 1.5, 3.0, True), (-2, 0.5, 1.6, False)],
 )
-def test_ppo_card_3_clipped_surrogate(advantage: float, ratio: float, loss: float, live: bool) -> None:
+def test_ppo_fact_3_clipped_surrogate(advantage: float, ratio: float, loss: float, live: bool) -> None:
     rho = torch.tensor([ratio], dtype=torch.float64, requires_grad=True)
     found = clipped_surrogate(rho, torch.tensor([float(advantage)]), 0.2, 0.2)
     found.sum().backward()
@@ -272,7 +272,7 @@ def test_ppo_card_3_clipped_surrogate(advantage: float, ratio: float, loss: floa
 
 
 @pytest.mark.parametrize(("value", "loss", "gradient"), [(1.0, 0.32, 0.0), (0.1, 0.405, -0.9), (-1.0, 2.0, -2.0)])
-def test_ppo_card_4_value_loss(value: float, loss: float, gradient: float) -> None:
+def test_ppo_fact_4_value_loss(value: float, loss: float, gradient: float) -> None:
     v = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
     experience = Experience({"value_target": rows((1,)), "value": rows((0,))})
     found = ValueLoss(value_coef=1.0, value_clip_range=0.2).loss({"value": v}, experience)
@@ -283,7 +283,7 @@ def test_ppo_card_4_value_loss(value: float, loss: float, gradient: float) -> No
     assert float(half.detach()) == pytest.approx((value - 1) ** 2 / 4)
 
 
-def test_ppo_card_5_kl_estimates_and_the_first_step() -> None:
+def test_ppo_fact_5_kl_estimates_and_the_first_step() -> None:
     # log rho = .2 between the present (.2) and the old policy (0)
     ours = {k: float(kl_estimate(torch.tensor(0.0), torch.tensor(0.2), k)) for k in ("k1", "k2", "k3")}
     assert ours == {"k1": pytest.approx(-0.2), "k2": pytest.approx(0.02), "k3": pytest.approx(0.0214028, abs=1e-7)}
@@ -314,7 +314,7 @@ def kl_penalised(part: TokenKLPenalty, context: Any, log_ratios: Tensor, score: 
     return part(Experience(fields), context)
 
 
-def test_ppo_card_6_token_kl_in_the_reward_and_its_controller() -> None:
+def test_ppo_fact_6_token_kl_in_the_reward_and_its_controller() -> None:
     context = make_context(None)
     found = kl_penalised(TokenKLPenalty(kl_coef=0.1), context, rows((0.2, -0.1, 0.3)))
     assert numbers(found["reward"]) == [-0.02, 0.01, 0.97]
@@ -350,7 +350,7 @@ def test_kl_coef_0_reads_no_reference() -> None:
     assert numbers(loss) == [0, 0]
 
 
-def test_ppo_card_8_whitening() -> None:
+def test_ppo_fact_8_whitening() -> None:
     x, mask = rows((1, 2), (3, 6)), yes(2, 2)
     assert numbers(whiten(x, mask)) == [-1.0690, -0.5345, 0, 1.6036]
     assert numbers(whiten(x, mask, shift=False)) == [1.9310, 2.4655, 3, 4.6036]
@@ -367,7 +367,7 @@ def test_masked_mean_of_nothing_is_0_and_passes_over_nan() -> None:
     assert numbers(whiten(x, mask)) == [-1, 0, 1]
 
 
-# -------------------------------------------------------------------------------------------- card grpo, 2, 3 and 6
+# -------------------------------------------------------------------------------------------- fact grpo, 2, 3 and 6
 
 
 def two_responses(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -386,7 +386,7 @@ def two_responses(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
         ("seq-mean-token-sum", 0.5, 0.5),
     ],
 )
-def test_grpo_card_2_token_weights(how: Any, first: float, second: float) -> None:
+def test_grpo_fact_2_token_weights(how: Any, first: float, second: float) -> None:
     weight, limit = two_responses()
     found = aggregation_weights(weight, how, limit)
     assert numbers(found[0]) == [first] * 2 + [0.0] * 8
@@ -394,7 +394,7 @@ def test_grpo_card_2_token_weights(how: Any, first: float, second: float) -> Non
 
 
 @pytest.mark.parametrize(("how", "loss"), [("seq-mean-token-mean", 0.0), ("token-mean", 0.6), ("constant", 0.3)])
-def test_grpo_card_3_a_loss_at_ratio_1_measures_length(how: Any, loss: float) -> None:
+def test_grpo_fact_3_a_loss_at_ratio_1_measures_length(how: Any, loss: float) -> None:
     weight, limit = two_responses()
     logprob = torch.full((2, 10), -0.7, dtype=torch.float64)
     fields = {"weight": weight, "length_limit": limit, "behaviour_logprob": logprob}
@@ -420,7 +420,7 @@ def test_the_constant_average_needs_a_limit() -> None:
         aggregation_weights(torch.ones(1, 2), "constant")
 
 
-def test_grpo_card_6_overlong_penalty() -> None:
+def test_grpo_fact_6_overlong_penalty() -> None:
     length = torch.tensor([100.0, 16384, 18432, 20480, 30000])
     assert numbers(overlong_penalty(length, torch.full((5,), 20480.0), 4096)) == [0, 0, -0.5, -1, -1]
     present = torch.arange(12) < torch.tensor([4, 8, 10, 12])[:, None]
@@ -434,7 +434,7 @@ def test_grpo_card_6_overlong_penalty() -> None:
     assert [int(r.nonzero()[-1]) for r in made["reward"][:3]] == [3, 7, 9]  # at the last token, nowhere else
 
 
-# ---------------------------------------------------------------------------------------- card grpo, 7: KL gradients
+# ---------------------------------------------------------------------------------------- fact grpo, 7: KL gradients
 
 PI, REF = (0.7, 0.2, 0.1), (0.4, 0.4, 0.2)
 
@@ -443,7 +443,7 @@ PI, REF = (0.7, 0.2, 0.1), (0.4, 0.4, 0.2)
     ("estimator", "value", "gradient"),
     [("k1", 0.183787, (0, 0, 0)), ("k2", 0.181677, (0.26308, -0.17539, -0.08769)), ("k3", 0.183787, (0.3, -0.2, -0.1))],
 )
-def test_grpo_card_7_values_and_gradients_of_kl_estimates(estimator: Any, value: float, gradient: tuple) -> None:
+def test_grpo_fact_7_values_and_gradients_of_kl_estimates(estimator: Any, value: float, gradient: tuple) -> None:
     """Exact expectation over three actions, by the function and by the term with the probabilities as weights."""
     pi, ref = torch.tensor(PI, dtype=torch.float64), torch.tensor(REF, dtype=torch.float64)
     for way in ("function", "term"):
@@ -471,10 +471,10 @@ def test_an_unknown_estimator_is_refused() -> None:
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
 
 
-# --------------------------------------------------------------------------------------------------- card grpo, 8
+# --------------------------------------------------------------------------------------------------- fact grpo, 8
 
 
-def test_grpo_card_8_dual_clip_and_clip_higher() -> None:
+def test_grpo_fact_8_dual_clip_and_clip_higher() -> None:
     def loss(term: ClippedSurrogate, old: float, new: float, advantage: float) -> tuple[float, float]:
         logprob = rows((math.log(new),)).requires_grad_()
         fields = {"behaviour_logprob": rows((math.log(old),)), "advantage": rows((advantage,))}
@@ -567,7 +567,7 @@ def test_a_selection_that_would_leave_nothing_is_not_made() -> None:
 
 
 @pytest.mark.parametrize(("p", "size", "share"), [(0.9, 8, 0.56953), (0.05, 8, 0.33658), (0.5, 16, 0.99997)])
-def test_grpo_card_4_share_of_groups_kept(p: float, size: int, share: float) -> None:
+def test_grpo_fact_4_share_of_groups_kept(p: float, size: int, share: float) -> None:
     """Every number of right answers as one group, weighed by its probability."""
     scores = [[1.0] * right + [0.0] * (size - right) for right in range(size + 1)]
     batch = scored([s for group in scores for s in group], [g for g in range(size + 1) for _ in range(size)])
@@ -651,7 +651,7 @@ def test_learning_rate_schedules() -> None:
     assert schedule_factor("linear", 1.0, 1.0) == pytest.approx(1.0)
 
 
-def test_grpo_card_5_std_weighs_easy_and_hard_prompts() -> None:
+def test_grpo_fact_5_std_weighs_easy_and_hard_prompts() -> None:
     """Right minus wrong advantage within a group whose share p is right: 1 / sqrt(p (1 - p))."""
     for right, wanted in ((4, 2.0), (1, 3.0237)):
         score = torch.tensor([1.0] * right + [0.0] * (8 - right), dtype=torch.float64)

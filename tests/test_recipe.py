@@ -154,11 +154,17 @@ def test_grpo_with_the_leave_one_out_of_rloo() -> None:
     assert mixed.name == "grpo+rloo"
 
 
-def test_ppo_with_rloo_says_what_the_value_loss_misses() -> None:
+def test_ppo_with_rloo_drops_the_value_loss_that_has_nothing_to_learn() -> None:
+    mixed = build("ppo+rloo")
+    assert mixed.dropped == ("value-loss",) and not mixed.models() & {"critic"}
+    assert "value-loss" not in names(mixed)["improve"] and "values" not in names(mixed)["credit"]
+
+
+def test_a_value_loss_without_targets_says_what_it_misses() -> None:
     with pytest.raises(UserError) as error:
-        build("ppo+rloo")
+        build("grpo+value-loss")
     assert str(error.value) == (
-        "ppo+rloo: part 'value-loss' needs the field 'value_target', which nobody gives; 'gae' would give it."
+        "grpo+value-loss: part 'value-loss' needs the field 'value_target', which nobody gives; 'gae' would give it."
     )
 
 
@@ -253,7 +259,6 @@ def test_dashes_and_underscores_are_one() -> None:
         ("epochs", "1e1", 10),
         ("clip_range_high", "none", None),
         ("clip_range_high", "0.28", 0.28),
-        ("max_tokens", "64", 64),
         ("kl_estimator", "k1", "k1"),
         ("scale", "population-std", "population-std"),
         ("temperature", 0.5, 0.5),

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import DIFFICULTY, TASK, Command, read_records, timeless
 
 ITERATIONS = 6
+KEPT = {"iteration-000004", "iteration-000006"}
 METHODS = ("ppo", "grpo", "remax")
 SIZES: dict[str, list[str]] = {
     "ppo": ["--prompts-per-step", "8", "--epochs", "2", "--minibatches", "2"],
@@ -178,7 +180,8 @@ def test_stopped_at_any_step_of_writing(
     told = polyrl("resume", run, "--quiet")
     assert (told.code, told.err) == (0, "")
     same(run, whole["rloo"])
-    assert len(list((run / "checkpoints").iterdir())) == 2, "something was left behind"
+    assert {p.name for p in (run / "checkpoints").iterdir()} == KEPT
+    assert {p.name for p in run.iterdir()} == {p.name for p in whole["rloo"].iterdir()}, "something was left behind"
 
 
 def test_a_finished_run_resumes_to_itself(whole: dict[str, Path], tmp_path: Path, polyrl: Command) -> None:
@@ -253,6 +256,6 @@ def test_bookkeeping_survives(small_model: Path, whole: dict[str, Path]) -> None
         records = read_records(run)
         assert [r["iteration"] for r in records] == list(range(ITERATIONS + 1))
         assert sum("eval/accuracy" in r for r in records) == 4
-        assert {p.name for p in (run / "checkpoints").iterdir()} == {"iteration-000004", "iteration-000006"}
+        assert {p.name for p in (run / "checkpoints").iterdir()} == KEPT
     assert len({r["kl_coef"] for r in read_records(whole["rloo"])[1:]}) == ITERATIONS
     assert "loss/value-loss" in read_records(whole["ppo"])[1]

@@ -243,11 +243,11 @@ def test_the_logged_numbers_are_means_over_counted_steps() -> None:
     assert 0 < metrics["clip_ratio"] < 1
 
 
-# ------------------------------------------------------------------------------------------------ Adam, card ppo, 7
+# ------------------------------------------------------------------------------------------------ Adam, fact ppo, 7
 
 
 @pytest.mark.parametrize(("form", "share"), [("torch", 0.5), ("tensorflow", 0.03065)])
-def test_ppo_card_7_first_step_of_adam(form: Any, share: float) -> None:
+def test_ppo_fact_7_first_step_of_adam(form: Any, share: float) -> None:
     """A gradient as small as epsilon: one weight, whose gradient the advantage sets to 1e-5."""
     world = TableWorld(critic=False)
     moved = 1e-5

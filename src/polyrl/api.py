@@ -15,6 +15,8 @@ from polyrl.runtime.config import RunConfig
 if TYPE_CHECKING:
     from polyrl.loop import Loop
     from polyrl.recipe import Recipe
+    from polyrl.runs import Given
+    from polyrl.worlds.language import LanguageWorld
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -39,14 +41,16 @@ def _budget_text(budget: str | Mapping[str, float]) -> str:
     return budget if isinstance(budget, str) else ",".join(f"{k}={v!r}" for k, v in budget.items())
 
 
-def _as_rewards(reward: Any) -> tuple[tuple[str, ...], list[Any]]:
-    """Split what the user gave into specs (which a config can hold) and objects (which it cannot)."""
+def _given(method: Any, dataset: Any, reward: Any) -> tuple[tuple[str, ...], Given]:
+    """Split what the user gave into reward names, which a config can hold, and objects, which it cannot."""
+    from polyrl.recipe import Recipe
+    from polyrl.runs import Given
     from polyrl.tasks.language import Reward
     from polyrl.tasks.language.rewards import check_signature
 
-    given = [] if reward is None else [reward] if isinstance(reward, str) or callable(reward) else list(reward)
+    items = [] if reward is None else [reward] if isinstance(reward, str) or callable(reward) else list(reward)
     specs, objects = [], []
-    for item in given:
+    for item in items:
         if isinstance(item, str):
             specs.append(item)
             continue
@@ -54,7 +58,9 @@ def _as_rewards(reward: Any) -> tuple[tuple[str, ...], list[Any]]:
         name = getattr(function, "__name__", type(function).__name__)
         check_signature(name, function)
         objects.append(Reward(name, function, float(weight)))
-    return tuple(specs), objects
+    rows = None if dataset is None or isinstance(dataset, str) else list(dataset)
+    recipe = method if isinstance(method, Recipe) else None
+    return tuple(specs), Given(recipe=recipe, dataset=rows, rewards=objects)
 
 
 def train(
@@ -88,14 +94,12 @@ def train(
     Raises:
         UserError: something in the arguments or the data is wrong.
     """
-    from polyrl.recipe import Recipe
-    from polyrl.runs import Given, default_folder, start_run
+    from polyrl.runs import default_folder, start_run
     from polyrl.runtime.progress import Progress
 
-    specs, objects = _as_rewards(reward)
-    recipe = method if isinstance(method, Recipe) else None
+    specs, given = _given(method, dataset, reward)
     config = RunConfig(
-        method=method.name if isinstance(method, Recipe) else method,
+        method=method if isinstance(method, str) else method.name,
         task="dataset" if dataset is not None else task or "addition",
         dataset=dataset if isinstance(dataset, str) else None,
         rewards=specs,
@@ -103,24 +107,34 @@ def train(
         budget=_budget_text(budget),
         seed=seed,
         hyperparameters={k: v if isinstance(v, str) else str(v) for k, v in hyperparameters.items()},
+        from_python=given.names(),
         **(options or {}),
     )
-    rows = None if dataset is None or isinstance(dataset, str) else list(dataset)
-    given = Given(recipe=recipe, dataset=rows, rewards=objects)
     folder = Path(out) if out else default_folder(config)
     progress = Progress(config.arm, config.budget, quiet=quiet)
     loop = start_run(config, folder, given=given, progress=progress, overwrite=overwrite, say=_say(quiet))
     return _finish(loop, progress, folder)
 
 
-def resume(run: str | Path, *, quiet: bool = False) -> RunResult:
-    """Go on with a run that was interrupted, to the same numbers."""
+def resume(
+    run: str | Path,
+    *,
+    method: Recipe | None = None,
+    dataset: Sequence[dict[str, Any]] | None = None,
+    reward: RewardFunction | Sequence[Any] | None = None,
+    quiet: bool = False,
+) -> RunResult:
+    """Go on with a run that was interrupted, to the same numbers.
+
+    A recipe, rows or reward functions that were given as Python objects must be given again: a folder cannot hold them.
+    """
     from polyrl.runs import resume_run
     from polyrl.runtime.progress import Progress
 
     folder = Path(run)
     progress = Progress(folder.name, "", quiet=quiet)
-    loop = resume_run(folder, progress=progress, say=_say(quiet))
+    given = _given(method, dataset, reward)[1]
+    loop = resume_run(folder, given=given, progress=progress, say=_say(quiet))
     progress.label, progress.budget = loop.recipe.name, str(loop.context.budget)
     progress.began_at = loop.context.progress
     return _finish(loop, progress, folder)
@@ -141,6 +155,8 @@ def compare(
     *,
     task: str | None = None,
     model: str | Path | None = None,
+    reward: str | Sequence[str] = (),
+    dataset: str | None = None,
     budget: str | Mapping[str, float] = "samples=3000",
     seeds: int | Sequence[int] = 5,
     out: str | Path | None = None,
@@ -151,7 +167,8 @@ def compare(
 ) -> Path:
     """Train every method with every seed at the same budget and return the comparison's folder, with `report.html`.
 
-    Arguments are those of `train`; hyperparameters are set in every method that has them, and a method's own are given
+    Arguments are those of `train`, but data and rewards are named, because every run is a process of its own.
+    Hyperparameters are set in every method that has them, and a method's own are given
     in its name: `compare(["grpo", "grpo(clip_range=0.1)"])`.
     """
     from polyrl.comparison import run_comparison
@@ -159,7 +176,9 @@ def compare(
     names = [*range(seeds)] if isinstance(seeds, int) else list(seeds)
     base = RunConfig(
         method="",
-        task=task or "addition",
+        task="dataset" if dataset else task or "addition",
+        dataset=dataset,
+        rewards=(reward,) if isinstance(reward, str) else tuple(reward),
         model=str(model) if model is not None else None,
         budget=_budget_text(budget),
         hyperparameters={k: str(v) for k, v in hyperparameters.items()},
@@ -168,30 +187,44 @@ def compare(
     return run_comparison(list(methods), base, names, Path(out) if out else None, workers=workers, quiet=quiet)
 
 
-def evaluate(run: str | Path, *, prompts: int = 500, greedy: bool = True) -> dict[str, float]:
-    """Judge a run's policy on test prompts of its task; returns `eval/accuracy`, `eval/reward`, `eval/mean_length`."""
-    metrics: dict[str, float] = open_policy(run, prompts=prompts, greedy=greedy).evaluate()[0]
+def evaluate(
+    run: str | Path,
+    *,
+    prompts: int = 500,
+    greedy: bool = True,
+    dataset: Sequence[dict[str, Any]] | None = None,
+    reward: RewardFunction | Sequence[Any] | None = None,
+) -> dict[str, float]:
+    """Judge a run's policy on test prompts of its task; returns `eval/accuracy`, `eval/reward`, `eval/mean_length`.
+
+    Rows and reward functions that the run was given as Python objects must be given again.
+    """
+    given = _given(None, dataset, reward)[1]
+    metrics: dict[str, float] = open_policy(run, prompts=prompts, greedy=greedy, given=given).evaluate()[0]
     return metrics
 
 
-def open_policy(run: str | Path, *, prompts: int = 200, greedy: bool = True) -> Any:
+def open_policy(
+    run: str | Path, *, prompts: int = 200, greedy: bool = True, given: Given | None = None
+) -> LanguageWorld:
     """The world of a run with its trained policy loaded (the newest checkpoint's if the run is unfinished).
 
     Raises:
         UserError: the folder is no run, or holds no model yet.
     """
-    from polyrl.runs import make_model, make_task, make_world
+    from polyrl.runs import check_given, make_model, make_task, make_world
     from polyrl.runtime.checkpoint import checkpoints
     from polyrl.runtime.run_folder import RunFolder
 
     folder = Path(run)
     config = RunConfig.from_dict(RunFolder(folder).read_config()["run"])
+    check_given(config, given, folder, needs=("dataset", "reward"))
     found = checkpoints(folder / "checkpoints")
     model = folder / "model" if (folder / "model").is_dir() else found[-1] / "policy" if found else None
     if model is None:
         raise UserError(f"The run {folder} has no model yet: neither model/ nor a checkpoint.")
     adapted = dataclasses.replace(config, lora=None, eval_prompts=prompts, eval_greedy=greedy)
-    task = make_task(config)
+    task = make_task(config, given)
     if task.needs_model:  # the one that the run started from, not the one that it has trained
         task.prepare(make_model(config, task))
     return make_world(adapted, task, str(model))

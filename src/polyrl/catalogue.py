@@ -175,6 +175,13 @@ def _installed_file(entry: EntryPoint) -> Path:
     return Path(spec.origin)
 
 
+def describe(spec: str) -> MethodInfo | None:
+    """What is known of a method by its slug or its file's path; None for a composition."""
+    if spec.endswith(".py") and Path(spec).is_file():
+        return method_info(Path(spec).resolve(), f"file:{spec}", "file")
+    return methods().get(spec)
+
+
 @cache
 def parts() -> dict[str, PartInfo]:
     """Every part that can be named in a composition, by its name."""

@@ -19,7 +19,7 @@ from polyrl.errors import UserError
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import STAGES, Recipe, Stage
 from polyrl.runtime.budget import Spent
-from polyrl.runtime.checkpoint import checkpoints, load_optimisers, read_state, save_checkpoint
+from polyrl.runtime.checkpoint import checkpoints, iteration_of, load_optimisers, read_state, save_checkpoint, tidy
 from polyrl.runtime.context import Context, World
 from polyrl.runtime.health import Health
 from polyrl.runtime.memory import peak_memory_bytes, reset_peak_memory
@@ -141,9 +141,10 @@ class Loop:
         context = self.context
         reset_peak_memory()
         try:
-            if context.iteration == 0:
+            if context.iteration == 0 and not self.start:  # not resumed from the checkpoint before training
                 self._record(evaluate=True)
                 self._checkpoint()
+            self._summary("running")
             while context.progress < 1:
                 before = int(context.progress * self.evaluations)
                 spent, memories = dataclasses.replace(context.spent), copy.deepcopy(context.memories)
@@ -153,15 +154,21 @@ class Loop:
                     self._rescue(spent, memories)
                     raise
                 share = context.progress
-                self._record(evaluate=share >= 1 or int(share * self.evaluations) > before)
+                try:
+                    self._record(evaluate=share >= 1 or int(share * self.evaluations) > before)
+                except UserError:  # the iteration is done, only its evaluation failed
+                    self.final = {}
+                    self._record(evaluate=False)
+                    self._checkpoint()
+                    raise
                 if share >= 1 or context.iteration % self.checkpoint_every == 0:
                     self._checkpoint()
                     self._summary("running")
             if not self.final:  # resumed after the last iteration, before the summary
                 self.final = self._evaluate()[0]
-            self._summary("finished")
             if self.folder and hasattr(self.world, "export"):
-                self.world.export(self.folder.path / "model")
+                self.folder.write_folder("model", self.world.export)
+            self._summary("finished")  # last of all: whoever reads "finished" finds everything else
         except UserError as error:
             self._summary("failed", str(error))
             raise
@@ -208,10 +215,16 @@ class Loop:
     def _names(self) -> dict[str, list[str]]:
         return {model: [name for name, _ in named] for model, named in self.world.parameters().items()}
 
+    def _identity(self) -> dict[str, Any]:
+        """What tells the checkpoints of this run from those of others."""
+        return {"method": self.recipe.name, "seed": self.context.seed, "models": sorted(self.world.parameters())}
+
     def _checkpoint(self) -> None:
         if not self.folder:
             return
+        self.folder.flush()
         state = {
+            **self._identity(),
             "spent": dataclasses.asdict(self.context.spent),
             "memories": self.context.memories,
             "seconds": self.seconds,
@@ -245,23 +258,34 @@ class Loop:
         """
         assert self.folder is not None
         root = self.folder.path / "checkpoints"
+        tidy(root)
         found = checkpoints(root)
         if not found:
             raise UserError(
                 f"{self.folder.path} has no checkpoint to go on from; start the run again with --overwrite."
             )
-        newest = found[-1]
+        written = max((int(r["iteration"]) for r in self.folder.records()), default=-1)
+        # where the metrics lost their end, an older checkpoint writes it again
+        newest = next((c for c in reversed(found) if iteration_of(c) <= written), found[-1])
         state = read_state(newest)
+        for name, mine in self._identity().items():
+            if state.get(name) != mine:
+                raise UserError(
+                    f"The checkpoint {newest} is of another run: its {name} is {state.get(name)}, not {mine}."
+                )
         self.world.load(newest)
         load_optimisers(newest, self.context.optimiser, self._names())
-        self.context.iteration = int(state["iteration"])
-        self.context.spent = Spent(**state["spent"])
-        self.context.memories = state["memories"]
-        self.seconds, self.start, self.final = state["seconds"], state["start"], state["final"]
+        try:
+            self.context.iteration = int(state["iteration"])
+            self.context.spent = Spent(**state["spent"])
+            self.context.memories = state["memories"]
+            self.seconds, self.start, self.final = state["seconds"], state["start"], state["final"]
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"The state.json of {newest} is damaged; remove it to go on from an older one.") from None
         self.folder.cut_back(self.context.iteration)
         for record in self.folder.records():
             if record["iteration"]:
-                self.health.observe(record)
+                self.warnings += [f"iteration {record['iteration']}: {text}" for text in self.health.observe(record)]
         return self.context.iteration
 
     def _summary(self, status: str, error: str | None = None) -> None:

@@ -138,6 +138,7 @@ class Recipe:
         score, credit, select: chains of parts, run in order.
         terms: the objective, a sum.
         optimise: the part that takes the gradient steps.
+        dropped: terms that went because a part that replaced another no longer gives what they need.
         adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
     """
@@ -150,6 +151,7 @@ class Recipe:
     optimise: Part
     select: tuple[Part, ...] = ()
     adds: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------ reading
@@ -219,12 +221,23 @@ class Recipe:
             return self._changed(which, dataclasses.replace(part, **kept))
         where = "terms" if part.stage == "improve" else part.stage
         chain: tuple[Part, ...] = getattr(self, where)
+        replaced = [p for p in chain if part.slot and p.slot == part.slot]
         same = [i for i, p in enumerate(chain) if type(p) is type(part) or (part.slot and p.slot == part.slot)]
         if same:
             chain = tuple(part if i == same[0] else p for i, p in enumerate(chain) if i not in same[1:])
         else:
             chain = (*chain, part)
-        return self._changed(where, chain)
+        return self._changed(where, chain)._without_orphans(replaced)
+
+    def _without_orphans(self, replaced: Sequence[Part]) -> Recipe:
+        """Drop terms whose needs only a replaced part gave: without GAE's targets a value loss has nothing to learn."""
+        given = {g for p in (self.collect, *self.score, *self.credit, *self.select) for g in p.gives} | set(MEASURES)
+        lost = {g for p in replaced for g in p.gives} - given
+        orphans = tuple(t for t in self.terms if t.required() & lost)
+        if not orphans:
+            return self
+        kept = tuple(t for t in self.terms if t not in orphans)
+        return dataclasses.replace(self, terms=kept, dropped=self.dropped + tuple(t.name for t in orphans))
 
     def _changed(self, stage: str, value: Any) -> Recipe:
         changes: dict[str, Any] = {stage: value}

@@ -40,6 +40,28 @@ class Given:
     dataset: Sequence[Row] | None = None
     rewards: Sequence[Reward] = ()
 
+    def names(self) -> tuple[str, ...]:
+        """Which of them are there, by the argument that gives them."""
+        found = {"method": self.recipe is not None, "dataset": self.dataset is not None, "reward": bool(self.rewards)}
+        return tuple(name for name, there in found.items() if there)
+
+
+def check_given(
+    config: RunConfig, given: Given | None, run: Path, needs: Sequence[str] = ("method", "dataset", "reward")
+) -> None:
+    """Refuse to go on with a run that needs Python objects which are not here.
+
+    Raises:
+        UserError: the run was started from Python with objects that its folder cannot hold.
+    """
+    missing = [n for n in config.from_python if n in needs and n not in (given or Given()).names()]
+    if missing:
+        raise UserError(
+            f"The run {run} was started from Python with its own {' and '.join(missing)}, which a folder cannot hold; "
+            f"go on in Python and give {'it' if len(missing) == 1 else 'them'} again, as "
+            f"polyrl.resume(run, {', '.join(f'{name}=...' for name in missing)})."
+        )
+
 
 def make_task(config: RunConfig, given: Given | None = None) -> LanguageTask:
     """The built-in task, or the user's dataset with the user's rewards."""
@@ -183,6 +205,7 @@ def resume_run(
     run = RunFolder(folder)
     facts = run.read_config()
     config = RunConfig.from_dict(facts["run"])
+    check_given(config, given, folder)
     loop, now = make_loop(config, given=given, say=say)
     if facts.get("start") != now["start"]:
         raise UserError(

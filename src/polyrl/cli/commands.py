@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from pathlib import Path
 
 from rich.console import Console
@@ -91,24 +92,26 @@ def resume_folder(folder: Path, *, quiet: bool) -> None:
 
 def run_evaluation(folder: Path, prompts: int, sampled: bool) -> None:
     """Judge a run's policy and print the numbers with the interval of the accuracy."""
-    from math import sqrt
-
     if prompts < 1:
         raise UserError(f"--prompts is {prompts} but must be at least 1.")
     world = open_policy(folder, prompts=prompts, greedy=not sampled)
     metrics, _ = world.evaluate()
     console = Console(highlight=False)
     mode = "sampled at temperature 1" if sampled else "greedy"
-    console.print(f"{folder}: {prompts} test prompts of {world.task.name}, {mode}")
+    size = world.task.size("test")
+    count = prompts if size is None else min(prompts, size)
+    console.print(f"{folder}: {count} test prompts of {world.task.name}, {mode}")
     for name, value in metrics.items():
-        # Wilson's interval: over prompts of this one policy, not over training seeds
-        p, n, z = value, prompts, 1.96
-        centre, half = (
-            (p + z * z / (2 * n)) / (1 + z * z / n),
-            z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n) if 0 <= p <= 1 else 0.0,
-        )
-        interval = f"  [{centre - half:.3f}, {centre + half:.3f}] over prompts" if name == "eval/accuracy" else ""
+        low, high = wilson_interval(value, count)
+        interval = f"  [{low:.3f}, {high:.3f}] over prompts" if name == "eval/accuracy" else ""
         console.print(f"  {name.removeprefix('eval/'):<20} {value:.3f}{interval}")
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95% interval of a share of `count` prompts (Wilson, 1927): over prompts of one policy, not over seeds."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * sqrt(max(0.0, share * (1 - share)) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def play_policy(folder: Path, prompt: str | None, prompts: int, temperature: float) -> None:

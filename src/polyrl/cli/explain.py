@@ -54,23 +54,26 @@ def show_method(spec: str) -> None:
         for part in parts:
             table.add_row(_part_name(part, recipe), first_sentence(type(part)))
             knobs = [(f, getattr(part, f.name)) for f in dataclasses.fields(part)]
+            if "critic" not in recipe.models():
+                knobs = [(f, value) for f, value in knobs if not f.name.startswith("critic_")]
             for f, value in knobs:
                 option = Text(f"--{f.name.replace('_', '-')} ", style="cyan")
                 option.append(_value(value), style="bold cyan")
                 option.append(f"   {f.metadata.get('help', '')}", style="dim")
                 table.add_row("", option)
         out.print(Padding(table, (0, 0, 0, 4)))
-    base = catalogue.methods().get(recipe.name.partition("+")[0])
-    file = base.path.name if base else "the method's file"
-    out.print(f"\n[dim]Source: methods/{base.family if base else ''}/{file}. Try: polyrl trace {spec}[/]")
+    info = catalogue.describe(spec)
+    source = f"Source: {info.path}. " if info else ""
+    out.print(f"\n[dim]{source}Try: polyrl trace {spec}[/]", soft_wrap=True)
 
 
 def _title(spec: str, recipe: Recipe) -> Panel:
-    info = catalogue.methods().get(spec)
+    info = catalogue.describe(spec)
     if info is None:
-        return Panel(
-            Text(f"a composition; new parts: {', '.join(recipe.adds)}"), title=f"[bold]{spec}[/]", title_align="left"
-        )
+        text = f"A composition, with {', '.join(recipe.adds)}."
+        if recipe.dropped:
+            text += f" Dropped, because what they need is no longer given: {', '.join(recipe.dropped)}."
+        return Panel(Text(text), title=f"[bold]{spec}[/]", title_align="left", border_style="blue")
     head = Text.assemble((info.summary, ""), "\n", (info.formula, "bold"), "\n", (f"{info.paper} ({info.year})", "dim"))
     return Panel(head, title=f"[bold]{info.slug}[/]  {info.title}", title_align="left", border_style="blue")
 

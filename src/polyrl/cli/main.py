@@ -151,7 +151,7 @@ def config_of(method: str, given: dict[str, Any], hyperparameters: dict[str, str
 @click.argument("method")
 @WHAT
 @HOW
-@click.option("--seed", type=int, help="[0]")
+@click.option("--seed", type=int, help="of everything random  [0]")
 @FOLDER
 @click.pass_context
 def train(ctx: click.Context, /, method: str, out: Path | None, overwrite: bool, quiet: bool, **given: Any) -> None:
@@ -263,7 +263,7 @@ def show(method: str) -> None:
 @click.argument("method")
 @WHAT
 @HOW
-@click.option("--seed", type=int, help="[0]")
+@click.option("--seed", type=int, help="of everything random  [0]")
 @click.pass_context
 def trace(ctx: click.Context, /, method: str, **given: Any) -> None:
     """Run one iteration of METHOD and explain it stage by stage: fields, shapes, ranges, seconds."""

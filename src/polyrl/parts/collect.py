@@ -42,7 +42,6 @@ class SampleResponses(Part):
     temperature: float = knob(1.0, "sampling temperature; every log-probability uses it", above=0)
     top_k: int = knob(0, "sample among the k likeliest tokens only; 0 is off", low=0)
     top_p: float = knob(1.0, "sample among the likeliest tokens that hold this mass", above=0, high=1)
-    max_tokens: int | None = knob(None, "longest response; none takes the task's own", low=1)
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return a fresh batch of `prompts_per_step * completions_per_prompt` responses (plus greedy twins)."""
@@ -55,7 +54,7 @@ class SampleResponses(Part):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            max_tokens=self.max_tokens or world.task.max_tokens,
+            max_tokens=world.task.max_tokens,
             stop=tuple(world.task.stop),
         )
         batch: Experience = world.sample(

@@ -23,7 +23,7 @@ AGGREGATION_HELP = "how steps are averaged: token-mean, seq-mean-token-mean, seq
 
 
 def aggregation_weights(weight: Tensor, how: Aggregation, length_limit: Tensor | None = None) -> Tensor:
-    """Weights that turn the sum of step losses into the average `how` (card grpo, rule C).
+    """Weights that turn the sum of step losses into the average `how`; DAPO (arXiv:2503.14476) compares them.
 
     Args:
         weight: `[B, T]` float, how much each step counts (0 leaves it out).

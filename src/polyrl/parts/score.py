@@ -32,7 +32,7 @@ def kl_estimate(logprob: Tensor, ref_logprob: Tensor, estimator: str) -> Tensor:
 
     With d = ref_logprob - logprob: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - 1 - d (Schulman, "Approximating KL
     divergence", 2020). Values of k1 and k3 are unbiased. As losses under on-policy sampling, the expected gradient of
-    k1 is zero, of k2 that of KL(pi || ref), of k3 that of KL(ref || pi) (card grpo, fact D).
+    k1 is zero, of k2 that of KL(pi || ref), of k3 that of KL(ref || pi).
     """
     d = ref_logprob - logprob
     if estimator == "k1":

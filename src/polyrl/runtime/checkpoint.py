@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -47,8 +48,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `root/iteration-000012` whole or not at all, and remove all but the newest `keep`."""
     root.mkdir(parents=True, exist_ok=True)
+    tidy(root)
     final, temporary = root / f"iteration-{iteration:06d}", root / f".writing-{iteration:06d}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     save_models(temporary)
     for model, optimiser in optimisers.items():
@@ -64,19 +65,38 @@ def save_checkpoint(
     (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     for path in [*files, temporary / "state.json", temporary]:
         _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
+    _remove(final)
     temporary.rename(final)
     _flush(root)
     for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    for leftover in root.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(old)
     return final
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that a kill leaves it whole or gone: rename it first."""
+    if folder.exists():
+        doomed = folder.with_name(f".removing-{folder.name}-{os.getpid()}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def tidy(root: Path) -> None:
+    """Remove what a process left behind that was killed while it wrote or removed a checkpoint."""
+    for leftover in root.glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def iteration_of(folder: Path) -> int:
+    """The iteration that a checkpoint folder is named after."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def checkpoints(root: Path) -> list[Path]:
     """Whole checkpoints in `root`, oldest first."""
-    return sorted(p for p in root.glob("iteration-*") if (p / "state.json").is_file())
+    return sorted(
+        p for p in root.glob("iteration-*") if re.fullmatch(r"iteration-\d+", p.name) and (p / "state.json").is_file()
+    )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -95,6 +115,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is not a checkpoint of this version of polyrl (format {FORMAT}); it cannot be resumed."
         )
+    if not isinstance(state.get("files"), dict):
+        raise UserError(f"The state.json of {folder} is damaged; remove {folder} to go on from an older one.")
     for name, wanted in state["files"].items():
         path = folder / name
         if not path.is_file() or _digest(path) != wanted:

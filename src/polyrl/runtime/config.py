@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from polyrl.errors import UserError, nearest
@@ -54,6 +55,8 @@ class RunConfig:
     reward_timeout: float = 60.0
     """Seconds that one call of a reward function may take."""
     tensorboard: bool = True
+    from_python: tuple[str, ...] = ()
+    """What only Python could give and no config can hold: "method", "dataset", "reward"."""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
@@ -76,13 +79,14 @@ class RunConfig:
 
     @property
     def arm(self) -> str:
-        """The label, or the method."""
-        return self.label or self.method
+        """The label, or the method; of a method file its name."""
+        return self.label or (Path(self.method).stem if self.method.endswith(".py") else self.method)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for YAML."""
         values = dataclasses.asdict(self)
         values["rewards"] = list(self.rewards)
+        values["from_python"] = list(self.from_python)
         return values
 
     @classmethod
@@ -96,4 +100,5 @@ class RunConfig:
         for key in values:
             if key not in known:
                 raise UserError(f"The run's config has an unknown key '{key}'.{nearest(key, known)}")
-        return cls(**{**values, "rewards": tuple(values.get("rewards", ()))})
+        tuples = {name: tuple(values.get(name, ())) for name in ("rewards", "from_python")}
+        return cls(**{**values, **tuples})

@@ -10,9 +10,10 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,6 @@ class RunFolder:
                 raise UserError(
                     f"The run folder {path} exists already; choose another --out, or go on with `polyrl resume {path}`."
                 )
-            import shutil
-
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
@@ -157,6 +156,24 @@ class RunFolder:
                 kept = [r for r in _lines(file) if int(r["iteration"]) <= iteration]
                 write_atomically(file, "".join(map(json_line, kept)))
 
+    def write_folder(self, name: str, write: Callable[[Path], None]) -> None:
+        """Let `write` fill a folder that appears in the run at once and whole."""
+        final, temporary, old = (self.path / n for n in (name, f".{name}.writing", f".{name}.old"))
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        write(temporary)
+        if final.exists():
+            final.rename(old)
+        temporary.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def flush(self) -> None:
+        """Bring what was logged to the disk, so that no checkpoint is newer than its metrics."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (self.path / name).is_file():
+                with (self.path / name).open("rb") as written:
+                    os.fsync(written.fileno())
+
     def close(self) -> None:
         """Flush the TensorBoard events."""
         if self._board is not None:
@@ -167,8 +184,10 @@ class RunFolder:
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     if not file.is_file():
         return
-    for line in file.read_text(encoding="utf-8").splitlines():
+    # lines end at line feeds only: Unicode has other separators, which JSON strings may hold
+    for line in file.read_bytes().split(b"\n"):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError:  # cut short by a kill, perhaps inside a character
             return
+        yield record

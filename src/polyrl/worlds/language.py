@@ -175,7 +175,8 @@ class LanguageWorld:
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Accuracy, reward and length on the fixed test prompts, and the first few responses."""
         how = self.evaluation
-        rows = self.task.rows("test", how.seed, 0, how.prompts)
+        size = self.task.size("test")  # no prompt of a small test set is counted twice
+        rows = self.task.rows("test", how.seed, 0, how.prompts if size is None else min(how.prompts, size))
         sampling = Sampling(max_tokens=self.task.max_tokens, stop=tuple(self.task.stop), greedy=how.greedy)
         stream = generator(how.seed, "evaluation")
         batch = self.sample(rows, sampling, completions_per_prompt=1, generator=stream)

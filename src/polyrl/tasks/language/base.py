@@ -117,6 +117,10 @@ class LanguageTask(ABC):
         every run of a comparison calls this. `say` is told what is going on.
         """
 
+    def size(self, split: Split) -> int | None:
+        """Number of distinct rows of a split, or None where the task makes them without end."""
+        return None
+
     def measures(self, row: Row, completion: str) -> dict[str, float]:
         """Return numbers to log beside the reward, never to train on; every completion has the same ones."""
         return {}

@@ -262,6 +262,10 @@ class DatasetTask(LanguageTask):
         size = len(rows)
         return [rows[_order(split, seed, i // size, size)[i % size]] for i in range(start, start + count)]
 
+    def size(self, split: Split) -> int:
+        """Number of rows of a split."""
+        return len(self.train_rows if split == "train" else self.test_rows)
+
     def worked(self, row: Row) -> str:
         """Return the row's `solution`, `completion` or `answer`; raise `UserError` if it has none."""
         for name in ("solution", "completion", "answer"):
