@@ -217,6 +217,9 @@ def tasks_page() -> str:
             f"`--task {name} --difficulty {made.difficulty}` (the default{span}). Longest response: "
             f"{made.max_tokens} tokens. Rewards: {', '.join(f'`{r.name}`' for r in made.rewards)}.",
         ]
+        settings = [(f"`{f.name}`", f"`{getattr(made, f.name)}`") for f in dataclasses.fields(type(made)) if f.init]  # type: ignore[arg-type]
+        shown = ", ".join(f"{name} {value}" for name, value in settings)
+        pieces.append(f"Settings, written as `--task '{name}(start_accuracy=0.3)'`: {shown}.")
     return "\n\n".join(pieces) + "\n"
 
 

@@ -1,0 +1,211 @@
+"""A run is a folder: what is in it, that it agrees with itself, and that others can read it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import DIFFICULTY, TASK, Command, read_records
+
+from polyrl.runtime.config import RunConfig
+from polyrl.runtime.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PPO run of five iterations."""
+    from polyrl.cli.main import polyrl
+
+    folder = tmp_path_factory.mktemp("runs") / "ppo"
+    words = ["train", "ppo", "--task", TASK, "--difficulty", str(DIFFICULTY), "--model", str(small_model)]
+    words += ["--budget", "samples=40", "--prompts-per-step", "8", "--eval-prompts", "20", "--evaluations", "2"]
+    words += ["--checkpoint-every", "2", "--seed", "3", "--clip-range", "0.3", "--out", str(folder), "--quiet"]
+    polyrl.main(words, standalone_mode=False)
+    return folder
+
+
+def test_what_is_in_it(run: Path) -> None:
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "summary.json",
+        "checkpoints",
+        "tensorboard",
+        "model",
+    }
+    files = [p for p in run.rglob("*") if p.is_file()]
+    assert not [p for p in files if p.suffix in (".pt", ".pth", ".bin", ".pkl", ".pickle", ".tmp")]
+
+
+def test_config_says_everything_that_the_run_needs(run: Path, small_model: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert {k: config[k] for k in ("method", "label", "task", "difficulty", "model", "seed", "budget", "threads")} == {
+        "method": "ppo",
+        "label": "ppo",
+        "task": TASK,
+        "difficulty": DIFFICULTY,
+        "model": str(small_model),
+        "seed": 3,
+        "budget": {"samples": 40},
+        "threads": 1,
+    }
+    assert config["hyperparameters"]["clipped-surrogate.clip_range"] == 0.3
+    assert config["hyperparameters"]["sample-responses.prompts_per_step"] == 8
+    assert config["hyperparameters"]["gae.gae_lambda"] == 0.98  # what was not typed is there too
+    assert config["evaluation"]["prompts"] == 20 and config["evaluation"]["split"] == "test"
+    assert {"python", "torch", "transformers", "polyrl"} <= set(config["versions"])
+    assert config["device"] and config["start"] and "commit" in config and "command" in config
+    again = RunConfig.from_dict(config["run"])
+    assert again.method == "ppo" and again.budget == "samples=40" and again.as_dict() == config["run"]
+
+
+def test_metrics_are_one_line_an_iteration(run: Path) -> None:
+    records = read_records(run)
+    assert [r["iteration"] for r in records] == [0, 1, 2, 3, 4, 5]
+    assert [r["samples"] for r in records] == [0, 8, 16, 24, 32, 40]
+    for unit in ("samples", "tokens", "steps", "reward_calls", "seconds", "updates"):
+        values = [r[unit] for r in records]
+        assert values[0] == 0 and all(a < b for a, b in zip(values, values[1:], strict=False)), unit
+    assert [r["iteration"] for r in records if "eval/accuracy" in r] == [0, 3, 5]  # start, half, end
+    for record in records[1:]:
+        stages = [record[f"seconds/{s}"] for s in ("collect", "score", "credit", "select", "improve")]
+        assert all(s >= 0 for s in stages) and record["updates"] == 4 * record["iteration"]
+        for name in ("reward", "reward_std", "kl", "entropy", "clip_ratio", "loss", "loss/value-loss"):
+            assert math.isfinite(record[name]), name
+        assert 0 <= record["clip_ratio"] <= 1 and record["entropy"] > 0
+        assert record["logprob_gap"] < 1e-3
+    assert abs(records[1]["kl"]) < 1e-4  # before the first update the policy is the reference
+
+
+def test_samples_are_those_of_the_evaluations(run: Path) -> None:
+    samples = read_records(run, "samples.jsonl")
+    assert [s["iteration"] for s in samples] == [0] * 8 + [3] * 8 + [5] * 8
+    assert len({s["prompt"] for s in samples}) == 8  # the same prompts each time, so that they can be compared
+    for sample in samples:
+        assert sample["split"] == "test" and sample["prompt"].startswith("reverse ")
+        assert sample["expected"] == sample["prompt"][8:-1][::-1]
+        assert sample["correct"] == (sample["completion"].strip() == sample["expected"]) == (sample["score"] == 1)
+
+
+def test_the_summary_agrees_with_the_metrics(run: Path) -> None:
+    summary, records = json.loads((run / "summary.json").read_text()), read_records(run)
+    assert summary["status"] == "finished" and summary["iteration"] == 5
+    for unit in ("samples", "tokens", "steps", "reward_calls", "seconds", "updates"):
+        assert summary["spent"][unit] == records[-1][unit]
+    for when, record in (("start", records[0]), ("final", records[-1])):
+        assert summary[when] == {k: v for k, v in record.items() if k.startswith("eval/")}
+        assert {"eval/accuracy", "eval/reward", "eval/mean_length"} <= set(summary[when])
+    stages = summary["seconds_by_stage"]
+    assert {"collect", "score", "credit", "select", "improve", "evaluate"} <= set(stages)
+    for stage in ("collect", "improve"):
+        assert stages[stage] == pytest.approx(sum(r.get(f"seconds/{stage}", 0) for r in records), abs=1e-3)
+    assert 5e7 < summary["peak_memory_bytes"] < 1e11
+
+
+def test_checkpoints_are_safetensors_and_the_last_two(run: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"iteration-000004", "iteration-000005"}
+    newest = run / "checkpoints" / "iteration-000005"
+    names = {p.name for p in newest.iterdir()}
+    assert names == {
+        "state.json",
+        "policy",
+        "critic",
+        "optimiser-policy.safetensors",
+        "optimiser-critic.safetensors",
+    }
+    state = json.loads((newest / "state.json").read_text())
+    assert state["iteration"] == 5 and state["spent"]["samples"] == 40
+    written = {str(p.relative_to(newest)) for p in newest.rglob("*") if p.is_file()} - {"state.json"}
+    assert set(state["files"]) == written
+    moments = load_file(newest / "optimiser-policy.safetensors")
+    steps = {float(v) for k, v in moments.items() if k.endswith("/step")}
+    assert steps == {20.0} and any(k.endswith("/exp_avg_sq") for k in moments)
+
+
+def test_the_model_is_an_ordinary_folder_with_the_policys_logits(run: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from polyrl.api import open_policy
+
+    model = AutoModelForCausalLM.from_pretrained(run / "model", use_safetensors=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    ids = tokenizer("reverse kdjf=fjdk", return_tensors="pt")["input_ids"]
+    policy = open_policy(run).policy
+    trained = policy.causal_lm
+    assert policy.encode("reverse kdjf=fjdk") == ids[0].tolist()
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+        assert torch.equal(logits, trained(input_ids=ids).logits)
+        words = tokenizer(["reverse ab=", "reverse abcd="], padding=True, return_tensors="pt")
+        generated = model.generate(**words, do_sample=False, max_new_tokens=9)
+    assert generated.shape[0] == 2
+    state = model.state_dict()
+    from safetensors.torch import load_file
+
+    saved = load_file(run / "checkpoints" / "iteration-000005" / "policy" / "model.safetensors")
+    assert saved and all(torch.equal(state[k], v) for k, v in saved.items())  # the end of the run, not its start
+    start = AutoModelForCausalLM.from_pretrained(yaml.safe_load((run / "config.yaml").read_text())["model"]).state_dict()
+    assert any(not torch.equal(state[k], start[k]) for k in state)
+
+
+def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    return [(e.step, e.value) for e in board.Scalars(tag)]
+
+
+def test_tensorboard_has_the_same_numbers(run: Path) -> None:
+    for tag in ("reward", "eval/accuracy", "loss/value-loss"):
+        logged = [(r["iteration"], r[tag]) for r in read_records(run) if tag in r]
+        assert scalars(run, tag) == [(i, pytest.approx(v, rel=1e-6)) for i, v in logged]
+
+
+def test_tensorboard_forgets_what_a_resume_does_again(run: Path, tmp_path: Path, polyrl: Command) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "iteration-000005")  # killed after iteration 5, before its checkpoint
+    shutil.rmtree(copy / "model")
+    assert polyrl("resume", copy, "--quiet").code == 0
+    assert [step for step, _ in scalars(copy, "reward")] == [1, 2, 3, 4, 5]
+    assert scalars(copy, "reward") == scalars(run, "reward")
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    folder.summary({"status": "running"})
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        folder.summary({"status": "finished", "long": "x" * 10_000})
+    assert folder.read_summary() == {"status": "running"}
+
+
+def test_numbers_that_json_has_not_become_null(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    odd: dict[str, Any] = {"iteration": 1, "kl": math.nan, "loss": math.inf, "nested": {"a": [1.0, -math.inf]}}
+    folder.log(odd, board=False)
+    folder.samples([{"iteration": 1, "score": math.nan}])
+    folder.summary({"final": {"eval/reward": math.nan}})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    for name in ("metrics.jsonl", "samples.jsonl", "summary.json"):
+        values = json.loads((tmp_path / "run" / name).read_text(), parse_constant=refuse)
+        assert values
+    assert next(folder.records())["kl"] is None
