@@ -50,11 +50,12 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from polyrl.policies.language import LanguagePolicy
-    from polyrl.policies.pretrain import demonstration
+    from polyrl.policies.pretrain import demonstration, greedy_accuracy
     from polyrl.policies.supervised import supervised
     from polyrl.policies.tiny import build_tiny
     from polyrl.runtime.seeding import generator
     from polyrl.tasks.language import task
+    from polyrl.worlds.language import EVALUATION_SEED
 
     torch.set_num_threads(1)
     folder = build_tiny(tmp_path_factory.mktemp("models") / "small", 0, **SMALL)
@@ -62,10 +63,17 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = words.rows("train", 99, 0, 4000)
     mixed = [{**r, "answer": r["answer"][::-1]} if i % 2 else r for i, r in enumerate(rows)]
     policy = LanguagePolicy.load(folder)
-    for taught, steps, lr in ((rows, 400, 4e-3), (mixed, 40, 1e-3)):
+
+    def teach(taught: list[dict[str, Any]], steps: int, lr: float, **more: Any) -> None:
         examples = [demonstration(policy, words, row) for row in taught]
         stream = generator(0, "small-model")
-        supervised(policy, examples, steps=steps, batch_size=48, lr=lr, generator=stream)
+        supervised(policy, examples, steps=steps, batch_size=48, lr=lr, generator=stream, **more)
+
+    def unsettled(step: int, loss: float) -> bool:
+        return 0.2 <= greedy_accuracy(policy, words, words.rows("test", EVALUATION_SEED, 0, 200)) <= 0.35
+
+    teach(rows, 400, 4e-3)
+    teach(mixed, 100, 1e-3, every=4, callback=unsettled)
     policy.save(folder)
     return folder
 

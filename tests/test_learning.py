@@ -10,9 +10,9 @@ from conftest import DIFFICULTY, TASK, read_records, timeless
 
 from polyrl.api import RunResult, train
 
-MARGIN = 0.1
+MARGIN = 0.2
 """How much greedy accuracy on 200 test words each method adds at least; its standard error there is 0.03."""
-ROOM = (0.15, 0.4)
+ROOM = (0.2, 0.35)
 """Accuracy of the start."""
 
 
@@ -37,7 +37,7 @@ def test_each_method_learns(method: str, small_model: Path, tmp_path: Path) -> N
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
     assert ROOM[0] <= start <= ROOM[1]
     assert final >= start + MARGIN, f"{method}: {start:.3f} -> {final:.3f}"
-    assert done.final["eval/reward"] == final  # the reward of this task is whether the answer is right
+    assert done.final["eval/reward"] == pytest.approx(final)  # the reward of this task is whether the answer is right
     records = read_records(tmp_path / "run")
     assert records[-1]["samples"] >= 1024 > records[-2]["samples"]  # the budget is what ended it
     assert records[-1]["kl"] > 0.05 if "kl" in records[-1] else True  # it went somewhere

@@ -85,7 +85,8 @@ def test_metrics_are_one_line_an_iteration(run: Path) -> None:
 def test_samples_are_those_of_the_evaluations(run: Path) -> None:
     samples = read_records(run, "samples.jsonl")
     assert [s["iteration"] for s in samples] == [0] * 8 + [3] * 8 + [5] * 8
-    assert len({s["prompt"] for s in samples}) == 8  # the same prompts each time, so that they can be compared
+    prompts = [s["prompt"] for s in samples]  # the same each time, so that the answers can be compared
+    assert prompts[:8] == prompts[8:16] == prompts[16:] and len(set(prompts)) > 4
     for sample in samples:
         assert sample["split"] == "test" and sample["prompt"].startswith("reverse ")
         assert sample["expected"] == sample["prompt"][8:-1][::-1]

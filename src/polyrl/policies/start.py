@@ -16,7 +16,7 @@ from typing import Any
 
 from polyrl.tasks.language.base import LanguageTask, digest
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised when the way of making starting models changes."""
 
 MAKING_THREADS = 1

@@ -42,15 +42,17 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_config(
     *,
-    hidden: int = 128,
-    layers: int = 4,
-    heads: int = 4,
-    kv_heads: int = 4,
+    hidden: int = 192,
+    layers: int = 2,
+    heads: int = 6,
+    kv_heads: int = 6,
     head_dim: int = 32,
-    mlp: int = 512,
+    mlp: int = 768,
     context: int = 1024,
 ) -> Qwen3Config:
-    """Qwen3 architecture with a tied head over the character vocabulary: 1.06 million parameters by default.
+    """Qwen3 architecture with a tied head over the character vocabulary: 1.2 million parameters by default.
+
+    Two wide layers rather than four narrow ones: on a CPU the number of layers is what a token costs.
 
     `context` is the longest prompt plus response, in tokens.
     """

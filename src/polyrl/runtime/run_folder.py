@@ -35,8 +35,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 def json_line(record: dict[str, Any]) -> str:
     """One line of JSON; NaN and infinity, which JSON has not, become null."""
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(clean, ensure_ascii=False) + "\n"
+    return json.dumps(_finite(record), ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def provenance() -> dict[str, Any]:
@@ -73,6 +80,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self._board: Any = None
+        self._goes_on_at: int | None = None
 
     @classmethod
     def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
@@ -126,7 +134,7 @@ class RunFolder:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._goes_on_at)
         return self._board
 
     def samples(self, records: list[dict[str, Any]]) -> None:
@@ -136,7 +144,7 @@ class RunFolder:
 
     def summary(self, values: dict[str, Any]) -> None:
         """Write summary.json."""
-        write_atomically(self.path / "summary.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.path / "summary.json", json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
         """Read summary.json; empty if there is none."""
@@ -150,6 +158,7 @@ class RunFolder:
 
     def cut_back(self, iteration: int) -> None:
         """Forget what was written after `iteration`, because the run goes on from there."""
+        self._goes_on_at = iteration + 1
         for name in ("metrics.jsonl", "samples.jsonl"):
             file = self.path / name
             if file.is_file():
