@@ -130,7 +130,12 @@ def words_to_reverse(count: int) -> list[dict[str, Any]]:
     ids=" ".join,
 )
 def test_a_mistake_on_the_command_line(
-    words: list[str], said: list[str], polyrl: Command, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    said: list[str],
+    polyrl: Command,
+    small_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if words[0] in ("train", "compare", "trace"):
@@ -194,7 +199,7 @@ def test_a_dataset_without_a_model(polyrl: Command, tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------- rewards
 
-REWARDS = '''
+REWARDS = """
 import time
 
 def right(prompts, completions, answer, **columns):
@@ -223,7 +228,7 @@ def hangs(prompts, completions, answer, **columns):
     while any(_bad(p) for p in prompts):
         time.sleep(0.01)
     return right(prompts, completions, answer)
-'''
+"""
 
 
 def reward_file(folder: Path, bad: str = "?") -> Path:
@@ -256,14 +261,14 @@ def test_a_reward_file_that_cannot_be_imported(train: Train, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
-def bad_word(iteration: int) -> str:
-    """A word that the run with seed 0 first meets in this iteration, as a training prompt."""
+def bad_word(iteration: int, prompts: int = 2) -> str:
+    """A word that the run with seed 0 first meets in this iteration of so many prompts."""
     from polyrl.tasks.language import task
 
     words = task(TASK, difficulty=DIFFICULTY)
-    rows = [str(r["prompt"]).removeprefix("reverse ") for r in words.rows("train", 0, 0, 8)]
-    word = rows[2 * (iteration - 1)]
-    assert word not in rows[: 2 * (iteration - 1)]
+    rows = [str(r["prompt"]).removeprefix("reverse ") for r in words.rows("train", 0, 0, 4 * prompts)]
+    word = rows[prompts * (iteration - 1)]
+    assert word not in rows[: prompts * (iteration - 1)]
     return word
 
 
@@ -301,13 +306,14 @@ def test_a_reward_that_fails_on_one_sample_stops_the_run(
 def test_a_reward_that_fails_on_one_sample_is_passed_over(
     name: str, reason: str, policy: str, train: Train, tmp_path: Path
 ) -> None:
-    spec = f"{reward_file(tmp_path, bad_word(2))}:{name}"
-    more = ("--on-reward-error", policy, "--reward-timeout", "0.1", *SMALL_BATCH, "--budget", "iterations=2")
-    told = train("grpo", "--reward", spec, *more)
+    spec = f"{reward_file(tmp_path, bad_word(2, 4))}:{name}"
+    # two answers a prompt: after three samples that ran out of time the rest of a batch is not tried
+    size = ("--prompts-per-step", "4", "--completions-per-prompt", "2", "--budget", "iterations=2")
+    told = train("grpo", "--reward", spec, "--on-reward-error", policy, "--reward-timeout", "0.1", *size)
     assert (told.code, told.err) == (0, "")
     records = read_records(tmp_path / "run")
     assert [r["iteration"] for r in records] == [0, 1, 2]
-    assert records[2].get("rewards/dropped", 0) == (4 if policy == "drop" else 0)  # the four answers to that word
+    assert records[2].get("rewards/dropped", 0) == (2 if policy == "drop" else 0)  # the two answers to that word
     assert records[2]["reward_calls"] == 16
 
 
@@ -332,7 +338,9 @@ def moody(prompts, completions, truth, **columns):
     # eight test prompts, then three iterations of eight samples; the next call is the evaluation
     reward.write_text(code.format(calls=4, mood="True"))
     more = ("--reward-timeout", "0.05", "--on-reward-error", policy, "--budget", "iterations=3", *SMALL_BATCH)
-    told = train("grpo", "--dataset", file, "--test-dataset", file_of_tests(tmp_path), "--reward", f"{reward}:moody", *more)
+    told = train(
+        "grpo", "--dataset", file, "--test-dataset", file_of_tests(tmp_path), "--reward", f"{reward}:moody", *more
+    )
     run = tmp_path / "run"
     assert [r["iteration"] for r in read_records(run)] == [0, 1, 2, 3]
     if policy != "stop":
@@ -354,7 +362,9 @@ def file_of_tests(folder: Path) -> Path:
 
 
 def test_every_reward_lost_is_told(train: Train, tmp_path: Path) -> None:
-    (tmp_path / "dead.py").write_text("def dead(prompts, completions, **columns): raise OSError('the service is down')\n")
+    (tmp_path / "dead.py").write_text(
+        "def dead(prompts, completions, **columns): raise OSError('the service is down')\n"
+    )
     told = train("grpo", "--reward", f"{tmp_path / 'dead.py'}:dead", "--on-reward-error", "drop", *SMALL_BATCH)
     one_sentence(told, "Every response of iteration 1 lost its reward")
 
@@ -496,14 +506,13 @@ def test_a_starting_model_that_has_changed(train: Train, polyrl: Command, small_
 
 
 def test_a_folder_that_is_no_run(polyrl: Command, done: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     for command in ("resume", "eval", "play", "report"):
-        one_sentence(polyrl(command, tmp_path), str(tmp_path))
+        one_sentence(polyrl(command, tmp_path / "empty"), str(tmp_path / "empty"))
     for text in ("a: [", "- 1\n", "method: grpo\n"):
         (done / "config.yaml").write_text(text)
         for command in ("resume", "eval", "play"):
             one_sentence(polyrl(command, done), "config.yaml")
-    shutil.rmtree(done / "checkpoints")
-    shutil.rmtree(done / "model")
 
 
 def test_a_run_without_checkpoint_or_model(polyrl: Command, done: Path) -> None:
@@ -532,7 +541,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from polyrl.methods.language.grpo import recipe as grpo
-from polyrl.parts.improve import Averaged, Optimise
+from polyrl.parts.improve import Averaged
+from polyrl.parts.optimise import Optimise
 
 SEEN = [0]
 
@@ -581,7 +591,7 @@ def test_a_loss_that_is_not_finite(
 
 def test_a_step_that_is_far_too_long(train: Train, tmp_path: Path) -> None:
     """Weights that overflow make logits that are not finite: told by the next sampling, with a good checkpoint."""
-    told = train("grpo", "--learning-rate", "1e38", *SMALL_BATCH)
+    told = train("grpo", "--learning-rate", "1e30", *SMALL_BATCH)
     assert re.search("finite|nan", one_sentence(told))
     from safetensors.torch import load_file
 

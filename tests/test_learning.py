@@ -74,9 +74,7 @@ def test_micro_batches_are_memory_and_never_meaning(small_model: Path, tmp_path:
     for tokens in (16, 4096):
         options = {"difficulty": DIFFICULTY, "tensorboard": False, "micro_batch_tokens": tokens, "evaluations": 1}
         out = tmp_path / str(tokens)
-        train(
-            "grpo", task=TASK, model=small_model, budget="iterations=1", out=out, quiet=True, options=options, seed=3
-        )
+        train("grpo", task=TASK, model=small_model, budget="iterations=1", out=out, quiet=True, options=options, seed=3)
         finals.append(read_records(out)[1])
     for name in ("loss", "grad_norm/policy", "entropy", "reward", "kl"):
         assert finals[0][name] == pytest.approx(finals[1][name], rel=1e-3, abs=1e-5), name

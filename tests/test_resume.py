@@ -112,9 +112,7 @@ def same(run: Path, other: Path) -> None:
 # -------------------------------------------------------------------------------------------------- killed for real
 
 
-@pytest.mark.parametrize(
-    ("method", "calls"), [("ppo", "work"), ("ppo", "disk"), ("grpo", "disk"), ("remax", "work")]
-)
+@pytest.mark.parametrize(("method", "calls"), [("ppo", "work"), ("ppo", "disk"), ("grpo", "disk"), ("remax", "work")])
 def test_killed_at_a_random_moment(
     method: str, calls: str, small_model: Path, whole: dict[str, Path], tmp_path: Path, polyrl: Command
 ) -> None:

@@ -153,7 +153,9 @@ def test_the_model_is_an_ordinary_folder_with_the_policys_logits(run: Path) -> N
 
     saved = load_file(run / "checkpoints" / "iteration-000005" / "policy" / "model.safetensors")
     assert saved and all(torch.equal(state[k], v) for k, v in saved.items())  # the end of the run, not its start
-    start = AutoModelForCausalLM.from_pretrained(yaml.safe_load((run / "config.yaml").read_text())["model"]).state_dict()
+    start = AutoModelForCausalLM.from_pretrained(
+        yaml.safe_load((run / "config.yaml").read_text())["model"]
+    ).state_dict()
     assert any(not torch.equal(state[k], start[k]) for k in state)
 
 

@@ -10,9 +10,12 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import shutil
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -71,11 +74,16 @@ def run_comparison(
         raise UserError("Name at least one method and one seed to compare.")
     configs = [dataclasses.replace(base, method=m, seed=s) for s in seeds for m in methods]
     folder = out or _free_folder(base)
+    arms = [Arm(c, folder / f"{folder_name(c.method)}-seed{c.seed}") for c in configs]
+    for key, count in Counter(a.key for a in arms).items():
+        if count > 1:
+            raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
     stated = _state(folder, methods, base, seeds, overwrite)
     _prepare(configs, console, quiet)
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
-    arms = [Arm(c, folder / f"{folder_name(c.method)}-seed{c.seed}") for c in configs]
     _run_all([a for a in arms if not _finished(a)], arms, workers, console, quiet, base.threads)
     stated["finished"] = datetime.datetime.now().isoformat(timespec="seconds")
     write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
@@ -98,16 +106,15 @@ def _state(
     question = {"methods": list(methods), "seeds": list(seeds), "base": base.as_dict()}
     file = folder / "compare.yaml"
     if file.is_file() and not overwrite:
-        before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        if before.get("question") != question:
+        before = read_comparison(folder)
+        if before["question"] != question:
             raise UserError(f"{folder} holds another comparison; choose another --out or say --overwrite.")
         return dict(before)
-    if folder.exists() and any(folder.iterdir()):
-        if not overwrite or not file.is_file():
-            raise UserError(f"The folder {folder} exists already and is no comparison; choose another --out.")
-        import shutil
-
-        shutil.rmtree(folder)
+    above = next(p for p in folder.absolute().parents if p.exists())
+    if not above.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} cannot be a folder, because {above if above.is_file() else folder} is a file.")
+    if folder.exists() and any(folder.iterdir()) and not file.is_file():
+        raise UserError(f"The folder {folder} exists already and is no comparison; choose another --out.")
     return {
         **{k: v for k, v in provenance().items() if k in ("command", "versions", "commit")},
         "task": base.task,
@@ -121,6 +128,22 @@ def _state(
         "started": datetime.datetime.now().isoformat(timespec="seconds"),
         "question": question,
     }
+
+
+def read_comparison(folder: Path) -> dict[str, Any]:
+    """Read the compare.yaml of a comparison.
+
+    Raises:
+        UserError: it cannot be read, or does not say what was compared.
+    """
+    file = folder / "compare.yaml"
+    try:
+        stated = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(stated, dict) or not isinstance(stated.get("question"), dict):
+        raise UserError(f"{file} does not say what was compared; choose another --out or start with --overwrite.")
+    return stated
 
 
 def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> None:
@@ -182,8 +205,9 @@ def _run_all(
     # the workers inherit this: numerical libraries read it when they are first imported
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     began = time.perf_counter()
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(work, a.config.as_dict(), str(a.folder)): a for a in todo}
+    slots = _Slots()
+    with slots, ThreadPoolExecutor(count) as pool:
+        jobs = {pool.submit(slots.work, a): a for a in todo}
         try:
             if quiet:
                 _await(jobs)
@@ -204,12 +228,41 @@ def _run_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     for job, arm in jobs.items():
-        error = job.exception()
-        said = f"{type(error).__name__}: {error}" if error else job.result()
-        if said:
+        if said := job.result():
             console.print(f"[bold red]failed[/] {arm.key}: ", Text(said), soft_wrap=True)
-            if error and not isinstance(error, BrokenProcessPool):
-                RunFolder(arm.folder).summary({"status": "failed", "error": said})
+            if _status(arm) != "failed":  # it could not say so itself
+                arm.folder.mkdir(parents=True, exist_ok=True)
+                folder = RunFolder(arm.folder)
+                folder.summary({**folder.read_summary(), "status": "failed", "error": said})
+
+
+class _Slots:
+    """Worker processes, one for each thread: a process that dies takes its own run with it and no other."""
+
+    def __init__(self) -> None:
+        self.own = threading.local()
+        self.all: list[ProcessPoolExecutor] = []
+
+    def __enter__(self) -> _Slots:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.all:
+            process.shutdown(wait=False, cancel_futures=True)
+
+    def work(self, arm: Arm) -> str:
+        """Do the run in this thread's process; return what it failed with, or an empty string."""
+        process: ProcessPoolExecutor | None = getattr(self.own, "process", None)
+        if process is None:
+            process = self.own.process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            self.all.append(process)
+        try:
+            return process.submit(work, arm.config.as_dict(), str(arm.folder)).result()
+        except BrokenProcessPool:
+            self.own.process = None
+            return "its process was killed, perhaps because memory ran out"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
 
 
 def _await(jobs: dict[Future[str], Arm], show: Any = None) -> None:

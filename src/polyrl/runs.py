@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from polyrl.worlds.language import LanguageWorld
 
 Say = Callable[[str], None]
+CHECKED_ROWS = 64
+"""Prompts of each split that are looked at before a run begins: later ones are checked when they are drawn."""
 
 
 @dataclass
@@ -145,6 +147,8 @@ def make_loop(
     task.prepare(model, say)
     torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
     world = make_world(config, task, model, critic="critic" in recipe.models())
+    some = [row for split in ("train", "test") for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
+    world.check_rows(some, getattr(recipe.collect, "max_tokens", None) or task.max_tokens)
     context = Context(world=world, seed=config.seed, budget=budget)
     loop = Loop(
         recipe,
@@ -185,8 +189,7 @@ def start_run(
     say: Say = lambda _: None,
 ) -> Loop:
     """Prepare a new run in a new folder. Nothing is written before everything is known to be good."""
-    if folder.exists() and not overwrite and any(folder.iterdir() if folder.is_dir() else [folder]):
-        RunFolder.create(folder)  # raises the right error before minutes are spent on a starting model
+    RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
     loop, facts = make_loop(config, given=given, say=say)
     loop.folder = RunFolder.create(folder, overwrite=overwrite)
     loop.folder.write_config(facts)

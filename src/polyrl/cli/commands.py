@@ -22,7 +22,7 @@ DEMO_METHODS = ["ppo", "grpo", "rloo", "remax"]
 def demo_config() -> RunConfig:
     """The comparison that `make demo` runs: a budget of about three minutes for twenty runs on two cores."""
     return RunConfig(
-        method="", task="addition", budget="samples=1536", evaluations=6, eval_prompts=200, tensorboard=False
+        method="", task="addition", budget="samples=1792", evaluations=5, eval_prompts=200, tensorboard=False
     )
 
 
@@ -61,14 +61,10 @@ def _conclude(console: Console, folder: Path) -> None:
 
 def resume_folder(folder: Path, *, quiet: bool) -> None:
     """Go on with a run or a comparison."""
-    import yaml
-
     if (folder / "compare.yaml").is_file():
-        from polyrl.comparison import run_comparison
+        from polyrl.comparison import read_comparison, run_comparison
 
-        question = (yaml.safe_load((folder / "compare.yaml").read_text(encoding="utf-8")) or {}).get("question")
-        if not question:
-            raise UserError(f"{folder / 'compare.yaml'} does not say what was compared; start the comparison again.")
+        question = read_comparison(folder)["question"]
         base = RunConfig.from_dict(question["base"])
         run_comparison(question["methods"], base, question["seeds"], folder, quiet=quiet)
         return

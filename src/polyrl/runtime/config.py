@@ -70,7 +70,7 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.reward_timeout <= 0:
+        if not self.reward_timeout > 0:
             raise UserError(f"reward_timeout must be above 0 seconds, not {self.reward_timeout:g}.")
         for name in ("lora", "max_tokens"):
             value = getattr(self, name)

@@ -84,19 +84,40 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
-        """Make the folder.
+        """Make the folder; with `overwrite`, in the place of the run that it holds.
 
         Raises:
-            UserError: it exists and is not empty.
+            UserError: see `check_free`.
         """
-        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-            if not overwrite:
-                raise UserError(
-                    f"The run folder {path} exists already; choose another --out, or go on with `polyrl resume {path}`."
-                )
+        cls.check_free(path, overwrite=overwrite)
+        if path.exists():
             shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True)
         return cls(path)
+
+    @staticmethod
+    def check_free(path: Path, *, overwrite: bool = False) -> None:
+        """Look whether `create` would make the folder.
+
+        Raises:
+            UserError: it exists and is not empty; with `overwrite`, it holds something else than a run; or it cannot
+                be made there.
+        """
+        above = next(p for p in path.absolute().parents if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"The run folder {path} cannot be made in {above}; choose another --out.")
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise UserError(f"{path} is a file, so it cannot be the run folder; choose another --out.")
+        held = {p.name for p in path.iterdir()}
+        if held and not overwrite:
+            raise UserError(
+                f"The run folder {path} exists already; choose another --out, or go on with `polyrl resume {path}`."
+            )
+        # a run that failed before it began has left a summary only
+        if "config.yaml" not in held and held - {"summary.json"}:
+            raise UserError(f"The folder {path} holds something else than a run; choose another --out.")
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.yaml."""

@@ -61,6 +61,10 @@ class Tool(Protocol):
 class Engine(Protocol):
     """Anything that samples responses: this module's `TransformersEngine`, or an adapter to a serving engine."""
 
+    def check(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+        """Raise UserError where `generate` would because of the prompts or the model."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -111,7 +115,9 @@ class TransformersEngine:
         logits are not finite.
         """
         policy, device = self.policy, self.policy.device
-        self._check(prompts, sampling, completions_per_prompt)
+        if completions_per_prompt < 0:
+            raise UserError(f"completions_per_prompt must be at least 0, not {completions_per_prompt}.")
+        self.check(prompts, sampling.max_tokens)
         each = completions_per_prompt + int(greedy_twin)
         size, length = len(prompts) * each, sampling.max_tokens
         greedy = torch.full((size,), sampling.greedy, device=device)
@@ -165,11 +171,10 @@ class TransformersEngine:
             {"completion": texts},
         )
 
-    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling, completions: int) -> None:
+    def check(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+        """Raise UserError where `generate` would because of the prompts or the model."""
         if not prompts:
             raise UserError("There are no prompts to answer.")
-        if completions < 0:
-            raise UserError(f"completions_per_prompt must be at least 0, not {completions}.")
         if not self.policy.accepts("past_key_values"):  # it would ignore the cache and forget what came before
             kind = type(self.policy.causal_lm).__name__
             raise UserError(f"{kind} keeps no key-value cache, so polyrl cannot sample from it; choose another model.")
@@ -177,9 +182,9 @@ class TransformersEngine:
         for i, prompt in enumerate(prompts):
             if not prompt:
                 raise UserError(f"Prompt {i} is empty; give it at least one token.")
-            if context is not None and len(prompt) + sampling.max_tokens > context:
+            if context is not None and len(prompt) + max_tokens > context:
                 raise UserError(
-                    f"Prompt {i} has {len(prompt)} tokens: with max_tokens {sampling.max_tokens} it exceeds the "
+                    f"Prompt {i} has {len(prompt)} tokens: with max_tokens {max_tokens} it exceeds the "
                     f"model's context of {context}; shorten the prompt or lower max_tokens."
                 )
 

@@ -21,7 +21,7 @@ from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row
 from polyrl.tasks.language.base import table_rows
-from polyrl.tasks.language.rewards import RewardRunner
+from polyrl.tasks.language.rewards import RewardRunner, Scores, check_signature
 
 EVALUATION_SEED = 1234
 """Every method and seed is judged on the same prompts."""
@@ -42,6 +42,13 @@ class Evaluation:
     greedy: bool = True
     shown: int = 8
     seed: int = EVALUATION_SEED
+
+
+def _several(scores: Scores) -> dict[str, Tensor]:
+    """What each reward function gave, `[B]`; nothing where there is one alone, which would only repeat the total."""
+    if len(scores.parts) < 2:
+        return {}
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.parts.items()}
 
 
 class LanguageWorld:
@@ -101,14 +108,26 @@ class LanguageWorld:
         batch = batch.with_fields(length_limit=torch.full((len(batch),), sampling.max_tokens))
         return batch.with_columns(**columns)
 
-    def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Scores `[B]` (NaN: dropped), the parts of each reward function `[B]`, and how many samples were scored."""
+    def check_rows(self, rows: Sequence[Row], max_tokens: int) -> None:
+        """Find what is wrong with prompts and rewards before a run begins.
+
+        Raises:
+            UserError: a prompt that cannot be encoded or leaves no room for `max_tokens`, or a reward that needs a
+                column that the rows do not have.
+        """
+        for reward in self.task.rewards:
+            check_signature(reward.name, reward.function, [name for name in rows[0] if name != "prompt"])
+        self.engine.check([self.policy.encode_prompt(row["prompt"]) for row in rows], max_tokens)
+
+    def _scores(self, experience: Experience) -> Scores:
         columns = dict(experience.columns)
         prompts, completions = columns.pop("prompt"), columns.pop("completion")
-        scores = self.rewards(prompts, completions, **columns)
-        parts = {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.parts.items()}
-        # one reward function alone would only repeat the total
-        return torch.tensor(scores.total, dtype=torch.float32), parts if len(parts) > 1 else {}, scores.calls
+        return self.rewards(prompts, completions, **columns)
+
+    def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Scores `[B]` (NaN: dropped), the parts of each reward function `[B]`, and how many samples were scored."""
+        scores = self._scores(experience)
+        return torch.tensor(scores.total, dtype=torch.float32), _several(scores), scores.calls
 
     def measures(self, experience: Experience) -> dict[str, Tensor]:
         """What the task measures beside the reward, float32 `[B]` each: to be logged, never trained on."""
@@ -181,8 +200,10 @@ class LanguageWorld:
         stream = generator(how.seed, "evaluation")
         batch = self.sample(rows, sampling, completions_per_prompt=1, generator=stream)
         texts = batch.columns["completion"]
-        right = [self.task.correct(row, text) for row, text in zip(rows, texts, strict=True)]
-        scores, parts, _ = self.score(batch)
+        scored = self._scores(batch)
+        scores, parts = torch.tensor(scored.total, dtype=torch.float32), _several(scored)
+        earned = [dict(zip(scored.parts, values, strict=True)) for values in zip(*scored.parts.values(), strict=True)]
+        right = [self.task.judged(row, text, e) for row, text, e in zip(rows, texts, earned, strict=True)]
         kept = ~torch.isnan(scores)
         metrics = {
             "eval/accuracy": sum(right) / len(right),
@@ -226,15 +247,17 @@ class LanguageWorld:
         """Read back what `save` wrote, in place."""
         from safetensors.torch import load_file
 
-        loaded = LanguagePolicy.load(folder / "policy", precision=self.precision)
-        if self.lora is None:
-            self.policy.load_state_dict(loaded.state_dict())
-        else:
-            from peft import set_peft_model_state_dict
+        try:
+            if self.lora is None:
+                self.policy.load_state_dict(LanguagePolicy.load(folder / "policy").state_dict())
+            else:
+                from peft import set_peft_model_state_dict
 
-            set_peft_model_state_dict(self.policy.model, load_file(folder / "policy" / "adapter_model.safetensors"))
-        if self.critic is not None:
-            self.critic.load_state_dict(Critic.load(folder / "critic", precision=self.precision).state_dict())
+                set_peft_model_state_dict(self.policy.model, load_file(folder / "policy" / "adapter_model.safetensors"))
+            if self.critic is not None:
+                self.critic.load_state_dict(Critic.load(folder / "critic").state_dict())
+        except (OSError, RuntimeError):  # other names or shapes
+            raise UserError(f"The checkpoint {folder} does not hold the models of this run.") from None
 
     def export(self, folder: Path) -> None:
         """Write the trained policy as an ordinary model folder that transformers loads (adapters merged)."""

@@ -97,6 +97,10 @@ class LanguageTask(ABC):
     def correct(self, row: Row, completion: str) -> bool:
         """Return whether the completion is right. This defines accuracy."""
 
+    def judged(self, row: Row, completion: str, earned: Mapping[str, float]) -> bool:
+        """Return whether the completion is right, where its rewards (by name, NaN: none) are known already."""
+        return self.correct(row, completion)
+
     @abstractmethod
     def expected(self, row: Row) -> str | None:
         """Return the answer for people to read, or None where there is none."""

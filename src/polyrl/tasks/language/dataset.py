@@ -281,13 +281,22 @@ class DatasetTask(LanguageTask):
 
         Without an answer or a checker, it is right when the first reward gives it at least 1.
         """
-        if self.checker is not None and self._truth is not None and row.get(self._truth) is not None:
-            return CHECKERS[self.checker](completion, truth_text(row[self._truth]))
+        if self._checkable(row):
+            return self.judged(row, completion, {})
         if not self.rewards:
             raise UserError("Accuracy needs a column 'answer' or 'solution' in the data, or a reward.")
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
         scores = RewardRunner(self.rewards[:1])([row["prompt"]], [completion], **columns)
         return scores.parts[self.rewards[0].name][0] >= 1
+
+    def _checkable(self, row: Row) -> bool:
+        return self.checker is not None and self._truth is not None and row.get(self._truth) is not None
+
+    def judged(self, row: Row, completion: str, earned: Mapping[str, float]) -> bool:
+        """Return what `correct` does, without calling the reward again: it may be slow, or fail the second time."""
+        if self.checker is not None and self._truth is not None and row.get(self._truth) is not None:
+            return CHECKERS[self.checker](completion, truth_text(row[self._truth]))
+        return earned[self.rewards[0].name] >= 1
 
     def expected(self, row: Row) -> str | None:
         """Return the row's answer, or None if it has none."""
