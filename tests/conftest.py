@@ -1,7 +1,7 @@
-"""Shared by the end-to-end tests: a small starting model, one thread, a cache of their own, the command line in process.
+"""Shared by the end-to-end tests: a small starting model, one thread, a cache of their own, commands in this process.
 
-Runs start from `small_model`, a character model of 0.1 million parameters that greedily answers a quarter of the words of
-`reverse` at difficulty 4, so that an iteration takes a fraction of a second and there is room to learn.
+Runs start from `small_model`, a character model of 0.1 million parameters that answers a quarter of the words of
+`reverse` at difficulty 4 greedily, so that an iteration takes a fraction of a second and there is room to learn.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A run that is killed at a random moment and resumed ends with the numbers of a run that was never interrupted.
 
-The kills are real: a subprocess that the system ends with SIGKILL, at a moment drawn from a seed. The moments are
-events of the process (the n-th iteration, the n-th file flushed to disk), not seconds, so that they fall into every part
-of a run however fast the machine is: into the sampling and the update, into the writing of metrics, and into the
-writing, renaming and removing of checkpoints.
+The kills are real: a subprocess that the system ends with SIGKILL, at a moment drawn from a seed. Most moments are
+events of the process (the n-th sampling, the n-th file flushed to disk), not seconds, so that they fall into every
+part of a run however fast the machine is: into the sampling and the update, and into the writing, renaming and
+removing of checkpoints.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_metrics_are_one_line_an_iteration(run: Path) -> None:
     assert [r["samples"] for r in records] == [0, 8, 16, 24, 32, 40]
     for unit in ("samples", "tokens", "steps", "reward_calls", "seconds", "updates"):
         values = [r[unit] for r in records]
-        assert values[0] == 0 and all(a < b for a, b in zip(values, values[1:], strict=False)), unit
+        assert values[0] == 0 and all(a < b for a, b in itertools.pairwise(values)), unit
     assert [r["iteration"] for r in records if "eval/accuracy" in r] == [0, 3, 5]  # start, half, end
     for record in records[1:]:
         stages = [record[f"seconds/{s}"] for s in ("collect", "score", "credit", "select", "improve")]

@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """A model's weights give numbers that are not finite: they are not worth keeping."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `" Did you mean 'grpo'?"` for the choices closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word.lower(), list(choices), n=3, cutoff=0.5)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polyrl.errors import UserError
+from polyrl.errors import Diverged, UserError
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import STAGES, Recipe, Stage
 from polyrl.runtime.budget import Spent
@@ -150,6 +150,8 @@ class Loop:
                 spent, memories = dataclasses.replace(context.spent), copy.deepcopy(context.memories)
                 try:
                     self.iterate()
+                except Diverged:
+                    raise  # an older checkpoint is a better one
                 except UserError:
                     self._rescue(spent, memories)
                     raise

@@ -142,6 +142,10 @@ def make_loop(
     recipe = make_recipe(config, given)
     budget = Budget.parse(config.budget)
     task = make_task(config, given)
+    if config.lora:
+        from polyrl.policies.folders import import_peft
+
+        import_peft()
     torch.set_num_threads(config.threads)
     model = make_model(config, task, say)
     task.prepare(model, say)

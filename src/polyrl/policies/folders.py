@@ -60,7 +60,7 @@ def is_lora(model: Any) -> bool:
 
 def with_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
     """Put fresh adapters on the model, initialised from their own seed; only they are trained."""
-    peft = _peft()
+    peft = import_peft()
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
@@ -75,7 +75,8 @@ def with_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
     return found
 
 
-def _peft() -> Any:
+def import_peft() -> Any:
+    """The peft package; UserError that names the extra where it is not installed."""
     try:
         import peft
     except ImportError:
@@ -131,7 +132,7 @@ def load_weights(kind: Any, name: str) -> Any:
 
 def load_adapter(folder: Path) -> nn.Module:
     """Load an adapter folder on its base model, ready to be trained on."""
-    peft = _peft()
+    peft = import_peft()
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = str(settings.get("base_model_name_or_path"))
     check_source(base, weights="config.json")

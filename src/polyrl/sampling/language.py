@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from polyrl.errors import UserError
+from polyrl.errors import Diverged, UserError
 from polyrl.experience import Experience
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import pad_rows
@@ -148,7 +148,7 @@ class TransformersEngine:
                 chunk = order[start : start + self.max_rows]
                 self._decode(chunk, [tuple(prompts[row // each]) for row in chunk], sampling, rows, words)
         if not bool(torch.isfinite(rows.logprob).all()):
-            raise UserError(
+            raise Diverged(
                 "The model's logits are not finite: its weights diverged or are damaged; lower the step size."
             )
         lengths = rows.present.sum(1)

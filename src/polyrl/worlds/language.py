@@ -115,8 +115,11 @@ class LanguageWorld:
             UserError: a prompt that cannot be encoded or leaves no room for `max_tokens`, or a reward that needs a
                 column that the rows do not have.
         """
+        columns = [name for name in rows[0] if name != "prompt"]
         for reward in self.task.rewards:
-            check_signature(reward.name, reward.function, [name for name in rows[0] if name != "prompt"])
+            check_signature(reward.name, reward.function, columns)
+            if reward.function.__module__ == check_signature.__module__:  # ours say by themselves what they miss
+                reward.function(prompts=[], completions=[], **{name: [] for name in columns})
         self.engine.check([self.policy.encode_prompt(row["prompt"]) for row in rows], max_tokens)
 
     def _scores(self, experience: Experience) -> Scores:
