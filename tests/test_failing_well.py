@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conftest import DIFFICULTY, TASK, Command, Told, read_records, timeless
 
 Train = Callable[..., Told]

@@ -473,7 +473,7 @@ def test_tiny_models_are_the_same_for_the_same_seed(tmp_path: Path):
     weights = [(folder / "model.safetensors").read_bytes() for folder in (one, two, other)]
     assert weights[0] == weights[1] != weights[2]
     default = LanguagePolicy.load(build_tiny(tmp_path / "default", 0))
-    assert 1.0e6 < sum(p.numel() for p in default.parameters()) < 1.1e6
+    assert 1.0e6 < sum(p.numel() for p in default.parameters()) < 2.0e6
 
 
 # ------------------------------------------------------------------------------------------- supervised training

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DIFFICULTY, TASK, read_records, timeless
 
+from conftest import DIFFICULTY, TASK, read_records, timeless
 from polyrl.api import RunResult, train
 
 MARGIN = 0.2

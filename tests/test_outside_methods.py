@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from conftest import DIFFICULTY, TASK, Command, read_records, timeless
 
 METHOD = '''"""Best-of-group: only the answers that are better than their group's mean are imitated."""
@@ -199,7 +200,7 @@ def test_both_are_compared_with_a_method_of_the_package(
     runs = {p.name: p for p in out.iterdir() if p.is_dir()}
     assert len(runs) == 3
     assert all(json.loads((p / "summary.json").read_text())["status"] == "finished" for p in runs.values())
-    mine = next(p for name, p in runs.items() if name.endswith("best_of_group.py-seed0"))
+    mine = next(p for name, p in runs.items() if name.endswith("best-of-group.py-seed0"))
     assert timeless(read_records(mine)) == timeless(read_records(out / "best-of-group-seed0"))
     assert (out / "report.html").is_file()
 

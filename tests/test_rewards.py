@@ -88,13 +88,13 @@ def test_built_in_rewards_by_hand():
 
 @pytest.fixture
 def reward_file(tmp_path):
-    (tmp_path / "neighbour.py").write_text("SCALE = 2.0\n")
+    (tmp_path / "beside.py").write_text("SCALE = 2.0\n")
     file = tmp_path / "my_rewards.py"
     file.write_text(
         textwrap.dedent(
             """
-            import neighbour
-            def length(prompts, completions, **kwargs): return [neighbour.SCALE * len(c) for c in completions]
+            import beside
+            def length(prompts, completions, **kwargs): return [beside.SCALE * len(c) for c in completions]
             def trl(completions, answer, **kwargs): return [float(c == a) for c, a in zip(completions, answer)]
             def closed(prompts, completions, answer): return [float(c == a) for c, a in zip(completions, answer)]
             def alone(completion): return 1.0

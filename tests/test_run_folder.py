@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import DIFFICULTY, TASK, Command, read_records
 
+from conftest import DIFFICULTY, TASK, Command, read_records
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.run_folder import RunFolder
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from conftest import DIFFICULTY, TASK, Command, read_records, timeless
 
 SIZE = ["--prompts-per-step", "4", "--completions-per-prompt", "4", "--eval-prompts", "40", "--evaluations", "1"]
@@ -111,10 +112,11 @@ def test_several_rewards_with_weights(
     more = ["--model", small_model, "--max-tokens", 9, "--quiet", "--budget", "iterations=3", "--out", out]
     told = polyrl("train", "grpo", *line, *SIZE, *more)
     assert (told.code, told.err) == (0, "")
-    for record in read_records(out)[1:]:
-        parts = 2 * record["rewards/right"] + 0.1 * record["rewards/short"]
-        # an empty completion has no `short`, so its mean is over fewer
-        assert record["reward"] == pytest.approx(parts, abs=0.05)
+    for sample in read_records(out, "samples.jsonl"):
+        text, right = sample["completion"], sample["completion"].strip() == sample["expected"]
+        # where a reward says nothing (None: the empty completion), the others stand alone
+        assert sample["score"] == pytest.approx(2 * right - 0.1 * len(text)) and sample["correct"] == right
+    assert all(r["rewards/short"] < 0 <= r["rewards/right"] <= 1 for r in read_records(out)[1:])
     last = read_records(out)[-1]
     assert 0 <= last["eval/rewards/right"] <= 1 and last["eval/rewards/short"] < 0
     assert last["eval/accuracy"] == pytest.approx(last["eval/rewards/right"])

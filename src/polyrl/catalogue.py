@@ -221,10 +221,13 @@ def _split(spec: str) -> list[tuple[str, str]]:
     """`grpo(scale=none)+reference-kl` -> [("grpo", "scale=none"), ("reference-kl", "")]; names may contain `+`."""
     known = sorted([*methods(), *parts()], key=len, reverse=True)
     name = "|".join(map(re.escape, known))
-    token = re.compile(rf"(?P<name>(?:{name})(?=[+(]|$)|[^+(]+)(?:\((?P<args>[^)]*)\))?(?:\+|$)")
+    rest = r"(?:\((?P<args>[^)]*)\))?(?:\+|$)"
+    token = re.compile(rf"(?P<name>(?:{name})(?=[+(]|$)|[^+(]+){rest}")
     items, at = [], 0
     while at < len(spec):
-        match = token.match(spec, at)
+        # the path of a method file may hold the signs that mean something here
+        file = _file_at(spec, at)
+        match = (re.compile(rf"(?P<name>{re.escape(file)}){rest}") if file else token).match(spec, at)
         if not match or match.end() == at:
             raise UserError(
                 f"Cannot read '{spec}' from '{spec[at:]}' on; write it like grpo+reference-kl(kl_loss_coef=0.04)."
@@ -234,6 +237,21 @@ def _split(spec: str) -> list[tuple[str, str]]:
     if not items or (spec.endswith("+") and spec not in known and not any(spec.endswith(k) for k in known)):
         raise UserError(f"Cannot read the method '{spec}'; write it like grpo or grpo+reference-kl.")
     return items
+
+
+def _file_at(spec: str, at: int) -> str | None:
+    """The path of an existing method file that stands in `spec` at `at`, or None."""
+    ends = (m.end() for m in re.finditer(r"\.py(?=[+(]|$)", spec[at:]))
+    return next((spec[at : at + end] for end in ends if Path(spec[at : at + end]).expanduser().is_file()), None)
+
+
+def located(spec: str) -> str:
+    """The same method with its files named by absolute paths, so that it means the same in every folder."""
+    if ".py" not in spec:
+        return spec
+    found = [(Path(name).expanduser(), name, arguments) for name, arguments in _split(spec)]
+    items = [(str(path.absolute()) if path.is_file() else name, arguments) for path, name, arguments in found]
+    return "+".join(f"{name}({arguments})" if arguments else name for name, arguments in items)
 
 
 def _load(name: str) -> Recipe | Part:

@@ -183,6 +183,29 @@ def make_loop(
     return loop, facts
 
 
+def located(config: RunConfig) -> RunConfig:
+    """The same run with absolute paths, so that it can go on from any folder."""
+
+    def absolute(text: str) -> str:
+        path = Path(text).expanduser()
+        return str(path.absolute()) if path.exists() else text
+
+    def of_reward(spec: str) -> str:
+        place, colon, function = spec.rpartition(":")
+        return f"{absolute(place)}:{function}" if colon and place.endswith(".py") else spec
+
+    method = catalogue.located(config.method)
+    return dataclasses.replace(
+        config,
+        method=method,
+        label=config.label or ("" if method == config.method else config.method),
+        dataset=config.dataset and absolute(config.dataset),
+        test_dataset=config.test_dataset and absolute(config.test_dataset),
+        model=config.model and absolute(config.model),
+        rewards=tuple(map(of_reward, config.rewards)),
+    )
+
+
 def start_run(
     config: RunConfig,
     folder: Path,
@@ -193,6 +216,7 @@ def start_run(
     say: Say = lambda _: None,
 ) -> Loop:
     """Prepare a new run in a new folder. Nothing is written before everything is known to be good."""
+    config = located(config)
     RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
     loop, facts = make_loop(config, given=given, say=say)
     loop.folder = RunFolder.create(folder, overwrite=overwrite)
