@@ -254,6 +254,20 @@ def located(spec: str) -> str:
     return "+".join(f"{name}({arguments})" if arguments else name for name, arguments in items)
 
 
+def check_names(spec: str) -> None:
+    """Refuse names that nothing bears, at once: nothing is imported.
+
+    Raises:
+        UserError: a name in `spec` is no method, no part and no method file.
+    """
+    for name, _ in _split(spec):
+        if not (name.endswith(".py") or name in methods() or name in parts()):
+            raise UserError(
+                f"There is no method or part '{name}'.{nearest(name, [*methods(), *parts()])} "
+                "`polyrl list` shows what there is."
+            )
+
+
 def _load(name: str) -> Recipe | Part:
     """The recipe or part called `name`, or the recipe in a file."""
     if name.endswith(".py"):
@@ -273,8 +287,8 @@ def _load(name: str) -> Recipe | Part:
         part = parts()[name]
         made: Part = getattr(_import(part.module, part.path), part.class_name)()
         return made
-    near = nearest(name, [*methods(), *parts()])
-    raise UserError(f"There is no method or part '{name}'.{near} `polyrl list` shows what there is.")
+    check_names(name)
+    raise AssertionError(f"'{name}' is known but was not found")
 
 
 def build(spec: str, settings: dict[str, Any] | None = None) -> Recipe:

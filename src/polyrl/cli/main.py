@@ -114,9 +114,12 @@ def read_hyperparameters(rest: list[str], ctx: click.Context) -> dict[str, str]:
 
 def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Context) -> None:
     """Name the nearest option of the command or hyperparameter where a word is neither."""
+    from polyrl.catalogue import build, check_names
+
+    for method in methods:
+        check_names(method)
     if not given:
         return
-    from polyrl.catalogue import build
 
     recipes = [build(m) for m in methods]
     known = {k for r in recipes for key in r.hyperparameters() for k in (key, key.rpartition(".")[2])}

@@ -21,7 +21,8 @@ from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row
 from polyrl.tasks.language.base import table_rows
-from polyrl.tasks.language.rewards import RewardRunner, Scores, check_signature
+from polyrl.tasks.language.reward_runner import RewardRunner, Scores
+from polyrl.tasks.language.rewards import check_signature
 
 EVALUATION_SEED = 1234
 """Every method and seed is judged on the same prompts."""

@@ -21,7 +21,8 @@ from typing import Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, digest, stable_hash
-from polyrl.tasks.language.rewards import CHECKERS, RewardRunner, built_in, last_number, truth_column, truth_text
+from polyrl.tasks.language.reward_runner import RewardRunner
+from polyrl.tasks.language.rewards import CHECKERS, built_in, last_number, truth_column, truth_text
 
 _log = logging.getLogger(__name__)
 
