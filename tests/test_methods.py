@@ -385,7 +385,7 @@ def improved(recipe: Recipe, batch: Experience, world: TableWorld) -> dict[str, 
     return world.gradients()
 
 
-@pytest.mark.parametrize("spec", ["remax", "grpo+remax", "remax+reinforce++", "remax+rloo"])
+@pytest.mark.parametrize("spec", ["remax", "grpo+remax", "remax+reinforce++", "remax(completions_per_prompt=2)+rloo"])
 def test_remax_fact_7_nothing_flows_through_the_greedy_pass(spec: str) -> None:
     """Whatever the log-probabilities of the twins are: same gradient. And twins never have a weight."""
     recipe = catalogue.build(spec, {"max_grad_norm": 1e9, "minibatches": 1, "learning_rate": 0.0})

@@ -155,9 +155,15 @@ def test_grpo_with_the_leave_one_out_of_rloo() -> None:
 
 
 def test_ppo_with_rloo_drops_the_value_loss_that_has_nothing_to_learn() -> None:
-    mixed = build("ppo+rloo")
+    mixed = build("ppo(completions_per_prompt=4)+rloo")
     assert mixed.dropped == ("value-loss",) and not mixed.models() & {"critic"}
     assert "value-loss" not in names(mixed)["improve"] and "values" not in names(mixed)["credit"]
+
+
+def test_an_answer_without_siblings_cannot_be_judged_against_them() -> None:
+    for spec in ("ppo+rloo", "remax+group-advantage", "reinforce++(baseline=group)"):
+        with pytest.raises(UserError, match="only one is sampled; set --completions-per-prompt 4"):
+            build(spec)
 
 
 def test_a_value_loss_without_targets_says_what_it_misses() -> None:

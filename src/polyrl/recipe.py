@@ -88,6 +88,9 @@ class Part:
         """Models that the part needs with its present hyperparameters."""
         return self.models
 
+    def check_within(self, recipe: Recipe) -> None:
+        """Refuse a recipe in which the part cannot do its work although its fields are there; raises `UserError`."""
+
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Return the experience with the fields that the part gives."""
         raise NotImplementedError
@@ -315,4 +318,5 @@ class Recipe:
                         f"{self.name}: part '{part.name}' needs the field '{missing}', which nobody gives; {way}."
                     )
                 given |= part.gives
+                part.check_within(self)
         return self

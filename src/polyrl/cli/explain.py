@@ -70,7 +70,8 @@ def show_method(spec: str) -> None:
 def _title(spec: str, recipe: Recipe) -> Panel:
     info = catalogue.describe(spec)
     if info is None:
-        text = f"A composition, with {', '.join(recipe.adds)}."
+        present = {part.name for part in recipe.parts()}
+        text = f"A composition, with {', '.join(a for a in recipe.adds if a in present)}."
         if recipe.dropped:
             text += f" Dropped, because what they need is no longer given: {', '.join(recipe.dropped)}."
         return Panel(Text(text), title=f"[bold]{spec}[/]", title_align="left", border_style="blue")

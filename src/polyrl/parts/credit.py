@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.recipe import Part, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.runtime.context import Context
 
 # ---------------------------------------------------------------------------------------------- pure functions
@@ -96,6 +97,19 @@ def group_statistics(
     squares = empty.index_add(0, own, (entering - mean[own]).square())
     std = (squares / (size - correction).clamp(min=1)).sqrt()
     return mean[index], std[index], size[index]
+
+
+def check_groups(part: Part, recipe: Recipe) -> None:
+    """Refuse a part that judges answers against their siblings where no answer has any.
+
+    Raises:
+        UserError: the recipe collects one response a prompt.
+    """
+    if getattr(recipe.collect, "completions_per_prompt", 2) < 2:
+        raise UserError(
+            f"{recipe.name}: part '{part.name}' judges answers against others to the same prompt, but only one is "
+            "sampled; set --completions-per-prompt 4 (and --prompts-per-step to match)."
+        )
 
 
 def log_group_metrics(context: Context, score: Tensor, group: Tensor, counted: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.credit import group_statistics, log_group_metrics
+from polyrl.parts.credit import check_groups, group_statistics, log_group_metrics
 from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
@@ -52,6 +52,10 @@ class GroupAdvantage(Part):
 
     scale: Scale = knob("std", "std, population-std, or none (Dr. GRPO)")
     group_epsilon: float = knob(1e-6, "added to the group's standard deviation", low=0)
+
+    def check_within(self, recipe: Recipe) -> None:
+        """A group of one has nothing to compare."""
+        check_groups(self, recipe)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""

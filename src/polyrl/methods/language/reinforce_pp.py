@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.credit import group_statistics, return_to_go, whiten
+from polyrl.parts.credit import check_groups, group_statistics, return_to_go, whiten
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
@@ -36,6 +36,11 @@ class BatchAdvantage(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
 
     baseline: Literal["batch", "group"] = knob("batch", "batch, or group for REINFORCE++-baseline")
+
+    def check_within(self, recipe: Recipe) -> None:
+        """The group's mean needs a group; the batch's does not."""
+        if self.baseline == "group":
+            check_groups(self, recipe)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.credit import group_statistics, log_group_metrics
+from polyrl.parts.credit import check_groups, group_statistics, log_group_metrics
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
@@ -40,6 +40,10 @@ class LeaveOneOut(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+
+    def check_within(self, recipe: Recipe) -> None:
+        """A group of one has nothing to compare."""
+        check_groups(self, recipe)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
