@@ -395,3 +395,14 @@ def test_equal_runs_give_equal_pages(tmp_path: Path) -> None:
 def test_the_report_needs_no_torch() -> None:
     code = "import sys, polyrl.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_equal_budget_does_not_hide_unequal_time(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "comparison")
+    method = load_comparison(folder).methods[0]
+    for file in folder.glob(f"{method}-seed*/summary.json"):
+        summary = json.loads(file.read_text())
+        summary["spent"]["seconds"] *= 40
+        file.write_text(json.dumps(summary))
+    said = [s for s in cautions(load_comparison(folder)) if s.startswith("Equal in samples, not in time")]
+    assert len(said) == 1 and f"the median run of {method} trained for" in said[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from polyrl.report.statistics import (
 MOST_PAIRS_IN_WORDS = 3
 """With more pairs than this without a difference, one sentence names them all."""
 MOST_WINS_IN_WORDS = 10
+"""With more wins than this, one sentence names them all."""
+UNEQUAL_TIME = 1.5
+"""Ratio of training times from which an equal budget of another kind is said to hide them."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +214,28 @@ def _uneven(comparison: Comparison) -> list[str]:
     return result
 
 
+def _unequal_time(comparison: Comparison) -> list[str]:
+    """Say so where an equal budget of another kind hides that methods took very different times."""
+    taken: dict[str, float] = {}
+    for method in comparison.methods:
+        known = [run.spent("seconds") for run in comparison.of(method) if run.status == "finished"]
+        seconds = [value for value in known if value]
+        if seconds:
+            taken[method] = statistics.median(seconds)
+    if len(taken) < 2 or "seconds" in comparison.budget or not comparison.budget:
+        return []
+    slow, fast = max(taken, key=lambda m: taken[m]), min(taken, key=lambda m: taken[m])
+    if taken[slow] < UNEQUAL_TIME * taken[fast]:
+        return []
+    units = _listed([unit.replace("_", " ") for unit in comparison.budget])
+    return [
+        f"Equal in {units}, not in time: the median run of {slow} trained for {taken[slow]:.3g} s, "
+        f"that of {fast} for {taken[fast]:.3g} s."
+    ]
+
+
 def cautions(comparison: Comparison) -> list[str]:
-    """What a reader must know before trusting the numbers: failed and missing runs, uneven budgets, unequal starts."""
+    """What a reader must know first: failed and missing runs, uneven budgets, unequal times and starts."""
     result: list[str] = []
     for method in comparison.methods:
         runs = comparison.of(method)
@@ -221,6 +245,7 @@ def cautions(comparison: Comparison) -> list[str]:
         result += _lost(silent, len(runs), method, f"logged no finite {comparison.metric.label}")
     result += comparison.problems
     result += _uneven(comparison)
+    result += _unequal_time(comparison)
     differing = compare_settings(comparison.runs).differing
     if "start" in differing:
         result.append("The runs did not start from the same model: their starting fingerprints differ.")
