@@ -20,7 +20,7 @@ test: $(VENV)/.installed browser ## every test but the slow reproductions
 
 # the report page is tested in a real browser; where there is none and it cannot be installed, those tests are skipped
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null 2>&1; } \
 	|| echo "no Chromium found: the tests that open the report in a browser will be skipped"
 
