@@ -32,7 +32,7 @@ from polyrl.sampling.language import Sampling, TransformersEngine
 
 SIZES = {
     # hidden, layers, heads, head_dim, mlp, prompts, completions a prompt, longest completion
-    "tiny": ({"hidden": 128, "layers": 4}, 8, 8, 32),
+    "tiny": ({"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 4, "mlp": 512}, 8, 8, 32),
     "small": ({"hidden": 384, "layers": 8, "heads": 6, "kv_heads": 6, "head_dim": 64, "mlp": 1536}, 4, 8, 128),
 }
 

@@ -48,8 +48,8 @@ class Optimise(Part):
     stage: ClassVar[Stage] = "improve"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
 
-    learning_rate: float = knob(1e-4, "AdamW step size of the policy", low=0, high=10)
-    critic_learning_rate: float = knob(1e-3, "AdamW step size of the critic", low=0, high=10)
+    learning_rate: float = knob(1e-4, "AdamW step size of the policy", low=0, high=1e37)
+    critic_learning_rate: float = knob(1e-3, "AdamW step size of the critic", low=0, high=1e37)
     schedule: Literal["constant", "linear", "cosine"] = knob("constant", "learning rate over the budget")
     warmup: float = knob(0.0, "share of the budget over which the learning rate rises", low=0, high=1)
     epochs: int = knob(1, "passes over each batch", low=1)
