@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError, nearest
+from polyrl.recipe import kebab
 from polyrl.settings import parse_settings
 
 if TYPE_CHECKING:
@@ -130,13 +131,9 @@ def _part_infos(files: Iterable[tuple[Path, str]]) -> dict[str, PartInfo]:
     for name, (node, module, path) in classes.items():
         stage = stage_of(name)
         if stage and name not in ABSTRACT:
-            key = _kebab(name)
+            key = kebab(name)
             infos[key] = PartInfo(key, stage, _first_line(node), name, module, path)
     return infos
-
-
-def _kebab(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
 
 # -------------------------------------------------------------------------------------------------- what there is

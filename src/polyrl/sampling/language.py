@@ -15,6 +15,7 @@ from polyrl.errors import Diverged, UserError
 from polyrl.experience import Experience
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import pad_rows
+from polyrl.tasks.language.base import Tool
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,6 @@ class Sampling:
             raise UserError(f"max_tokens must be at least 1, not {self.max_tokens}.")
         if isinstance(self.stop, str) or not all(self.stop):
             raise UserError("stop must be a list of strings that are not empty.")
-
-
-class Tool(Protocol):
-    """Something that answers inside a response, such as a calculator."""
-
-    stop: str
-    """The tool answers when the policy's words end with this string."""
-
-    def reply(self, text: str) -> str | None:
-        """Text to insert after `text`, the response so far; None inserts nothing. An exception inserts "error"."""
-        ...
 
 
 class Engine(Protocol):
