@@ -183,7 +183,7 @@ def test_every_composition_in_the_text_builds(spec: str) -> None:
 def test_options_in_the_text_exist() -> None:
     known = {o for c in polyrl.commands.values() for p in c.params for o in p.opts}
     for name in catalogue.parts():
-        cls = next(c for c in catalogue.part_classes() if catalogue._kebab(c.__name__) == name)
+        cls = next(c for c in catalogue.part_classes() if catalogue.kebab(c.__name__) == name)
         fields = [f"--{f.replace('_', '-')}" for f in cls.__dataclass_fields__]
         known |= {*fields, *(f"--{name}.{f[2:]}" for f in fields)}
     known |= {"--help", "--version", "--momentum"}
