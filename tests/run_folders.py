@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from polyrl.runtime.metric import Metric
 
 ARMS: dict[str, dict[str, float]] = {
     # gain: rise of accuracy; kl: distance at the end; tokens: response length; greedy: extra reward calls a sample
@@ -184,4 +188,173 @@ def write_comparison(
         **(stated or {}),
     }
     (folder / "compare.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+# ---- the other wings -------------------------------------------------------------------------------------------------
+
+Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wing:
+    """A comparison of a wing: how its metric moves by arm, and what its runs log beside it."""
+
+    name: str
+    task: str
+    metric: Metric
+    unit: str
+    """The budget's unit; every iteration spends `per_iteration` of it."""
+    per_iteration: int
+    arms: dict[str, Callable[[float, random.Random], float]]
+    """Method -> its metric at a share of the budget, with the noise of a seed."""
+    logs: Callable[[float, random.Random], Numbers]
+    samples: Callable[[int, float, random.Random], Numbers]
+
+
+def _rising(start: float, end: float, rate: float, noise: float) -> Callable[[float, random.Random], float]:
+    return lambda share, rng: end + (start - end) * math.exp(-rate * share) + rng.gauss(0, noise) * (0.2 + share)
+
+
+def _shrinking(start: float, decades: float, noise: float) -> Callable[[float, random.Random], float]:
+    return lambda share, rng: start * 10 ** (-decades * share + rng.gauss(0, noise) * share)
+
+
+WINGS = {
+    "control": Wing(
+        name="control",
+        task="CartPole-v1",
+        metric=Metric("eval/return", "return", lines={"solved": 475.0}, target="solved"),
+        unit="steps",
+        per_iteration=2048,
+        arms={
+            "ppo": lambda share, rng: min(500.0, _rising(21, 520, 5, 14)(share, rng)),
+            "ppo+no-clip": lambda share, rng: min(500.0, _rising(21, 430, 3, 30)(share, rng)),
+        },
+        logs=lambda share, rng: {
+            "episode/return": 20 + 440 * share + rng.gauss(0, 9),
+            "episode/length": 20 + 440 * share,
+            "entropy": 0.69 - 0.3 * share,
+            "approx_kl": 0.008 + abs(rng.gauss(0, 0.002)),
+            "clip_ratio": 0.08 + 0.02 * share,
+            "value/explained_variance": -0.1 + 0.95 * share,
+            "learning_rate": 3e-4 * (1 - share),
+            "grad_norm/policy": 0.4 + abs(rng.gauss(0, 0.05)),
+            "loss/clipped-surrogate": -0.01 + rng.gauss(0, 0.002),
+            "loss/value-loss": 3 - 2 * share,
+            "steps_per_second": 9000 + rng.gauss(0, 300),
+        },
+        samples=lambda index, value, rng: {
+            "episode": index,
+            "return": round(value + rng.gauss(0, 5), 1),
+            "length": int(value),
+            "ended": "truncated",
+            "first_observation": [0.01, -0.02, 0.03, 0.04],
+        },
+    ),
+    "operations": Wing(
+        name="operations",
+        task="lost-demand",
+        metric=Metric(
+            "eval/cost",
+            "cost",
+            "per period",
+            higher_is_better=False,
+            lines={"optimum": 6.0936, "best base stock": 6.315, "best capped base stock": 6.12},
+            target="optimum",
+        ),
+        unit="samples",
+        per_iteration=512,
+        arms={"hdpo": _rising(31.5, 6.108, 14, 0.006), "reinforce": _rising(31.5, 6.21, 9, 0.05)},
+        logs=lambda share, rng: {
+            "cost": 6.4 + 20 * math.exp(-9 * share),
+            "loss": 6.4 + 20 * math.exp(-9 * share),
+            "grad_norm/policy": 0.3 + abs(rng.gauss(0, 0.04)),
+            "learning_rate": 0.003,
+        },
+        samples=lambda index, value, rng: {
+            "scenario": index,
+            "cost": round(value + rng.gauss(0, 0.3), 3),
+            "mean_inventory": round(4 + rng.random(), 2),
+            "stockouts": rng.randrange(40),
+            "orders": [5, 4, 6, 5],
+        },
+    ),
+    "theory": Wing(
+        name="theory",
+        task="random-game",
+        metric=Metric("eval/kl_to_nash", "KL to the Nash policy", "nats", higher_is_better=False, scale="log"),
+        unit="reward_calls",
+        per_iteration=2,
+        arms={"nash-mp": _shrinking(0.062, 6.6, 0.15), "nash-md": _shrinking(0.062, 1.7, 0.1)},
+        logs=lambda share, rng: {"eval/exploitability": 0.036 * 10 ** (-5 * share), "entropy": 1.09 - 0.1 * share},
+        samples=lambda index, value, rng: {"action": index, "policy": round(rng.random(), 3), "nash": 0.375327},
+    ),
+}
+
+
+def write_wing(folder: Path, wing: str, seeds: int = 5, iterations: int = 48, every: int = 4, **metric: Any) -> Path:
+    """Write a comparison of `control`, `operations` or `theory`; `metric` changes fields of its metric."""
+    of = WINGS[wing]
+    judged = dataclasses.replace(of.metric, **metric)
+    folder.mkdir(parents=True)
+    budget = {of.unit: iterations * of.per_iteration}
+    for label, moves in of.arms.items():
+        for seed in range(seeds):
+            rng = random.Random(f"{wing}-{label}-{seed}")
+            run = folder / f"{label}-seed{seed}"
+            run.mkdir()
+            rows, samples = [], []
+            spent = {"samples": 0, "tokens": 0, "steps": 0, "reward_calls": 0, "seconds": 0.0, "updates": 0}
+            for iteration in range(iterations + 1):
+                share = iteration / iterations
+                row: Numbers = {"iteration": iteration}
+                if iteration:
+                    spent |= {of.unit: spent[of.unit] + of.per_iteration, "updates": spent["updates"] + 10}
+                    if of.unit == "steps":
+                        spent["samples"] += 8
+                    spent["seconds"] += 0.2 + 0.02 * rng.random()
+                    row |= {**of.logs(share, rng), "seconds/collect": 0.15, "seconds/improve": 0.05}
+                if iteration % every == 0:
+                    row[judged.key] = moves(share, rng)
+                    samples += [{"iteration": iteration, **of.samples(i, row[judged.key], rng)} for i in range(3)]
+                rows.append({**row, **spent})
+            settings = {
+                "method": label,
+                "label": label,
+                "wing": wing,
+                "task": of.task,
+                "seed": seed,
+                "budget": budget,
+                "metric": dataclasses.asdict(judged),
+                "hyperparameters": {"optimise.learning_rate": 0.0003, "mlp.hidden": "64x64"},
+                "evaluation": {"episodes": 100},
+                "device": "cpu",
+                "threads": 1,
+                "start": "",
+            }
+            evaluated = [row for row in rows if judged.key in row]
+            summary = {
+                "status": "finished",
+                "iteration": iterations,
+                "spent": spent,
+                "start": {judged.key: evaluated[0][judged.key]},
+                "final": {judged.key: evaluated[-1][judged.key]},
+                "seconds_by_stage": {"collect": 0.15 * iterations, "improve": 0.05 * iterations, "evaluate": 1.0},
+                "peak_memory_bytes": 300_000_000,
+            }
+            (run / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+            (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+            (run / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in samples), encoding="utf-8")
+            (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    stated = {
+        "command": f"polyrl compare {' '.join(of.arms)} --task {of.task}",
+        "wing": wing,
+        "task": of.task,
+        "budget": budget,
+        "methods": list(of.arms),
+        "seeds": list(range(seeds)),
+        **judged.stated(),
+    }
+    (folder / "compare.yaml").write_text(yaml.safe_dump(stated, sort_keys=False), encoding="utf-8")
     return folder

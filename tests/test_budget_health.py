@@ -1,14 +1,18 @@
-"""Budgets that are read, refused and spent; warnings that come when they should and only then."""
+"""Budgets that are read, refused and spent; warnings that come when they should; progress of any metric."""
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from polyrl.errors import UserError
 from polyrl.runtime.budget import Budget, Spent
-from polyrl.runtime.health import CHECKS, Health
+from polyrl.runtime.health import CHECKS, RUN_OPTIONS, Health
+from polyrl.runtime.metric import Metric
+from polyrl.runtime.progress import Progress, sparkline
 from polyrl.runtime.seeding import generator, stream_seed
 
 # ---------------------------------------------------------------------------------------------------- budgets
@@ -87,9 +91,9 @@ HEALTHY: dict[str, float] = {
 }
 
 
-def history(changes: dict[str, Any], iterations: int = 30, since: int = 10) -> list[tuple[int, str]]:
-    """Warnings of a healthy run that takes on `changes` in iteration `since`."""
-    health, said = Health(), []
+def history(changes: dict[str, Any], iterations: int = 30, since: int = 10, **kind: Any) -> list[tuple[int, str]]:
+    """Warnings of a healthy run that takes on `changes` in iteration `since`; `kind` goes to `Health`."""
+    health, said = Health(**kind), []
     for i in range(1, iterations + 1):
         record = {"iteration": i, "method": "grpo", **HEALTHY, **(changes if i >= since else {})}
         said += [(i, text) for text in health.observe(record)]
@@ -161,7 +165,7 @@ def test_names_given_as_advice_exist() -> None:
 
     parts = set(catalogue.parts())
     knobs = {k.rpartition(".")[2] for m in catalogue.methods() for k in catalogue.build(m).hyperparameters()}
-    runs = {"difficulty", "precision", "max_tokens"}
+    runs = set(RUN_OPTIONS)
     sick = {"kl": 40.0, "entropy": 0.01, "perplexity": 30.0, "completions/clipped_ratio": 1.0, "logprob_gap": 1.0}
     sick |= {"frac_reward_zero_std": 1.0, "approx_kl": 1.0}
     said = [t for length in (60.0, 2.0) for _, t in history({**sick, "completions/mean_length": length})]
@@ -170,3 +174,90 @@ def test_names_given_as_advice_exist() -> None:
             assert option.replace("-", "_") in knobs | runs, text
         for part in re.findall(r"\+([a-z][a-z-]+)", text):
             assert part in parts, text
+
+
+# what is trouble for a language model and none elsewhere: the signature of a solved CartPole among it
+SOLVED = {
+    "entropy": 0.01,
+    "kl": 40.0,
+    "perplexity": 30.0,
+    "completions/mean_length": 200.0,
+    "frac_reward_zero_std": 1.0,
+}
+
+
+@pytest.mark.parametrize("wing", ["control", "operations", "theory"])
+def test_checks_of_language_do_not_misfire_elsewhere(wing: str) -> None:
+    assert history(SOLVED, wing=wing) == []
+    assert len({text[:4] for _, text in history(SOLVED)}) == 5
+    standing = {"episode/return": 20.0, "reward": 0.0, "eval/return": 20.0}
+    assert history(standing, iterations=100, wing=wing) == []  # a run that does not improve is no unhealthy one
+
+
+def test_control_speaks_of_steps_and_names_no_option_of_language() -> None:
+    said = [text for _, text in history({"approx_kl": 0.5, "logprob_gap": 0.5}, iterations=16, wing="control")]
+    assert any("nats a step;" in text for text in said)
+    assert not any("token" in text or "--precision" in text for text in said) and len(said) == 2
+
+
+def test_a_critic_that_knows_nothing_is_told_of_after_a_while() -> None:
+    bad = {"value/explained_variance": -0.3}
+    when = [i for i, text in history(bad, iterations=60, since=1, wing="control") if "explained variance -0.30" in text]
+    assert when == [24, 44]  # the window is full at 5, and it must have lasted for 20
+    start = [i for i, _ in history({"value/explained_variance": 0.5}, iterations=60, since=15, wing="control")]
+    assert start == []
+    health, said = Health(wing="control"), []
+    for i in range(1, 100):  # now and then is not long
+        said += health.observe({"iteration": i, "value/explained_variance": 0.9 if i % 15 == 0 else -0.05})
+    assert said == []
+    assert history(bad, iterations=60, since=1) == []
+
+
+def test_advice_is_left_out_where_the_run_has_no_such_option() -> None:
+    sick = {"approx_kl": 0.5}
+    assert history(sick, iterations=15, options=frozenset())[0][1].endswith("nats a token.")
+    only = history(sick, iterations=15, options=frozenset({"learning_rate"}))[0][1]
+    assert only.endswith("; try a lower --learning-rate.")
+    whole = history(sick, iterations=15)[0][1]
+    assert whole.endswith("try a lower --learning-rate, fewer --epochs or --target-kl 0.05.")
+
+
+# ---------------------------------------------------------------------------------------------------- progress
+
+
+def test_sparklines_take_the_range_of_what_is_not_a_share() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([20.0, 260.0, 500.0]) == "▁▅█" and sparkline([-1200.0, -150.0]) == "▁█"
+    assert sparkline([31.0, 6.2, 6.1]) == "█▁▁"  # costs fall
+    log = Metric("eval/gap", "gap", scale="log")
+    assert sparkline([1e-1, 1e-3, 1e-5, 0.0], log) == "█▇▆▁"
+    assert sparkline([]) == "" and sparkline([7.0, 7.0]) == "▄▄" and sparkline([float("nan"), 0.0]) == "▁"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "shown"),
+    [
+        (Metric(), 0.5, "accuracy 0.500"),
+        (Metric("eval/return", "return"), 498.34, "return 498.3"),
+        (Metric("eval/cost", "cost", higher_is_better=False), 6.10234, "cost 6.102"),
+        (Metric("eval/gap", "gap", scale="log"), 1.62e-8, "gap 1.6e-8"),
+    ],
+)
+def test_progress_speaks_of_the_task_s_metric(metric: Metric, value: float, shown: str) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    progress = Progress("ppo", "steps=100", metric, console=console)
+    progress.update({"iteration": 0, metric.key: value, "eval/other": 0.123}, 0.0)
+    progress.update({"iteration": 1, "entropy": 0.69, "steps_per_second": 9000.0}, 0.5)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"  {shown}  " in said and "0.123" not in said
+    assert ("accuracy" in said) == (metric.label == "accuracy")
+
+
+def test_a_panel_shows_where_the_metric_stands_to_its_target() -> None:
+    metric = Metric("eval/return", "return", lines={"solved": 475.0}, target="solved")
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    with Progress("ppo", "steps=100", metric, console=console) as progress:
+        for i, value in enumerate((20.0, 300.0, 490.0)):
+            progress.update({"iteration": i, metric.key: value, "episode/return": value, "loss": 1e-5}, i / 2)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "20.00 -> 490.0" in said and "(solved 475)" in said and "return in training" in said and "1.0e-5" in said

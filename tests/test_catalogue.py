@@ -68,7 +68,7 @@ def fresh() -> Iterator[None]:
     """The catalogue looks anew, and again after the test."""
 
     def forget() -> None:
-        for cached in (catalogue.methods, catalogue.parts, catalogue._read):
+        for cached in (catalogue.methods, catalogue.variants, catalogue.parts, catalogue._read):
             cached.cache_clear()
 
     forget()

@@ -98,7 +98,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     from polyrl import catalogue
 
     def forget() -> None:
-        for cached in (catalogue.methods, catalogue.parts, catalogue._read):
+        for cached in (catalogue.methods, catalogue.variants, catalogue.parts, catalogue._read):
             cached.cache_clear()
         for name in [n for n in sys.modules if n.partition(".")[0] == "my_lab"]:
             del sys.modules[name]

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,11 @@ from polyrl.report import statistics
 from polyrl.report.findings import cautions, pairs, verdict
 from polyrl.report.page import embed_json, render_page, write_report
 from polyrl.report.payload import MOST_CELLS, build_payload
-from polyrl.report.runs import load_comparison, load_folders, load_run
+from polyrl.report.runs import Comparison, load_comparison, load_folders, load_run
 from polyrl.report.settings import ABSENT, compare_settings
-from run_folders import write_comparison, write_run
+from polyrl.runtime.figures import format_factor, format_value
+from polyrl.runtime.metric import Metric
+from run_folders import WINGS, write_comparison, write_run, write_wing
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
 
@@ -349,7 +352,7 @@ def test_page_names_no_host_and_is_small(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "c", iterations=400, every=10)
     out = write_report([folder], tmp_path / "out" / "report.html")
     page = out.read_text(encoding="utf-8")
-    assert not re.search(r"https?:|//[a-z]|url\(|@import|www\.", page)
+    assert not re.search(r"https?:|//[a-z]|url\((?!#)|@import|www\.", page)
     assert len(page.encode()) < 300_000
     assert sorted(p.name for p in out.parent.iterdir()) == ["report.csv", "report.html"]
 
@@ -406,3 +409,226 @@ def test_an_equal_budget_does_not_hide_unequal_time(tmp_path: Path) -> None:
         file.write_text(json.dumps(summary))
     said = [s for s in cautions(load_comparison(folder)) if s.startswith("Equal in samples, not in time")]
     assert len(said) == 1 and f"the median run of {method} trained for" in said[0]
+
+
+# ---- every wing ------------------------------------------------------------------------------------------------------
+
+
+def test_the_metric_is_read_from_the_comparison_or_from_its_runs(tmp_path: Path) -> None:
+    folder = write_wing(tmp_path / "c", "operations", seeds=1, iterations=8)
+    stated = load_comparison(folder).metric
+    assert stated == WINGS["operations"].metric
+    assert load_run(folder / "hdpo-seed0").wing == load_comparison(folder).wing == "operations"
+    alone = load_comparison(folder / "hdpo-seed0").metric  # config.yaml alone
+    assert alone == stated
+    two = load_folders([folder / "hdpo-seed0", folder / "reinforce-seed0"])
+    assert two.metric == stated and "the optimum" in " ".join(verdict(two))
+    (folder / "compare.yaml").unlink()
+    assert load_comparison(folder).metric == stated
+
+
+def test_malformed_metrics_and_folders_of_before_still_load(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "old", iterations=4)
+    metric = load_comparison(run).metric
+    assert (metric.key, metric.label, metric.scale, metric.lines, metric.target) == (
+        "eval/accuracy",
+        "accuracy",
+        "linear",
+        {},
+        "",
+    )
+    assert load_run(run).wing == "language"
+    odd = {"key": "eval/accuracy", "scale": 3, "lines": {"a": "high", "b": 0.5}, "target": "a", "unit": None}
+    bad = write_run(tmp_path / "odd", iterations=4, config={"metric": odd, "wing": ["x"]})
+    metric = load_comparison(bad).metric
+    assert (metric.scale, metric.lines, metric.target, metric.unit) == ("linear", {"b": 0.5}, "", "")
+    assert load_run(bad).wing == "language" and "0.5" in render_page(load_comparison(bad))
+    text = write_run(tmp_path / "text", iterations=4, config={"metric": "eval/accuracy"})
+    assert load_comparison(text).metric.key == "eval/accuracy"
+
+
+def _results(folder: Path, wing: str, finals: dict[str, list[float]], start: float, **metric: Any) -> Comparison:
+    """A comparison of a wing whose runs start at `start` and end at these values."""
+    write_wing(folder, wing, seeds=len(next(iter(finals.values()))), iterations=4, **metric)
+    key = WINGS[wing].metric.key
+    for method, values in finals.items():
+        for seed, value in enumerate(values):
+            path = folder / f"{method}-seed{seed}" / "summary.json"
+            path.write_text(json.dumps({"status": "finished", "start": {key: start}, "final": {key: value}}))
+    return load_comparison(folder)
+
+
+def test_cost_is_told_against_the_optimum(tmp_path: Path) -> None:
+    finals = {"hdpo": [6.10, 6.12, 6.11], "reinforce": [6.30, 6.31, 6.29]}
+    comparison = _results(tmp_path / "c", "operations", finals, start=31.5)
+    said = verdict(comparison)
+    assert said[0].startswith("hdpo beats reinforce: cost -0.190 [-0.2") and said[0].endswith(
+        "per period, 3 paired seeds."
+    )
+    percent = statistics.mean_interval([100 * (v / 6.0936 - 1) for v in finals["hdpo"]])
+    low, high = f"{percent.low:.1f}".replace("-0.0", "0.0"), f"{percent.high:.1f}"
+    assert said[1] == f"hdpo's cost is 0.3% above the optimum (6.094 per period) [{low}, {high}], 3 seeds."
+    assert said[2].startswith("reinforce's cost is 3.4% above the optimum")
+    assert said[3].startswith("hdpo improved on its start: cost 31.500 -> 6.110 per period, -25.39")
+    table = {row["method"]: row["lines"] for row in build_payload(comparison)["gaps"]}
+    assert table["hdpo"]["best base stock"]["text"] == "3.2% below"
+    assert table["hdpo"]["best base stock"]["interval"] == "[2.9, 3.6]"  # in the direction of the words
+    assert build_payload(comparison)["metric"]["lines"][0]["name"] == "optimum"
+    assert pairs(comparison)[0].improvement.value == 1
+
+
+def test_a_threshold_counts_the_seeds_that_got_there(tmp_path: Path) -> None:
+    finals = {"ppo": [500.0, 498.0, 470.0], "ppo+no-clip": [500.0, 120.0, 300.0]}
+    said = verdict(_results(tmp_path / "c", "control", finals, start=20.0))
+    assert any(s.startswith("ppo reached return 489.3 [4") and "of 475 for solved: 2 of 3 seeds" in s for s in said)
+    assert any("ppo+no-clip reached return 306.7" in s and "1 of 3 seeds got there." in s for s in said)
+    one = _results(tmp_path / "one", "control", {"ppo": [500.0], "ppo+no-clip": [120.0]}, start=20.0)
+    assert "ppo reached return 500.0 of 475 for solved: 1 of 1 seed got there." in verdict(one)
+    alone = load_comparison(tmp_path / "one" / "ppo-seed0")
+    assert verdict(alone)[0].startswith("ppo reached return 500.0 of 475")
+    assert (
+        verdict(alone)[1]
+        == "ppo went from start to end: return 20.0 -> 500.0, +480.0, 1 seed, too few for an interval."
+    )
+
+
+def test_a_line_at_zero_has_no_percent(tmp_path: Path) -> None:
+    finals = {"hdpo": [0.2, 0.3, 0.4], "reinforce": [1.0, 1.0, 1.0]}
+    comparison = _results(tmp_path / "c", "operations", finals, start=2.0, lines={"optimum": 0.0})
+    said = " ".join(verdict(comparison))
+    assert "hdpo's cost is 0.300 above the optimum (0 per period)" in said and "%" not in said
+
+
+def test_log_metrics_speak_of_factors(tmp_path: Path) -> None:
+    md = [1e-3, 2e-3, 4e-3]
+    mp = [1e-8, 4e-8, 2e-8]
+    comparison = _results(tmp_path / "c", "theory", {"nash-mp": mp, "nash-md": md}, start=0.05)
+    said = verdict(comparison)
+    ratio = statistics.paired_difference(np.log10(md), np.log10(mp))
+    assert ratio.low is not None and ratio.high is not None
+    assert said[0].startswith("nash-mp beats nash-md: KL to the Nash policy 100,000 times smaller [")
+    low, high = re.findall(r"\[([\d,.e]+?), ([\d,.e]+)\], 3 paired", said[0])[0]
+    assert float(low.replace(",", "")) == pytest.approx(10**ratio.low, rel=0.01)
+    assert float(high.replace(",", "")) == pytest.approx(10**ratio.high, rel=0.06)  # 2 figures from a million on
+    assert said[1].startswith("nash-mp improved on its start: KL to the Nash policy 0.0500 -> 2.0e-8 nats, fell 2.5e6-")
+    assert said[2].startswith("nash-md improved on its start: KL to the Nash policy 0.0500 -> 0.00200 nats, fell 25.0-")
+    payload = build_payload(comparison)
+    assert payload["final"]["nash-mp"]["value"] == pytest.approx(2e-8)  # the geometric mean
+    assert payload["pairs"][0]["difference"]["value"] == pytest.approx(1e-5)
+    assert payload["metric"]["log"] and payload["metrics"][0]["log"]
+    assert "geometric" in render_page(comparison)
+
+
+def test_log_metrics_bear_exact_zeros_and_lines(tmp_path: Path) -> None:
+    finals = {"nash-mp": [0.0, -1e-18, 1e-17], "nash-md": [1e-3, 2e-3, 4e-3]}
+    lines = {"bound": 1e-3}
+    comparison = _results(tmp_path / "c", "theory", finals, start=0.05, lines=lines, target="bound")
+    said = " ".join(verdict(comparison))
+    assert "nash-mp's KL to the Nash policy is 1.0e13 times below the bound (0.00100 nats)" in said
+    assert "nash-md's KL to the Nash policy is 2.00 times above the bound" in said
+    assert "NaN" not in render_page(comparison) and "inf" not in said
+
+
+def test_budgets_and_metrics_are_called_as_their_wing_calls_them(tmp_path: Path) -> None:
+    control = load_comparison(write_wing(tmp_path / "control", "control", seeds=1, iterations=8))
+    payload = build_payload(control)
+    assert payload["axes"][0] == {"key": "steps", "label": "Environment steps", "unit": ""}
+    assert "16.4k environment steps" in render_page(control)
+    units = {m["key"]: (m["label"], m["unit"]) for m in payload["metrics"]}
+    assert units["eval/return"] == ("Return", "") and units["entropy"] == ("Entropy", "nats per step")
+    assert units["loss/value-loss"] == ("Loss: value-loss", "")
+    assert payload["panels"][0] == "episode/return" and "eval/return" not in payload["panels"]
+    theory = load_comparison(write_wing(tmp_path / "theory", "theory", seeds=1, iterations=8))
+    assert build_payload(theory)["axes"][0]["label"] == "Preference queries"
+    language = load_comparison(write_comparison(tmp_path / "language", ["grpo"], seeds=1, iterations=4))
+    assert build_payload(language)["axes"][0] == {"key": "samples", "label": "Samples", "unit": "completions"}
+    assert dict((m["key"], m["unit"]) for m in build_payload(language)["metrics"])["entropy"] == "nats per token"
+    own = write_run(tmp_path / "own", iterations=3)
+    log = own / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"kl"', '"my/thing"'))
+    assert {"key": "my/thing", "label": "my/thing", "unit": "", "group": "Other", "log": False} in build_payload(
+        load_comparison(own)
+    )["metrics"]
+
+
+def test_budget_in_updates_or_iterations_is_an_axis(tmp_path: Path) -> None:
+    folder = write_wing(tmp_path / "c", "operations", seeds=1, iterations=8)
+    for unit, key in (("updates", "updates"), ("iterations", "iteration")):
+        stated = yaml.safe_load((folder / "compare.yaml").read_text())
+        (folder / "compare.yaml").write_text(yaml.safe_dump({**stated, "budget": {unit: 80}}))
+        assert build_payload(load_comparison(folder))["axes"][0]["key"] == key
+
+
+def test_samples_of_any_shape_are_rows_and_stay_text(tmp_path: Path) -> None:
+    folder = write_wing(tmp_path / "c", "control", seeds=2, iterations=4)
+    rows = [{"iteration": 4, "return": 1 / 3, "<i>": HOSTILE, "path": list(range(200)), "nan": math.nan}] * 20
+    (folder / "ppo-seed0" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    comparison = load_comparison(folder)
+    tables = build_payload(comparison)["samples"]["tables"]
+    assert [t["method"] for t in tables] == ["ppo", "ppo+no-clip"] and {t["seed"] for t in tables} == {0}
+    assert tables[0]["columns"] == ["return", "<i>", "path", "nan"] and len(tables[0]["rows"]) == 8
+    assert tables[0]["rows"][0][0] == "0.3333" and tables[0]["rows"][0][3] == "–" and tables[0]["more"] == 12
+    page = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == page.count("<i>") == 0 and page.count("</script>") == 2
+    assert "&lt;i&gt;" in page
+
+
+def test_hostile_names_of_lines_and_metrics_stay_text(tmp_path: Path) -> None:
+    lines = {"<b>optimum</b>": 6.0, HOSTILE: 7.0}
+    bad: dict[str, Any] = {"label": "<b>cost", "unit": '"><b>', "lines": lines, "target": "<b>optimum</b>"}
+    folder = write_wing(tmp_path / "c", "operations", seeds=3, iterations=4, **bad)
+    page = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<b>") == page.count("<img") == 0
+    assert page.count("</script>") == 2
+
+
+def test_lines_that_folders_do_not_share_are_left_out(tmp_path: Path) -> None:
+    first = write_wing(tmp_path / "a", "operations", seeds=1, iterations=4)
+    second = write_wing(tmp_path / "b", "operations", seeds=1, iterations=4, lines={"optimum": 5.0})
+    assert load_folders([first, second]).metric.lines == {}
+    third = write_wing(tmp_path / "d", "control", seeds=1, iterations=4)
+    with pytest.raises(UserError, match="different metrics"):
+        load_folders([first, third])
+
+
+@pytest.mark.parametrize(
+    ("scale", "value", "text"),
+    [
+        ("linear", 0.5, "0.500"),
+        ("linear", 6.0936, "6.094"),
+        ("linear", 498.34, "498.3"),
+        ("linear", 3452.7, "3453"),
+        ("linear", -0.00001, "-0.00001000"),
+        ("linear", 0.0, "0.000"),
+        ("log", 1.62e-8, "1.6e-8"),
+        ("log", 0.0123, "0.0123"),
+        ("log", 1234.5, "1,234"),
+        ("log", 0.0, "0"),
+        ("log", math.nan, "-"),
+    ],
+)
+def test_values_are_written_with_figures_that_suit_them(scale: str, value: float, text: str) -> None:
+    assert format_value(Metric("eval/x", "x", scale=scale), value) == text  # type: ignore[arg-type]
+
+
+def test_accuracy_takes_three_digits_and_factors_three_figures() -> None:
+    assert format_value(Metric(), 0.05) == "0.050" and format_value(Metric(), 0.05, 1) == "0.1"
+    factors = (1.254, 12.34, 1933.0, 2.5e7, 0.0012, 0.5)
+    assert [format_factor(x) for x in factors] == ["1.25", "12.3", "1,930", "2.5e7", "1.2e-3", "0.50"]
+
+
+def test_runs_without_chance_are_named(tmp_path: Path) -> None:
+    folder = write_wing(tmp_path / "c", "theory", seeds=3, iterations=8)
+    assert not any("chance" in s for s in cautions(load_comparison(folder)))
+    for seed in (1, 2):
+        for name in ("metrics.jsonl", "summary.json"):
+            shutil.copy(folder / "nash-mp-seed0" / name, folder / f"nash-mp-seed{seed}" / name)
+    said = [s for s in cautions(load_comparison(folder)) if "chance" in s]
+    assert said == ["Every seed of nash-mp went the same way: chance has no part in it, so intervals have no width."]
+    assert verdict(load_comparison(folder))[0].startswith("nash-mp beats nash-md")
+
+
+def test_an_optimum_keeps_its_digits_beside_a_bad_method(tmp_path: Path) -> None:
+    finals = {"hdpo": [6.11, 6.11, 6.12], "reinforce": [2400.0, 1800.0, 2700.0]}
+    said = " ".join(verdict(_results(tmp_path / "c", "operations", finals, start=3600.0)))
+    assert "(6.094 per period)" in said and "-> 6.113 per period" in said

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 from polyrl.report.page import write_report
 from polyrl.report.runs import load_comparison
 from polyrl.report.statistics import mean_interval
-from run_folders import write_comparison, write_run
+from run_folders import WINGS, write_comparison, write_run, write_wing
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "full": write_comparison(root / "full", failed=[("reinforce++", 3)], killed=[("ppo", 4)]),
         "three": write_comparison(root / "three", ["grpo", "remax"], seeds=3, iterations=20),
         "control": write_comparison(root / "control", ["grpo", "ppo"], stated=stated, scale=9000, iterations=20),
+        "cartpole": write_wing(root / "cartpole", "control", seeds=5),
+        "operations": write_wing(root / "operations", "operations", seeds=5),
+        "theory": write_wing(root / "theory", "theory", seeds=3),
         "single": write_run(root / "single", iterations=20),
         "killed": write_run(root / "killed", iterations=20, status="running", stop=0),
         "hostile": write_run(root / "hostile", iterations=20, completion=HOSTILE, config={"label": HOSTILE * 2}),
@@ -89,7 +94,9 @@ def _numbers(path: str) -> list[float]:
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-@pytest.mark.parametrize("name", ["full", "three", "control", "single", "killed", "hostile"])
+@pytest.mark.parametrize(
+    "name", ["full", "three", "control", "cartpole", "operations", "theory", "single", "killed", "hostile"]
+)
 def test_every_report_opens_cleanly_and_fits(browser: Browser, reports: dict[str, Path], name: str, width: int) -> None:
     opened = _open(browser, reports[name], width)
     assert opened.trouble == []
@@ -101,11 +108,13 @@ def test_every_report_opens_cleanly_and_fits(browser: Browser, reports: dict[str
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_nothing_is_drawn_outside_its_chart(browser: Browser, reports: dict[str, Path], width: int) -> None:
-    opened = _open(browser, reports["full"], width)
+@pytest.mark.parametrize("name", ["full", "cartpole", "operations", "theory"])
+def test_nothing_is_drawn_outside_its_chart(browser: Browser, reports: dict[str, Path], name: str, width: int) -> None:
+    opened = _open(browser, reports[name], width)
     outside = opened.page.evaluate("""() => [...document.querySelectorAll('.chart > svg')].flatMap(svg => {
         const f = svg.getBoundingClientRect();
-        return [...svg.querySelectorAll('path, text, circle, rect')].filter(e => {
+        const drawn = [...svg.querySelectorAll('path, text, circle, rect')];
+        return drawn.filter(e => !e.closest('[clip-path], clipPath')).filter(e => {
             const b = e.getBoundingClientRect();
             return b.left < f.left - 2 || b.right > f.right + 2 || b.top < f.top - 2 || b.bottom > f.bottom + 2;
         }).map(e => svg.parentNode.id + ' ' + e.outerHTML.slice(0, 120));
@@ -177,7 +186,7 @@ def test_axis_and_metric_can_be_switched(browser: Browser, reports: dict[str, Pa
     page.select_option("#metric", "clip_ratio")
     assert page.locator("#curves-chart g.series").count() == 3  # remax logs none
     labels = page.eval_on_selector_all("#metric option", "all => all.map(e => e.textContent)")
-    assert labels[0] == "Evaluation accuracy" and {"Training reward", "Entropy", "Response length"} <= set(labels)
+    assert labels[0] == "Accuracy" and {"Training reward", "Entropy", "Response length"} <= set(labels)
     assert opened.trouble == []
     page.close()
 
@@ -272,4 +281,131 @@ def test_tables_scroll_inside_their_own_box(browser: Browser, reports: dict[str,
     assert wide >= 2
     opened.page.set_viewport_size({"width": 1400, "height": 900})
     opened.page.wait_for_selector("#curves-chart > svg[width='1056']")  # drawn anew for the wide window
+    opened.page.close()
+
+
+# ---- every wing ------------------------------------------------------------------------------------------------------
+
+
+def _ticks(page: Page, chart: str, side: str) -> list[tuple[str, float]]:
+    """Labels of an axis with their place in pixels."""
+    anchor, coordinate = ("end", "y") if side == "left" else ("middle", "x")
+    found = page.eval_on_selector_all(
+        f"#{chart} > svg > text[text-anchor={anchor}]:not([class])",
+        f"all => all.map(e => [e.textContent, Number(e.getAttribute('{coordinate}'))])",
+    )
+    return [(str(text), float(place)) for text, place in found]
+
+
+def _place(page: Page, selector: str, name: str) -> float:
+    return float(page.get_attribute(selector, name) or "nan")
+
+
+def test_lines_stand_at_their_value_and_are_named(browser: Browser, reports: dict[str, Path]) -> None:
+    opened = _open(browser, reports["operations"])
+    page = opened.page
+    (low, y0), *_, (high, y1) = _ticks(page, "curves-chart", "left")
+    for name, value in WINGS["operations"].metric.lines.items():
+        expected = (y0 - 4) + (value - float(low)) * (y1 - y0) / (float(high) - float(low))
+        assert _place(page, f"#curves-chart line[data-line='{name}']", "y1") == pytest.approx(expected, abs=0.3)
+    assert page.locator("#curves-chart line.line.target").get_attribute("data-line") == "optimum"
+    for chart in ("curves-chart", "final-chart"):
+        said = page.eval_on_selector_all(f"#{chart} .line-label", "all => all.map(e => e.textContent)")
+        assert sorted(map(str, said)) == ["best base stock 6.315", "best capped base stock 6.120", "optimum 6.094"]
+    assert page.text_content("#curves-chart .y-title") == "Cost (per period)"
+    page.select_option("#metric", "cost")
+    assert page.locator("#curves-chart .line").count() == 0  # lines belong to the deciding metric alone
+    page.close()
+
+
+def test_costs_that_fall_far_are_drawn_where_they_end(browser: Browser, reports: dict[str, Path]) -> None:
+    opened = _open(browser, reports["operations"])
+    page = opened.page
+    assert page.get_attribute("#range button[data-range=end]", "aria-pressed") == "true"
+    assert float(_ticks(page, "curves-chart", "left")[-1][0]) < 8
+    assert "second half" in page.inner_text("#curves-caption")
+    assert "Before training: hdpo 31.5" in page.inner_text("#final-caption")
+    page.click("#range button[data-range=whole]")
+    assert float(_ticks(page, "curves-chart", "left")[-1][0]) >= 25
+    page.close()
+    control = _open(browser, reports["cartpole"])
+    assert control.page.get_attribute("#range button[data-range=whole]", "aria-pressed") == "true"
+    control.page.close()
+
+
+def test_lower_is_better_puts_the_lowest_first(browser: Browser, reports: dict[str, Path]) -> None:
+    opened = _open(browser, reports["operations"])
+    opened.page.focus("#curves-chart")
+    opened.page.keyboard.press("End")
+    read = opened.page.inner_text("#curves-chart .readout")
+    assert read.index("hdpo") < read.index("reinforce")
+    assert "below zero the first is better" in opened.page.inner_text("#differences")
+    opened.page.close()
+
+
+def test_a_log_axis_is_even_in_powers_of_ten(browser: Browser, reports: dict[str, Path]) -> None:
+    opened = _open(browser, reports["theory"])
+    page = opened.page
+    superscripts = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+    ticks = [
+        (
+            int(text[2:].translate(superscripts))
+            if text.startswith("10") and text != "10"
+            else math.log10(float(text)),
+            y,
+        )
+        for text, y in _ticks(page, "curves-chart", "left")
+    ]
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(ticks)]
+    assert len(slopes) >= 2 and slopes == pytest.approx([slopes[0]] * len(slopes), abs=0.2)
+    folder = reports["theory"].parent / "theory"
+    finals = load_comparison(folder).finals["nash-mp"].values()
+    mean = sum(math.log10(v) for v in finals) / len(finals)
+    last = _numbers(page.get_attribute("#curves-chart g[data-method=nash-mp] path.mean", "d") or "")[-1]
+    assert last == pytest.approx(ticks[0][1] - 4 + (mean - ticks[0][0]) * slopes[0], abs=0.6)
+    zero = _place(page, "#pairs-chart line.zero", "x1")
+    one = next(x for text, x in _ticks(page, "pairs-chart", "bottom") if text == "1")
+    assert zero == pytest.approx(one, abs=0.2)
+    assert "nash-mp / nash-md" in page.inner_text("#differences table") and "Factor" in page.inner_text("#differences")
+    page.focus("#curves-chart")
+    page.keyboard.press("End")
+    assert "e−8" in page.inner_text("#curves-chart .readout") or "e−9" in page.inner_text("#curves-chart .readout")
+    assert opened.trouble == []
+    page.close()
+
+
+def test_axes_are_named_by_the_wing(browser: Browser, reports: dict[str, Path]) -> None:
+    for name, title in (
+        ("cartpole", "Environment steps"),
+        ("theory", "Preference queries"),
+        ("operations", "Episodes"),
+    ):
+        opened = _open(browser, reports[name])
+        assert opened.page.text_content("#curves-chart .x-title") == title
+        opened.page.close()
+
+
+def test_diagnostics_are_drawn_small_and_open_large(browser: Browser, reports: dict[str, Path]) -> None:
+    opened = _open(browser, reports["cartpole"])
+    page = opened.page
+    titles = page.locator("#panels figcaption button").all_inner_texts()
+    assert titles[0] == "Return of training episodes" and "Explained variance of the critic" in titles
+    assert page.locator("#panels figure").count() == 9
+    assert page.locator("#panels figure").first.locator("path.mean").count() == 2
+    page.click("#panels button:has-text('Explained variance')")
+    assert (
+        page.text_content("#curves-chart .y-title") == "Explained variance of the critic (share of variance, 1 is best)"
+    )
+    assert page.input_value("#metric") == "value/explained_variance"
+    page.click("#legend button[data-method=ppo]")
+    assert page.locator("#panels figure").first.locator("path.mean").count() == 1
+    assert opened.trouble == []
+    page.close()
+
+
+def test_episodes_are_shown_as_rows(browser: Browser, reports: dict[str, Path]) -> None:
+    opened = _open(browser, reports["cartpole"])
+    assert opened.page.is_hidden("#samples")
+    assert opened.page.locator("#episodes tbody tr").count() == 6
+    assert "ended" in opened.page.inner_text("#episodes") and "truncated" in opened.page.inner_text("#episodes")
     opened.page.close()

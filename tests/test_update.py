@@ -75,7 +75,7 @@ def all_weights(world: Any) -> Tensor:
 
 
 def split_by(size: int | None) -> Callable[[Experience], list[Tensor]]:
-    return lambda batch: list(torch.arange(len(batch)).split(size or len(batch)))
+    return lambda batch, together="": list(torch.arange(len(batch)).split(size or len(batch)))
 
 
 @pytest.mark.parametrize("settings", [{}, {"epochs": 3, "minibatches": 2, "max_grad_norm": 0.05, "weight_decay": 0.1}])

@@ -65,7 +65,7 @@ class TableWorld:
     def measures(self, experience: Experience) -> dict[str, Tensor]:
         return {}
 
-    def micro_batches(self, experience: Experience) -> list[Tensor]:
+    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
         return list(torch.arange(len(experience)).split(self.micro or len(experience)))
 
     def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

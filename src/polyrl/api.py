@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyrl.errors import UserError
 from polyrl.runtime.config import RunConfig
 
 if TYPE_CHECKING:
     from polyrl.loop import Loop
     from polyrl.recipe import Recipe
-    from polyrl.runs import Given
-    from polyrl.worlds.language import LanguageWorld
+    from polyrl.runtime.config import Given
+    from polyrl.worlds.base import World
 
 RewardFunction = Callable[..., list[float | None]]
+PreferenceFunction = Callable[..., list[float]]
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ def _budget_text(budget: str | Mapping[str, float]) -> str:
     return budget if isinstance(budget, str) else ",".join(f"{k}={v!r}" for k, v in budget.items())
 
 
-def _given(method: Any, dataset: Any, reward: Any) -> tuple[tuple[str, ...], Given]:
+def _given(
+    method: Any, dataset: Any, reward: Any, task: Any = None, preference: Any = None
+) -> tuple[tuple[str, ...], Given]:
     """Split what the user gave into reward names, which a config can hold, and objects, which it cannot."""
     from polyrl.recipe import Recipe
-    from polyrl.runs import Given
-    from polyrl.tasks.language import Reward
+    from polyrl.runtime.config import Given
+    from polyrl.tasks.language import Preference, Reward
     from polyrl.tasks.language.rewards import check_signature
 
     items = [] if reward is None else [reward] if isinstance(reward, str) or callable(reward) else list(reward)
@@ -60,17 +62,20 @@ def _given(method: Any, dataset: Any, reward: Any) -> tuple[tuple[str, ...], Giv
         objects.append(Reward(name, function, float(weight)))
     rows = None if dataset is None or isinstance(dataset, str) else list(dataset)
     recipe = method if isinstance(method, Recipe) else None
-    return tuple(specs), Given(recipe=recipe, dataset=rows, rewards=objects)
+    environment = task if callable(task) else None
+    judge = Preference(getattr(preference, "__name__", "preference"), preference) if callable(preference) else None
+    return tuple(specs), Given(recipe=recipe, dataset=rows, rewards=objects, preference=judge, environment=environment)
 
 
 def train(
     method: str | Recipe,
     *,
-    task: str | None = None,
+    task: str | Callable[[], Any] | None = None,
     model: str | Path | None = None,
     reward: str | RewardFunction | Sequence[Any] | None = None,
+    preference: str | PreferenceFunction | None = None,
     dataset: str | Sequence[dict[str, Any]] | None = None,
-    budget: str | Mapping[str, float] = "samples=10000",
+    budget: str | Mapping[str, float] = "",
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -82,12 +87,15 @@ def train(
 
     Args:
         method: a method or composition such as "grpo+drop-equal-groups", a method file, or a `Recipe`.
-        task: built-in task; "addition" if neither it nor a dataset is given.
+        task: built-in task, Gymnasium environment such as "CartPole-v1", or a function that makes an environment; the
+            method's own if neither it nor a dataset is given.
         model: model folder or hub id; none makes the task's tiny model.
         reward: reward functions with TRL's signature `f(prompts, completions, **columns) -> list[float | None]`, or
             their names "module:function"; a list mixes them, `(function, weight)` weighs one.
+        preference: which of two responses is better, for methods that ask: a function `f(prompts, completions_a,
+            completions_b, **columns) -> list[float]` that returns the probability that a beats b, or its name.
         dataset: file, hub id, or rows with a `prompt`.
-        budget: what ends the run, such as "samples=20000,seconds=600" or {"samples": 20000}.
+        budget: what ends the run, such as "samples=20000,seconds=600" or {"steps": 100000}; the task's own if empty.
         options: any other field of `polyrl.runtime.config.RunConfig`, such as {"precision": "bfloat16"}.
         hyperparameters: of the recipe's parts, `clip_range=0.1`.
 
@@ -97,12 +105,14 @@ def train(
     from polyrl.runs import default_folder, start_run
     from polyrl.runtime.progress import Progress
 
-    specs, given = _given(method, dataset, reward)
+    specs, given = _given(method, dataset, reward, task, preference)
+    named = getattr(task, "__name__", type(task).__name__) if callable(task) else task or ""
     config = RunConfig(
         method=method if isinstance(method, str) else method.name,
-        task="dataset" if dataset is not None else task or "addition",
+        task="dataset" if dataset is not None else named,
         dataset=dataset if isinstance(dataset, str) else None,
         rewards=specs,
+        preference=preference if isinstance(preference, str) else None,
         model=str(model) if model is not None else None,
         budget=_budget_text(budget),
         seed=seed,
@@ -122,21 +132,23 @@ def resume(
     method: Recipe | None = None,
     dataset: Sequence[dict[str, Any]] | None = None,
     reward: RewardFunction | Sequence[Any] | None = None,
+    preference: PreferenceFunction | None = None,
+    task: Callable[[], Any] | None = None,
     quiet: bool = False,
 ) -> RunResult:
     """Go on with a run that was interrupted, to the same numbers.
 
-    A recipe, rows or reward functions that were given as Python objects must be given again: a folder cannot hold them.
+    A recipe, rows, reward functions or an environment's maker that were given as Python objects must be given again:
+    a folder cannot hold them.
     """
     from polyrl.runs import resume_run
     from polyrl.runtime.progress import Progress
 
     folder = Path(run)
     progress = Progress(folder.name, "", quiet=quiet)
-    given = _given(method, dataset, reward)[1]
+    given = _given(method, dataset, reward, task, preference)[1]
     loop = resume_run(folder, given=given, progress=progress, say=_say(quiet))
-    progress.label, progress.budget = loop.recipe.name, str(loop.context.budget)
-    progress.began_at = loop.context.progress
+    progress.label = loop.recipe.name
     return _finish(loop, progress, folder)
 
 
@@ -157,7 +169,7 @@ def compare(
     model: str | Path | None = None,
     reward: str | Sequence[str] = (),
     dataset: str | None = None,
-    budget: str | Mapping[str, float] = "samples=3000",
+    budget: str | Mapping[str, float] = "",
     seeds: int | Sequence[int] = 5,
     out: str | Path | None = None,
     workers: int | None = None,
@@ -176,7 +188,7 @@ def compare(
     names = [*range(seeds)] if isinstance(seeds, int) else list(seeds)
     base = RunConfig(
         method="",
-        task="dataset" if dataset else task or "addition",
+        task="dataset" if dataset else task or "",
         dataset=dataset,
         rewards=(reward,) if isinstance(reward, str) else tuple(reward),
         model=str(model) if model is not None else None,
@@ -192,42 +204,37 @@ def evaluate(
     *,
     prompts: int = 500,
     greedy: bool = True,
+    episodes: int | None = None,
     dataset: Sequence[dict[str, Any]] | None = None,
     reward: RewardFunction | Sequence[Any] | None = None,
+    task: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
-    """Judge a run's policy on test prompts of its task; returns `eval/accuracy`, `eval/reward`, `eval/mean_length`.
+    """Judge a run's policy apart from training; returns `eval/...` metrics, the task's own among them.
 
-    Rows and reward functions that the run was given as Python objects must be given again.
+    Language runs answer `prompts` test prompts, greedily or not; others go through `episodes` of their task's
+    evaluation. Rows, reward functions and environments that were given as Python objects must be given again.
     """
-    given = _given(None, dataset, reward)[1]
-    metrics: dict[str, float] = open_policy(run, prompts=prompts, greedy=greedy, given=given).evaluate()[0]
+    given = _given(None, dataset, reward, task)[1]
+    options = {"eval_prompts": prompts, "eval_greedy": greedy, "eval_episodes": episodes}
+    metrics: dict[str, float] = open_policy(run, given=given, **options).evaluate()[0]
     return metrics
 
 
-def open_policy(
-    run: str | Path, *, prompts: int = 200, greedy: bool = True, given: Given | None = None
-) -> LanguageWorld:
+def open_policy(run: str | Path, *, given: Given | None = None, **options: Any) -> World:
     """The world of a run with its trained policy loaded (the newest checkpoint's if the run is unfinished).
+
+    Args:
+        options: fields of `RunConfig` that are other than in the run, such as `eval_prompts=500`.
 
     Raises:
         UserError: the folder is no run, or holds no model yet.
     """
-    from polyrl.runs import check_given, make_model, make_task, make_world
-    from polyrl.runtime.checkpoint import checkpoints
+    from polyrl.runs import open_world
     from polyrl.runtime.run_folder import RunFolder
 
     folder = Path(run)
     config = RunConfig.from_dict(RunFolder(folder).read_config()["run"])
-    check_given(config, given, folder, needs=("dataset", "reward"))
-    found = checkpoints(folder / "checkpoints")
-    model = folder / "model" if (folder / "model").is_dir() else found[-1] / "policy" if found else None
-    if model is None:
-        raise UserError(f"The run {folder} has no model yet: neither model/ nor a checkpoint.")
-    adapted = dataclasses.replace(config, lora=None, eval_prompts=prompts, eval_greedy=greedy)
-    task = make_task(config, given)
-    if task.needs_model:  # the one that the run started from, not the one that it has trained
-        task.prepare(make_model(config, task))
-    return make_world(adapted, task, str(model))
+    return open_world(folder, dataclasses.replace(config, **options), given)
 
 
 def summary(run: str | Path) -> dict[str, Any]:

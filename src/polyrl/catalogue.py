@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from polyrl.errors import UserError, nearest
 from polyrl.recipe import kebab
 from polyrl.settings import parse_settings
+from polyrl.tasks import WINGS
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
     from polyrl.recipe import Part, Recipe
 
 PACKAGE = Path(__file__).parent
-ABSTRACT = {"Part", "Term", "Averaged"}
+ABSTRACT = {"Part", "Term", "Improver", "Architecture", "Averaged", "PairTerm", "LogRatioLoss"}
+ROOTS = {"Term": "improve", "Improver": "improve", "Architecture": "policy"}
+"""Stage of the classes of `polyrl.recipe` that parts derive from."""
+WING_OF_FAMILY = {"preference": "language"}
+"""Families of methods that run in the wing of another name."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class MethodInfo:
     summary: str
     module: str
     path: Path
+    task: str = ""
+    """The task that it runs on when none is named."""
+    wing: str = ""
+    """The kind of task that it runs on; empty where that is not known (files and installed packages)."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,8 @@ def method_info(path: Path, module: str, family: str) -> MethodInfo | None:
         summary=_sentence(_first_line(tree)),
         module=module,
         path=path,
+        task=str(known.get("TASK", "addition" if family == "language" else "")),
+        wing=str(known.get("WING", WING_OF_FAMILY.get(family, family if family in WINGS else ""))),
     )
 
 
@@ -117,8 +128,8 @@ def _part_infos(files: Iterable[tuple[Path, str]]) -> dict[str, PartInfo]:
     }
 
     def stage_of(name: str) -> str | None:
-        if name == "Term":
-            return "improve"
+        if name in ROOTS:
+            return ROOTS[name]
         if name not in classes:
             return None
         for item in classes[name][0].body:
@@ -140,14 +151,17 @@ def _part_infos(files: Iterable[tuple[Path, str]]) -> dict[str, PartInfo]:
 
 
 @cache
-def methods() -> dict[str, MethodInfo]:
-    """Every method by slug: the package's own, then those of installed packages (entry points `polyrl.methods`)."""
-    found: dict[str, MethodInfo] = {}
+def variants() -> dict[str, list[MethodInfo]]:
+    """Every method by slug, one entry for each wing that it has a file for, in the wings' order.
+
+    The package's own come first, then those of installed packages (entry points `polyrl.methods`).
+    """
+    found: dict[str, list[MethodInfo]] = {}
     for path in sorted((PACKAGE / "methods").glob("*/*.py")):
         if path.stem != "__init__":
             info = method_info(path, f"polyrl.methods.{path.parent.name}.{path.stem}", path.parent.name)
             if info:
-                found[info.slug] = info
+                found.setdefault(info.slug, []).append(info)
     from importlib.metadata import entry_points
 
     for entry in entry_points(group="polyrl.methods"):
@@ -156,8 +170,39 @@ def methods() -> dict[str, MethodInfo]:
         except Exception:  # a package that is gone or broken must not take the catalogue down
             continue
         if info:
-            found.setdefault(info.slug, info)
-    return found
+            found.setdefault(info.slug, [info])
+    order = {wing: i for i, wing in enumerate(WINGS)}
+    return {slug: sorted(infos, key=lambda i: order.get(i.wing, 9)) for slug, infos in sorted(found.items())}
+
+
+@cache
+def methods() -> dict[str, MethodInfo]:
+    """Every method by slug; of one that runs in several wings the first."""
+    return {slug: infos[0] for slug, infos in variants().items()}
+
+
+def method_for(name: str, wing: str | None) -> MethodInfo:
+    """The file of the method `name` for a wing.
+
+    Raises:
+        UserError: the method is of another wing.
+    """
+    infos = variants()[name]
+    for info in infos:
+        if wing is None or info.wing in (wing, ""):
+            return info
+    fitting = [slug for slug, found in variants().items() if any(i.wing == wing for i in found)]
+    raise UserError(
+        f"'{name}' is a method for {' and '.join(i.wing for i in infos)} tasks, and this is a task of {wing}; "
+        f"for it there {'is' if len(fitting) == 1 else 'are'} {', '.join(fitting)}."
+    )
+
+
+def default_task(spec: str) -> str:
+    """The task that a method or composition runs on when none is named."""
+    name = _split(spec)[0][0] if spec else ""
+    info = describe(name)
+    return (info.task if info else "") or "addition"
 
 
 def _installed_file(entry: EntryPoint) -> Path:
@@ -183,8 +228,8 @@ def describe(spec: str) -> MethodInfo | None:
 def parts() -> dict[str, PartInfo]:
     """Every part that can be named in a composition, by its name."""
     shared = [(p, f"polyrl.parts.{p.stem}") for p in sorted((PACKAGE / "parts").glob("*.py")) if p.stem != "__init__"]
-    own = [(m.path, m.module) for m in methods().values()]
-    order = {s: i for i, s in enumerate(("collect", "score", "credit", "select", "improve"))}
+    own = [(m.path, m.module) for infos in variants().values() for m in infos]
+    order = {s: i for i, s in enumerate(("policy", "collect", "score", "credit", "select", "improve"))}
     infos = _part_infos(shared + own)
     return dict(sorted(infos.items(), key=lambda item: (order.get(item[1].stage, 9), item[0])))
 
@@ -265,7 +310,7 @@ def check_names(spec: str) -> None:
             )
 
 
-def _load(name: str) -> Recipe | Part:
+def _load(name: str, wing: str | None) -> Recipe | Part:
     """The recipe or part called `name`, or the recipe in a file."""
     if name.endswith(".py"):
         path = Path(name).expanduser().resolve()
@@ -277,7 +322,7 @@ def _load(name: str) -> Recipe | Part:
         recipe: Recipe = module.recipe()
         return dataclasses.replace(recipe, name=getattr(module, "SLUG", path.stem.replace("_", "-")))
     if name in methods():
-        info = methods()[name]
+        info = method_for(name, wing)
         built: Recipe = _import(info.module, info.path).recipe()
         return built
     if name in parts():
@@ -288,20 +333,21 @@ def _load(name: str) -> Recipe | Part:
     raise AssertionError(f"'{name}' is known but was not found")
 
 
-def build(spec: str, settings: dict[str, Any] | None = None) -> Recipe:
+def build(spec: str, settings: dict[str, Any] | None = None, *, wing: str | None = None) -> Recipe:
     """Build and check the recipe that `spec` names.
 
     Args:
         spec: a method, parts and methods joined by `+`, each with optional hyperparameters in parentheses, or the path
             of a method file: "grpo", "grpo+drop-equal-groups", "ppo(epochs=4)", "./mine.py+reference-kl".
         settings: hyperparameters set after composing, `field` or `part.field` -> value.
+        wing: the kind of task; of a method that runs in several the file for it is taken.
 
     Raises:
         UserError: unknown name, unknown or bad hyperparameter, or a composition whose needs nobody gives.
     """
     result: Recipe | None = None
     for name, arguments in _split(spec):
-        item = _load(name)
+        item = _load(name, wing)
         if result is None:
             if not hasattr(item, "collect"):
                 raise UserError(f"'{name}' is a part, not a method; put a method first, such as grpo+{name}.")

@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -28,8 +28,11 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl.errors import UserError
+from polyrl.report.scale import mean
 from polyrl.runtime.budget import Budget, Spent
 from polyrl.runtime.config import RunConfig
+from polyrl.runtime.figures import format_value
+from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import duration, sparkline
 from polyrl.runtime.run_folder import RunFolder, provenance, write_atomically
 
@@ -53,7 +56,7 @@ def folder_name(label: str) -> str:
 
 
 def run_comparison(
-    methods: Sequence[str],
+    methods: Sequence[str] | Mapping[str, str],
     base: RunConfig,
     seeds: Sequence[int],
     out: Path | None = None,
@@ -61,8 +64,13 @@ def run_comparison(
     workers: int | None = None,
     quiet: bool = False,
     overwrite: bool = False,
+    sentences: bool = True,
 ) -> Path:
     """Run what is missing of a comparison, write its page, and return its folder.
+
+    Args:
+        methods: the arms; as a mapping, what each is called -> its method.
+        sentences: whether to print what the comparison shows, besides its progress.
 
     Raises:
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
@@ -72,38 +80,52 @@ def run_comparison(
         raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")
     if not methods or not seeds:
         raise UserError("Name at least one method and one seed to compare.")
-    configs = [dataclasses.replace(base, method=m, seed=s) for s in seeds for m in methods]
+    from polyrl.runs import completed, default_task
+
+    called = dict(methods) if isinstance(methods, Mapping) else {method: method for method in methods}
+    task = base.task or default_task(list(called.values()))
+    base = completed(dataclasses.replace(base, task=task, method=""))
+    labels = {name: "" if name == method else name for name, method in called.items()}
+    configs = [dataclasses.replace(base, method=called[n], label=labels[n], seed=s) for s in seeds for n in called]
     folder = out or _free_folder(base)
-    arms = [Arm(c, folder / f"{folder_name(c.method)}-seed{c.seed}") for c in configs]
+    arms = [Arm(c, folder / f"{folder_name(c.label or c.method)}-seed{c.seed}") for c in configs]
     for key, count in Counter(a.key for a in arms).items():
         if count > 1:
             raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
     stated = _state(folder, methods, base, seeds, overwrite)
-    _prepare(configs, console, quiet)
+    stated |= _prepare(configs, console, quiet)
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
-    _run_all([a for a in arms if not _finished(a)], arms, workers, console, quiet, base.threads)
+    metric = Metric.read(stated)
+    _run_all([a for a in arms if not _finished(a)], arms, metric, workers, console, quiet, base.threads)
     stated["finished"] = datetime.datetime.now().isoformat(timespec="seconds")
     write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
     if not any(_finished(a) for a in arms):
         raise UserError(f"Every run of the comparison failed; the first said: {_error(arms[0])}")
-    _conclude(folder, arms, console, quiet)
+    _conclude(folder, arms, console, quiet or not sentences)
     return folder
 
 
 def _free_folder(base: RunConfig) -> Path:
+    from polyrl.runs import plain
+
     root = Path(os.environ.get("POLYRL_RUNS", "runs"))
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return root / f"compare-{base.task.partition('(')[0]}-{stamp}"
+    return root / f"compare-{plain(base.task)}-{stamp}"
 
 
 def _state(
-    folder: Path, methods: Sequence[str], base: RunConfig, seeds: Sequence[int], overwrite: bool
+    folder: Path,
+    methods: Sequence[str] | Mapping[str, str],
+    base: RunConfig,
+    seeds: Sequence[int],
+    overwrite: bool,
 ) -> dict[str, Any]:
     """The comparison's compare.yaml; checks that an existing folder holds this very comparison."""
-    question = {"methods": list(methods), "seeds": list(seeds), "base": base.as_dict()}
+    named = dict(methods) if isinstance(methods, Mapping) else list(methods)
+    question = {"methods": named, "seeds": list(seeds), "base": base.as_dict()}
     file = folder / "compare.yaml"
     if file.is_file() and not overwrite:
         before = read_comparison(folder)
@@ -121,10 +143,6 @@ def _state(
         "budget": dict(Budget.parse(base.budget).limits()),
         "methods": list(methods),
         "seeds": list(seeds),
-        "metric": "eval/accuracy",
-        "metric_label": "test accuracy",
-        "unit": "",
-        "higher_is_better": True,
         "started": datetime.datetime.now().isoformat(timespec="seconds"),
         "question": question,
     }
@@ -146,17 +164,14 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     return stated
 
 
-def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> None:
-    """Find every mistake, and make the starting model and what rewards need of it once, before the first run."""
-    from polyrl.runs import make_device, make_model, make_recipe, make_task
+def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> dict[str, Any]:
+    """Find every mistake, and make what the runs share once, before the first run; return how they are judged."""
+    from polyrl.runs import make_recipe, prepare
 
-    Budget.parse(configs[0].budget)
     for config in {c.method: c for c in configs}.values():
         make_recipe(config)
-    make_device(configs[0].device)
-    task = make_task(configs[0])
-    say = (lambda _: None) if quiet else (lambda t: console.print(t, style="dim"))
-    task.prepare(make_model(configs[0], task, say), say)
+    metric = prepare(configs[0], (lambda _: None) if quiet else (lambda t: console.print(t, style="dim")))
+    return metric.stated()
 
 
 def _status(arm: Arm) -> str:
@@ -197,7 +212,13 @@ def work(values: dict[str, Any], folder: str) -> str:
 
 
 def _run_all(
-    todo: list[Arm], arms: list[Arm], workers: int | None, console: Console, quiet: bool, threads: int
+    todo: list[Arm],
+    arms: list[Arm],
+    metric: Metric,
+    workers: int | None,
+    console: Console,
+    quiet: bool,
+    threads: int,
 ) -> None:
     if not todo:
         return
@@ -213,17 +234,17 @@ def _run_all(
                 _await(jobs)
             elif console.is_terminal:
                 with Live(console=console, refresh_per_second=2) as live:
-                    _await(jobs, lambda: live.update(_table(arms, began)))
+                    _await(jobs, lambda: live.update(_table(arms, metric, began)))
             else:
                 last = [0.0]
 
                 def line() -> None:
                     if time.perf_counter() - last[0] > 15:
                         last[0] = time.perf_counter()
-                        console.print(_line(arms, began))
+                        console.print(_line(arms, metric, began))
 
                 _await(jobs, line)
-                console.print(_line(arms, began))
+                console.print(_line(arms, metric, began))
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -274,9 +295,9 @@ def _await(jobs: dict[Future[str], Arm], show: Any = None) -> None:
         show()
 
 
-def _last_record(arm: Arm) -> tuple[dict[str, Any], list[float]]:
+def _last_record(arm: Arm, metric: Metric) -> tuple[dict[str, Any], list[float]]:
     records = list(RunFolder(arm.folder).records())
-    return (records[-1] if records else {}), [r["eval/accuracy"] for r in records if r.get("eval/accuracy") is not None]
+    return (records[-1] if records else {}), [r[metric.key] for r in records if r.get(metric.key) is not None]
 
 
 def _share(arm: Arm, record: dict[str, Any]) -> float:
@@ -292,34 +313,40 @@ def _left(shares: Sequence[float], began: float) -> str:
     return duration((time.perf_counter() - began) * (len(shares) - done) / done) if done > 0.02 * len(shares) else "-"
 
 
-def _line(arms: list[Arm], began: float) -> str:
-    shares = [_share(a, _last_record(a)[0]) for a in arms]
+def _line(arms: list[Arm], metric: Metric, began: float) -> str:
+    shares = [_share(a, _last_record(a, metric)[0]) for a in arms]
     ended = sum(s >= 1 for s in shares)
     return f"{ended} of {len(arms)} runs done, {100 * sum(shares) / len(arms):.0f}%, {_left(shares, began)} left"
 
 
-def _table(arms: list[Arm], began: float) -> Table:
-    methods = list(dict.fromkeys(a.config.method for a in arms))
+def _table(arms: list[Arm], metric: Metric, began: float) -> Table:
+    methods = list(dict.fromkeys(a.config.arm for a in arms))
     shares = []
     table = Table(box=None, padding=(0, 2), title_justify="left", title_style="bold")
-    for column in ("method", "runs", "accuracy at the start, now", "last curve", "seconds a run"):
+    for column in ("method", "runs", f"{metric.label} at the start, now", "last curve", "seconds a run"):
         table.add_column(column, header_style="dim")
     for method in methods:
-        mine = [a for a in arms if a.config.method == method]
-        read = [_last_record(a) for a in mine]
+        mine = [a for a in arms if a.config.arm == method]
+        read = [_last_record(a, metric) for a in mine]
         shares += [_share(a, record) for a, (record, _) in zip(mine, read, strict=True)]
         curves = [c for _, c in read if c]
-        now = f"{_mean(c[0] for c in curves):.3f} -> {_mean(c[-1] for c in curves):.3f}" if curves else "-"
+        first, last = (_shown(metric, [c[i] for c in curves]) for i in (0, -1))
+        now = f"{first} -> {last}" if curves else "-"
         seconds = [r["seconds"] for r, _ in read if r]
         table.add_row(
             method,
             f"{sum(_finished(a) for a in mine)}/{len(mine)}",
             now,
-            sparkline(curves[-1]) if curves else "",
+            sparkline(curves[-1], metric) if curves else "",
             f"{_mean(seconds):.0f}" if seconds else "-",
         )
     table.title = f"{100 * sum(shares) / len(arms):.0f}% done, {_left(shares, began)} left"
     return table
+
+
+def _shown(metric: Metric, values: Sequence[float]) -> str:
+    """The mean of a few runs, geometric for a log metric."""
+    return format_value(metric, mean(metric, values).value) if values else "-"
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -29,7 +29,7 @@ FIELDS: dict[str, Field] = {
     "prompt_ids": Field("[B, P]", "int64", "token id", "prompt tokens, padded on the left"),
     "prompt_mask": Field("[B, P]", "bool", "-", "true where a prompt token is real"),
     "observation": Field("[B, T, ...]", "float32", "task's own", "what the policy saw before each step (control)"),
-    "action": Field("[B, T]", "int64", "token id or action", "what was done at each step, padded on the right"),
+    "action": Field("[B, T, ...]", "int64, float32", "token id or action", "what was done, before any clipping"),
     "present": Field("[B, T]", "bool", "-", "true where the step is part of the episode, tool returns included"),
     "mask": Field("[B, T]", "bool", "-", "true where the policy chose the step: these count in losses"),
     "behaviour_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action when it was sampled"),
@@ -37,12 +37,17 @@ FIELDS: dict[str, Field] = {
     "ended": Field("[B]", "bool", "-", "the policy ended the response itself, before the length limit"),
     "length_limit": Field("[B]", "int64", "steps", "longest episode allowed"),
     "group": Field("[B]", "int64", "index", "rows that answer the same prompt share this number"),
+    "pair": Field("[B]", "int64", "index", "rows of one preference pair share this number; -1: in no pair"),
+    "preferred": Field("[B]", "bool", "-", "the row is the chosen one of its pair"),
+    "example": Field("[B]", "int64", "index", "row of a fixed data set that the row is, where there is one"),
     "twinned": Field("[B]", "bool", "-", "the row's group holds a greedy twin"),
     "greedy": Field("[B]", "bool", "-", "the row is a greedy twin: a baseline, never trained"),
     "score": Field("[B]", "float32", "task's own", "score of the whole episode"),
     "reward": Field("[B, T]", "float32", "task's own", "reward of each step"),
     "terminated": Field("[B, T]", "bool", "-", "the episode ended at this step and nothing follows it"),
-    "truncated": Field("[B, T]", "bool", "-", "a time limit cut the episode here: the value of what follows counts"),
+    "truncated": Field("[B, T]", "bool", "-", "a time limit, or the rollout's end, cut here: bootstrap with final_value"),
+    "final_observation": Field("[B, T, ...]", "float32", "task's own", "seen after each truncated step (control)"),
+    "starts_episode": Field("[B]", "bool", "-", "the row's first step starts an episode (control)"),
     "final_value": Field("[B, T]", "float32", "reward", "value of the state after a truncated step"),
     "ref_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action under the reference policy"),
     "baseline_score": Field("[B]", "float32", "task's own", "score that the episode is judged against"),
@@ -50,6 +55,14 @@ FIELDS: dict[str, Field] = {
     "advantage": Field("[B, T]", "float32", "reward", "how much better than expected the action was"),
     "value_target": Field("[B, T]", "float32", "reward", "what the critic is trained towards"),
     "weight": Field("[B, T]", "float32", "-", "how much each step counts in the losses (selection)"),
+    "kl_factor": Field("[B]", "float32", "-", "what the coefficient of an adaptive KL penalty has come to"),
+    "demand": Field("[B, T, n]", "float32", "units", "what customers ask of each store in each period"),
+    "initial_inventory": Field("[B, N, slots]", "float32", "units", "on hand (slot 0) and arriving in k periods, at first"),
+    "state": Field("[B, T]", "int64", "index", "state of a finite MDP before each step (theory)"),
+    "next_state": Field("[B, T]", "int64", "index", "state of a finite MDP after each step (theory)"),
+    "opponent_logprob": Field("[B, T]", "float64", "nats", "log-probability of the action under the opponent (theory)"),
+    "action_value": Field("[B, T]", "float64", "reward", "value of the action taken, and all that follows (theory)"),
+    "bonus": Field("[B, T]", "float64", "reward", "what the value was raised by because little is known (theory)"),
 }
 """Every standard field; parts from outside may add their own names."""
 
@@ -94,6 +107,20 @@ class Experience:
     def with_columns(self, **columns: Sequence[Any]) -> Experience:
         """Return the same rows with these Python columns added or replaced."""
         return Experience(self.data, {**self.columns, **columns})
+
+    def steps(self) -> Experience:
+        """Return every step that counts (`weight` is not 0) as a row of its own: `[B, T, ...]` becomes `[N, 1, ...]`.
+
+        For policies that see one step at a time. What is per episode is repeated for each of its steps.
+        """
+        counted = self["weight"] != 0
+        row, _ = counted.nonzero(as_tuple=True)
+        shape = counted.shape
+        fields = {
+            name: x[counted].unsqueeze(1) if x.shape[:2] == shape else x[row]
+            for name, x in ((name, self[name]) for name in self.fields())
+        }
+        return Experience(TensorDict(fields, batch_size=[len(row)]))
 
     def rows(self, index: Tensor | Sequence[int]) -> Experience:
         """Return the rows at `index` (integers, in that order)."""

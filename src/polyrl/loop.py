@@ -13,16 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from polyrl.errors import Diverged, UserError
-from polyrl.parts.optimise import Optimise
+from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.recipe import STAGES, Recipe, Stage
 from polyrl.runtime.budget import Spent
 from polyrl.runtime.checkpoint import checkpoints, iteration_of, load_optimisers, read_state, save_checkpoint, tidy
-from polyrl.runtime.context import Context, World
+from polyrl.runtime.context import Context
 from polyrl.runtime.health import Health
 from polyrl.runtime.memory import peak_memory_bytes, reset_peak_memory
+from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder
 
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
 
     from polyrl.experience import Experience
     from polyrl.recipe import Part
+    from polyrl.worlds.base import World
 
 Observer = Callable[[Stage, "Part", "Experience | None", "Experience", float], None]
 """Called after every part with the experience before and after it and the seconds it took (`polyrl trace`)."""
@@ -44,6 +43,7 @@ class Loop:
         recipe: a checked recipe.
         world: the task and models.
         context: seed, budget, spending and memory of the run.
+        metric: what the run is judged by.
         folder: where it is written; None writes nothing (trace).
         progress: what a person sees.
         evaluations: evaluations spread over the budget.
@@ -53,12 +53,12 @@ class Loop:
     recipe: Recipe
     world: World
     context: Context
+    metric: Metric = field(default_factory=Metric)
     folder: RunFolder | None = None
     progress: Progress | None = None
     evaluations: int = 10
     checkpoint_every: int = 25
     keep_checkpoints: int = 2
-    monitor_kl_every: int = 5
     tensorboard: bool = True
     health: Health = field(default_factory=Health)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -68,8 +68,6 @@ class Loop:
 
     def __post_init__(self) -> None:
         """Make the optimisers."""
-        if not isinstance(self.recipe.optimise, Optimise):
-            raise TypeError(f"the recipe's optimiser is a {type(self.recipe.optimise).__name__}, not an Optimise")
         if self.context.optimiser is None:
             self.context.optimiser = self.recipe.optimise.optimisers(self.world)
 
@@ -80,29 +78,33 @@ class Loop:
         context, recipe = self.context, self.recipe
         context.iteration += 1
         context.metrics, context.touched = {}, False
+        before = dataclasses.replace(context.spent)
         experience: Any = None
         for stage, parts in recipe.stages():
             with self._timed(stage):
                 for part in parts:
                     if stage == "improve":
                         continue
-                    began, before = time.perf_counter(), experience
+                    began, earlier = time.perf_counter(), experience
                     experience = part(experience, context)
                     if observe:
-                        observe(stage, part, before, experience, time.perf_counter() - began)
+                        observe(stage, part, earlier, experience, time.perf_counter() - began)
                 if stage == "improve":
                     began = time.perf_counter()
-                    assert isinstance(recipe.optimise, Optimise)
                     recipe.optimise.run(recipe.terms, experience, context)
                     if observe:
                         observe(stage, recipe.optimise, experience, experience, time.perf_counter() - began)
             if stage == "select":
-                self._monitor(experience)
+                with self._timed("monitor"):
+                    self.world.monitor(experience, context)
         context.spent.iterations += 1
         spent = context.metrics
         context.spent.seconds += sum(spent[f"seconds/{s}"] for s in STAGES)
-        collect = spent["seconds/collect"]
-        spent["tokens_per_second"] = float(experience["present"].sum()) / collect if "present" in experience else 0.0
+        if context.spent.tokens > before.tokens:
+            spent["tokens_per_second"] = (context.spent.tokens - before.tokens) / spent["seconds/collect"]
+        elif context.spent.steps > before.steps:
+            took = sum(spent[f"seconds/{s}"] for s in STAGES)
+            spent["steps_per_second"] = (context.spent.steps - before.steps) / took
         return experience  # type: ignore[no-any-return]
 
     @contextmanager
@@ -112,23 +114,6 @@ class Loop:
         took = time.perf_counter() - began
         self.seconds[stage] = self.seconds.get(stage, 0.0) + took
         self.context.metrics[f"seconds/{stage}"] = self.context.metrics.get(f"seconds/{stage}", 0.0) + took
-
-    def _monitor(self, experience: Experience) -> None:
-        """Measure what reveals trouble: KL to the start, perplexity of what was sampled."""
-        trained = ~experience["greedy"] if "greedy" in experience else torch.ones(len(experience), dtype=torch.bool)
-        counted = (experience["mask"] & trained[:, None]).float()
-        behaviour = experience["behaviour_logprob"]
-        self.context.log(perplexity=torch.exp(-(behaviour * counted).sum() / counted.sum().clamp(min=1)))
-        every = self.monitor_kl_every
-        if "ref_logprob" in experience:
-            reference = experience["ref_logprob"]
-        elif every and (self.context.iteration - 1) % every == 0:
-            with self._timed("monitor"):
-                reference = self.world.reference_logprob(experience)
-        else:
-            return
-        log_ratio = (behaviour - reference) * counted
-        self.context.log(kl=log_ratio.sum(1)[trained].mean(), kl_per_token=log_ratio.sum() / counted.sum().clamp(min=1))
 
     # ---------------------------------------------------------------------------------------------- the whole run
 
@@ -168,11 +153,11 @@ class Loop:
                     self._summary("running")
             if not self.final:  # resumed after the last iteration, before the summary
                 self.final = self._evaluate()[0]
-            if self.folder and hasattr(self.world, "export"):
+            if self.folder:
                 self.folder.write_folder("model", self.world.export)
             self._summary("finished")  # last of all: whoever reads "finished" finds everything else
         except UserError as error:
-            self._summary("failed", str(error))
+            self._summary("failed", str(error), diverged=isinstance(error, NotFinite))
             raise
         except KeyboardInterrupt:
             self._summary("interrupted")
@@ -248,6 +233,7 @@ class Loop:
         """Write a checkpoint of the finished iterations when one fails before its first optimiser step."""
         if self.context.touched:
             return  # the models have moved: the last regular checkpoint is the one from before
+        self.world.rewind()
         self.context.iteration -= 1
         self.context.spent, self.context.memories = spent, memories
         self._checkpoint()
@@ -290,7 +276,7 @@ class Loop:
                 self.warnings += [f"iteration {record['iteration']}: {text}" for text in self.health.observe(record)]
         return self.context.iteration
 
-    def _summary(self, status: str, error: str | None = None) -> None:
+    def _summary(self, status: str, error: str | None = None, diverged: bool = False) -> None:
         if not self.folder:
             return
         spent = dataclasses.asdict(self.context.spent)
@@ -298,6 +284,7 @@ class Loop:
             {
                 "status": status,
                 **({"error": error} if error else {}),
+                **({"diverged": True} if diverged else {}),
                 "iteration": self.context.iteration,
                 "spent": spent,
                 "start": self.start,

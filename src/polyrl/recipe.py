@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from polyrl.errors import UserError, nearest
+from polyrl.runtime.metric import Metric
 from polyrl.settings import parse_value
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from polyrl.experience import Experience
     from polyrl.runtime.context import Context
 
-Stage = Literal["collect", "score", "credit", "select", "improve"]
+Stage = Literal["policy", "collect", "score", "credit", "select", "improve"]
 STAGES: tuple[Stage, ...] = ("collect", "score", "credit", "select", "improve")
 
 
@@ -102,19 +103,49 @@ class Term(Part):
 
     stage: ClassVar[Stage] = "improve"
     wants: ClassVar[frozenset[str]] = frozenset({"logprob"})
-    """Differentiable outputs that the loss reads: "logprob", "entropy", "value"."""
+    """Differentiable outputs that the loss reads: "logprob", "entropy", "value", "cost"."""
+    together: ClassVar[str] = ""
+    """Rows with equal values of this field are judged together: no minibatch and no micro-batch parts them."""
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
-        """Return the loss of every step, `[B, T]`, before weights and averaging."""
+        """Return the loss of every step, `[B, T]`, or of every row, `[B]`, before weights and averaging."""
         raise NotImplementedError
 
     def step_weights(self, experience: Experience) -> Tensor:
-        """Return `[B, T]` weights that turn the sum of step losses into the term's average over all rows given."""
+        """Return weights, shaped like the loss, that turn its sum into the term's average over all rows given."""
         raise NotImplementedError
 
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
-        """Return `[B, T]` quantities to log as means over the counted steps."""
+        """Return quantities to log as means over the counted steps `[B, T]` or the counted rows `[B]`."""
         return {}
+
+    def updated(self, metrics: dict[str, float], context: Context) -> None:
+        """Called once after the update with what was measured in it: where a coefficient adapts, it adapts here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improver(Part):
+    """What takes the improvement step: `parts.optimise.Optimise` by gradients; exact methods write their own."""
+
+    stage: ClassVar[Stage] = "improve"
+
+    def optimisers(self, world: Any) -> dict[str, Any]:
+        """Return the torch optimisers whose state belongs in checkpoints, by model; none by default."""
+        return {}
+
+    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+        """Improve what acts on one batch; metrics go to the context."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(Part):
+    """What acts, where polyrl makes it: a network or a table, whose sizes are hyperparameters like any other.
+
+    Language models come from `--model` instead. A world calls its wing's own method of the architecture to build it.
+    """
+
+    stage: ClassVar[Stage] = "policy"
 
 
 def _check_range(owner: str, f: dataclasses.Field[Any], value: Any) -> None:
@@ -140,10 +171,12 @@ class Recipe:
         collect: the one part that brings experience.
         score, credit, select: chains of parts, run in order.
         terms: the objective, a sum.
-        optimise: the part that takes the gradient steps.
+        optimise: the part that takes the improvement step.
+        policy: what acts, where polyrl makes it; None where a model is given.
         dropped: terms that went because a part that replaced another no longer gives what they need.
         adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
+        metric: what its runs are judged by, where that is not what the task says.
     """
 
     name: str
@@ -151,11 +184,13 @@ class Recipe:
     score: tuple[Part, ...]
     credit: tuple[Part, ...]
     terms: tuple[Term, ...]
-    optimise: Part
+    optimise: Improver
     select: tuple[Part, ...] = ()
+    policy: Architecture | None = None
     adds: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
+    metric: Metric | None = None
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -197,7 +232,7 @@ class Recipe:
         """Every hyperparameter as `part.field` -> value."""
         return {
             f"{p.name}.{f.name}": getattr(p, f.name)
-            for p in self.parts()
+            for p in (*([self.policy] if self.policy else []), *self.parts())
             for f in dataclasses.fields(p)
             if not f.name.startswith("_")
         }
@@ -208,19 +243,21 @@ class Recipe:
         """Put another part, or the parts that another method adds, into this recipe."""
         if isinstance(other, Recipe):
             result = self
-            for part in [p for p in other.parts() if p.name in other.adds]:
+            own = [other.policy] if other.policy else []
+            for part in [p for p in (*own, *other.parts()) if p.name in other.adds]:
                 result = result._with(part)
             return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=self.adds + other.adds)
         result = self._with(other)
         return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=(*self.adds, other.name))
 
     def _with(self, part: Part) -> Recipe:
-        if part.stage == "collect" or (part.stage == "improve" and not isinstance(part, Term)):
-            which = "collect" if part.stage == "collect" else "optimise"
-            shared = {f.name for f in dataclasses.fields(part)} & {
-                f.name for f in dataclasses.fields(getattr(self, which))
-            }
-            kept = {name: getattr(getattr(self, which), name) for name in shared}
+        which = "optimise" if isinstance(part, Improver) else part.stage
+        if which in ("policy", "collect", "optimise"):
+            old = getattr(self, which)
+            if old is None:
+                raise UserError(f"{self.name} is given its policy, so '{part.name}' has nothing to replace.")
+            shared = {f.name for f in dataclasses.fields(part)} & {f.name for f in dataclasses.fields(old)}
+            kept = {name: getattr(old, name) for name in shared}
             return self._changed(which, dataclasses.replace(part, **kept))
         where = "terms" if part.stage == "improve" else part.stage
         chain: tuple[Part, ...] = getattr(self, where)
@@ -277,7 +314,8 @@ class Recipe:
             credit=tuple(changed(p) for p in self.credit),
             select=tuple(changed(p) for p in self.select),
             terms=typing.cast("tuple[Term, ...]", tuple(changed(p) for p in self.terms)),
-            optimise=changed(self.optimise),
+            optimise=typing.cast("Improver", changed(self.optimise)),
+            policy=typing.cast("Architecture | None", self.policy and changed(self.policy)),
         )
         if not hits:
             names = [k for key in self.hyperparameters() for k in (key, key.rpartition(".")[2])]
@@ -299,6 +337,8 @@ class Recipe:
             UserError: a part needs a field that no earlier part gives, or stands in the wrong stage.
         """
         given: set[str] = set()
+        if self.policy:
+            self.policy.check_within(self)
         for stage, parts in self.stages():
             for part in parts:
                 if part.stage != stage:

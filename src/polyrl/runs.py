@@ -1,11 +1,14 @@
-"""Makes runs from what a person asked for: config -> task, model, recipe, world, loop. Used by the API and the CLI."""
+"""Makes runs from what a person asked for: config -> task, recipe, world, loop. Used by the API and the CLI.
+
+Each wing makes its own tasks and worlds (`polyrl.worlds.<wing>`); this module finds the wing by the task's name.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,43 +17,63 @@ import torch
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.loop import Loop
-from polyrl.policies.start import fingerprint, start_model
 from polyrl.runtime.budget import Budget
-from polyrl.runtime.config import RunConfig
+from polyrl.runtime.checkpoint import checkpoints
+from polyrl.runtime.config import Given, RunConfig
 from polyrl.runtime.context import Context
+from polyrl.runtime.device import make_device
+from polyrl.runtime.health import Health
+from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder, provenance
-from polyrl.tasks.language import LanguageTask, Reward, Row
-from polyrl.tasks.language import task as built_in_task
-from polyrl.tasks.language.dataset import DatasetTask
-from polyrl.tasks.language.rewards import load_reward
+from polyrl.tasks import wing_of
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
-    from polyrl.worlds.language import LanguageWorld
+    from polyrl.worlds.base import World
 
 Say = Callable[[str], None]
-CHECKED_ROWS = 64
-"""Prompts of each split that are looked at before a run begins: later ones are checked when they are drawn."""
+GIVEN = ("method", "dataset", "reward", "preference", "task")
+"""What Python can give and a folder cannot hold."""
 
 
-@dataclass
-class Given:
-    """What only Python can give: objects that no config file can hold."""
-
-    recipe: Recipe | None = None
-    dataset: Sequence[Row] | None = None
-    rewards: Sequence[Reward] = ()
-
-    def names(self) -> tuple[str, ...]:
-        """Which of them are there, by the argument that gives them."""
-        found = {"method": self.recipe is not None, "dataset": self.dataset is not None, "reward": bool(self.rewards)}
-        return tuple(name for name, there in found.items() if there)
+def wing_module(config: RunConfig, given: Given | None = None) -> Any:
+    """The world module of the run's wing."""
+    return importlib.import_module(f"polyrl.worlds.{wing(config, given)}")
 
 
-def check_given(
-    config: RunConfig, given: Given | None, run: Path, needs: Sequence[str] = ("method", "dataset", "reward")
-) -> None:
+def wing(config: RunConfig, given: Given | None = None) -> str:
+    """The run's wing."""
+    return "control" if given and given.environment else wing_of(config.task)
+
+
+def completed(config: RunConfig, given: Given | None = None) -> RunConfig:
+    """The same run with what was not said filled in: the method's own task, the task's own budget.
+
+    Raises:
+        UserError: the task is unknown.
+    """
+    if not config.task:
+        config = dataclasses.replace(config, task=default_task([config.method]))
+    if not config.budget:
+        config = dataclasses.replace(config, budget=make_task(config, given).budget)
+    return config
+
+
+def default_task(methods: Sequence[str]) -> str:
+    """The task that these methods run on when none is named.
+
+    Raises:
+        UserError: they have none in common.
+    """
+    tasks = {catalogue.default_task(method): method for method in methods}
+    if len(tasks) > 1:
+        said = " and ".join(f"{task} ({method})" for task, method in tasks.items())
+        raise UserError(f"These methods have different tasks of their own, {said}; name one with --task.")
+    return next(iter(tasks))
+
+
+def check_given(config: RunConfig, given: Given | None, run: Path, needs: Sequence[str] = GIVEN) -> None:
     """Refuse to go on with a run that needs Python objects which are not here.
 
     Raises:
@@ -65,61 +88,9 @@ def check_given(
         )
 
 
-def make_task(config: RunConfig, given: Given | None = None) -> LanguageTask:
-    """The built-in task, or the user's dataset with the user's rewards."""
-    given = given or Given()
-    rewards = [*(load_reward(spec) for spec in config.rewards), *given.rewards]
-    data = given.dataset if given.dataset is not None else config.dataset
-    if data is not None:
-        task: LanguageTask = DatasetTask(data, test_data=config.test_dataset, rewards=rewards)
-    else:
-        settings = {} if config.difficulty is None else {"difficulty": config.difficulty}
-        task = built_in_task(config.task, **settings)
-        if rewards:
-            task.rewards = rewards
-    if config.max_tokens:
-        task.max_tokens = config.max_tokens
-    return task
-
-
-def make_model(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) -> str:
-    """Name or folder of the starting model; makes the tiny model where none was given."""
-    if config.model:
-        return config.model
-    if isinstance(task, DatasetTask):
-        raise UserError("A dataset needs a model: give --model with a folder or a Hugging Face hub id.")
-    return str(start_model(task, say=say))
-
-
-def make_device(name: str) -> str:
-    """`auto` takes a GPU if there is one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"The device '{name}' cannot be used: {str(error).splitlines()[0]}.") from None
-    return name
-
-
-def make_world(config: RunConfig, task: LanguageTask, model: str, *, critic: bool = False) -> LanguageWorld:
-    """Load the models."""
-    from polyrl.policies.folders import LoraSettings
-    from polyrl.worlds.language import Evaluation, LanguageWorld
-
-    return LanguageWorld(
-        task,
-        model,
-        seed=config.seed,
-        device=make_device(config.device),
-        precision=config.precision,
-        lora=LoraSettings(rank=config.lora) if config.lora else None,
-        evaluation=Evaluation(prompts=config.eval_prompts, greedy=config.eval_greedy),
-        on_reward_error=config.on_reward_error,
-        reward_timeout=config.reward_timeout,
-        micro_batch_tokens=config.micro_batch_tokens,
-        critic=critic,
-    )
+def make_task(config: RunConfig, given: Given | None = None) -> Any:
+    """What is to be solved: a built-in task, an environment, or the user's dataset with the user's rewards."""
+    return wing_module(config, given).make_task(config, given or Given())
 
 
 def make_recipe(config: RunConfig, given: Given | None = None) -> Recipe:
@@ -129,7 +100,19 @@ def make_recipe(config: RunConfig, given: Given | None = None) -> Recipe:
         for name, value in config.hyperparameters.items():
             recipe = recipe.set(name, value)
         return recipe.check()
-    return catalogue.build(config.method, dict(config.hyperparameters))
+    return catalogue.build(config.method, dict(config.hyperparameters), wing=wing(config, given))
+
+
+def prepare(config: RunConfig, say: Say = lambda _: None) -> Metric:
+    """Find every mistake that shows before a run, make once what several runs share; return what judges the runs."""
+    recipe = make_recipe(config)
+    Budget.parse(config.budget)
+    make_device(config.device)
+    task = make_task(config)
+    module = wing_module(config)
+    if hasattr(module, "prepare"):
+        module.prepare(config, task, say)
+    return recipe.metric or task.metric
 
 
 def make_loop(
@@ -139,33 +122,30 @@ def make_loop(
 
     Cheap mistakes are found first: no model is loaded or made before recipe, budget, task and rewards are good.
     """
+    config = completed(config, given)
     recipe = make_recipe(config, given)
     budget = Budget.parse(config.budget)
     task = make_task(config, given)
-    if config.lora:
-        from polyrl.policies.folders import import_peft
-
-        import_peft()
     torch.set_num_threads(config.threads)
-    model = make_model(config, task, say)
-    task.prepare(model, say)
-    torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
-    world = make_world(config, task, model, critic="critic" in recipe.models())
-    some = [row for split in ("train", "test") for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
-    world.check_rows(some, getattr(recipe.collect, "max_tokens", None) or task.max_tokens)
+    world: World = wing_module(config, given).make_world(config, task, recipe, say)
     context = Context(world=world, seed=config.seed, budget=budget)
     loop = Loop(
         recipe,
         world,
         context,
+        metric=recipe.metric or task.metric,
         evaluations=config.evaluations,
         checkpoint_every=config.checkpoint_every,
         keep_checkpoints=config.keep_checkpoints,
-        monitor_kl_every=config.monitor_kl_every,
         tensorboard=config.tensorboard,
+        health=Health(
+            wing=wing(config, given),
+            options=frozenset(key.rpartition(".")[2] for key in recipe.hyperparameters()),
+        ),
     )
     facts = {
         **provenance(),
+        "wing": wing(config, given),
         "method": config.method,
         "label": config.arm,
         "task": task.name,
@@ -173,14 +153,38 @@ def make_loop(
         "model": config.model or "tiny",
         "seed": config.seed,
         "budget": dict(budget.limits()),
+        "metric": dataclasses.asdict(loop.metric),
         "hyperparameters": recipe.hyperparameters(),
-        "evaluation": {**dataclasses.asdict(world.evaluation), "split": "test"},
+        "evaluation": world.evaluation_facts(),
         "device": world.device,
         "threads": config.threads,
-        "start": fingerprint(model),
+        "start": world.start(),
         "run": config.as_dict(),
     }
+    if facts["wing"] != "language":
+        del facts["model"], facts["difficulty"]
     return loop, facts
+
+
+def open_world(folder: Path, config: RunConfig, given: Given | None = None) -> World:
+    """The world of a run with its trained policy: of the finished run, or of its newest checkpoint.
+
+    Raises:
+        UserError: the run has neither.
+    """
+    found = checkpoints(folder / "checkpoints")
+    trained = folder / "model" if (folder / "model").is_dir() else found[-1] if found else None
+    if trained is None:
+        raise UserError(f"The run {folder} has no model yet: neither model/ nor a checkpoint.")
+    check_given(config, given, folder, needs=("dataset", "reward", "task"))
+    module = wing_module(config, given)
+    if hasattr(module, "open_trained"):  # the folder says by itself what acts
+        world: World = module.open_trained(trained, config, make_task(config, given))
+        return world
+    check_given(config, given, folder)
+    world = module.make_world(config, make_task(config, given), make_recipe(config, given))
+    world.load(trained)
+    return world
 
 
 def located(config: RunConfig) -> RunConfig:
@@ -190,19 +194,25 @@ def located(config: RunConfig) -> RunConfig:
         path = Path(text).expanduser()
         return str(path.absolute()) if path.exists() else text
 
-    def of_reward(spec: str) -> str:
+    def of_function(spec: str) -> str:
         place, colon, function = spec.rpartition(":")
         return f"{absolute(place)}:{function}" if colon and place.endswith(".py") else spec
+
+    def of_reward(spec: str) -> str:
+        folder, equals, weight = spec.partition("=")  # a reward model
+        return f"{absolute(folder)}{equals}{weight}" if Path(folder).expanduser().is_dir() else of_function(spec)
 
     method = catalogue.located(config.method)
     return dataclasses.replace(
         config,
         method=method,
         label=config.label or ("" if method == config.method else config.method),
+        task=of_function(config.task),  # a folder of the same name is not meant
         dataset=config.dataset and absolute(config.dataset),
         test_dataset=config.test_dataset and absolute(config.test_dataset),
         model=config.model and absolute(config.model),
         rewards=tuple(map(of_reward, config.rewards)),
+        preference=config.preference and of_reward(config.preference),
     )
 
 
@@ -216,12 +226,12 @@ def start_run(
     say: Say = lambda _: None,
 ) -> Loop:
     """Prepare a new run in a new folder. Nothing is written before everything is known to be good."""
-    config = located(config)
+    config = completed(located(config), given)
     RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
     loop, facts = make_loop(config, given=given, say=say)
     loop.folder = RunFolder.create(folder, overwrite=overwrite)
     loop.folder.write_config(facts)
-    loop.progress = progress
+    _show(loop, progress)
     return loop
 
 
@@ -243,16 +253,32 @@ def resume_run(
             f"The starting model of {folder} has changed (it was {facts.get('start')}, now {now['start']}), so the run "
             "cannot go on to the same numbers; start it again with --overwrite."
         )
-    loop.folder, loop.progress = run, progress
+    loop.folder = run
     loop.resume()
+    _show(loop, progress)
     return loop
+
+
+def _show(loop: Loop, progress: Progress | None) -> None:
+    """Let the progress know what it shows."""
+    if progress:
+        progress.metric, progress.budget = loop.metric, str(loop.context.budget)
+        progress.began_at = loop.context.progress
+    loop.progress = progress
+
+
+def plain(task: str) -> str:
+    """A task's name as part of a folder's: without settings and paths."""
+    name = task.partition("(")[0]
+    return "".join(c if c.isalnum() or c in "+-._" else "-" for c in name.rpartition("/")[2]).strip("-.")
 
 
 def default_folder(config: RunConfig, root: Path | None = None) -> Path:
     """`runs/<method>-<task>-seed<n>`, with a number behind it where that exists."""
     root = root or Path(os.environ.get("POLYRL_RUNS", "runs"))
     name = "".join(c if c.isalnum() or c in "+-." else "-" for c in config.arm).strip("-.")
-    base = root / f"{name}-{config.task.partition('(')[0]}-seed{config.seed}"
+    task = config.task or default_task([config.method])
+    base = root / f"{name}-{plain(task)}-seed{config.seed}"
     folder, n = base, 2
     while folder.exists():
         folder, n = Path(f"{base}-{n}"), n + 1

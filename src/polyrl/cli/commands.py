@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -47,14 +50,15 @@ def _conclude(console: Console, folder: Path) -> None:
     for column in ("", "start", "end"):
         table.add_column(column, header_style="dim", justify="right" if column else "left")
     for name, value in summary["final"].items():
-        table.add_row(
-            name.removeprefix("eval/"), f"{summary['start'].get(name, float('nan')):.3f}", f"[bold]{value:.3f}[/]"
-        )
+        start = summary["start"].get(name)
+        table.add_row(name.removeprefix("eval/"), "" if start is None else number(start), f"[bold]{number(value)}[/]")
     console.print(table)
     spent = summary["spent"]
-    counts = ", ".join(f"{spent[unit]} {unit}" for unit in ("samples", "tokens", "updates"))
+    counts = ", ".join(f"{spent[unit]} {unit}" for unit in ("samples", "tokens", "steps", "updates") if spent[unit])
     console.print(f"{counts} in {duration(spent['seconds'])}")
-    console.print(f"model   {folder / 'model'}  (an ordinary Hugging Face folder)", soft_wrap=True)
+    language = RunFolder(folder).read_config().get("wing", "language") == "language"
+    said = "  (an ordinary Hugging Face folder)" if language else ""
+    console.print(f"model   {folder / 'model'}{said}", soft_wrap=True)
     console.print(f"page    polyrl report {folder}", soft_wrap=True)
     console.print(f"watch   polyrl play {folder}", soft_wrap=True)
 
@@ -73,11 +77,7 @@ def resume_folder(folder: Path, *, quiet: bool) -> None:
     console = Console(highlight=False)
     progress = Progress(folder.name, "", quiet=quiet, console=console)
     loop = resume_run(folder, progress=progress)
-    progress.label, progress.budget, progress.began_at = (
-        loop.recipe.name,
-        str(loop.context.budget),
-        loop.context.progress,
-    )
+    progress.label = loop.recipe.name
     if not quiet:
         console.print(f"going on from iteration {loop.context.iteration}")
     with progress:
@@ -86,21 +86,43 @@ def resume_folder(folder: Path, *, quiet: bool) -> None:
         _conclude(console, folder)
 
 
-def run_evaluation(folder: Path, prompts: int, sampled: bool) -> None:
-    """Judge a run's policy and print the numbers with the interval of the accuracy."""
+def number(value: float) -> str:
+    """Three decimals, or three figures of what would be 0.000."""
+    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.3g}"
+
+
+def wing_of_run(folder: Path) -> str:
+    """The wing of a run."""
+    return str(RunFolder(folder).read_config().get("wing", "language"))
+
+
+def run_evaluation(folder: Path, *, prompts: int, sampled: bool, episodes: int | None) -> None:
+    """Judge a run's policy and print the numbers; of an accuracy with its interval."""
     if prompts < 1:
         raise UserError(f"--prompts is {prompts} but must be at least 1.")
-    world = open_policy(folder, prompts=prompts, greedy=not sampled)
+    if episodes is not None and episodes < 1:
+        raise UserError(f"--episodes is {episodes} but must be at least 1.")
+    world: Any = open_policy(folder, eval_prompts=prompts, eval_greedy=not sampled, eval_episodes=episodes)
     metrics, _ = world.evaluate()
     console = Console(highlight=False)
-    mode = "sampled at temperature 1" if sampled else "greedy"
-    size = world.task.size("test")
-    count = prompts if size is None else min(prompts, size)
-    console.print(f"{folder}: {count} test prompts of {world.task.name}, {mode}")
+    language = wing_of_run(folder) == "language"
+    count = prompts
+    if language:
+        mode = "sampled at temperature 1" if sampled else "greedy"
+        size = world.task.size("test")
+        count = prompts if size is None else min(prompts, size)
+        console.print(f"{folder}: {count} test prompts of {world.task.name}, {mode}")
+    else:
+        facts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in world.evaluation_facts().items())
+        console.print(f"{folder}: {world.task.name}{', ' if facts else ''}{facts}", soft_wrap=True)
     for name, value in metrics.items():
-        low, high = wilson_interval(value, count)
-        interval = f"  [{low:.3f}, {high:.3f}] over prompts" if name == "eval/accuracy" else ""
-        console.print(f"  {name.removeprefix('eval/'):<20} {value:.3f}{interval}")
+        interval = ""
+        if language and name == "eval/accuracy":
+            low, high = wilson_interval(value, count)
+            interval = f"  [{low:.3f}, {high:.3f}] over prompts"
+        console.print(f"  {name.removeprefix('eval/'):<20} {number(value)}{interval}")
+    for name, value in world.task.metric.lines.items():
+        console.print(f"  [dim]{name:<20} {value:.4g}[/]")
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -110,33 +132,19 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def play_policy(folder: Path, prompt: str | None, prompts: int, temperature: float) -> None:
-    """Print what the policy answers."""
-    import torch
+def play_run(folder: Path, options: dict[str, Any]) -> None:
+    """Let the run's wing show what the policy does.
 
-    from polyrl.sampling.language import Sampling
-
-    if temperature < 0:
-        raise UserError(f"--temperature is {temperature:g} but must be at least 0.")
-    world = open_policy(folder)
-    rows = [{"prompt": prompt}] if prompt is not None else world.task.rows("test", 7, 0, prompts)
-    sampling = Sampling(
-        max_tokens=world.task.max_tokens,
-        stop=tuple(world.task.stop),
-        greedy=temperature == 0,
-        temperature=temperature or 1.0,
-    )
-    batch = world.sample(rows, sampling, completions_per_prompt=1, generator=torch.Generator().manual_seed(0))
-    console = Console(highlight=False)
-    for row, text in zip(rows, batch.columns["completion"], strict=True):
-        line = Text(str(row["prompt"]), style="bold")
-        line.append(text, style="cyan")
-        if prompt is None:
-            right = world.task.correct(row, text)
-            line.append(
-                "  right" if right else f"  wrong, expected {world.task.expected(row)}", "green" if right else "red"
-            )
-        console.print(line, soft_wrap=True)
+    Raises:
+        UserError: an option that means nothing for this kind of run.
+    """
+    wing = wing_of_run(folder)
+    play = importlib.import_module(f"polyrl.cli.play_{wing}").play
+    known = inspect.signature(play).parameters
+    for name in options:
+        if name not in known:
+            raise UserError(f"--{name} means nothing for {folder}, which is a run of {wing}.")
+    play(folder, **options)
 
 
 def write_page(runs: Sequence[Path], out: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""`polyrl`: train, compare, list, show, trace, eval, play, resume, report, demo.
+"""`polyrl`: train, compare, reproduce, list, show, trace, eval, play, resume, report, demo.
 
 Commands import what they need when they run, so that `polyrl --help` and `polyrl list` answer at once.
 """
@@ -61,11 +61,12 @@ def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 WHAT = options(
-    click.option("--task", help="built-in task; `polyrl list tasks`  [addition]"),
+    click.option("--task", help="built-in task, or Gymnasium environment; `polyrl list tasks`  [the method's own]"),
     click.option("--difficulty", type=int, help="how hard the built-in task is"),
     click.option("--dataset", help="your prompts: jsonl, json, csv, parquet, or a hub id"),
     click.option("--test-dataset", help="prompts to judge on; else a share of --dataset is held out"),
-    click.option("--reward", multiple=True, help="module:function or file.py:function, =WEIGHT behind it if wanted"),
+    click.option("--reward", multiple=True, help="module:function, file.py:function or a reward model's folder; =WEIGHT behind"),
+    click.option("--preference", help="file.py:function that says which of two responses is better"),
     click.option("--model", help="model folder or Hugging Face hub id; else the task's tiny model"),
 )
 HOW = options(
@@ -77,6 +78,7 @@ HOW = options(
     click.option("--micro-batch-tokens", type=int, help="padded tokens at a time: memory, never meaning  [2048]"),
     click.option("--max-tokens", type=int, help="longest response"),
     click.option("--eval-prompts", type=int, help="test prompts of an evaluation  [200]"),
+    click.option("--eval-episodes", type=int, help="episodes or scenarios of an evaluation, outside language"),
     click.option("--eval-sampled", is_flag=True, help="evaluate with sampled instead of greedy responses"),
     click.option("--evaluations", type=int, help="evaluations spread over the budget  [10]"),
     click.option("--checkpoint-every", type=int, help="iterations between checkpoints  [25]"),
@@ -114,14 +116,16 @@ def read_hyperparameters(rest: list[str], ctx: click.Context) -> dict[str, str]:
 
 def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Context) -> None:
     """Name the nearest option of the command or hyperparameter where a word is neither."""
-    from polyrl.catalogue import build, check_names
+    from polyrl.catalogue import build, check_names, default_task
+    from polyrl.tasks import wing_of
 
     for method in methods:
         check_names(method)
     if not given:
         return
 
-    recipes = [build(m) for m in methods]
+    task = ctx.params.get("task")
+    recipes = [build(m, wing=wing_of(task or default_task(m))) for m in methods]
     known = {k for r in recipes for key in r.hyperparameters() for k in (key, key.rpartition(".")[2])}
     known = known | {k.replace("-", "_") for k in known}
     own = [o.lstrip("-") for p in ctx.command.params for o in p.opts if o.startswith("--")]
@@ -135,6 +139,7 @@ def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Co
 
 def config_of(method: str, given: dict[str, Any], hyperparameters: dict[str, str]) -> Any:
     """The run's config from what was typed; what was not typed keeps its default."""
+    from polyrl.runtime.budget import Budget
     from polyrl.runtime.config import RunConfig
 
     typed = {k: v for k, v in given.items() if v is not None}
@@ -143,6 +148,8 @@ def config_of(method: str, given: dict[str, Any], hyperparameters: dict[str, str
     if typed.pop("no_tensorboard", False):
         typed["tensorboard"] = False
     typed["rewards"] = tuple(typed.pop("reward", ()))
+    if "budget" in typed:
+        Budget.parse(typed["budget"])  # an empty one would be taken for none
     if typed.get("dataset"):
         if typed.get("task"):
             raise UserError("Give either --task or --dataset, not both.")
@@ -199,9 +206,7 @@ def compare(
     chosen = read_seeds(seeds)
     from polyrl.comparison import run_comparison
 
-    base = config_of(
-        "", {"budget": "samples=3000", **{k: v for k, v in given.items() if v is not None}}, hyperparameters
-    )
+    base = config_of("", given, hyperparameters)
     run_comparison(list(names), base, chosen, out, workers=workers, quiet=quiet, overwrite=overwrite)
 
 
@@ -234,6 +239,45 @@ def split_methods(methods: tuple[str, ...], extra: list[str]) -> tuple[tuple[str
 
 
 @polyrl.command(context_settings=HELP)
+@click.argument("method", required=False)
+@click.option("--all", "everything", is_flag=True, help="every claim, one after the other")
+@click.option("--quick", is_flag=True, help="a smoke test within a minute; never a verdict")
+@click.option("--seeds", help="others than the claim's, for a second opinion that is not entered")
+@click.option("--workers", type=int, help="runs at a time  [cores / threads]")
+@click.option("--ledger", type=click.Path(path_type=Path), help="folder of the ledger  [the checkout's, or ./ledger]")
+@FOLDER
+def reproduce(
+    method: str | None,
+    everything: bool,
+    quick: bool,
+    seeds: str | None,
+    workers: int | None,
+    ledger: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Put the claim of METHOD's paper to the test: confirmed, refuted, or inconclusive at this scale.
+
+    Runs the experiment that `polyrl.claims` states, judges it by a rule that was fixed before, and enters the numbers
+    into the ledger. The same command goes on where it stopped.
+    """
+    from polyrl.cli.reproduce import run_reproductions
+
+    run_reproductions(
+        method,
+        everything,
+        quick=quick,
+        seeds=None if seeds is None else read_seeds(seeds),
+        out=out,
+        workers=workers,
+        ledger_folder=ledger,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+
+
+@polyrl.command(context_settings=HELP)
 @FOLDER
 def demo(out: Path | None, overwrite: bool, quiet: bool) -> None:
     """Compare ppo, grpo, rloo and remax on multi-digit addition: about five minutes on two cores."""
@@ -255,11 +299,13 @@ def list_(what: str) -> None:
 
 @polyrl.command(context_settings=HELP)
 @click.argument("method")
-def show(method: str) -> None:
+@click.option("--task", help="the task, where the method has a form for each kind of task")
+def show(method: str, task: str | None) -> None:
     """Show what METHOD is: its paper, its five stages, its hyperparameters."""
     from polyrl.cli.explain import show_method
+    from polyrl.tasks import wing_of
 
-    show_method(method)
+    show_method(method, wing_of(task) if task else None)
 
 
 @polyrl.command(context_settings=HYPERPARAMETERS)
@@ -280,25 +326,29 @@ def trace(ctx: click.Context, /, method: str, **given: Any) -> None:
 
 @polyrl.command("eval", context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompts", type=int, default=500, show_default=True, help="test prompts")
+@click.option("--prompts", type=int, default=500, show_default=True, help="test prompts of a language run")
 @click.option("--sampled", is_flag=True, help="sampled instead of greedy responses")
-def eval_(run: Path, prompts: int, sampled: bool) -> None:
-    """Judge the trained policy of RUN on test prompts."""
+@click.option("--episodes", type=int, help="episodes or scenarios of any other run  [the task's]")
+def eval_(run: Path, prompts: int, sampled: bool, episodes: int | None) -> None:
+    """Judge the trained policy of RUN apart from training."""
     from polyrl.cli.commands import run_evaluation
 
-    run_evaluation(run, prompts, sampled)
+    run_evaluation(run, prompts=prompts, sampled=sampled, episodes=episodes)
 
 
 @polyrl.command(context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", help="your own prompt; else test prompts of the run's task")
-@click.option("--prompts", type=int, default=5, show_default=True, help="how many test prompts")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy")
-def play(run: Path, prompt: str | None, prompts: int, temperature: float) -> None:
-    """Watch the policy of RUN answer prompts."""
-    from polyrl.cli.commands import play_policy
+@click.option("--prompt", help="language: your own prompt; else test prompts of the run's task")
+@click.option("--prompts", type=int, help="language: how many test prompts  [5]")
+@click.option("--temperature", type=float, help="language: 0 is greedy  [0]")
+@click.option("--episodes", type=int, help="control, operations: how many episodes  [3 or 1]")
+@click.option("--video", type=click.Path(path_type=Path), help="control: write a video, .mp4 or .gif")
+@click.option("--render", is_flag=True, default=None, help="control: show the environment live")
+def play(run: Path, **given: Any) -> None:
+    """Watch the policy of RUN act."""
+    from polyrl.cli.commands import play_run
 
-    play_policy(run, prompt, prompts, temperature)
+    play_run(run, {name: value for name, value in given.items() if value is not None})
 
 
 @polyrl.command(context_settings=HELP)

@@ -132,8 +132,11 @@ class Values(Part):
     models: ClassVar[frozenset[str]] = frozenset({"critic"})
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `value` [B, T]."""
-        return experience.with_fields(value=context.world.value(experience))
+        """Add `value` [B, T], and `final_value` [B, T] where episodes are cut off before their end."""
+        experience = experience.with_fields(value=context.world.value(experience))
+        if "final_observation" not in experience:
+            return experience
+        return experience.with_fields(final_value=context.world.final_value(experience))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +171,22 @@ class GAE(Part):
         if float(spread) > 0:
             context.log(value__explained_variance=1 - error / spread)
         return experience.with_fields(advantage=advantage, value_target=target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainReturn(Part):
+    """Judge every step by the reward from it on, with no baseline: REINFORCE as it was first written."""
+
+    stage: ClassVar[Stage] = "credit"
+    slot: ClassVar[str] = "advantage"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
+    gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+
+    gamma: float = knob(1.0, "discount of later rewards, per step", low=0, high=1)
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `advantage` [B, T]."""
+        return experience.with_fields(advantage=return_to_go(experience["reward"], experience["mask"], self.gamma))
 
 
 @dataclass(frozen=True, kw_only=True)

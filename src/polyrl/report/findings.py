@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from polyrl.report import scale
+from polyrl.report.labels import budget_words
 from polyrl.report.runs import Comparison, Run
 from polyrl.report.settings import compare_settings
-from polyrl.report.statistics import (
-    LEAST_SEEDS,
-    LEVEL,
-    Estimate,
-    holm,
-    mean_interval,
-    paired_difference,
-    paired_p_value,
-    probability_of_improvement,
-)
+from polyrl.report.statistics import LEAST_SEEDS, LEVEL, Estimate, holm, mean_interval, probability_of_improvement
+from polyrl.runtime.figures import format_factor, format_value, places, whole
 
 MOST_PAIRS_IN_WORDS = 3
 """With more pairs than this without a difference, one sentence names them all."""
@@ -33,6 +27,7 @@ UNEQUAL_TIME = 1.5
 class Pair:
     """Two methods on their common seeds: `difference` is final of `first` minus final of `second`, in its unit.
 
+    For a log metric it is the difference of the decimal logarithms: 10 to its power is the factor between them.
     `p_value` is corrected by Holm over all pairs of the comparison. `first` ended better on average;
     `shown` says that the difference holds.
     """
@@ -47,7 +42,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Change:
-    """A method's way from its start to its end, averaged over the `gain.n` seeds that have both."""
+    """A method's way from its start to its end, averaged over the `gain.n` seeds that have both.
+
+    For a log metric the averages are geometric and `gain` is the difference of the decimal logarithms.
+    """
 
     method: str
     start: float
@@ -55,15 +53,37 @@ class Change:
     gain: Estimate
 
 
+@dataclass(frozen=True)
+class Gap:
+    """How far a method's results lie from a line that stands beside them, such as an optimum.
+
+    `estimate` is the mean over seeds of result against line: in percent of the line, in the metric's unit where the
+    line is zero, or for a log metric the decimal logarithm of the factor. `reached` counts the seeds that got there.
+    """
+
+    method: str
+    line: str
+    value: float
+    kind: Literal["percent", "difference", "factor"]
+    estimate: Estimate
+    reached: int
+
+
 def metric_digits(comparison: Comparison) -> int:
     """Digits behind the point that suit the metric: three for shares such as accuracy, four figures for the rest."""
-    values = [
-        abs(v) for table in (comparison.finals, comparison.starts) for seeds in table.values() for v in seeds.values()
-    ]
-    largest = max(values, default=1.0)
-    if largest == 0 or 0.1 <= largest <= 1 or comparison.metric.key.endswith("accuracy"):
+    metric = comparison.metric
+    if metric.key.endswith("accuracy") and metric.scale == "linear":
         return 3
-    return min(8, max(0, 3 - math.floor(math.log10(largest))))
+    if target := metric.lines.get(metric.target):  # what is held against it needs its digits
+        return places(abs(target))
+    tables = (comparison.finals, comparison.starts)
+    values = [abs(v) for table in tables for seeds in table.values() for v in seeds.values()]
+    return places(max(values, default=1.0))
+
+
+def _said(comparison: Comparison, value: float) -> str:
+    """A value of the metric, without its unit."""
+    return format_value(comparison.metric, value, metric_digits(comparison))
 
 
 def _number(value: float, digits: int, signed: bool = False) -> str:
@@ -75,6 +95,14 @@ def _interval(estimate: Estimate, digits: int) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f" [{_number(estimate.low, digits)}, {_number(estimate.high, digits)}]"
+
+
+def _factor(estimate: Estimate, *, downwards: bool) -> tuple[str, str]:
+    """A difference of decimal logarithms as a factor, and its interval; `downwards` says how many times smaller."""
+    factor = scale.unlogged(scale.below(estimate) if downwards else estimate)
+    if factor.low is None or factor.high is None:
+        return format_factor(factor.value), ""
+    return format_factor(factor.value), f" [{format_factor(factor.low)}, {format_factor(factor.high)}]"
 
 
 def _seeds(n: int, kind: str = "") -> str:
@@ -104,16 +132,16 @@ def pairs(comparison: Comparison) -> list[Pair]:
         common = sorted(a.keys() & b.keys())
         if common:
             x, y = [a[s] for s in common], [b[s] for s in common]
-            found.append((first, second, x, y, paired_p_value(x, y)))
+            found.append((first, second, x, y, scale.p_value(comparison.metric, x, y)))
     adjusted = iter(holm([p for *_, p in found if p is not None]))
-    ends = {m: sum(seeds.values()) / len(seeds) for m, seeds in comparison.finals.items() if seeds}
+    ends = {m: estimate.value for m, estimate in final_summary(comparison).items()}
     rank = sorted(ends, key=lambda m: ends[m], reverse=comparison.metric.higher_is_better)
     result = []
     for first, second, x, y, p in found:
         corrected = None if p is None else next(adjusted)
-        gap = paired_difference(x, y)
+        gap = scale.difference(comparison.metric, x, y)
         if gap.value and (gap.value < 0) == comparison.metric.higher_is_better:
-            first, second, gap = second, first, paired_difference(y, x)
+            first, second, gap = second, first, scale.below(gap)
         shown = corrected is not None and corrected < 1 - LEVEL and gap.excludes(0)
         chance = improvement(comparison, first, second)
         assert chance is not None  # both have a finished run, or they would share no seed
@@ -129,26 +157,55 @@ def changes(comparison: Comparison) -> list[Change]:
         common = sorted(start.keys() & end.keys())
         if common:
             x, y = [end[s] for s in common], [start[s] for s in common]
-            gain = paired_difference(x, y)
-            result.append(Change(method, sum(y) / len(y), sum(x) / len(x), gain))
+            gain = scale.difference(comparison.metric, x, y)
+            before, after = (scale.mean(comparison.metric, values).value for values in (y, x))
+            result.append(Change(method, before, after, gain))
+    return result
+
+
+def gaps(comparison: Comparison) -> list[Gap]:
+    """Every method's results against every line of the metric, the target's line first."""
+    metric = comparison.metric
+    result = []
+    for method in comparison.methods:
+        values = list(comparison.finals[method].values())
+        for line, value in sorted(metric.lines.items(), key=lambda item: item[0] != metric.target):
+            if not values:
+                continue
+            kind: Literal["percent", "difference", "factor"] = "difference"
+            if metric.scale == "log":
+                kind, estimate = "factor", scale.difference(metric, values, [value] * len(values))
+            elif value == 0:
+                estimate = mean_interval(values)
+            else:
+                kind, estimate = "percent", mean_interval([100 * (x - value) / abs(value) for x in values])
+            reached = sum(x >= value if metric.higher_is_better else x <= value for x in values)
+            result.append(Gap(method, line, value, kind, estimate, reached))
     return result
 
 
 def _pair_sentence(pair: Pair, comparison: Comparison, compared: int) -> str:
     """Say what one pair shows."""
-    label, gap = comparison.metric.label, pair.difference
-    unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
-    numbers = f"{_number(gap.value, metric_digits(comparison), True)}{_interval(gap, metric_digits(comparison))}{unit}"
+    metric, gap = comparison.metric, pair.difference
     paired = _seeds(gap.n, "paired ")
+    if metric.scale == "log":
+        smaller = gap.value < 0
+        times, interval = _factor(gap, downwards=smaller)
+        by = f"a factor of {times}{interval}"
+        beaten = f"{metric.label} {times} times {'smaller' if smaller else 'larger'}{interval}"
+    else:
+        unit, digits = f" {metric.unit}" if metric.unit else "", metric_digits(comparison)
+        by = f"{_number(gap.value, digits, True)}{_interval(gap, digits)}{unit}"
+        beaten = f"{metric.label} {by}"
     if gap.low is None:
         few = f"too few for a verdict, which takes {LEAST_SEEDS} or more"
-        return f"{pair.first} and {pair.second} differ in {label} by {numbers} over {paired}: {few}."
+        return f"{pair.first} and {pair.second} differ in {metric.label} by {by} over {paired}: {few}."
     if pair.shown:
-        return f"{pair.first} beats {pair.second}: {label} {numbers}, {paired}."
+        return f"{pair.first} beats {pair.second}: {beaten}, {paired}."
     if gap.excludes(0):
         but = f"but not after correcting for {compared} comparisons"
-        return f"{pair.first} looks better than {pair.second}: {label} {numbers}, {paired}, {but}."
-    return f"This budget shows no difference between {pair.first} and {pair.second}: {numbers}, {paired}."
+        return f"{pair.first} looks better than {pair.second}: {beaten}, {paired}, {but}."
+    return f"This budget shows no difference between {pair.first} and {pair.second}: {by}, {paired}."
 
 
 def _pair_sentences(comparison: Comparison) -> list[str]:
@@ -180,16 +237,63 @@ def _pair_sentences(comparison: Comparison) -> list[str]:
 
 
 def _change_sentence(change: Change, comparison: Comparison) -> str:
-    digits, gain = metric_digits(comparison), change.gain
-    unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
-    way = f"{comparison.metric.label} {_number(change.start, digits)} -> {_number(change.end, digits)}{unit}"
-    numbers = f"{way}, {_number(gain.value, digits, True)}{_interval(gain, digits)}, {_seeds(gain.n)}"
+    metric, gain = comparison.metric, change.gain
+    digits, unit = metric_digits(comparison), f" {metric.unit}" if metric.unit else ""
+    way = f"{metric.label} {_said(comparison, change.start)} -> {_said(comparison, change.end)}{unit}"
+    if metric.scale == "log":
+        times, interval = _factor(gain, downwards=gain.value < 0)
+        moved = f"{'fell' if gain.value < 0 else 'rose'} {times}-fold{interval}"
+    else:
+        moved = f"{_number(gain.value, digits, True)}{_interval(gain, digits)}"
+    numbers = f"{way}, {moved}, {_seeds(gain.n)}"
     if gain.low is None:
         return f"{change.method} went from start to end: {numbers}, too few for an interval."
     if not gain.excludes(0):
         return f"{change.method} shows no improvement over its start: {numbers}."
-    better = (gain.value > 0) == comparison.metric.higher_is_better
+    better = (gain.value > 0) == metric.higher_is_better
     return f"{change.method} {'improved on' if better else 'got worse than'} its start: {numbers}."
+
+
+def line_name(line: str) -> str:
+    """A line's name in a sentence: "the optimum", "the best base stock", but "solved" as it is."""
+    named = ("optim", "best", "exact", "lower", "upper", "bound", "nash", "random", "greedy", "untrained")
+    return f"the {line}" if line.lower().startswith(named) else line
+
+
+def gap_words(gap: Gap, comparison: Comparison) -> tuple[str, str]:
+    """How far results lie from a line, and the interval of that: `("0.3% above", " [0.1, 0.5]")`."""
+    low_side = gap.estimate.value < 0
+    side = "below" if low_side else "above"
+    if gap.kind == "factor":
+        times, interval = _factor(gap.estimate, downwards=low_side)
+        return f"{times} times {side}", interval
+    turned = scale.below(gap.estimate) if low_side else gap.estimate
+    if gap.kind == "difference":
+        digits = metric_digits(comparison)
+        return f"{_number(turned.value, digits)} {side}", _interval(turned, digits)
+    digits = 2 if turned.value < 0.1 else 1 if turned.value < 100 else 0
+    nought = round(turned.value, digits) == 0
+    return "level with" if nought else f"{turned.value:,.{digits}f}% {side}", _interval(turned, digits)
+
+
+def _target_sentence(gap: Gap, comparison: Comparison) -> str:
+    metric, name, seeds = comparison.metric, line_name(gap.line), _seeds(gap.estimate.n)
+    unit = f" {metric.unit}" if metric.unit else ""
+    value = whole(_said(comparison, gap.value))
+    if not metric.higher_is_better or name != gap.line:
+        words, interval = gap_words(gap, comparison)
+        return f"{gap.method}'s {metric.label} is {words} {name} ({value}{unit}){interval}, {seeds}."
+    # a threshold, not an optimum: what counts is who got there
+    mean = scale.mean(metric, list(comparison.finals[gap.method].values()))
+    end = _said(comparison, mean.value)
+    if mean.low is not None and mean.high is not None:
+        end += f" [{_said(comparison, mean.low)}, {_said(comparison, mean.high)}]"
+    return f"{gap.method} reached {metric.label} {end}{unit} of {value} for {name}: {gap.reached} of {seeds} got there."
+
+
+def target_sentences(comparison: Comparison) -> list[str]:
+    """Say for each method how it stands to the value that is to be reached; nothing where there is none."""
+    return [_target_sentence(gap, comparison) for gap in gaps(comparison) if gap.line == comparison.metric.target]
 
 
 def _lost(runs: Sequence[Run], total: int, method: str, said: str) -> list[str]:
@@ -210,7 +314,8 @@ def _uneven(comparison: Comparison) -> list[str]:
             known = [value for value in spent if value is not None]
             mean = sum(known) / len(known) if known else limit
             if abs(mean / limit - 1) > 0.05:
-                result.append(f"{method} spent {mean:,.0f} {key.replace('_', ' ')} of a budget of {limit:,.0f}.")
+                unit = budget_words(comparison.wing, key)
+                result.append(f"{method} spent {mean:,.0f} {unit} of a budget of {limit:,.0f}.")
     return result
 
 
@@ -227,11 +332,23 @@ def _unequal_time(comparison: Comparison) -> list[str]:
     slow, fast = max(taken, key=lambda m: taken[m]), min(taken, key=lambda m: taken[m])
     if taken[slow] < UNEQUAL_TIME * taken[fast]:
         return []
-    units = _listed([unit.replace("_", " ") for unit in comparison.budget])
+    units = _listed([budget_words(comparison.wing, unit) for unit in comparison.budget])
     return [
         f"Equal in {units}, not in time: the median run of {slow} trained for {taken[slow]:.3g} s, "
         f"that of {fast} for {taken[fast]:.3g} s."
     ]
+
+
+def _without_chance(comparison: Comparison) -> list[str]:
+    """Name methods whose seeds went the same way to the last digit: then no interval says anything."""
+    same = []
+    for method in comparison.methods:
+        ways = [run.series(comparison.metric.key) for run in comparison.of(method) if run.status == "finished"]
+        if len(ways) > 1 and len(ways[0]) > 1 and all(way == ways[0] for way in ways):
+            same.append(method)
+    if not same:
+        return []
+    return [f"Every seed of {_listed(same)} went the same way: chance has no part in it, so intervals have no width."]
 
 
 def cautions(comparison: Comparison) -> list[str]:
@@ -246,6 +363,7 @@ def cautions(comparison: Comparison) -> list[str]:
     result += comparison.problems
     result += _uneven(comparison)
     result += _unequal_time(comparison)
+    result += _without_chance(comparison)
     differing = compare_settings(comparison.runs).differing
     if "start" in differing:
         result.append("The runs did not start from the same model: their starting fingerprints differ.")
@@ -267,16 +385,22 @@ def headline(comparison: Comparison) -> list[str]:
     """Say how the methods differ, or, for a single method, how it changed."""
     if len(comparison.methods) > 1:
         return _pair_sentences(comparison) or ["No two methods share a finished seed, so nothing can be compared."]
-    said = change_sentences(comparison)
+    said = [*target_sentences(comparison), *change_sentences(comparison)]
     return said or [f"No finished run has a first and a last {comparison.metric.label}, so nothing can be said."]
 
 
+def ways(comparison: Comparison) -> list[str]:
+    """Say what `headline` left out: how several methods stand to the target, and to their own starts."""
+    if len(comparison.methods) == 1:
+        return []
+    return [*target_sentences(comparison), *change_sentences(comparison)]
+
+
 def verdict(comparison: Comparison) -> list[str]:
-    """Say what the comparison shows: differences between methods, then each method's change, then cautions."""
-    ways = change_sentences(comparison) if len(comparison.methods) > 1 else []
-    return headline(comparison) + ways + cautions(comparison)
+    """Say what the comparison shows: differences between methods, then each one's target and change, then cautions."""
+    return headline(comparison) + ways(comparison) + cautions(comparison)
 
 
 def final_summary(comparison: Comparison) -> dict[str, Estimate]:
     """Mean final value with its t interval, by method; methods without a finished run are left out."""
-    return {m: mean_interval(list(seeds.values())) for m, seeds in comparison.finals.items() if seeds}
+    return {m: scale.mean(comparison.metric, list(seeds.values())) for m, seeds in comparison.finals.items() if seeds}

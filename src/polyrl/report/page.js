@@ -8,6 +8,7 @@
   let showSeeds = true;
   let axis = axes[0];
   let shown = metrics[0];
+  let range = "whole";
   const byId = (id) => document.getElementById(id);
   const colour = (method) => `c${methods.indexOf(method) % 8}`;
 
@@ -47,7 +48,21 @@
   const minus = (text) => text.replace("-", "−");
   const fixed = (value, digits = metric.digits) => minus(Number(value.toFixed(digits)) === 0 ? (0).toFixed(digits) : value.toFixed(digits));
   const signed = (value) => (Number(value.toFixed(metric.digits)) > 0 ? "+" : "") + fixed(value);
-  const interval = (e, digits = metric.digits) => (e.low === null ? "" : ` [${fixed(e.low, digits)}, ${fixed(e.high, digits)}]`);
+  const scientific = (value, digits = 1) => value.toExponential(digits).replace(/e\+?/, "e");
+  const times = (value) => {
+    if (value >= 1e6 || (value > 0 && value < 0.01)) return scientific(value);
+    return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 2 : value < 100 ? 1 : 0 });
+  };
+  // A value of a log metric takes two or three figures, wherever its point stands.
+  function figures(value) {
+    if (value === 0) return "0";
+    const size = Math.abs(value);
+    if (size < 1e-3 || size >= 1e5) return minus(scientific(value).replace("e-", "e−"));
+    const digits = Math.max(0, 2 - Math.floor(Math.log10(size)));
+    return minus(value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  }
+  const told = (value) => (metric.log ? figures(value) : fixed(value)); // a value of the deciding metric
+  const interval = (e, say = told) => (e.low === null ? "" : ` [${say(e.low)}, ${say(e.high)}]`);
   const digitsOf = (step) => [0, 1, 2, 3, 4, 5, 6, 7, 8].find((d) => Math.abs(step * 10 ** d - Math.round(step * 10 ** d)) < 1e-6 * step * 10 ** d) ?? 8;
   function short(value, step) {
     const size = Math.max(Math.abs(value), step || 0);
@@ -69,34 +84,70 @@
     for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) values.push(k * step);
     return { values, step };
   }
-  function domain(values, pad = 0.06, bounded = false) {
+  function domain(values, pad = 0.06, bounded = false, log = false) {
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (!(high > low)) [low, high] = [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
     const room = (high - low) * pad;
     const [under, over] = [low - room, high + room];
+    if (log) return [under, over];
     // A share cannot leave [0, 1], a length or a distance cannot be negative: nor does its axis.
     return [low >= 0 ? Math.max(0, under) : under, bounded && high <= 1 ? Math.min(1, over) : over];
+  }
+  // Values of a log metric are drawn and averaged as their decimal logarithm; `floor` stands for what is not above it.
+  const logged = (value) => Math.log10(Math.max(value, data.floor));
+  const put = (item, value) => (item.log ? logged(value) : value);
+  const taken = (item, value) => (item.log ? 10 ** value : value);
+  const raised = (digits) => [...String(digits)].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"["0123456789".indexOf(d)] ?? "⁻").join("");
+  function power(exponent) {
+    if (exponent < -3 || exponent > 4) return `10${raised(exponent)}`;
+    return exponent < 0 ? (10 ** exponent).toFixed(-exponent) : (10 ** exponent).toLocaleString("en");
+  }
+  // Ticks between two decimal logarithms: powers of ten, or within a decade or two also 2 and 5, or an even scale.
+  function logTicks(low, high, wanted) {
+    const decades = high - low;
+    if (decades < 0.7) {
+      const { values, step } = ticks(10 ** low, 10 ** high, wanted);
+      return { values: values.filter((v) => v > 0).map(Math.log10), text: (v) => short(10 ** v, step), minor: [] };
+    }
+    const stride = Math.max(1, Math.ceil(decades / Math.max(2, wanted)));
+    const between = (list) => list.filter((v) => v >= low - 1e-9 && v <= high + 1e-9);
+    const first = Math.floor(low);
+    const powers = Array.from({ length: Math.ceil(high) - first + 1 }, (_, k) => first + k);
+    const some = powers.filter((k) => k % stride === 0);
+    const minor = stride === 1 && decades <= 4 ? between(powers.flatMap((k) => [2, 3, 4, 5, 6, 7, 8, 9].map((m) => k + Math.log10(m)))) : [];
+    if (decades < 1.8 && wanted >= 3) {
+      const values = between(powers.flatMap((k) => [1, 2, 5].map((m) => k + Math.log10(m))));
+      return { values, text: (v) => figures(Number((10 ** v).toPrecision(1))).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, ""), minor };
+    }
+    return { values: between(some), text: power, minor };
   }
   const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
   const unitOf = (item) => (item.unit ? `${item.label} (${item.unit})` : item.label);
 
-  function frame(host, { height, x, y, xTitle, yTitle, label, right = 16, left = 52 }) {
+  function evenTicks(low, high, wanted) {
+    let { values, step } = ticks(low, high, wanted);
+    for (let more = 1; values.length < 2 && more < 4; more++) ({ values, step } = ticks(low, high, wanted + more)); // one number is no scale
+    return { values, text: (v) => short(v, step), minor: [] };
+  }
+  function frame(host, { height, x, y, xTitle, yTitle, label, right = 16, left = 52, log = false, small = false }) {
     const { svg, width } = canvas(host, height, label);
-    const [top, bottom] = [30, 46];
-    const sx = scale(x, left, width - right);
+    const [top, bottom] = small ? [24, 24] : [30, 46];
     const sy = scale(y, height - bottom, top);
+    const up = (log ? logTicks : evenTicks)(...y, Math.max(small ? 2 : 3, Math.floor((height - top - bottom) / (small ? 30 : 46))));
+    left = Math.max(left, ...up.values.map((value) => widthOf(up.text(value), "12px") + 12));
+    const sx = scale(x, left, width - right);
     const across = ticks(...x, Math.max(2, Math.floor((width - left - right) / (width < 640 ? 62 : 90))));
-    const up = ticks(...y, Math.max(3, Math.floor((height - top - bottom) / 46)));
+    for (const value of up.minor) node(svg, "line", { class: "grid minor", x1: left, x2: width - right, y1: at(sy(value)), y2: at(sy(value)) });
     for (const value of up.values) {
       node(svg, "line", { class: "grid", x1: left, x2: width - right, y1: at(sy(value)), y2: at(sy(value)) });
-      node(svg, "text", { x: left - 8, y: at(sy(value)) + 4, "text-anchor": "end" }, short(value, up.step));
+      node(svg, "text", { x: left - 8, y: at(sy(value)) + 4, "text-anchor": "end" }, up.text(value));
     }
     for (const value of across.values) {
       node(svg, "text", { x: at(sx(value)), y: height - bottom + 18, "text-anchor": "middle" }, short(value, across.step));
     }
     node(svg, "line", { class: "base", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom });
-    node(svg, "text", { class: "title y-title", x: 0, y: 13 }, yTitle);
-    node(svg, "text", { class: "title x-title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, xTitle);
+    if (yTitle) node(svg, "text", { class: "title y-title", x: 0, y: 13 }, yTitle);
+    if (xTitle) node(svg, "text", { class: "title x-title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, xTitle);
     return { svg, width, height, sx, sy, top, bottom: height - bottom, left, right: width - right };
   }
   function line(points, sx, sy) {
@@ -114,15 +165,37 @@
     return node(parent, "path", { class: `${className} ${colour(method)}`, d: shape, transform: `translate(${at(x)} ${at(y)})` });
   }
 
+  // Labels that would lie on each other move apart, in order, and stay between `top` and `bottom`.
+  function spread(labels, bottom, step = 16) {
+    labels.sort((a, b) => a.place - b.place);
+    for (let i = 1; i < labels.length; i++) labels[i].place = Math.max(labels[i].place, labels[i - 1].place + step);
+    for (let i = labels.length - 1; i >= 0; i--) {
+      labels[i].place = Math.min(labels[i].place, i === labels.length - 1 ? bottom : labels[i + 1].place - step);
+    }
+    return labels;
+  }
+  // Lines that an axis over `values` shows: those within it, and others as long as the results keep a third of the axis.
+  function linesWithin(values) {
+    let [low, high] = [Math.min(...values), Math.max(...values)];
+    const room = high - low || Math.abs(high) || 1;
+    return metric.lines.filter((l) => {
+      const place = put(metric, l.value);
+      if (Math.max(high, place) - Math.min(low, place) > 3 * room) return false;
+      [low, high] = [Math.min(low, place), Math.max(high, place)];
+      return true;
+    });
+  }
+
   // ---- series ------------------------------------------------------------------------------------------------------
   function points(run, metricKey, axisKey) {
     const block = run.curves.find((b) => metricKey in b.y);
     if (!block) return [];
+    const log = metrics.some((m) => m.key === metricKey && m.log);
     const result = [];
     block.x[axisKey].forEach((x, i) => {
       const y = block.y[metricKey][i];
       if (x === null || y === null || (result.length && x <= result[result.length - 1][0])) return;
-      result.push([x, y]);
+      result.push([x, log ? logged(y) : y]);
     });
     return result;
   }
@@ -171,26 +244,38 @@
       return;
     }
     const alone = (m) => m.mean.length === 0;
-    const ys = series.flatMap((m) => [
-      ...(showSeeds || alone(m) ? m.runs.flatMap((r) => r.curve.map((p) => p[1])) : []),
-      ...m.mean.flatMap((p) => (p.low === null ? [p.y] : [p.low, p.high])),
+    const reach = (from) => series.flatMap((m) => [
+      ...(showSeeds || alone(m) ? m.runs.flatMap((r) => r.curve.filter((p) => p[0] >= from).map((p) => p[1])) : []),
+      ...m.mean.filter((p) => p.x >= from).flatMap((p) => (p.low === null ? [p.y] : [p.low, p.high])),
     ]);
     const xs = series.flatMap((m) => m.runs.flatMap((r) => [r.curve[0][0], r.curve[r.curve.length - 1][0]]));
+    const half = Math.max(...xs) / 2;
+    const ys = range === "end" && reach(half).length ? reach(half) : reach(-Infinity);
+    const lines = shown.key === metric.key ? linesWithin(ys) : [];
+    const unseen = shown.key === metric.key ? metric.lines.filter((l) => !lines.includes(l)) : [];
+    const lineText = (l) => `${l.name} ${minus(l.text)}`;
     const wide = host.clientWidth >= 720;
-    const longest = Math.max(...series.map((m) => widthOf(m.method, "600 13px")));
-    const names = wide && series.length > 1 && longest < 160;
+    const longest = Math.max(series.length > 1 ? Math.max(...series.map((m) => widthOf(m.method, "600 13px"))) : 0, ...lines.map((l) => widthOf(lineText(l), "12.5px")));
+    const beside = wide && longest > 0 && longest < 200;
+    const names = beside && series.length > 1;
     const area = frame(host, {
       height: wide ? 420 : 330,
       x: domain([0, ...xs], 0),
-      y: domain(ys, 0.05, shown.unit.startsWith("share")),
+      y: domain([...ys, ...lines.map((l) => put(metric, l.value))], 0.05, shown.unit.startsWith("share"), shown.log),
       xTitle: unitOf(axis),
       yTitle: unitOf(shown),
-      right: names ? longest + 22 : 14,
-      label: `${shown.label} by ${axis.label.toLowerCase()}: ${series.map((m) => m.method).join(", ")}`,
+      right: beside ? longest + 26 : 14,
+      log: shown.log,
+      label: `${shown.label} by ${axis.label.toLowerCase()}: ${series.map((m) => m.method).join(", ")}${lines.length ? `; lines: ${lines.map(lineText).join(", ")}` : ""}`,
     });
     const { svg, sx, sy } = area;
+    node(node(svg, "clipPath", { id: "curves-clip" }), "rect", { x: area.left, y: area.top - 8, width: area.right - area.left + 8, height: area.bottom - area.top + 8 });
+    for (const l of lines) {
+      const y = at(sy(put(metric, l.value)));
+      node(svg, "line", { class: `line${l.target ? " target" : ""}`, x1: area.left, x2: area.right, y1: y, y2: y, "data-line": l.name });
+    }
     for (const m of series) {
-      const group = node(svg, "g", { class: `series ${colour(m.method)}`, "data-method": m.method });
+      const group = node(svg, "g", { class: `series ${colour(m.method)}`, "data-method": m.method, ...(range === "end" ? { "clip-path": "url(#curves-clip)" } : {}) });
       if (m.mean.length && m.mean[0].low !== null) {
         const edge = [...m.mean.map((p) => [p.x, p.high]), ...m.mean.map((p) => [p.x, p.low]).reverse()];
         node(group, "path", { class: "band", d: `${line(edge, sx, sy)}Z` });
@@ -216,28 +301,32 @@
       const longestRun = m.runs.reduce((a, b) => (a.curve.length >= b.curve.length ? a : b)).curve;
       const last = m.mean.length ? m.mean[m.mean.length - 1] : { x: longestRun[longestRun.length - 1][0], y: longestRun[longestRun.length - 1][1] };
       return { method: m.method, x: sx(last.x), y: sy(last.y), place: sy(last.y) };
-    }).sort((a, b) => a.y - b.y);
-    for (let i = 1; i < ends.length; i++) ends[i].place = Math.max(ends[i].place, ends[i - 1].place + 16);
-    for (let i = ends.length - 1; i >= 0; i--) {
-      const limit = i === ends.length - 1 ? area.bottom : ends[i + 1].place - 16;
-      ends[i].place = Math.min(ends[i].place, limit);
-    }
+    });
+    const labels = lines.map((l) => ({ line: l, place: sy(put(metric, l.value)) }));
+    spread([...(names ? ends : []), ...(beside ? labels : [])], area.bottom);
     for (const end of ends) {
       mark(svg, end.method, end.x, end.y, 4.5);
       if (names) node(svg, "text", { class: `own ${colour(end.method)}`, x: at(end.x) + 12, y: at(end.place) + 4 }, end.method);
     }
-    caption(series);
+    if (!beside) spread(labels, area.bottom, 15);
+    for (const { line: l, place } of labels) {
+      const where = beside ? { x: area.right + 12, y: at(place) + 4 } : { x: area.left + 6, y: at(place) - 5 };
+      node(svg, "text", { class: `line-label${l.target ? " target" : ""}`, ...where }, lineText(l));
+    }
+    caption(series, unseen.map(lineText));
     hover(host, area, series);
   }
-  function caption(series) {
+  function caption(series, unseen) {
     const banded = series.filter((m) => m.mean.length && m.mean[0].low !== null);
     const few = series.filter((m) => m.n < data.least_seeds_for_band && m.n > 0);
     const said = [];
-    if (series.some((m) => m.mean.length)) said.push("Thick line: mean over finished seeds; thin lines: single seeds.");
-    if (banded.length) said.push("Shaded: 95% t interval of the mean.");
+    if (series.some((m) => m.mean.length)) said.push(`Thick line: ${shown.log ? "geometric mean" : "mean"} over finished seeds; thin lines: single seeds.`);
+    if (banded.length) said.push(`Shaded: 95% t interval of the mean${shown.log ? "'s logarithm" : ""}.`);
     if (data.runs.length === 1) said.push("One run: one seed says nothing about the spread between seeds.");
     else if (few.length) said.push(`Fewer than ${data.least_seeds_for_band} finished seeds (${few.map((m) => `${m.method}: ${m.n}`).join(", ")}): no band.`);
     if (series.some((m) => m.runs.some((r) => r.run.status !== "finished"))) said.push("Dotted with a cross: a run that failed or stopped early, outside the mean.");
+    if (range === "end") said.push("Drawn to the range of the second half of the budget: earlier values may lie beyond the edge.");
+    if (unseen.length) said.push(`Too far away to be drawn: ${unseen.join(", ")}.`);
     byId("curves-caption").textContent = said.join(" ");
   }
   function hover(host, area, series) {
@@ -259,14 +348,14 @@
       hair.setAttribute("visibility", "visible");
       box.replaceChildren();
       element(box, "div", "at", `${axis.label} ${short(x)}${axis.unit ? ` ${axis.unit}` : ""}`);
-      const digits = shown.key === metric.key ? metric.digits : undefined;
-      const said = (v) => (digits === undefined ? short(v) : fixed(v, digits));
+      const said = (v) => (shown.key === metric.key ? told : shown.log ? figures : short)(taken(shown, v));
+      const down = shown.key === metric.key && !metric.higher_is_better;
       const read = lines.filter((m) => x >= m.curve[0].x && x <= m.curve[m.curve.length - 1].x).map((m) => ({
         method: m.method,
         y: interpolate(m.curve.map((p) => [p.x, p.y]), x),
         low: m.curve[0].low === null ? null : interpolate(m.curve.map((p) => [p.x, p.low]), x),
         high: m.curve[0].low === null ? null : interpolate(m.curve.map((p) => [p.x, p.high]), x),
-      })).sort((a, b) => b.y - a.y);
+      })).sort((a, b) => (down ? a.y - b.y : b.y - a.y));
       for (const r of read) {
         const row = element(box, "div");
         element(row, "span", `block ${colour(r.method)}`);
@@ -304,28 +393,48 @@
   }
 
   // ---- rows of dots: final results and differences -----------------------------------------------------------------
-  function rows(host, { items, values, title, label, lead, text, pad = 0.08, zero = false }) {
+  // `values` and `zero`, the value without a difference, are in the drawing's units: logarithms where `log`.
+  function rows(host, { items, values, title, label, lead, text, pad = 0.08, zero = null, log = false, lines = [] }) {
     const wide = host.clientWidth >= 640;
     const gutter = wide ? Math.min(260, Math.max(...items.map((i) => widthOf(lead(i), "600 13px"))) + 20) : 8;
     const tail = wide ? Math.max(...items.map((i) => widthOf(text(i), "13px"))) + 20 : 8;
     const step = wide ? 50 : 64;
-    const height = items.length * step + 62;
-    const { svg, width } = canvas(host, height, label);
-    let [low, high] = domain(zero ? [0, ...values] : values, pad);
-    if (zero) [low, high] = [Math.min(0, low, ...values), Math.max(0, high)];
-    if (zero) { const room = (high - low) * 0.05; [low, high] = [low - room, high + room]; }
+    const width = Math.max(260, Math.round(host.clientWidth));
+    const has = zero !== null;
+    let [low, high] = domain([...(has ? [zero] : []), ...values, ...lines.map((l) => put(metric, l.value))], pad, false, log || has);
+    if (!has && !log && Math.min(...values) >= 0) low = Math.max(0, low);
     const sx = scale([low, high], gutter + 4, width - tail - 4);
-    const bottom = items.length * step + 12;
-    const across = ticks(low, high, Math.max(2, Math.floor((width - gutter - tail) / (wide ? 90 : 62))));
+    // The names of lines stand above the rows, on as many levels as they need to keep apart.
+    const levels = [];
+    const named = lines.map((l) => {
+      const [x, breadth] = [sx(put(metric, l.value)), widthOf(`${l.name} ${l.text}`, "12.5px")];
+      const middle = Math.min(Math.max(x, gutter + breadth / 2), width - breadth / 2);
+      let level = levels.findIndex((taken) => taken.every(([from, to]) => middle + breadth / 2 + 12 < from || middle - breadth / 2 - 12 > to));
+      if (level < 0) level = levels.push([]) - 1;
+      levels[level].push([middle - breadth / 2, middle + breadth / 2]);
+      return { line: l, x, middle, level };
+    });
+    const head = levels.length * 17;
+    const height = head + items.length * step + 62;
+    const { svg } = canvas(host, height, label);
+    const bottom = head + items.length * step + 12;
+    const across = (log ? logTicks : evenTicks)(low, high, Math.max(2, Math.floor((width - gutter - tail) / (wide ? 90 : 62))));
+    for (const value of across.minor) node(svg, "line", { class: "grid minor", x1: at(sx(value)), x2: at(sx(value)), y1: head + 6, y2: bottom });
     for (const value of across.values) {
-      const isZero = zero && Math.abs(value) < across.step * 1e-9;
-      node(svg, "line", { class: isZero ? "zero" : "grid", x1: at(sx(value)), x2: at(sx(value)), y1: 6, y2: bottom });
-      node(svg, "text", { x: at(sx(value)), y: bottom + 18, "text-anchor": "middle" }, short(isZero ? 0 : value, across.step));
+      const isZero = has && Math.abs(value - zero) < (high - low) * 1e-9;
+      node(svg, "line", { class: isZero ? "zero" : "grid", x1: at(sx(value)), x2: at(sx(value)), y1: head + 6, y2: bottom });
+      node(svg, "text", { x: at(sx(value)), y: bottom + 18, "text-anchor": "middle" }, across.text(isZero ? zero : value));
+    }
+    if (has && !across.values.some((v) => Math.abs(v - zero) < (high - low) * 1e-9)) node(svg, "line", { class: "zero", x1: at(sx(zero)), x2: at(sx(zero)), y1: head + 6, y2: bottom });
+    for (const { line: l, x, middle, level } of named) {
+      const y = head - level * 17;
+      node(svg, "line", { class: `line${l.target ? " target" : ""}`, x1: at(x), x2: at(x), y1: y - 1, y2: bottom, "data-line": l.name });
+      node(svg, "text", { class: `line-label${l.target ? " target" : ""}`, x: at(middle), y: y - 5, "text-anchor": "middle" }, `${l.name} ${minus(l.text)}`);
     }
     node(svg, "line", { class: "base", x1: gutter, x2: width - tail, y1: bottom, y2: bottom });
     node(svg, "text", { class: "title x-title", x: (gutter + width - tail) / 2, y: bottom + 40, "text-anchor": "middle" }, title);
     return items.map((item, i) => {
-      const y = 12 + i * step + (wide ? step / 2 : step * 0.68);
+      const y = head + 12 + i * step + (wide ? step / 2 : step * 0.68);
       if (wide) {
         node(svg, "text", { class: "label", x: 0, y: y + 4 }, lead(item));
         node(svg, "text", { class: "value", x: width - tail + 16, y: y + 4 }, text(item));
@@ -349,46 +458,104 @@
       return;
     }
     const barred = (i) => i.estimate.n >= data.least_seeds_for_band && i.estimate.low !== null;
-    const start = (i) => (i.starts.length ? i.starts.reduce((a, b) => a + b, 0) / i.starts.length : null);
-    const values = items.flatMap((i) => [
-      ...i.runs.map((r) => r.final), ...(start(i) === null ? [] : [start(i)]), ...(barred(i) ? [i.estimate.low, i.estimate.high] : []),
-    ]);
+    const log = metric.log;
+    const u = (value) => put(metric, value);
+    const start = (i) => (i.starts.length ? i.starts.map(u).reduce((a, b) => a + b, 0) / i.starts.length : null);
+    const ends = items.flatMap((i) => [...i.runs.map((r) => u(r.final)), ...(barred(i) ? [u(i.estimate.low), u(i.estimate.high)] : [])]);
+    const lines = linesWithin(ends);
+    // A start that is far away would leave the results no room: it is told in words above, and not drawn here.
+    const near = [...ends, ...lines.map((l) => u(l.value))];
+    const begun = items.map(start).filter((v) => v !== null);
+    const breadth = (list) => Math.max(...list) - Math.min(...list);
+    const starts = begun.length > 0 && (!lines.length || breadth([...near, ...begun]) <= 4 * breadth(near));
+    const values = starts ? [...ends, ...begun] : ends;
     const title = `Final ${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`;
-    const text = (i) => fixed(i.estimate.value) + (barred(i) ? interval(i.estimate) : "");
-    for (const { item, svg, sx, y } of rows(host, { items, values, title, label: title, lead: (i) => i.method, text })) {
+    const text = (i) => told(i.estimate.value) + (barred(i) ? interval(i.estimate) : "");
+    for (const { item, svg, sx, y } of rows(host, { items, values, title, label: title, lead: (i) => i.method, text, log, lines })) {
       const group = node(svg, "g", { class: colour(item.method), "data-method": item.method });
       const from = start(item);
-      if (from !== null) node(group, "path", { class: "start", d: `M${at(sx(from))} ${y - 11}v24` });
+      if (starts && from !== null) node(group, "path", { class: "start", d: `M${at(sx(from))} ${y - 11}v24` });
       const alone = item.runs.length === 1;
       item.runs.forEach((run, k) => {
         const place = alone ? y : y + 9 + (((k * 2) % 3) - 1) * 1.6;
-        const dot = mark(group, item.method, sx(run.final), place, alone ? 5.6 : 3.4, alone ? "mark" : "dot");
-        node(dot, "title", {}, `${item.method}, seed ${run.seed}: ${fixed(run.final)}`);
+        const dot = mark(group, item.method, sx(u(run.final)), place, alone ? 5.6 : 3.4, alone ? "mark" : "dot");
+        node(dot, "title", {}, `${item.method}, seed ${run.seed}: ${told(run.final)}`);
       });
-      if (barred(item)) node(group, "line", { class: "bar", x1: at(sx(item.estimate.low)), x2: at(sx(item.estimate.high)), y1: y - 5, y2: y - 5 });
-      if (!alone) mark(group, item.method, sx(item.estimate.value), y - 5, 5.6);
+      if (barred(item)) node(group, "line", { class: "bar", x1: at(sx(u(item.estimate.low))), x2: at(sx(u(item.estimate.high))), y1: y - 5, y2: y - 5 });
+      if (!alone) mark(group, item.method, sx(u(item.estimate.value)), y - 5, 5.6);
     }
     const several = items.some((i) => i.runs.length > 1);
-    const said = [several ? "Every small mark is one finished seed; the large mark is their mean." : "One finished seed."];
-    if (items.some(barred)) said.push("Bar: 95% t interval.");
+    const said = [several ? `Every small mark is one finished seed; the large mark is their ${log ? "geometric " : ""}mean.` : "One finished seed."];
+    if (items.some(barred)) said.push(`Bar: 95% t interval${log ? " of the logarithm" : ""}.`);
     if (several && items.some((i) => !barred(i))) said.push(`No bar below ${data.least_seeds_for_band} seeds.`);
-    if (items.some((i) => start(i) !== null)) said.push("Grey tick: before training.");
+    if (starts) said.push("Grey tick: before training.");
+    if (begun.length && !starts) said.push(`Before training: ${items.filter((i) => i.starts.length).map((i) => `${i.method} ${told(taken(metric, start(i)))}`).join(", ")}, too far away to be drawn.`);
+    const unseen = metric.lines.filter((l) => !lines.includes(l));
+    if (unseen.length) said.push(`Too far away to be drawn: ${unseen.map((l) => `${l.name} ${minus(l.text)}`).join(", ")}.`);
     byId("final-caption").textContent = said.join(" ");
   }
   function drawPairs() {
     const host = byId("pairs-chart");
     if (!host) return;
     const items = data.pairs;
-    const values = items.flatMap(({ difference: d }) => (d.low === null ? [d.value] : [d.low, d.high]));
-    const title = `Difference in ${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`;
-    const lead = (p) => `${p.first} − ${p.second}`;
-    const text = (p) => `${signed(p.difference.value)}${interval(p.difference)}`;
-    for (const { item, svg, sx, y } of rows(host, { items, values, title, label: title, lead, text, zero: true })) {
+    const log = metric.log; // then a pair is compared by the factor between its results
+    const u = (value) => (log ? Math.log10(value) : value);
+    const values = items.flatMap(({ difference: d }) => (d.low === null ? [u(d.value)] : [u(d.low), u(d.high)]));
+    const title = log ? `Final ${metric.label}: first over second, as a factor` : `Difference in ${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`;
+    const lead = (p) => `${p.first} ${log ? "/" : "−"} ${p.second}`;
+    const text = (p) => (log ? `${times(p.difference.value)}${interval(p.difference, times)}` : `${signed(p.difference.value)}${interval(p.difference)}`);
+    for (const { item, svg, sx, y } of rows(host, { items, values, title, label: title, lead, text, zero: 0, log })) {
       const { value, low, high } = item.difference;
       const group = node(svg, "g", { class: item.shown ? colour(item.first) : "neutral" });
-      if (low !== null) node(group, "path", { class: "bar", d: `M${at(sx(low))} ${y}H${at(sx(high))}M${at(sx(low))} ${y - 5}v10M${at(sx(high))} ${y - 5}v10` });
-      node(group, "circle", { class: `mark${item.shown ? "" : " open"}`, cx: at(sx(value)), cy: y, r: 6 });
+      if (low !== null) node(group, "path", { class: "bar", d: `M${at(sx(u(low)))} ${y}H${at(sx(u(high)))}M${at(sx(u(low)))} ${y - 5}v10M${at(sx(u(high)))} ${y - 5}v10` });
+      node(group, "circle", { class: `mark${item.shown ? "" : " open"}`, cx: at(sx(u(value))), cy: y, r: 6 });
     }
+  }
+
+  // ---- diagnostics: small curves side by side ----------------------------------------------------------------------
+  function drawPanels() {
+    if (!data.panels.length) return;
+    byId("panels").replaceChildren();
+    for (const key of data.panels) {
+      const item = metrics.find((m) => m.key === key);
+      const series = gather(key, axis.key);
+      if (!series.length) continue;
+      const figure = element(byId("panels"), "figure");
+      const head = element(figure, "figcaption");
+      const button = element(head, "button", "", item.label);
+      button.type = "button";
+      button.title = `Draw ${item.label.toLowerCase()} large`;
+      button.onclick = () => {
+        byId("metric").value = key;
+        byId("metric").onchange({ target: byId("metric") });
+        byId("curves").scrollIntoView();
+      };
+      if (item.unit) element(head, "small", "", item.unit);
+      const host = element(figure, "div", "chart");
+      const drawn = (m) => (m.mean.length ? [m.mean.map((p) => [p.x, p.y])] : m.runs.map((r) => r.curve));
+      const all = series.flatMap((m) => drawn(m).flat());
+      const { svg, sx, sy } = frame(host, {
+        height: 150,
+        x: domain([0, ...all.map((p) => p[0])], 0),
+        y: domain(all.map((p) => p[1]), 0.08, item.unit.startsWith("share"), item.log),
+        left: 36,
+        right: 10,
+        log: item.log,
+        small: true,
+        label: `${item.label} by ${axis.label.toLowerCase()}: ${series.map((m) => m.method).join(", ")}`,
+      });
+      for (const m of series) {
+        const group = node(svg, "g", { class: `series ${colour(m.method)}`, "data-method": m.method });
+        for (const curve of drawn(m)) node(group, "path", { class: m.mean.length || m.runs.length === 1 ? "mean" : "seed", d: line(curve, sx, sy) });
+      }
+    }
+    byId("panels-legend").replaceChildren();
+    for (const method of methods.length > 1 ? methods.filter((m) => !hidden.has(m)) : []) {
+      const item = element(byId("panels-legend"), "span", "item");
+      swatch(item, method);
+      element(item, "span", "", method);
+    }
+    byId("panels-caption").textContent = `Along ${axis.label.toLowerCase()}; means over finished seeds where there are two or more. A title draws its metric large.`;
   }
 
   // ---- cost --------------------------------------------------------------------------------------------------------
@@ -429,9 +596,10 @@
 
   // ---- KL ----------------------------------------------------------------------------------------------------------
   const bought = metrics.filter((m) => m.key === metric.key || m.key === "reward" || m.key === "eval/reward");
-  const hasKl = data.runs.some((r) => points(r, "kl", "iteration").length > 1) && bought.length > 0;
+  const klKey = ["kl", "eval/kl"].find((key) => data.runs.some((r) => points(r, key, axis.key).length > 1));
+  const hasKl = klKey !== undefined && bought.length > 0 && !metric.log;
   function path(run, key) {
-    const kl = points(run, "kl", axes.some((a) => a.key === "samples") ? "samples" : axis.key);
+    const kl = points(run, klKey, axes.some((a) => a.key === "samples") ? "samples" : axis.key);
     const value = points(run, key, axes.some((a) => a.key === "samples") ? "samples" : axis.key);
     if (kl.length < 2 || value.length < 2) return [];
     const first = [[0, 0], ...(kl[0][0] > 0 ? kl : kl.slice(1))]; // the KL to the start is zero at the start
@@ -478,11 +646,12 @@
       mark(group, m.method, sx(m.middle[m.middle.length - 1][0]), sy(m.middle[m.middle.length - 1][1]), 5.5);
     }
     byId("kl-caption").textContent = "From the start (left) to the end (mark): how far each method moved from its starting model, and what it gained. Thick: mean over finished seeds; thin: seeds. Higher at the same KL is the better bargain.";
+    if (data.wing !== "language") byId("kl-caption").textContent = byId("kl-caption").textContent.replace("starting model", "starting policy");
     if (!metric.higher_is_better && against.key === metric.key) byId("kl-caption").textContent = byId("kl-caption").textContent.replace("Higher", "Lower");
   }
 
   // ---- completions -------------------------------------------------------------------------------------------------
-  const prompts = data.samples.prompts;
+  const { prompts } = data.samples;
   let asked = 0;
   function drawSamples() {
     const { prompt, expected, answers } = prompts[asked];
@@ -555,6 +724,27 @@
   }
   function controls() {
     fill(byId("metric"), metrics);
+    const ranges = [["whole", "All values"], ["end", "Second half"]];
+    const flat = gather(metric.key, axis.key).flatMap((m) => m.runs.map((r) => r.curve));
+    if (metric.lines.some((l) => l.target) && !metric.log && flat.length) {
+      // Where all that happens in the second half would be a strip at the edge, the drawing begins with that half.
+      const half = Math.max(...flat.map((c) => c[c.length - 1][0])) / 2;
+      const late = flat.flatMap((c) => c.filter((p) => p[0] >= half).map((p) => p[1]));
+      const span = (list) => Math.max(...list) - Math.min(...list);
+      const all = flat.flat().map((p) => p[1]);
+      if (late.length > 1 && span([...late, ...linesWithin(late).map((l) => l.value)]) < 0.15 * span(all)) range = "end";
+    }
+    for (const [key, name] of ranges) {
+      const button = element(byId("range"), "button", "", name);
+      button.type = "button";
+      button.dataset.range = key;
+      button.setAttribute("aria-pressed", String(key === range));
+      button.onclick = () => {
+        range = key;
+        for (const other of byId("range").children) other.setAttribute("aria-pressed", String(other === button));
+        drawCurves();
+      };
+    }
     byId("metric").onchange = (event) => {
       shown = metrics.find((m) => m.key === event.target.value);
       drawCurves();
@@ -568,6 +758,7 @@
         axis = item;
         for (const other of byId("axes").children) other.setAttribute("aria-pressed", String(other === button));
         drawCurves();
+        drawPanels();
       };
     }
     for (const method of methods) {
@@ -582,6 +773,7 @@
         if (!hidden.delete(method)) hidden.add(method);
         button.setAttribute("aria-pressed", String(!hidden.has(method)));
         drawCurves();
+        drawPanels();
         if (hasKl) drawKl();
       };
     }
@@ -628,6 +820,7 @@
     drawCurves();
     drawFinal();
     drawPairs();
+    drawPanels();
     drawCost();
     if (hasKl) drawKl();
   }

@@ -22,10 +22,12 @@ import jinja2
 from markupsafe import Markup, escape
 
 from polyrl.errors import UserError
-from polyrl.report.findings import cautions, change_sentences, headline, metric_digits, verdict
-from polyrl.report.payload import build_payload
+from polyrl.report.findings import cautions, headline, metric_digits, verdict, ways
+from polyrl.report.labels import budget_words
+from polyrl.report.payload import build_payload, spending_columns
 from polyrl.report.runs import Comparison, load_folders
 from polyrl.report.settings import ABSENT, Settings, compare_settings
+from polyrl.runtime.figures import format_factor
 
 __all__ = ["render_page", "verdict", "write_report"]
 
@@ -119,6 +121,8 @@ def _environment() -> jinja2.Environment:
         "seconds": _seconds,
         "megabytes": _megabytes,
         "p_value": _p_value,
+        "times": format_factor,
+        "spoken": lambda unit, wing: budget_words(wing, unit),
         "setting": _setting,
         "fine": _arrows,
         "breakable": _breakable,
@@ -176,7 +180,8 @@ def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
         digest=digest,
         csv_name=csv_name,
         headline=headline(comparison),
-        changes=change_sentences(comparison) if len(comparison.methods) > 1 else [],
+        changes=ways(comparison),
+        spending=spending_columns(comparison, payload["costs"]),
         cautions=cautions(comparison),
         digits=metric_digits(comparison),
         settings=settings,

@@ -6,45 +6,15 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from polyrl.report.findings import final_summary, improvement, metric_digits, pairs
+from polyrl.report.findings import Gap, Pair, final_summary, gap_words, gaps, improvement, metric_digits, pairs
+from polyrl.report.labels import AXIS_KEYS, axis_label, axis_order, metric_label, metric_order, panels
 from polyrl.report.runs import Comparison, Run
+from polyrl.report.scale import FLOOR, unlogged
 from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND, Estimate, t_factor
-
-AXES: dict[str, tuple[str, str]] = {
-    "samples": ("Samples", "completions"),
-    "tokens": ("Tokens", ""),
-    "steps": ("Steps", ""),
-    "reward_calls": ("Reward calls", ""),
-    "seconds": ("Training time", "s"),
-    "iteration": ("Iterations", ""),
-}
-"""Budget axes a reader can switch between: key -> label and unit."""
-
-LABELS: dict[str, tuple[str, str]] = {
-    "reward": ("Training reward", "mean score"),
-    "reward_std": ("Spread of rewards", "standard deviation"),
-    "kl": ("KL to the start", "nats per sequence"),
-    "entropy": ("Entropy", "nats per token"),
-    "completions/mean_length": ("Response length", "tokens"),
-    "clip_ratio": ("Clipped ratios", "share of tokens"),
-    "approx_kl": ("KL to the sampling policy", "nats per token"),
-    "kl_per_token": ("KL to the start, per token", "nats per token"),
-    "perplexity": ("Perplexity of samples", "per token"),
-    "frac_reward_zero_std": ("Groups without a spread", "share of groups"),
-    "completions/max_length": ("Longest response", "tokens"),
-    "completions/clipped_ratio": ("Responses cut at the limit", "share of responses"),
-    "tokens_per_second": ("Sampling speed", "tokens per second"),
-    "learning_rate": ("Learning rate", ""),
-    "logprob_gap": ("Sampler against trainer", "nats, largest gap"),
-    "value/explained_variance": ("Explained variance of the critic", "share of variance"),
-    "eval/accuracy": ("Evaluation accuracy", "share of prompts"),
-    "eval/reward": ("Evaluation reward", "mean score"),
-    "eval/mean_length": ("Evaluation response length", "tokens"),
-}
-"""Known metrics: key -> label and unit; others are shown under their own key."""
+from polyrl.runtime.figures import format_value, whole
 
 STAGES = ("collect", "score", "credit", "select", "improve", "evaluate", "monitor", "checkpoint")
 """The order of stages in a drawing; others follow."""
@@ -53,6 +23,12 @@ MOST_CELLS = 36_000
 """Numbers of curves that one page carries; more are averaged in buckets of neighbouring iterations."""
 MOST_PROMPTS = 8
 MOST_CHARACTERS = 3_000
+MOST_ROWS = 8
+MOST_COLUMNS = 12
+MOST_CELL = 160
+"""Samples that are no completions: rows a method, columns, characters of one cell."""
+DECADES = 100.0
+"""An evaluation beside a log metric is drawn on a log axis too where its values span this factor."""
 
 
 def _figures(value: float) -> float | int:
@@ -67,38 +43,42 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 
-def metric_table(comparison: Comparison) -> list[dict[str, str]]:
-    """List the metrics that some run logged: key, label, unit and group, the deciding metric first."""
+def metric_table(comparison: Comparison) -> list[dict[str, Any]]:
+    """List the metrics that some run logged: key, label, unit, group and log axis, the deciding metric first."""
+    first, wing = comparison.metric, comparison.wing
     logged = {key for run in comparison.runs for row in run.metrics for key in row}
-    hidden = {*AXES, "updates"}
-    order = [comparison.metric.key, *LABELS]
-    keys = [key for key in dict.fromkeys(order) if key in logged] + sorted(logged - {*order} - hidden)
     table = []
-    for key in keys:
-        label, unit = LABELS.get(key, (key, ""))
-        if key == comparison.metric.key and key not in LABELS:
-            label, unit = f"Evaluation {comparison.metric.label}", comparison.metric.unit
-        elif key == comparison.metric.key:
-            unit = comparison.metric.unit or unit
-        group = "Evaluation" if key.startswith("eval/") or key == comparison.metric.key else "Training"
-        if key.startswith("seconds/"):
-            label, unit, group = f"Time of {key.removeprefix('seconds/')}", "s per iteration", "Time by stage"
-        elif key.startswith("loss/"):
-            label, group = f"Loss: {key.removeprefix('loss/')}", "Losses"
-        table.append({"key": key, "label": label, "unit": unit, "group": group})
+    for key in metric_order(logged, first.key):
+        label, unit, group = metric_label(wing, key)
+        log = False
+        if key == first.key:
+            label, unit, group = first.label[:1].upper() + first.label[1:], first.unit or unit, "Evaluation"
+            log = first.scale == "log"
+        elif key.startswith("eval/") and first.scale == "log":
+            values = [value for run in comparison.runs for value in run.series(key)]
+            log = min(values) > 0 and max(values) > DECADES * min(values)
+        table.append({"key": key, "label": label, "unit": unit, "group": group, "log": log})
     return table
 
 
 def axis_table(comparison: Comparison) -> list[dict[str, str]]:
     """List the budget axes along which some run moved, the budget's own first."""
-    budget = next((key for key in comparison.budget if key in AXES), "samples")
-    moved = {key for run in comparison.runs for key in AXES if len(set(run.series(key))) > 1}
-    keys = sorted((key for key in AXES if key in moved), key=lambda key: key != budget)
-    return [{"key": key, "label": AXES[key][0], "unit": AXES[key][1]} for key in keys or ["iteration"]]
+    wing = comparison.wing
+    order = axis_order(wing)
+    units = ["iteration" if key == "iterations" else key for key in comparison.budget]
+    budget = next((key for key in units if key in order), order[0])
+    moved = {key for run in comparison.runs for key in order if len(set(run.series(key))) > 1}
+    keys = sorted((key for key in order if key in moved), key=lambda key: key != budget) or ["iteration"]
+    return [dict(zip(("key", "label", "unit"), (key, *axis_label(wing, key)), strict=True)) for key in keys]
 
 
-def _bucketed(rows: Sequence[dict[str, float]], axes: Sequence[str], keys: Sequence[str], most: int) -> dict[str, Any]:
-    """Columns of `rows`, averaged over neighbours when there are more than `most`; axes take the end of a bucket."""
+def _bucketed(
+    rows: Sequence[dict[str, float]], axes: Sequence[str], keys: Sequence[str], most: int, logs: Collection[str]
+) -> dict[str, Any]:
+    """Columns of `rows`, averaged over neighbours when there are more than `most`; axes take the end of a bucket.
+
+    Metrics in `logs` are averaged geometrically.
+    """
     size = max(1, math.ceil(len(rows) / most))
     first = len(rows) % size or size  # the short bucket comes first, so that the last point is a full one
     cuts = [0, *range(first, len(rows) + 1, size)]
@@ -106,7 +86,11 @@ def _bucketed(rows: Sequence[dict[str, float]], axes: Sequence[str], keys: Seque
 
     def mean(bucket: Sequence[dict[str, float]], key: str) -> float | int | None:
         values = [row[key] for row in bucket if key in row]
-        return _figures(sum(values) / len(values)) if values else None
+        if not values:
+            return None
+        if key in logs and len(values) > 1:
+            return _figures(10 ** statistics.fmean(math.log10(max(value, FLOOR)) for value in values))
+        return _figures(sum(values) / len(values))
 
     return {
         "x": {axis: [bucket[-1].get(axis) and _figures(bucket[-1][axis]) for bucket in buckets] for axis in axes},
@@ -114,7 +98,9 @@ def _bucketed(rows: Sequence[dict[str, float]], axes: Sequence[str], keys: Seque
     }
 
 
-def curves(run: Run, axes: Sequence[str], keys: Sequence[str], cells: int) -> list[dict[str, Any]]:
+def curves(
+    run: Run, axes: Sequence[str], keys: Sequence[str], cells: int, logs: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Columns of a run's curves in blocks `{"x": {axis: [N]}, "y": {metric: [N]}}`, about `cells` numbers in all.
 
     Metrics that are logged at the same iterations share a block, so evaluations keep their own points.
@@ -126,7 +112,7 @@ def curves(run: Run, axes: Sequence[str], keys: Sequence[str], cells: int) -> li
             together.setdefault(where, []).append(key)
     columns = sum(len(axes) + len(own) for own in together.values())
     most = max(30, cells // max(1, columns))
-    return [_bucketed([run.metrics[i] for i in where], axes, own, most) for where, own in together.items()]
+    return [_bucketed([run.metrics[i] for i in where], axes, own, most, logs) for where, own in together.items()]
 
 
 def _plain(value: Any) -> str:
@@ -140,26 +126,29 @@ def _cut(text: str) -> str:
 
 
 def sample_table(comparison: Comparison) -> dict[str, Any]:
-    """Completions of the last evaluation for prompts that the methods share, all of one seed where possible."""
+    """What the last evaluation kept, of one seed where possible: completions by prompt, or rows by method."""
     last: dict[str, dict[int, Run]] = {m: {} for m in comparison.methods}
     for run in comparison.runs:
         if run.samples:
             last[run.label][run.seed] = run
     have = [m for m in comparison.methods if last[m]]
     if not have:
-        return {"prompts": []}
+        return {"prompts": [], "tables": []}
     shared = set.intersection(*(set(last[m]) for m in have))
     done = {s for s in shared if all(last[m][s].status == "finished" for m in have)}
     prompts: dict[str, dict[str, Any]] = {}
+    tables: list[dict[str, Any]] = []
     seeds = {}
     for method in have:
         seed = min(done or shared or set(last[method]))
         seeds[method] = seed
         run = last[method][seed]
         final = max(row.get("iteration") or 0 for row in run.samples)
-        for row in run.samples:
-            if (row.get("iteration") or 0) != final:
-                continue
+        last_rows = [row for row in run.samples if (row.get("iteration") or 0) == final]
+        if not any("completion" in row for row in last_rows):
+            tables.append({"method": method, "seed": seed, "iteration": final, **_rows(last_rows)})
+            continue
+        for row in last_rows:
             prompt = _plain(row.get("prompt", ""))
             entry = prompts.setdefault(prompt, {"prompt": _cut(prompt), "expected": "", "answers": []})
             if row.get("expected") is not None:
@@ -178,7 +167,25 @@ def sample_table(comparison: Comparison) -> dict[str, Any]:
                 entry["answers"].append({**answer, "seed": seed, "iteration": final})
     # Prompts that every method answered come first: only those can be read side by side.
     ranked = sorted(prompts.values(), key=lambda entry: -len(entry["answers"]))[:MOST_PROMPTS]
-    return {"prompts": ranked, "one_seed": len(set(seeds.values())) == 1}
+    return {"prompts": ranked, "tables": tables, "one_seed": len(set(seeds.values())) == 1}
+
+
+def _cell(value: Any) -> str:
+    """A value of a sample in a few characters."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "–"
+    if isinstance(value, list) and value and all(isinstance(x, int | float) for x in value):
+        value = ", ".join(map(_cell, value))
+    text = "–" if value is None else _plain(value)
+    return text if len(text) <= MOST_CELL else f"{text[:MOST_CELL]}…"
+
+
+def _rows(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Samples as a table: the columns that they have, and the first rows as text."""
+    columns = list(dict.fromkeys(str(key) for row in samples for key in row if key not in ("iteration", "split")))
+    shown = columns[:MOST_COLUMNS]
+    rows = [[_cell(row.get(column)) for column in shown] for row in samples[:MOST_ROWS]]
+    return {"columns": [column.replace("_", " ") for column in shown], "rows": rows, "more": len(samples) - len(rows)}
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -202,7 +209,7 @@ def cost_table(comparison: Comparison) -> list[dict[str, Any]]:
             {
                 "method": method,
                 "stages": {stage: _median([run.seconds_by_stage.get(stage) for run in runs]) for stage in names},
-                **{key: _median([run.spent(key) for run in runs]) for key in AXES if key != "iteration"},
+                **{key: _median([run.spent(key) for run in runs]) for key in AXIS_KEYS if key != "iteration"},
                 "total": _median([sum(run.seconds_by_stage.values()) or run.spent("seconds") for run in runs]),
                 "memory": _median([run.peak_memory_bytes for run in runs]),
                 "n": len(runs),
@@ -211,10 +218,63 @@ def cost_table(comparison: Comparison) -> list[dict[str, Any]]:
     return table
 
 
+def spending_columns(comparison: Comparison, costs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """What was spent besides time, where some run spent it: key and label."""
+    keys = [key for key in axis_order(comparison.wing) if key not in ("seconds", "iteration", "updates")]
+    if comparison.wing == "language":
+        keys.remove("steps")  # they are the tokens
+    return [{"key": key, "label": axis_label(comparison.wing, key)[0]} for key in keys if any(c[key] for c in costs)]
+
+
+def line_table(comparison: Comparison) -> list[dict[str, Any]]:
+    """The lines that stand beside the results: name, value and its text, the target first."""
+    metric = comparison.metric
+    lines = sorted(metric.lines.items(), key=lambda item: item[0] != metric.target)
+    digits = metric_digits(comparison)
+    return [
+        {
+            "name": name,
+            "value": value,
+            "text": whole(format_value(metric, value, digits)),
+            "target": name == metric.target,
+        }
+        for name, value in lines
+    ]
+
+
+def _gap(gap: Gap, comparison: Comparison) -> dict[str, Any]:
+    words, interval = gap_words(gap, comparison)
+    return {"text": words.removesuffix(" with"), "interval": interval.strip()}
+
+
+def gap_table(comparison: Comparison) -> list[dict[str, Any]]:
+    """By method: how far its results lie from each line, in words."""
+    found = gaps(comparison)
+    return [
+        {"method": method, "lines": {g.line: _gap(g, comparison) for g in found if g.method == method}}
+        for method in comparison.methods
+        if any(g.method == method for g in found)
+    ]
+
+
+def _pair(pair: Pair, comparison: Comparison) -> dict[str, Any]:
+    """A pair for the drawing; the difference of a log metric is given as a factor."""
+    log = comparison.metric.scale == "log"
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "shown": pair.shown,
+        "p": pair.p_value,
+        "difference": _estimate(unlogged(pair.difference) if log else pair.difference),
+        "improvement": _estimate(pair.improvement),
+    }
+
+
 def build_payload(comparison: Comparison) -> dict[str, Any]:
     """Everything that the page's script draws, as JSON types."""
     axes, metrics = axis_table(comparison), metric_table(comparison)
     keys = [axis["key"] for axis in axes], [metric["key"] for metric in metrics]
+    logs = {metric["key"] for metric in metrics if metric["log"]}
     cells = MOST_CELLS // max(1, len(comparison.runs))
     key = comparison.metric.key
     most_seeds = max((len(comparison.of(m)) for m in comparison.methods), default=0)
@@ -227,7 +287,12 @@ def build_payload(comparison: Comparison) -> dict[str, Any]:
             "unit": comparison.metric.unit,
             "higher_is_better": comparison.metric.higher_is_better,
             "digits": metric_digits(comparison),
+            "log": comparison.metric.scale == "log",
+            "lines": line_table(comparison),
         },
+        "floor": FLOOR,
+        "wing": comparison.wing,
+        "panels": panels(comparison.wing, keys[1], key),
         "methods": comparison.methods,
         "axes": axes,
         "metrics": metrics,
@@ -241,22 +306,13 @@ def build_payload(comparison: Comparison) -> dict[str, Any]:
                 "start": run.start(key),
                 "final": run.final(key),
                 "spent": {axis: run.spent(axis) for axis in keys[0]},
-                "curves": curves(run, *keys, cells),
+                "curves": curves(run, *keys, cells, logs),
             }
             for run in comparison.runs
         ],
         "final": {method: _estimate(estimate) for method, estimate in summary.items()},
-        "pairs": [
-            {
-                "first": pair.first,
-                "second": pair.second,
-                "shown": pair.shown,
-                "p": pair.p_value,
-                "difference": _estimate(pair.difference),
-                "improvement": _estimate(pair.improvement),
-            }
-            for pair in pairs(comparison)
-        ],
+        "pairs": [_pair(pair, comparison) for pair in pairs(comparison)],
+        "gaps": gap_table(comparison),
         "improvement": {
             first: {
                 second: _estimate(chance)

@@ -18,18 +18,10 @@ from typing import Any
 import yaml
 
 from polyrl.errors import UserError
+from polyrl.report.labels import WINGS
+from polyrl.runtime.metric import Metric
 
-DEFAULT_METRIC = "eval/accuracy"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What the comparison is decided by: its key in metrics.jsonl, how it is called, its unit and direction."""
-
-    key: str = DEFAULT_METRIC
-    label: str = "accuracy"
-    unit: str = ""
-    higher_is_better: bool = True
+DEFAULT_METRIC = Metric().key
 
 
 @dataclass(frozen=True)
@@ -44,6 +36,12 @@ class Run:
     samples: list[dict[str, Any]]
     summary: dict[str, Any]
     skipped_lines: int = 0
+
+    @property
+    def wing(self) -> str:
+        """The wing that the run's task belongs to; folders of before there were several are of language."""
+        wing = self.config.get("wing")
+        return wing if wing in WINGS else "language"
 
     @property
     def status(self) -> str:
@@ -113,6 +111,11 @@ class Comparison:
     started: str = ""
     finished: str = ""
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def wing(self) -> str:
+        """The wing of the runs, which says what a step and an episode are called."""
+        return next((run.wing for run in self.runs), "language")
 
     def of(self, method: str) -> list[Run]:
         """Runs of `method`, by seed."""
@@ -220,15 +223,45 @@ def load_run(path: Path) -> Run:
     )
 
 
+def _read_metric(stated: Mapping[Any, Any]) -> Metric:
+    """The metric as compare.yaml or config.yaml states it; what is malformed there keeps its default."""
+    known: dict[str, Any] = {}
+    for name in ("metric", "key", "metric_label", "label", "unit"):
+        if stated.get(name) not in (None, "") and not isinstance(stated[name], Mapping):
+            known[{"key": "metric", "label": "metric_label"}.get(name, name)] = str(stated[name])
+    known["higher_is_better"] = stated.get("higher_is_better") is not False
+    known["scale"] = "log" if stated.get("scale") == "log" else "linear"
+    lines = {str(name): _number(value) for name, value in _mapping(stated.get("lines")).items()}
+    known["lines"] = {name: value for name, value in lines.items() if value is not None}
+    target = str(stated.get("target") or "")
+    known["target"] = target if target in known["lines"] else ""
+    return Metric.read(known)
+
+
+def _said_metric(stated: Mapping[Any, Any], runs: Sequence[Run]) -> Metric | None:
+    """The metric that the comparison or its runs state; None for folders of before there was more than one."""
+    if not stated.get("metric"):
+        said = [m for run in runs if (m := _mapping(run.config.get("metric"))).get("key")]
+        stated = said[0] if said else {}
+    if not stated:
+        return None
+    metric = _read_metric(stated)
+    return metric if stated.get("metric_label") or stated.get("label") else replace(metric, label=_called(metric.key))
+
+
 def _metric(stated: Mapping[str, Any], runs: Sequence[Run]) -> Metric:
+    """What decides: stated by the comparison, else by the runs, else the first evaluation that they logged."""
+    if metric := _said_metric(stated, runs):
+        return metric
     summaries = [_mapping(run.summary.get(part)) for run in runs for part in ("start", "final")]
     logged = {str(key) for run in runs for row in [*run.metrics, *summaries] for key in row}
-    key = stated.get("metric")
-    if not key:
-        evaluations = sorted(k for k in logged if k.startswith("eval/"))
-        key = DEFAULT_METRIC if DEFAULT_METRIC in logged or not logged else (evaluations or ["reward"])[0]
-    label = stated.get("metric_label") or str(key).removeprefix("eval/").replace("_", " ")
-    return Metric(str(key), str(label), str(stated.get("unit") or ""), stated.get("higher_is_better") is not False)
+    evaluations = sorted(k for k in logged if k.startswith("eval/"))
+    key = DEFAULT_METRIC if DEFAULT_METRIC in logged or not logged else (evaluations or ["reward"])[0]
+    return Metric(key=key, label=_called(key))
+
+
+def _called(key: str) -> str:
+    return key.removeprefix("eval/").replace("_", " ")
 
 
 def _unique_labels(groups: Sequence[tuple[str, Sequence[Run]]]) -> list[Run]:
@@ -318,12 +351,16 @@ def load_folders(folders: Sequence[Path]) -> Comparison:
         return load_comparison(folders[0])
     read = [(Path(folder), *_read_folder(Path(folder))) for folder in folders]
     runs = _unique_labels([(path.resolve().name, group) for path, _, group, _ in read])
-    shared = {k: v for _, stated, _, _ in read for k, v in stated.items() if k.startswith(("metric", "unit", "higher"))}
-    metrics = {stated["metric"] for _, stated, _, _ in read if stated.get("metric")}
+    judged = [m for _, stated, group, _ in read if (m := _said_metric(stated, group))]
+    metrics = sorted({m.key for m in judged})
     if len(metrics) > 1:
-        raise UserError(
-            f"These folders are judged by different metrics ({', '.join(sorted(metrics))}): report them apart."
-        )
+        raise UserError(f"These folders are judged by different metrics ({', '.join(metrics)}): report them apart.")
+    # a line stands beside all results or beside none: on another task it is another optimum
+    shared: dict[str, Any] = {}
+    if judged:
+        common = {k: v for k, v in judged[0].lines.items() if all(m.lines.get(k) == v for m in judged)}
+        target = judged[0].target if judged[0].target in common else ""
+        shared = replace(judged[0], lines=common, target=target).stated()
     problems = [problem for _, _, _, found in read for problem in found]
     built = _build(Path(folders[0]), shared, runs, problems)
     return replace(built, name=" + ".join(path.resolve().name for path, *_ in read))

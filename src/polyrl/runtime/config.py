@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyrl.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from polyrl.recipe import Recipe
+    from polyrl.tasks.language import Preference, Reward, Row
+
+
+@dataclass
+class Given:
+    """What only Python can give: objects that no config file can hold."""
+
+    recipe: Recipe | None = None
+    dataset: Sequence[Row] | None = None
+    rewards: Sequence[Reward] = ()
+    preference: Preference | None = None
+    environment: Callable[[], Any] | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """Which of them are there, by the argument that gives them."""
+        found = {
+            "method": self.recipe is not None,
+            "dataset": self.dataset is not None,
+            "reward": bool(self.rewards),
+            "preference": self.preference is not None,
+            "task": self.environment is not None,
+        }
+        return tuple(name for name, there in found.items() if there)
 
 
 @dataclass(frozen=True)
@@ -18,8 +45,8 @@ class RunConfig:
     """Method, composition or method file."""
     label: str = ""
     """Name of this arm in a comparison; the method's own if empty."""
-    task: str = "addition"
-    """Built-in task; "dataset" where `dataset` is given."""
+    task: str = ""
+    """Built-in task, Gymnasium environment, or "dataset" where `dataset` is given; the method's own if empty."""
     difficulty: int | None = None
     """Difficulty of the built-in task; none takes the task's default."""
     dataset: str | None = None
@@ -27,13 +54,16 @@ class RunConfig:
     test_dataset: str | None = None
     """Test rows; none holds out a share of `dataset`."""
     rewards: tuple[str, ...] = ()
-    """Reward functions, `module:function` or `file.py:function`, each with an optional `=weight`."""
+    """Reward functions, `module:function` or `file.py:function`, or reward models' folders; `=weight` behind each."""
+    preference: str | None = None
+    """Preference function that compares two responses, `module:function` or `file.py:function`."""
     model: str | None = None
     """Model folder or hub id; none makes the tiny model of the task."""
     lora: int | None = None
     """Rank of LoRA adapters; none trains all weights."""
     seed: int = 0
-    budget: str = "samples=10000"
+    budget: str = ""
+    """What ends the run; the task's own if empty."""
     hyperparameters: dict[str, str] = field(default_factory=dict)
     """Settings of the recipe's parts, as typed."""
     max_tokens: int | None = None
@@ -42,8 +72,11 @@ class RunConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
     micro_batch_tokens: int = 2048
-    eval_prompts: int = 200
+    eval_prompts: int | None = None
+    """Test prompts of an evaluation; none takes the task's."""
     eval_greedy: bool = True
+    eval_episodes: int | None = None
+    """Episodes or scenarios of an evaluation, outside language; none takes the task's."""
     evaluations: int = 10
     """How many evaluations are spread over the budget, besides the one before training."""
     checkpoint_every: int = 25
@@ -56,14 +89,13 @@ class RunConfig:
     """Seconds that one call of a reward function may take."""
     tensorboard: bool = True
     from_python: tuple[str, ...] = ()
-    """What only Python could give and no config can hold: "method", "dataset", "reward"."""
+    """What only Python could give and no config can hold: "method", "dataset", "reward", "preference", "task"."""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
         for name in (
             "threads",
             "micro_batch_tokens",
-            "eval_prompts",
             "evaluations",
             "checkpoint_every",
             "keep_checkpoints",
@@ -72,7 +104,7 @@ class RunConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not self.reward_timeout > 0:
             raise UserError(f"reward_timeout must be above 0 seconds, not {self.reward_timeout:g}.")
-        for name in ("lora", "max_tokens"):
+        for name in ("lora", "max_tokens", "eval_prompts", "eval_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,15 +14,36 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from polyrl.runtime.figures import format_value, scientific, whole
+from polyrl.runtime.metric import Metric
+
 SHOWN = {
     "reward": "reward",
+    "episode/return": "return in training",
+    "episode/length": "length",
+    "cost": "cost in training",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "pairs right",
     "kl": "KL",
     "entropy": "entropy",
     "completions/mean_length": "length",
     "clip_ratio": "clipped",
     "frac_reward_zero_std": "equal groups",
+    "value/explained_variance": "explained variance",
+    "suboptimality": "suboptimality",
+    "loss": "loss",
 }
-STAGE_COLOURS = {"collect": "cyan", "score": "yellow", "credit": "magenta", "select": "green", "improve": "blue"}
+"""What a running iteration is shown by, where it is logged: key -> label."""
+MOST_SHOWN = 6
+SPEEDS = {"tokens_per_second": "tokens/s", "steps_per_second": "steps/s"}
+STAGE_COLOURS = {
+    "policy": "white",
+    "collect": "cyan",
+    "score": "yellow",
+    "credit": "magenta",
+    "select": "green",
+    "improve": "blue",
+}
 
 
 def duration(seconds: float) -> str:
@@ -34,10 +57,19 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Shows one run. `quiet=True` shows warnings only."""
+    """Shows one run, by the metric that it is judged by. `quiet=True` shows warnings only."""
 
-    def __init__(self, label: str, budget: str, *, quiet: bool = False, console: Console | None = None):
+    def __init__(
+        self,
+        label: str,
+        budget: str,
+        metric: Metric | None = None,
+        *,
+        quiet: bool = False,
+        console: Console | None = None,
+    ):
         self.label, self.budget, self.quiet = label, budget, quiet
+        self.metric = metric or Metric()
         self.console = console or Console(stderr=False, highlight=False)
         self.live: Live | None = None
         self.began, self.began_at = time.perf_counter(), 0.0
@@ -61,15 +93,15 @@ class Progress:
             if key.startswith("seconds/"):
                 stage = key.partition("/")[2]
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + float(value)
-        if "eval/accuracy" in record:
-            self.evaluations.append((int(record["iteration"]), float(record["eval/accuracy"])))
+        if record.get(self.metric.key) is not None:
+            self.evaluations.append((int(record["iteration"]), float(record[self.metric.key])))
         if record["iteration"] == 0:
             self.began, self.began_at = time.perf_counter(), share
         if self.quiet:
             return
         if self.live:
             self.live.update(self._panel(record, share))
-        elif time.perf_counter() - self.last_line > 10 or "eval/accuracy" in record or share >= 1:
+        elif time.perf_counter() - self.last_line > 10 or record.get(self.metric.key) is not None or share >= 1:
             self.last_line = time.perf_counter()
             self.console.print(self._line(record, share), soft_wrap=True, markup=False)
 
@@ -86,12 +118,11 @@ class Progress:
         return duration((time.perf_counter() - self.began) * (1 - share) / done)
 
     def _numbers(self, record: dict[str, Any]) -> list[tuple[str, str]]:
-        rows = [(label, short(record[key])) for key, label in SHOWN.items() if record.get(key) is not None]
+        there = [key for key in SHOWN if record.get(key) is not None][:MOST_SHOWN]
+        rows = [(SHOWN[key], short(record[key])) for key in there]
         if self.evaluations:
-            rows.insert(0, ("accuracy", f"{self.evaluations[-1][1]:.3f}"))
-        if record.get("tokens_per_second"):
-            rows.append(("tokens/s", f"{record['tokens_per_second']:.0f}"))
-        return rows
+            rows.insert(0, (self.metric.label, format_value(self.metric, self.evaluations[-1][1])))
+        return rows + [(label, f"{record[key]:,.0f}") for key, label in SPEEDS.items() if record.get(key)]
 
     def _line(self, record: dict[str, Any], share: float) -> str:
         numbers = "  ".join(f"{k} {v}" for k, v in self._numbers(record))
@@ -117,20 +148,36 @@ class Progress:
             part = self.seconds.get(stage, 0.0) / total
             if part >= 0.005:
                 stages.append(f"{stage} {100 * part:.0f}%  ", style=colour)
-        curve = Text("accuracy ", style="dim")
-        curve.append(sparkline([v for _, v in self.evaluations]), style="bold green")
-        if self.evaluations:
-            curve.append(f"  {self.evaluations[0][1]:.3f} -> {self.evaluations[-1][1]:.3f}")
+        values = [value for _, value in self.evaluations]
+        curve = Text(f"{self.metric.label} ", style="dim")
+        curve.append(sparkline(values, self.metric), style="bold green")
+        if values:
+            first, last = (format_value(self.metric, value) for value in (values[0], values[-1]))
+            curve.append(f"  {first} -> {last}{f' {self.metric.unit}' if self.metric.unit else ''}")
+            if self.metric.target:
+                target = whole(format_value(self.metric, self.metric.lines[self.metric.target]))
+                curve.append(f"  ({self.metric.target} {target})", style="dim")
         title = f"[bold]{self.label}[/bold]  iteration {record['iteration']}"
         return Panel(Group(bar, numbers, stages, curve), title=title, title_align="left", border_style="blue")
 
 
 def short(value: float) -> str:
-    """Three decimals below 10, one above."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    """Three decimals below 10, one above; a small number keeps its figures."""
+    if 0 < abs(value) < 1e-3:
+        return scientific(value)
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1e6 else scientific(value)
 
 
-def sparkline(values: list[float]) -> str:
-    """Bars for values in [0, 1], higher bars for higher values."""
+def sparkline(values: Sequence[float], metric: Metric | None = None) -> str:
+    """Bars, higher for higher values: of [0, 1] where all lie in it, else of their own range; of logarithms if log."""
     bars = "▁▂▃▄▅▆▇█"
-    return "".join(bars[min(7, max(0, int(v * 8)))] for v in values)
+    known = [float(value) for value in values if math.isfinite(value)]
+    log = metric is not None and metric.scale == "log"
+    if log:
+        known = [math.log10(max(value, 1e-16)) for value in known]
+    if not known:
+        return ""
+    low, high = (0.0, 1.0) if not log and min(known) >= 0 and max(known) <= 1 else (min(known), max(known))
+    if high == low:
+        return bars[3] * len(known)
+    return "".join(bars[min(7, max(0, int((value - low) / (high - low) * 8)))] for value in known)

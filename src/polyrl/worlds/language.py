@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +16,38 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies.folders import LoraSettings
 from polyrl.policies.language import LanguagePolicy, Precision
-from polyrl.policies.rows import micro_batches
+from polyrl.policies.pairs import FixedPairs
+from polyrl.policies.rows import micro_batches_of
 from polyrl.policies.scalar import Critic
+from polyrl.policies.start import fingerprint, start_model
+from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.context import Context
+from polyrl.runtime.device import make_device
 from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
-from polyrl.tasks.language import LanguageTask, Row
+from polyrl.tasks.language import LanguageTask, Row, Split
+from polyrl.tasks.language import task as built_in_task
 from polyrl.tasks.language.base import table_rows
+from polyrl.tasks.language.dataset import DatasetTask
+from polyrl.tasks.language.judge import compared, load_preference
+from polyrl.tasks.language.preferences import dataset_task, give_pairs
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores
-from polyrl.tasks.language.rewards import check_signature
+from polyrl.tasks.language.rewards import check_signature, load_reward
+from polyrl.worlds.base import World
+from polyrl.worlds.pairs import judged_pairs
+from polyrl.worlds.reward_model import FOLDER as REWARD_MODEL
+from polyrl.worlds.reward_model import RewardModelWorld
+
+if TYPE_CHECKING:
+    from polyrl.recipe import Recipe, Term
+
+Say = Callable[[str], None]
+SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+CHECKED_ROWS = 64
+"""Prompts of each split that are looked at before a run begins: later ones are checked when they are drawn."""
+
+KEPT = "reference-logprobs.safetensors"
+"""File of a checkpoint with the reference's log-probabilities of fixed pairs, as far as they are known."""
 
 EVALUATION_SEED = 1234
 """Every method and seed is judged on the same prompts."""
@@ -45,6 +70,131 @@ class Evaluation:
     seed: int = EVALUATION_SEED
 
 
+def make_task(config: RunConfig, given: Given) -> LanguageTask:
+    """The built-in task, or the user's dataset with the user's rewards."""
+    rewards = [*(load_reward(spec) for spec in config.rewards), *given.rewards]
+    data = given.dataset if given.dataset is not None else config.dataset
+    if data is not None:
+        task: LanguageTask = dataset_task(data, config.test_dataset, rewards)
+    else:
+        settings = {} if config.difficulty is None else {"difficulty": config.difficulty}
+        task = built_in_task(config.task, **settings)
+        if rewards:
+            task.rewards = rewards
+    if given.preference or config.preference:
+        task.preference = given.preference or load_preference(str(config.preference))
+    if config.max_tokens:
+        task.max_tokens = config.max_tokens
+    return task
+
+
+def make_model(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) -> str:
+    """Name or folder of the starting model; makes the tiny model where none was given."""
+    if config.model:
+        return config.model
+    if isinstance(task, DatasetTask):
+        raise UserError("A dataset needs a model: give --model with a folder or a Hugging Face hub id.")
+    return str(start_model(task, say=say))
+
+
+def prepare(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) -> str:
+    """Make the starting model and what the rewards need of it, where they are not there yet; return the model."""
+    if config.lora:
+        from polyrl.policies.folders import import_peft
+
+        import_peft()
+    model = make_model(config, task, say)
+    task.prepare(model, say)
+    return model
+
+
+def make_world(
+    config: RunConfig, task: LanguageTask, recipe: Recipe, say: Say = lambda _: None
+) -> LanguageWorld | RewardModelWorld:
+    """Load the models, and find what is wrong with prompts, pairs and rewards."""
+    model = prepare(config, task, say)
+    if getattr(recipe.collect, "fixed_pairs", False) and not task.fixed_pairs:
+        give_pairs(task, model, say=say)
+    terms = [t for t in recipe.terms if t.together == "pair"]
+    if "reward-model" in recipe.models():
+        return load_reward_model(config, task, model, terms)
+    torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
+    world = load_world(config, task, model, critic="critic" in recipe.models(), terms=terms)
+    some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
+    world.check_rows(some, getattr(recipe.collect, "max_tokens", None) or task.max_tokens)
+    return world
+
+
+def load_reward_model(
+    config: RunConfig, task: LanguageTask, model: str, terms: Sequence[Term] = ()
+) -> RewardModelWorld:
+    """The world of a reward model that starts from `model`."""
+    if config.lora:
+        raise UserError("A reward model is trained whole; leave --lora away.")
+    world = RewardModelWorld(
+        task,
+        model,
+        seed=config.seed,
+        device=make_device(config.device),
+        precision=config.precision,
+        micro_batch_tokens=config.micro_batch_tokens,
+        prompts=_evaluation(config, task).prompts,
+        terms=terms,
+    )
+    for split in SPLITS:
+        world.pairs(split).check(CHECKED_ROWS)
+    return world
+
+
+def _evaluation(config: RunConfig, task: LanguageTask) -> Evaluation:
+    """What was asked for, or else what the task is judged by."""
+    prompts = task.evaluation_prompts if config.eval_prompts is None else config.eval_prompts
+    return Evaluation(prompts=prompts, greedy=config.eval_greedy and task.evaluation_greedy)
+
+
+def load_world(
+    config: RunConfig,
+    task: LanguageTask,
+    model: str,
+    *,
+    critic: bool = False,
+    terms: Sequence[Term] = (),
+    reference: str | None = None,
+) -> LanguageWorld:
+    """The world with `model` as its policy; the reference is `model` too unless another is given."""
+    return LanguageWorld(
+        task,
+        model,
+        seed=config.seed,
+        device=make_device(config.device),
+        precision=config.precision,
+        lora=LoraSettings(rank=config.lora) if config.lora else None,
+        evaluation=_evaluation(config, task),
+        on_reward_error=config.on_reward_error,
+        reward_timeout=config.reward_timeout,
+        micro_batch_tokens=config.micro_batch_tokens,
+        monitor_kl_every=config.monitor_kl_every,
+        critic=critic,
+        pair_terms=terms,
+        reference=reference,
+    )
+
+
+def open_trained(folder: Path, config: RunConfig, task: LanguageTask) -> LanguageWorld | RewardModelWorld:
+    """The world of a run whose policy is the model in `folder`: a checkpoint, or the run's `model/`."""
+    if task.needs_model:  # the one that the run started from, not the one that it has trained
+        task.prepare(make_model(config, task))
+    for scores in (folder / REWARD_MODEL, folder):
+        if (scores / "head.safetensors").is_file():
+            if not task.fixed_pairs:
+                give_pairs(task, make_model(config, task))
+            return load_reward_model(config, task, str(scores))
+    model = folder / "policy" if (folder / "policy").is_dir() else folder
+    # how far it went and how it orders pairs is told against the start
+    reference = make_model(config, task) if task.fixed_pairs else None
+    return load_world(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
+
+
 def _several(scores: Scores) -> dict[str, Tensor]:
     """What each reward function gave, `[B]`; nothing where there is one alone, which would only repeat the total."""
     if len(scores.parts) < 2:
@@ -52,8 +202,8 @@ def _several(scores: Scores) -> dict[str, Tensor]:
     return {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.parts.items()}
 
 
-class LanguageWorld:
-    """Implements `polyrl.runtime.context.World` for tokens."""
+class LanguageWorld(World):
+    """A language task, the policy that answers it, and its reference, critic and rewards."""
 
     def __init__(
         self,
@@ -68,19 +218,27 @@ class LanguageWorld:
         on_reward_error: Literal["stop", "drop", "zero"] = "stop",
         reward_timeout: float | None = 60.0,
         micro_batch_tokens: int = 2048,
+        monitor_kl_every: int = 5,
         critic: bool = False,
+        pair_terms: Sequence[Term] = (),
+        reference: str | None = None,
     ):
         if micro_batch_tokens < 1:
             raise UserError(f"micro_batch_tokens must be at least 1, not {micro_batch_tokens}.")
         self.task, self.model_name, self.seed = task, str(model), seed
+        self.reference_name = reference or str(model)
         self.device, self.precision = device, precision
         self.micro_batch_tokens = micro_batch_tokens
+        self.monitor_kl_every = monitor_kl_every
         self.evaluation = evaluation or Evaluation()
         self.lora = lora
         self.policy = LanguagePolicy.load(model, device=device, precision=precision, lora=lora)
         self.critic = Critic.like(self.policy) if critic else None
         self.engine: Engine = TransformersEngine(self.policy)
-        self.rewards = RewardRunner(task.rewards, on_error=on_reward_error, timeout=reward_timeout)
+        self.pair_terms = tuple(pair_terms)
+        self.rewards: RewardRunner | None = None
+        if task.rewards or not task.fixed_pairs:  # preference pairs can be learned from and judged by without any
+            self.rewards = RewardRunner(task.rewards, on_error=on_reward_error, timeout=reward_timeout)
 
     # ------------------------------------------------------------------------------------------ collect and score
 
@@ -122,8 +280,50 @@ class LanguageWorld:
             if reward.function.__module__ == check_signature.__module__:  # ours say by themselves what they miss
                 reward.function(prompts=[], completions=[], **{name: [] for name in columns})
         self.engine.check([self.policy.encode_prompt(row["prompt"]) for row in rows], max_tokens)
+        for split in self.task.fixed_pairs:
+            self.pairs(split).check(CHECKED_ROWS)
+
+    @cached_property
+    def _pairs(self) -> dict[Split, FixedPairs]:
+        return {
+            split: FixedPairs(
+                self.policy, rows, f"the {split} pairs of {self.task.name}", max_tokens=self.task.max_tokens
+            )
+            for split, rows in self.task.fixed_pairs.items()
+        }
+
+    def pairs(self, split: Split) -> FixedPairs:
+        """The task's fixed preference pairs.
+
+        Raises:
+            UserError: it has none.
+        """
+        if not self._pairs:
+            raise UserError(f"The task '{self.task.name}' has no fixed preference pairs.")
+        return self._pairs[split]
+
+    def prefer(self, experience: Experience, first: Sequence[int], second: Sequence[int]) -> list[float]:
+        """Probability that the response in row `first[i]` beats that in row `second[i]`, by the task's preference.
+
+        Raises:
+            UserError: the task has no preference function, or it fails.
+        """
+        if self.task.preference is None:
+            raise UserError(
+                f"The part 'preference-label' needs a preference function, and the task '{self.task.name}' has none; "
+                "give --preference file.py:function."
+            )
+        columns = {name: [values[i] for i in first] for name, values in experience.columns.items()}
+        prompts, a = columns.pop("prompt"), columns.pop("completion")
+        b = [experience.columns["completion"][i] for i in second]
+        return compared(self.task.preference, prompts, a, b, columns)
 
     def _scores(self, experience: Experience) -> Scores:
+        if self.rewards is None:
+            raise UserError(
+                "There is no reward, and the data has none by itself; give --reward with file.py:function, a reward "
+                "model's folder, or one of numeric, exact and contains."
+            )
         columns = dict(experience.columns)
         prompts, completions = columns.pop("prompt"), columns.pop("completion")
         return self.rewards(prompts, completions, **columns)
@@ -143,10 +343,26 @@ class LanguageWorld:
 
     # ------------------------------------------------------------------------------------------- forward passes
 
-    def micro_batches(self, experience: Experience) -> list[Tensor]:
-        """Row indices of similar length with at most `micro_batch_tokens` padded tokens."""
-        lengths = experience["prompt_mask"].sum(1) + experience["present"].sum(1)
-        return micro_batches(lengths, self.micro_batch_tokens)
+    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
+        """Row indices of similar length with at most `micro_batch_tokens` padded tokens (unless one unit has more)."""
+        return micro_batches_of(experience, self.micro_batch_tokens, together)
+
+    def monitor(self, experience: Experience, context: Context) -> None:
+        """Log the perplexity of what was sampled and, now and then, its KL to the start."""
+        if "behaviour_logprob" not in experience:
+            return  # nothing was sampled by the policy
+        trained = ~experience["greedy"]
+        counted = (experience["mask"] & trained[:, None]).float()
+        behaviour = experience["behaviour_logprob"]
+        context.log(perplexity=torch.exp(-(behaviour * counted).sum() / counted.sum().clamp(min=1)))
+        if "ref_logprob" in experience:
+            reference = experience["ref_logprob"]
+        elif self.monitor_kl_every and (context.iteration - 1) % self.monitor_kl_every == 0:
+            reference = self.reference_logprob(experience)
+        else:
+            return
+        log_ratio = (behaviour - reference) * counted
+        context.log(kl=log_ratio.sum(1)[trained].mean(), kl_per_token=log_ratio.sum() / counted.sum().clamp(min=1))
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable "logprob", "entropy" and "value" `[B, T]`, those that are wanted."""
@@ -158,9 +374,15 @@ class LanguageWorld:
             found["value"] = self._need_critic().evaluate(experience)
         return {name: tensor.cpu() for name, tensor in found.items()}
 
-    @torch.no_grad()
     def reference_logprob(self, experience: Experience) -> Tensor:
-        """Log-probability of the actions under the starting policy, `[B, T]`."""
+        """Log-probability of the actions under the starting policy, `[B, T]`; of fixed pairs it is measured once."""
+        if "example" in experience:
+            return self.pairs("train").kept.of(experience, self.reference_of)
+        return self.reference_of(experience)
+
+    @torch.no_grad()
+    def reference_of(self, experience: Experience) -> Tensor:
+        """The same, always measured."""
         if self.lora is not None:
             with self.policy.model.disable_adapter():
                 return self._measured(experience, lambda rows: self.policy.evaluate(rows)["logprob"])
@@ -183,7 +405,7 @@ class LanguageWorld:
     @cached_property
     def reference(self) -> LanguagePolicy:
         """The frozen starting policy."""
-        policy = LanguagePolicy.load(self.model_name, device=self.device, precision=self.precision)
+        policy = LanguagePolicy.load(self.reference_name, device=self.device, precision=self.precision)
         policy.requires_grad_(False)
         return policy
 
@@ -196,13 +418,37 @@ class LanguageWorld:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Accuracy, reward and length on the fixed test prompts, and the first few responses."""
+        """Accuracy, reward and length on the fixed test prompts, and the first few responses.
+
+        Where the task has preference pairs, also how well held-out ones are told apart, and of sampled responses the KL
+        to the start. Without rewards there is neither accuracy nor reward.
+        """
         how = self.evaluation
         size = self.task.size("test")  # no prompt of a small test set is counted twice
         rows = self.task.rows("test", how.seed, 0, how.prompts if size is None else min(how.prompts, size))
         sampling = Sampling(max_tokens=self.task.max_tokens, stop=tuple(self.task.stop), greedy=how.greedy)
         stream = generator(how.seed, "evaluation")
         batch = self.sample(rows, sampling, completions_per_prompt=1, generator=stream)
+        metrics: dict[str, float] = {}
+        samples: list[dict[str, Any]] = [
+            {"split": "test", "prompt": row["prompt"], "completion": text}
+            for row, text in zip(rows[: how.shown], batch.columns["completion"], strict=False)
+        ]
+        if self.rewards is not None:
+            judged, seen = self._judged(rows, batch)
+            metrics |= judged
+            samples = [{**s, **more} for s, more in zip(samples, seen, strict=False)]
+        metrics["eval/mean_length"] = float(batch["present"].sum(1).float().mean())
+        metrics |= {f"eval/{name}": float(values.mean()) for name, values in self.measures(batch).items()}
+        if self.task.fixed_pairs:
+            if not how.greedy:
+                log_ratio = (batch["behaviour_logprob"] - self.reference_of(batch)) * batch["mask"]
+                metrics["eval/kl"] = float(log_ratio.sum(1).mean())
+            metrics |= judged_pairs(self, self.pairs("test"), self.pair_terms, most=how.prompts)
+        return metrics, samples
+
+    def _judged(self, rows: Sequence[Row], batch: Experience) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """What rewards and checker say of one response to each row; for every response its score and verdict."""
         texts = batch.columns["completion"]
         scored = self._scores(batch)
         scores, parts = torch.tensor(scored.total, dtype=torch.float32), _several(scored)
@@ -212,25 +458,16 @@ class LanguageWorld:
         metrics = {
             "eval/accuracy": sum(right) / len(right),
             "eval/reward": float(scores[kept].mean()) if bool(kept.any()) else 0.0,
-            "eval/mean_length": float(batch["present"].sum(1).float().mean()),
         }
         for name, values in parts.items():
             known = values[~torch.isnan(values)]
             if len(known):
                 metrics[f"eval/rewards/{name}"] = float(known.mean())
-        metrics |= {f"eval/{name}": float(values.mean()) for name, values in self.measures(batch).items()}
-        samples = [
-            {
-                "split": "test",
-                "prompt": rows[i]["prompt"],
-                "completion": texts[i],
-                "score": float(scores[i]),
-                "correct": bool(right[i]),
-                "expected": self.task.expected(rows[i]),
-            }
-            for i in range(min(how.shown, len(rows)))
+        seen = [
+            {"score": score, "correct": bool(r), "expected": self.task.expected(row)}
+            for row, score, r in zip(rows, scores.tolist(), right, strict=True)
         ]
-        return metrics, samples
+        return metrics, seen
 
     # -------------------------------------------------------------------------------------------------- folders
 
@@ -246,6 +483,8 @@ class LanguageWorld:
         self.policy.save(folder / "policy")
         if self.critic is not None:
             self.critic.save(folder / "critic")
+        if self._pairs:
+            self.pairs("train").kept.save(folder / KEPT)
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, in place."""
@@ -260,8 +499,18 @@ class LanguageWorld:
                 set_peft_model_state_dict(self.policy.model, load_file(folder / "policy" / "adapter_model.safetensors"))
             if self.critic is not None:
                 self.critic.load_state_dict(Critic.load(folder / "critic").state_dict())
+            if self._pairs:
+                self.pairs("train").kept.load(folder / KEPT)
         except (OSError, RuntimeError):  # other names or shapes
             raise UserError(f"The checkpoint {folder} does not hold the models of this run.") from None
+
+    def start(self) -> str:
+        """Fingerprint of the starting model."""
+        return fingerprint(self.model_name)
+
+    def evaluation_facts(self) -> dict[str, Any]:
+        """How the run is judged."""
+        return {**dataclasses.asdict(self.evaluation), "split": "test"}
 
     def export(self, folder: Path) -> None:
         """Write the trained policy as an ordinary model folder that transformers loads (adapters merged)."""

@@ -13,9 +13,11 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
 
 from polyrl.errors import UserError
+from polyrl.runtime.metric import Metric
 
 Row = dict[str, Any]
 """`prompt` is a string or a list of `{"role", "content"}` messages; the other columns go to the reward functions."""
@@ -67,6 +69,18 @@ class Reward:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Preference:
+    """A preference function with a name.
+
+    `function(prompts=[...], completions_a=[...], completions_b=[...], **columns)` returns for each prompt the
+    probability, from 0 to 1, that the first completion beats the second.
+    """
+
+    name: str
+    function: Callable[..., list[float]]
+
+
 class LanguageTask(ABC):
     """Prompts to answer, and how an answer is judged."""
 
@@ -82,6 +96,20 @@ class LanguageTask(ABC):
     """Tool that completions may call."""
     rewards: list[Reward]
     """What completions are rewarded for."""
+    metric: Metric = Metric(label="test accuracy")
+    """What comparisons are decided by."""
+    budget: str = "samples=3000"
+    """What ends a run when nothing else is said."""
+    preference: Preference | None = None
+    """Which of two completions is better, where the task can say so."""
+    fixed_pairs: Mapping[Split, list[Row]] = MappingProxyType({})
+    """Preference pairs by split: rows with the columns prompt, chosen and rejected; empty if there are none."""
+    evaluation_prompts: int = 200
+    """Test prompts of an evaluation when nothing else is said."""
+    evaluation_greedy: bool = True
+    """Whether an evaluation decodes greedily when nothing else is said; otherwise it samples at temperature 1."""
+    start_size: Mapping[str, int] = MappingProxyType({})
+    """Size of the tiny model, where the task needs another than the usual one (`polyrl.policies.tiny.tiny_config`)."""
     start_accuracy: float | None = 0.4
     """Accuracy at which supervised pretraining of a tiny model stops, so that there is room to learn."""
 

@@ -1,0 +1,259 @@
+"""A few real rows of an experience for `polyrl trace`: completions and tokens, preference pairs, steps of episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from polyrl.experience import Experience
+
+MOST_STEPS = 8
+"""Steps of an episode that are shown, and rows where every episode is one step."""
+MOST_PAIRS = 2
+FIRST = ("demand", "state", "observation", "action", "next_state", "reward", "value", "advantage", "cost")
+"""Fields in the order of time: what was seen, what was done, what came of it."""
+MASKS = ("mask", "present", "weight")
+
+
+def _indented(caption: str, *blocks: Any) -> Padding:
+    return Padding(Group(Text(caption, style="italic dim"), *blocks), (0, 0, 0, 4))
+
+
+def _escaped(text: object) -> str:
+    return repr(str(text))[1:-1]
+
+
+# ---------------------------------------------------------------------------------------------------- language
+
+
+def chosen_group(experience: Experience) -> list[int]:
+    """Rows of the group whose scores differ most, at most four of them and its greedy twin."""
+    groups = experience["group"].tolist()
+    best = groups[0]
+    if "score" in experience:
+        score = experience["score"]
+        spread = {g: float(score[experience["group"] == g].std(correction=0)) for g in dict.fromkeys(groups)}
+        best = max(spread, key=lambda g: spread[g])
+    rows = [i for i, g in enumerate(groups) if g == best]
+    twins = [i for i in rows if bool(experience["greedy"][i])]
+    return [*[i for i in rows if i not in twins][: 4 - len(twins)], *twins]
+
+
+def completions(experience: Experience, columns: Sequence[str], caption: str) -> Padding:
+    """One prompt with what was sampled for it, and its score where `columns` names it."""
+    rows = chosen_group(experience)
+    prompt = experience.columns.get("prompt", [""] * len(experience))[rows[0]]
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for i in rows:
+        cells = [Text("greedy" if bool(experience["greedy"][i]) else "sample", style="dim")]
+        if "score" in columns:
+            value = float(experience["score"][i])
+            cells.append(Text(f"{value:.2f}", style="bold green" if value > 0 else "bold red"))
+        cells.append(Text(_escaped(experience.columns["completion"][i]), style="cyan"))
+        table.add_row(*cells)
+    heading = Text.assemble((f"{caption}: ", "italic dim"), (str(prompt), "bold"))
+    return Padding(Group(heading, table), (0, 0, 0, 4))
+
+
+def tokens(experience: Experience, tokenizer: Any) -> Padding:
+    """The first and last tokens of two rows with their advantages: what the update will push up or down."""
+    blocks: list[Any] = []
+    rows = [i for i in chosen_group(experience) if not bool(experience["greedy"][i])]
+    if len(rows) < 2:  # one response a prompt: take the best and the worst instead
+        trained = (~experience["greedy"]).nonzero()[:, 0]
+        ranked = trained[experience["advantage"].sum(1)[trained].argsort()].tolist()
+        rows = [ranked[0], ranked[-1]]
+    ranked = sorted(rows, key=lambda i: float(experience["advantage"][i].sum()))
+    for i in dict.fromkeys((ranked[0], ranked[-1])):
+        table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
+        steps = experience["mask"][i].nonzero()[:, 0].tolist()
+        cut = len(steps) > 12
+        if cut:
+            steps = [*steps[:6], *steps[-6:]]
+        for name in ("action", "value", "advantage"):
+            if name not in experience:
+                continue
+            cells: list[Text] = []
+            for t in steps:
+                if name == "action":
+                    piece = tokenizer.decode([int(experience["action"][i, t])])
+                    cells.append(Text(_escaped(piece), style="cyan"))
+                else:
+                    cells.append(_signed(float(experience[name][i, t])))
+            if cut:
+                cells.insert(6, Text("...", style="dim"))
+            table.add_row(Text(name, style="dim"), *cells)
+        blocks.append(table)
+    return _indented("what each token will be pushed by:", *blocks)
+
+
+def _signed(value: float) -> Text:
+    return Text(f"{value:+.2f}", style="green" if value > 0 else "red" if value < 0 else "dim")
+
+
+# ------------------------------------------------------------------------------------------------------- pairs
+
+
+def some_pairs(experience: Experience) -> list[tuple[int, int]]:
+    """The rows (chosen, rejected) of the first few pairs."""
+    pair, preferred = experience["pair"], experience["preferred"]
+    found = []
+    for number in torch.unique(pair[pair >= 0]).tolist()[:MOST_PAIRS]:
+        rows = (pair == number).nonzero()[:, 0]
+        chosen, rejected = rows[preferred[rows]].tolist(), rows[~preferred[rows]].tolist()
+        if chosen and rejected:
+            found.append((chosen[0], rejected[0]))
+    return found
+
+
+def log_ratios(experience: Experience, world: Any) -> dict[int, float]:
+    """rho = log pi - log pi_ref of the whole response, nats, under the present policy: of the pairs that are shown."""
+    rows = [row for pair in some_pairs(experience) for row in pair]
+    if not rows or "ref_logprob" not in experience:
+        return {}
+    picked = experience.rows(rows)
+    with torch.no_grad():
+        logprob = world.outputs(picked, frozenset({"logprob"}))["logprob"].to(picked["mask"].device)
+    ratio = torch.where(picked["mask"], logprob - picked["ref_logprob"], torch.zeros_like(logprob)).sum(1)
+    return dict(zip(rows, ratio.tolist(), strict=True))
+
+
+def _texts(experience: Experience, row: int, tokenizer: Any) -> tuple[str, str]:
+    """Prompt and response of a row: its columns, or what its tokens say where it has none."""
+    said = []
+    for column, ids, mask in (("prompt", "prompt_ids", "prompt_mask"), ("completion", "action", "mask")):
+        if column in experience.columns:
+            said.append(str(experience.columns[column][row]))
+        elif tokenizer is not None and ids in experience and mask in experience:
+            said.append(str(tokenizer.decode(experience[ids][row][experience[mask][row]].tolist())))
+        else:
+            said.append("")
+    return said[0], said[1]
+
+
+def preference_pairs(
+    experience: Experience,
+    before: dict[int, float] | None = None,
+    after: dict[int, float] | None = None,
+    tokenizer: Any = None,
+) -> Padding:
+    """The first few pairs, and how their log-ratios moved, where they are known before and after the update.
+
+    Args:
+        experience: rows with `pair` and `preferred`.
+        before, after: rho of each row, nats.
+        tokenizer: reads rows that carry no text.
+    """
+    moved = bool(before and after)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=moved)
+    for column in ("", "rho before", "rho after", "response") if moved else ("", "response"):
+        table.add_column(column, header_style="dim")
+    for chosen, rejected in some_pairs(experience):
+        if prompt := _texts(experience, chosen, tokenizer)[0]:
+            table.add_row(*[""] * (3 if moved else 1), Text(_escaped(prompt), style="bold"))
+        for row, name, style in ((chosen, "chosen", "green"), (rejected, "rejected", "red")):
+            cells = [Text(name, style=style)]
+            if before and after:
+                cells += [Text(f"{round(ratios.get(row, 0.0), 4) + 0.0:+.4f}") for ratios in (before, after)]
+            table.add_row(*cells, Text(_escaped(_texts(experience, row, tokenizer)[1]), style="cyan"))
+        if before and after:
+            h = [ratios.get(chosen, 0.0) - ratios.get(rejected, 0.0) for ratios in (before, after)]
+            table.add_row(
+                Text("h", style="bold"),
+                *[Text(f"{round(x, 4) + 0.0:+.4f}", style="bold") for x in h],
+                Text("rho - rho'"),
+            )
+    said = "how the log-ratios rho to the reference (nats) and their difference h moved:" if moved else "some pairs:"
+    return _indented(said, table)
+
+
+# ---------------------------------------------------------------------------------------------- steps of episodes
+
+
+def _stepwise(experience: Experience, names: Sequence[str] | None) -> list[str]:
+    """Fields to show step by step: those with a value for each step that fits into a cell."""
+    shapes = {name: tuple(experience[name].shape) for name in experience.fields()}
+    lengths = [shape[1] for name, shape in shapes.items() if name in ("action", "mask", "reward", "demand", "state")]
+    if not lengths:
+        return []
+    size = (len(experience), lengths[0])
+    hidden = (*MASKS, "final_observation", "final_value")  # which are zero but where an episode was cut
+    there = [name for name, shape in shapes.items() if shape[:2] == size and name not in hidden]
+    if names is not None:
+        return [name for name in names if name in there]
+    return sorted(there, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+
+
+def _cell(value: Tensor, name: str) -> Text:
+    """The value of one step: a number, a few of them, or the first of many."""
+    flat = value.flatten()
+    if flat.dtype == torch.bool:
+        return Text("yes" if bool(flat.all()) else "-", style="" if bool(flat.any()) else "dim")
+    if flat.numel() == 1 and name == "advantage":
+        return _signed(float(flat[0]))
+    figures = 3 if flat.numel() == 1 else 2
+    written = [f"{float(x):.{figures}g}" if x.is_floating_point() else str(int(x)) for x in flat[:2]]
+    return Text(" ".join(written) + (" .." if flat.numel() > 2 else ""), style="cyan" if name == "action" else "")
+
+
+def steps(experience: Experience, names: Sequence[str] | None = None, caption: str = "") -> Padding | None:
+    """The first steps of two episodes, or the first rows where episodes have one step; None if nothing is by step.
+
+    Args:
+        experience: of any wing.
+        names: fields to show; None shows all that have a value a step, and those a row (`[B]`) of one-step episodes.
+        caption: what is to be seen.
+    """
+    shown = _stepwise(experience, names)
+    if not shown:
+        return None
+    length = experience[shown[0]].shape[1]
+    if length == 1:
+        return _one_step(experience, shown, names, caption)
+    rows = _two_rows(experience)
+    blocks: list[Any] = []
+    for i in rows:
+        count = min(MOST_STEPS, length)
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column(f"row {i}", header_style="dim", style="dim", no_wrap=True)
+        for t in range(count):
+            table.add_column(str(t), header_style="dim", justify="right", no_wrap=True)
+        for name in shown:
+            values = experience[name][i, :count]
+            if names is None and values.dtype == torch.bool and not bool(values.any()):
+                continue  # flags that are not raised here
+            table.add_row(name, *[_cell(value, name) for value in values])
+        blocks.append(table)
+    more = f" (of {length})" if length > MOST_STEPS else ""
+    which = f"{len(rows)} of {len(experience)} rows" if len(experience) > 1 else "the one row"
+    said = caption or f"the first steps{more} of {which}"
+    return _indented(f"{said}:", *blocks)
+
+
+def _two_rows(experience: Experience) -> list[int]:
+    """Two rows that differ: those of the greatest and least reward, the first two where rewards say nothing."""
+    if "reward" in experience and experience["reward"].dim() == 2:
+        total = experience["reward"].double().sum(1)
+        best, worst = int(total.argmax()), int(total.argmin())
+        if best != worst:
+            return [best, worst]
+    return list(range(min(2, len(experience))))
+
+
+def _one_step(experience: Experience, shown: Sequence[str], names: Sequence[str] | None, caption: str) -> Padding:
+    flat = [name for name in experience.fields() if experience[name].dim() == 1]
+    columns = [*shown, *(name for name in flat if names is None or name in names)]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, header_style="dim", justify="right")
+    for i in range(min(MOST_STEPS, len(experience))):
+        table.add_row(*[_cell(experience[name][i], name) for name in columns])
+    more = f" of {len(experience)}" if len(experience) > MOST_STEPS else ""
+    return _indented(f"{caption or f'the first rows{more}, one step each'}:", table)

@@ -1,0 +1,43 @@
+"""`polyrl play` for language runs: watch the policy answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from polyrl.api import open_policy
+from polyrl.errors import UserError
+from polyrl.sampling.language import Sampling
+
+
+def play(folder: Path, *, prompt: str | None = None, prompts: int = 5, temperature: float = 0.0) -> None:
+    """Print what the policy answers to `prompt`, or to test prompts of the run's task."""
+    if temperature < 0:
+        raise UserError(f"--temperature is {temperature:g} but must be at least 0.")
+    world: Any = open_policy(folder)
+    if not hasattr(world, "policy"):
+        raise UserError(
+            f"The run {folder} trained a reward model, which answers nothing; its samples.jsonl has scores."
+        )
+    rows = [{"prompt": prompt}] if prompt is not None else world.task.rows("test", 7, 0, prompts)
+    sampling = Sampling(
+        max_tokens=world.task.max_tokens,
+        stop=tuple(world.task.stop),
+        greedy=temperature == 0,
+        temperature=temperature or 1.0,
+    )
+    batch = world.sample(rows, sampling, completions_per_prompt=1, generator=torch.Generator().manual_seed(0))
+    console = Console(highlight=False)
+    for row, text in zip(rows, batch.columns["completion"], strict=True):
+        line = Text(str(row["prompt"]), style="bold")
+        line.append(text, style="cyan")
+        if prompt is None and world.rewards is not None:
+            right = world.task.correct(row, text)
+            line.append(
+                "  right" if right else f"  wrong, expected {world.task.expected(row)}", "green" if right else "red"
+            )
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,59 @@
+"""`polyrl play` for inventories: one simulated trace as a table, and the mean cost beside what is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from polyrl.errors import UserError
+from polyrl.runs import open_world
+from polyrl.runtime.config import RunConfig
+from polyrl.runtime.run_folder import RunFolder
+from polyrl.worlds.operations import OperationsWorld
+
+PERIODS = 24
+"""Periods that are shown of each trace."""
+
+
+def play(folder: Path, *, episodes: int = 1) -> None:
+    """Print what the trained policy orders on the first `episodes` test traces, then what it costs on all of them.
+
+    Raises:
+        UserError: `episodes` is no number of test traces, or the run has no policy yet.
+    """
+    world = open_world(folder, RunConfig.from_dict(RunFolder(folder).read_config()["run"]))
+    assert isinstance(world, OperationsWorld)
+    if not 1 <= episodes <= world.evaluation.traces:
+        raise UserError(f"--episodes is {episodes} but must be from 1 to {world.evaluation.traces}, the test traces.")
+    console = Console(highlight=False)
+    task = world.task
+    for index in range(episodes):
+        several = f", trace {index + 1}" if episodes > 1 else ""
+        console.print(Text(f"{task.name}: {task.describe()}{several}", style="bold"))
+        console.print(trace_table(world, index))
+    cost = world.evaluate()[0]["eval/cost"]
+    e = world.evaluation
+    console.print(
+        f"\ncost per period and store, {e.traces} traces of {e.periods} periods, the first {e.dropped} left out"
+    )
+    for name, value in {"this policy": cost, **task.metric.lines}.items():
+        beside = "" if name == "this policy" else f"  {100 * (cost / value - 1):+.2f}%"
+        console.print(f"  {name:<28} {value:8.4f}{beside}")
+
+
+def trace_table(world: OperationsWorld, index: int) -> Table:
+    """Inventories before the order, the order, demand and cost of the first periods of a test trace."""
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for column in ("period", "on hand", "on order", "order", "demand", "cost"):
+        table.add_column(column, header_style="dim", justify="right")
+
+    def cell(values: list[float]) -> str:
+        return " ".join(f"{v:.0f}" if world.task.customers.integer else f"{v:.1f}" for v in values)
+
+    for row in world.trace(PERIODS, index):
+        numbers = [cell(row[key]) for key in ("on_hand", "on_order", "order", "demand")]
+        table.add_row(str(row["period"] + 1), *numbers, f"{row['cost']:.2f}")
+    return table

@@ -1,0 +1,76 @@
+"""`polyrl play` for theory: the policy as a table, beside the exact answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from polyrl.runs import open_world
+from polyrl.runtime.config import RunConfig
+from polyrl.runtime.run_folder import RunFolder
+from polyrl.worlds.theory import GameWorld, MDPWorld, answers, choices
+
+
+def play(folder: Path) -> None:
+    """Print what the trained policy does, and how far that is from the exact answer.
+
+    Raises:
+        UserError: the run has no policy yet.
+    """
+    world = open_world(folder, RunConfig.from_dict(RunFolder(folder).read_config()["run"]))
+    console = Console(highlight=False)
+    if isinstance(world, GameWorld):
+        _show_game(console, world)
+    else:
+        assert isinstance(world, MDPWorld)
+        _show_mdp(console, world)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, header_style="dim", justify="right" if i else "left")
+    return table
+
+
+def _show_game(console: Console, world: GameWorld) -> None:
+    """Every answer's probability, here and in the Nash policy, and how often it beats the policy."""
+    task = world.task
+    console.print(Text(f"{task.name}: {len(task.names)} answers, beta {task.beta:g}", style="bold"))
+    table = _table("answer", "probability", "in the Nash policy", "beats this policy")
+    rows = answers(task, world.answer)
+    for row in rows:
+        numbers = [f"{row[key]:.4f}" for key in ("probability", "nash", "beats the policy")]
+        table.add_row(str(row["answer"]), *numbers)
+    console.print(table)
+    if len(rows) < len(task.names):
+        rest = 1 - sum(row["probability"] for row in rows)
+        console.print(f"and {len(task.names) - len(rows)} more with {rest:.4f} in all", style="dim")
+    measures = world.evaluate()[0]
+    console.print(
+        f"\nKL to the Nash policy {measures['eval/kl_to_nash']:.2e} nats\n"
+        f"gap (exploitability)  {measures['eval/exploitability']:.2e}: what the best opponent wins beyond 1/2"
+    )
+
+
+def _show_mdp(console: Console, world: MDPWorld) -> None:
+    """What the policy does on its way, and its exact returns under every shift beside those of the exact plan."""
+    task = world.task
+    bound = f"rho {task.rho:g}" if task.constraint == "radius" else f"lambda {task.lam:g}"
+    console.print(Text(f"{task.name}: {task.divergence}, {bound}, eta {task.eta:g}", style="bold"))
+    table = _table("step", "state", "likeliest action", "probability", "worst value from here")
+    for row in choices(task, world.policy, shown=12):
+        table.add_row(
+            str(row["step"]), row["state"], row["action"], f"{row['probability']:.4f}", f"{row['worst value']:.4f}"
+        )
+    console.print(table)
+    console.print()
+    table = _table("expected return", "this policy", "exact plan")
+    for name, value in task.returns(world.policy).items():
+        table.add_row(f"dynamics {name}", f"{value:.4f}", f"{world.pursued_returns[name]:.4f}")
+    table.add_row("worst dynamics", f"{float(task.judge(world.policy, eta=0).value[0, 0]):.4f}", "")
+    console.print(table)
+    console.print(f"\nbelow the best worst case by {task.suboptimality(world.policy):.2e}")

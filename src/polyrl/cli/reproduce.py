@@ -1,0 +1,184 @@
+"""`polyrl reproduce`: runs a claim's experiment and prints what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from polyrl.claims import claim, claims
+from polyrl.errors import UserError
+from polyrl.report.statistics import mean_interval
+from polyrl.reproduction import ledger
+from polyrl.reproduction.claim import Claim
+from polyrl.reproduction.running import Reproduction, reproduce, span
+from polyrl.reproduction.words import chance_text, criterion_digits, estimate_text, signed, threshold_text
+from polyrl.runtime.figures import format_value
+from polyrl.runtime.metric import Metric
+from polyrl.runtime.progress import duration
+
+COLOURS = {"confirmed": "green", "refuted": "red", "met": "green", "failed": "red", "open": "yellow"}
+
+
+def run_reproductions(
+    method: str | None,
+    everything: bool,
+    *,
+    quick: bool = False,
+    seeds: Sequence[int] | None = None,
+    out: Path | None = None,
+    workers: int | None = None,
+    ledger_folder: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Reproduce the claim of one method, or all claims one after the other.
+
+    Raises:
+        UserError: neither or both were asked for, or a claim cannot be put to the test.
+    """
+    if (method is None) != everything:
+        raise UserError("Name one method to reproduce, or say --all.")
+    if everything and out is not None:
+        raise UserError("--out is for one method; --all writes to runs/reproduce-METHOD.")
+    chosen = list(claims().values()) if method is None else [claim(method)]
+    console = Console(highlight=False)
+    verdicts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for tested in chosen:
+        if not quiet:
+            console.print(_opening(tested, quick, seeds))
+        made = reproduce(
+            tested,
+            out,
+            quick=quick,
+            seeds=seeds,
+            workers=workers,
+            ledger_folder=ledger_folder,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+        pictures = _draw(made, console, quiet)
+        if not quiet:
+            print_result(console, tested, made, pictures)
+        said = "no verdict" if quick else made.entry["verdict"]
+        verdicts.add_row(Text(tested.slug, style="bold"), Text(said, style=_colour(said)))
+    if quiet or len(chosen) > 1:
+        console.print(verdicts)
+
+
+def _colour(word: str) -> str:
+    return COLOURS.get(word, "yellow")
+
+
+def _opening(tested: Claim, quick: bool, seeds: Sequence[int] | None) -> Panel:
+    text = Text.assemble(
+        (tested.sentence, "bold"),
+        "\n",
+        (f"{tested.source}, {tested.place}", "dim"),
+        "\n\n",
+        tested.question,
+        "\n",
+        ("Equal:      ", "dim"),
+        tested.equal,
+        "\n",
+        ("Refuted by: ", "dim"),
+        tested.refuted_by,
+    )
+    chosen = seeds or (tested.seeds[: tested.quick.seeds] if quick else tested.seeds)
+    runs = f"{len(tested.arms)} arms, seeds {span(chosen)}"
+    form = "a smoke test without a verdict" if quick else f"about {tested.minutes:g} minutes on two cores"
+    title = Text.assemble((tested.slug, "bold"), f"  {runs}; {form}")
+    return Panel(text, title=title, title_align="left", border_style="blue")
+
+
+def print_result(console: Console, tested: Claim, made: Reproduction, pictures: Sequence[Path] = ()) -> None:
+    """Print the arms, the criteria and the verdict."""
+    entry = made.entry
+    console.print()
+    console.print(_arms(entry))
+    console.print()
+    console.print(_criteria(entry))
+    said, colour = entry["verdict"].upper(), _colour(entry["verdict"])
+    if made.quick:
+        said, colour = f"No verdict: {made.why_not}.", "yellow"
+    elif made.why_not:
+        said += f", not entered: {made.why_not}."
+    body = Group(Text(said, style="bold"), Text(tested.limits, style="dim"))
+    console.print(Panel(body, border_style=colour, title=f"[{colour}]verdict[/]", title_align="left"))
+    if made.written:
+        console.print(f"ledger   {made.written}", soft_wrap=True)
+    for picture in pictures:
+        console.print(f"picture  {picture}", soft_wrap=True)
+    console.print(f"runs     {made.folder}  ({duration(entry['seconds'])} of computing)", soft_wrap=True)
+
+
+def _arms(entry: dict[str, Any]) -> Table:
+    metric = Metric.read(entry["metric"])
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    unit = f" ({metric.unit})" if metric.unit else ""
+    for column in ("arm", f"{metric.label}{unit}: start", "end, mean over seeds", "runs"):
+        table.add_column(column, header_style="dim")
+    for arm in entry["arms"]:
+        starts = [r["start"] for r in arm["runs"] if r["start"] is not None]
+        ends = [r["final"] for r in arm["runs"] if r["final"] is not None]
+        lost = len(arm["runs"]) - len(ends)
+        table.add_row(
+            Text(arm["name"], style="bold"),
+            format_value(metric, sum(starts) / len(starts)) if starts else "-",
+            _with_interval(metric, ends),
+            f"{len(ends)} of {len(arm['runs'])}" + (f", {lost} diverged" if lost else ""),
+        )
+    for name, value in metric.lines.items():
+        table.add_row(Text(name, style="dim"), "", Text(format_value(metric, value), style="dim"), "")
+    return table
+
+
+def _with_interval(metric: Metric, values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    e = mean_interval(values)
+    text = format_value(metric, e.value)
+    if e.low is None or e.high is None:
+        return text
+    return f"{text} [{format_value(metric, e.low)}, {format_value(metric, e.high)}]"
+
+
+def _criteria(entry: dict[str, Any]) -> Table:
+    """Each criterion as a few lines that fit any width."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for c in entry["criteria"]:
+        text = Text(c["name"], style="bold" if c["primary"] else "")
+        if not c["primary"]:
+            text.append("  (decides nothing)", style="dim italic")
+        unit = f" {c['unit']}" if c["unit"] else ""
+        text.append(f"\n{estimate_text(c['estimate'], criterion_digits(c), signed(c))}{unit}", style="not bold")
+        text.append(f"   wanted {threshold_text(c)}", style="not bold")
+        if chance := chance_text(c["probability_of_improvement"]):
+            text.append(f"   chance of improvement {chance}", style="not bold dim")
+        text.append(f"\n{c['quantity']}", style="not bold dim")
+        if c["took_the_worst"]:
+            text.append(f"\nworst value taken for {', '.join(c['took_the_worst'])}", style="not bold yellow")
+        table.add_row(Text(c["outcome"], style=COLOURS[c["outcome"]]), text)
+    return table
+
+
+def _draw(made: Reproduction, console: Console, quiet: bool) -> list[Path]:
+    """Draw the picture into the folder of the runs, and beside the pages when a checkout's ledger was written."""
+    from polyrl.reproduction.picture import save_picture
+
+    places = [made.folder / "claim.svg"]
+    if made.written and made.written.parent == ledger.CHECKOUT / "ledger" and ledger.in_checkout():
+        places.append(ledger.CHECKOUT / "docs" / "assets" / "claims" / f"{made.entry['slug']}.svg")
+    try:
+        return [save_picture(made.entry, place) for place in places]
+    except UserError as error:
+        if not quiet:
+            console.print(Text(str(error), style="dim"))
+        return []

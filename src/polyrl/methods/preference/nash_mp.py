@@ -1,0 +1,90 @@
+"""Nash-MP: two proximal steps from one anchor solve the regularised preference game at a linear rate.
+
+The exact algorithm on answers that can be enumerated. A plain self-play step answers the present policy, which in a
+cycle of preferences is already the wrong opponent. Mirror prox looks ahead: a half step finds the opponent, and the
+whole step answers *it*, from the same anchor. Sampled answers and gradients are `nash-mp-pg`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from polyrl.experience import Experience
+from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
+from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.runtime.context import Context
+
+SLUG = "nash-mp"
+TITLE = "Nash Learning via Mirror Prox"
+PAPER = "arXiv:2505.19731"
+YEAR = 2025
+FORMULA = "log pi' = (log pi_k + eta log ref + eta/beta P q) / (1 + eta), with q = pi_k, then q = pi_{k+1/2}"
+TASK = "rock-paper-scissors"
+WING = "theory"
+
+
+def prox_step(log_anchor: Tensor, log_reference: Tensor, win_rate: Tensor, beta: float, eta: float) -> Tensor:
+    """argmin_pi P(q > pi) / beta + KL(pi || ref) + KL(pi || anchor) / eta, in closed form.
+
+    Args:
+        log_anchor, log_reference: log-probabilities `[n]`.
+        win_rate: `[n]`, P q: how often each answer beats the opponent q.
+        beta: strength of the regularisation.
+        eta: proximal step; 0 stays at the anchor, infinity is the best response ref exp(P q / beta).
+
+    Returns:
+        Log-probabilities `[n]`.
+    """
+    return torch.log_softmax((log_anchor + eta * log_reference + (eta / beta) * win_rate) / (1 + eta), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirrorProx(Improver):
+    """Take a proximal step from the anchor; the anchor itself moves after every second step only."""
+
+    solves: ClassVar[str] = "game"
+    needs: ClassVar[frozenset[str]] = frozenset({"score"})
+
+    eta: float | None = knob(None, "proximal step; none takes 2 beta, the largest that the theory allows", above=0)
+    prox_steps: Literal["two", "one"] = knob("two", "one is plain self-play: every step moves the anchor")
+
+    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+        """Answer the opponent whose win rates were scored."""
+        world, memory = context.world, context.memory(self.name)
+        beta = world.task.beta
+        anchor = world.keep("answer", lambda: world.log_policy)  # pi_k
+        new = prox_step(
+            anchor, world.task.log_reference, experience["score"], beta, 2 * beta if self.eta is None else self.eta
+        )
+        check_finite(self, context, policy=new)
+        half = self.prox_steps == "two" and not memory.get("half", False)
+        context.touched = True
+        context.spent.updates += 1
+        world.play(new)
+        if not half:  # a whole step: pi_{k+1} is the next anchor. A half step only plays: the next query is against it
+            world.tables["answer"] = new
+        memory["half"] = half
+
+
+def recipe() -> Recipe:
+    """Version (I) of the paper: exact win rates, two proximal steps an iteration, each a pass through the loop."""
+    return Recipe(
+        name=SLUG,
+        collect=EnumerateAnswers(),
+        score=(ExactWinRates(),),
+        credit=(),
+        terms=(),
+        optimise=MirrorProx(),
+        adds=("mirror-prox",),
+        notes={
+            "collect": "every answer once, against what plays now: pi_k, and in every second pass pi_{k+1/2}",
+            "score": "one product P q: the whole cost of a pass, so methods are compared at equal `reward_calls`",
+            "credit": "nothing to do: the score is already what each answer is worth",
+            "select": "nothing to do: the closed form weighs every answer by itself",
+            "improve": "one iteration of the paper is two passes: a half step, and a whole step from the same anchor",
+        },
+    )

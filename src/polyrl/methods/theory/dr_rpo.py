@@ -1,0 +1,64 @@
+"""DR-RPO: optimistic robust values and a softmax policy around a reference, learnt in the nominal dynamics alone.
+
+A d-rectangular linear robust MDP: the deployed dynamics may differ from those of training within a divergence ball
+around every factor. Each episode backs up optimistic worst-case values; the policy pi ~ ref exp(Q / eta) is the exact
+maximiser of the value regularised by eta KL(pi || ref), so there is no optimiser and no inner loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from polyrl.experience import Experience
+from polyrl.parts.theory import KnownReward, RobustBackup, RollEpisode, check_finite, mirror_policy
+from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.runtime.context import Context
+
+SLUG = "dr-rpo"
+TITLE = "Distributionally Robust Regularized Policy Optimization"
+PAPER = "arXiv:2510.14246"
+YEAR = 2025
+FORMULA = "pi ~ ref exp(Q / eta), Q = r + sum_i phi_i worst_i(V) + beta sum_i phi_i sqrt(Lambda^-1_ii)"
+TASK = "linear-mdp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularisedSoftmax(Improver):
+    """Install the policy that maximises the backed-up value minus eta KL(pi || ref), in closed form for every state."""
+
+    solves: ClassVar[str] = "mdp"
+    needs: ClassVar[frozenset[str]] = frozenset({"action_value"})
+
+    eta: float | None = knob(None, "temperature of the policy's regularisation; none takes the task's", low=0)
+    alpha: float | None = knob(None, "step of the mirror form; none is the closed form, an infinite step", above=0)
+
+    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+        """pi_h(. | s) for all h and s at once, from the table that the backup left."""
+        world = context.world
+        eta = world.task.eta if self.eta is None else self.eta
+        policy, _ = mirror_policy(world.tables["q"], world.policy, world.task.log_reference, eta, self.alpha)
+        check_finite(self, context, policy=policy)
+        world.act(policy)
+        context.spent.updates += 1
+
+
+def recipe() -> Recipe:
+    """One episode, one backup over all data, one closed-form policy."""
+    return Recipe(
+        name=SLUG,
+        collect=RollEpisode(),
+        score=(KnownReward(),),
+        credit=(RobustBackup(),),
+        terms=(),
+        optimise=RegularisedSoftmax(),
+        adds=("regularised-softmax",),
+        notes={
+            "collect": "one episode in the nominal dynamics; the deployed ones are never seen",
+            "score": "the environment's reward, known as a function",
+            "credit": "a backward sweep over all data: one regression a factor, moved to its worst, plus a bonus. Step "
+            "h needs the improved policy of step h + 1, so the sweep already values the policy of the last stage",
+            "select": "nothing to do: every transition stays in the regressions",
+            "improve": "a softmax in closed form; no gradient and no optimiser",
+        },
+    )

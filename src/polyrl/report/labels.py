@@ -1,0 +1,204 @@
+"""What the numbers of a run are called where people see them: by wing, with their units.
+
+Names that are not here are shown as they are. Every wing speaks of its own steps: tokens, environment steps, periods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+WINGS = ("language", "control", "operations", "theory")
+STEP = {"language": "token", "control": "step", "operations": "period", "theory": "step"}
+"""What one step of a wing is, for units such as "nats per token"."""
+EPISODE = {"language": "sequence", "control": "episode", "operations": "episode", "theory": "episode"}
+
+_AXES: dict[str, dict[str, tuple[str, str]]] = {
+    "language": {
+        "samples": ("Samples", "completions"),
+        "tokens": ("Tokens", ""),
+        "steps": ("Steps", ""),
+        "reward_calls": ("Reward calls", ""),
+    },
+    "control": {
+        "steps": ("Environment steps", ""),
+        "samples": ("Episodes", ""),
+        "reward_calls": ("Reward calls", ""),
+    },
+    "operations": {
+        "samples": ("Episodes", ""),
+        "steps": ("Simulated periods", ""),
+        "reward_calls": ("Reward calls", ""),
+    },
+    "theory": {
+        "reward_calls": ("Preference queries", ""),
+        "samples": ("Episodes", ""),
+        "steps": ("Environment steps", ""),
+    },
+}
+_AXES_OF_ALL = {
+    "updates": ("Optimiser steps", ""),
+    "seconds": ("Training time", "s"),
+    "iteration": ("Iterations", ""),
+}
+AXIS_KEYS = ("samples", "tokens", "steps", "reward_calls", "updates", "seconds", "iteration")
+"""Budget axes, as metrics.jsonl names them."""
+
+GROUPS = ("Evaluation", "Reward", "Policy", "Pairs", "Critic", "Optimiser", "Losses", "Time", "Other")
+"""The order of groups in the page's list of metrics."""
+
+KNOWN: dict[str, tuple[str, str, str]] = {
+    "eval/accuracy": ("Evaluation accuracy", "share of prompts", "Evaluation"),
+    "eval/return": ("Evaluation return", "", "Evaluation"),
+    "eval/return_std": ("Spread of evaluation returns", "standard deviation", "Evaluation"),
+    "eval/cost": ("Evaluation cost", "", "Evaluation"),
+    "eval/gap": ("Gap to the optimum", "", "Evaluation"),
+    "eval/regret": ("Regret", "", "Evaluation"),
+    "eval/suboptimality": ("Suboptimality", "", "Evaluation"),
+    "eval/exploitability": ("Exploitability", "", "Evaluation"),
+    "eval/duality_gap": ("Duality gap", "", "Evaluation"),
+    "eval/target_exploitability": ("Exploitability of the target", "", "Evaluation"),
+    "eval/kl_to_nash": ("KL to the Nash policy", "nats", "Evaluation"),
+    "eval/win_rate": ("Win rate", "share of pairs", "Evaluation"),
+    "eval/pair_accuracy": ("Accuracy on held-out pairs", "share of pairs", "Evaluation"),
+    "eval/kl": ("KL to the start, in evaluation", "nats per {episode}", "Evaluation"),
+    "eval/kl_to_reference": ("KL to the reference", "nats", "Evaluation"),
+    "eval/margin": ("Margin on held-out pairs", "chosen minus rejected", "Evaluation"),
+    "eval/loss": ("Loss on held-out pairs", "", "Evaluation"),
+    "eval/dev_cost": ("Cost on the development traces", "", "Evaluation"),
+    "eval/worst_return": ("Return in the worst dynamics", "", "Evaluation"),
+    "eval/return_error": ("Error of the returns", "largest difference", "Evaluation"),
+    "eval/reward": ("Evaluation reward", "mean score", "Evaluation"),
+    "eval/length": ("Evaluation episode length", "{step}s", "Evaluation"),
+    "eval/mean_length": ("Evaluation response length", "tokens", "Evaluation"),
+    "reward": ("Training reward", "mean score", "Reward"),
+    "reward_std": ("Spread of rewards", "standard deviation", "Reward"),
+    "episode/return": ("Return of training episodes", "", "Reward"),
+    "episode/length": ("Length of training episodes", "{step}s", "Reward"),
+    "cost": ("Training cost", "", "Reward"),
+    "reward_scale": ("Factor on rewards", "", "Reward"),
+    "baseline_score": ("Score of the greedy answers", "mean", "Reward"),
+    "suboptimality": ("Suboptimality in training", "", "Reward"),
+    "best_win_rate": ("Win rate of the best answer", "share", "Reward"),
+    "bonus": ("Bonus for what is little known", "mean", "Reward"),
+    "frac_reward_zero_std": ("Groups without a spread", "share of groups", "Reward"),
+    "completions/mean_length": ("Response length", "tokens", "Reward"),
+    "completions/max_length": ("Longest response", "tokens", "Reward"),
+    "completions/clipped_ratio": ("Responses cut at the limit", "share of responses", "Reward"),
+    "kl": ("KL to the start", "nats per {episode}", "Policy"),
+    "kl_coef": ("Weight of the KL", "", "Policy"),
+    "penalty/kl": ("KL that is penalised", "nats per {step}", "Policy"),
+    "penalty/coefficient": ("Weight of the KL penalty", "", "Policy"),
+    "kl_per_token": ("KL to the start, per token", "nats per token", "Policy"),
+    "entropy": ("Entropy", "nats per {step}", "Policy"),
+    "approx_kl": ("KL to the sampling policy", "nats per {step}", "Policy"),
+    "clip_ratio": ("Clipped ratios", "share of {step}s", "Policy"),
+    "ratio": ("Probability ratio", "mean", "Policy"),
+    "perplexity": ("Perplexity of samples", "per token", "Policy"),
+    "logprob_gap": ("Sampler against trainer", "nats, largest gap", "Policy"),
+    "rewards/margins": ("Margin of implicit rewards", "chosen minus rejected", "Pairs"),
+    "rewards/accuracies": ("Pairs ranked rightly in training", "share of pairs", "Pairs"),
+    "rewards/chosen": ("Implicit reward of the chosen", "", "Pairs"),
+    "rewards/rejected": ("Implicit reward of the rejected", "", "Pairs"),
+    "pairs/epoch": ("Passes over the pairs", "", "Pairs"),
+    "pairs/sure": ("Sureness of the labels", "", "Pairs"),
+    "pairs/ties": ("Groups that make no pair", "share of groups", "Pairs"),
+    "pairs/score_gap": ("Score of the chosen over the rejected", "mean", "Pairs"),
+    "logps/chosen": ("Log-probability of the chosen", "nats per {episode}", "Pairs"),
+    "logps/rejected": ("Log-probability of the rejected", "nats per {episode}", "Pairs"),
+    "value/explained_variance": ("Explained variance of the critic", "share of variance, 1 is best", "Critic"),
+    "value/mean": ("Mean value", "reward", "Critic"),
+    "learning_rate": ("Learning rate", "", "Optimiser"),
+    "grad_norm/policy": ("Gradient norm of the policy", "before clipping", "Optimiser"),
+    "grad_norm/critic": ("Gradient norm of the critic", "before clipping", "Optimiser"),
+    "loss": ("Loss", "", "Losses"),
+    "tokens_per_second": ("Sampling speed", "tokens per second", "Time"),
+    "steps_per_second": ("Sampling speed", "{step}s per second", "Time"),
+}
+"""Known metrics, in the order of the page's list: key -> label, unit and group."""
+
+_PREFIXES: dict[str, tuple[str, str, str]] = {
+    # prefix -> label with the rest of the key, unit, group
+    "loss/": ("Loss: {}", "", "Losses"),
+    "seconds/": ("Time of {}", "s per iteration", "Time"),
+    "grad_norm/": ("Gradient norm: {}", "before clipping", "Optimiser"),
+    "logps/": ("Log-probability: {}", "nats", "Pairs"),
+    "rewards/": ("Reward: {}", "", "Reward"),
+    "eval/rewards/": ("Evaluation reward: {}", "", "Evaluation"),
+    "eval/": ("Evaluation: {}", "", "Evaluation"),
+    "value/": ("Critic: {}", "", "Critic"),
+    "episode/": ("Training episodes: {}", "", "Reward"),
+    "completions/": ("Responses: {}", "", "Reward"),
+}
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "language": (
+        *("reward", "kl", "entropy", "completions/mean_length", "rewards/margins", "rewards/accuracies"),
+        *("logps/chosen", "logps/rejected", "eval/pair_accuracy", "eval/kl", "approx_kl", "clip_ratio"),
+        *("frac_reward_zero_std", "value/explained_variance", "loss", "grad_norm/policy"),
+    ),
+    "control": (
+        *("episode/return", "episode/length", "entropy", "value/explained_variance", "approx_kl", "clip_ratio"),
+        *("learning_rate", "grad_norm/policy", "steps_per_second"),
+    ),
+    "operations": (
+        *("eval/dev_cost", "cost", "episode/return", "reward", "loss", "grad_norm/policy", "learning_rate"),
+        *("entropy", "approx_kl", "steps_per_second"),
+    ),
+    "theory": (
+        *("eval/exploitability", "eval/kl_to_nash", "eval/regret", "eval/suboptimality", "eval/duality_gap"),
+        *("eval/kl_to_reference", "eval/worst_return", "eval/return_error", "suboptimality", "best_win_rate", "bonus"),
+        *("reward", "entropy", "kl", "loss", "grad_norm/policy"),
+    ),
+}
+"""Metrics that the page draws small, side by side, by wing; those that were logged, in this order."""
+MOST_PANELS = 9
+
+
+def _filled(text: str, wing: str) -> str:
+    return text.format(step=STEP.get(wing, "step"), episode=EPISODE.get(wing, "episode"))
+
+
+def axis_label(wing: str, key: str) -> tuple[str, str]:
+    """Label and unit of a budget axis, which may also be given as a budget's unit ("iterations")."""
+    key = "iteration" if key == "iterations" else key
+    known = {**_AXES["language"], **_AXES.get(wing, {}), **_AXES_OF_ALL}
+    return known.get(key, (key.replace("_", " ").capitalize(), ""))
+
+
+def axis_order(wing: str) -> list[str]:
+    """Budget axes of a wing, the most natural first."""
+    mine = [*_AXES.get(wing, _AXES["language"]), *_AXES_OF_ALL]
+    return [*mine, *(key for key in AXIS_KEYS if key not in mine)]
+
+
+def budget_words(wing: str, key: str) -> str:
+    """A budget's unit in a sentence: "samples", "environment steps", "seconds"."""
+    return "seconds" if key == "seconds" else axis_label(wing, key)[0].lower()
+
+
+def metric_label(wing: str, key: str) -> tuple[str, str, str]:
+    """Label, unit and group of a logged metric."""
+    if key in KNOWN:
+        label, unit, group = KNOWN[key]
+        return label, _filled(unit, wing), group
+    for prefix in sorted(_PREFIXES, key=len, reverse=True):
+        if key.startswith(prefix):
+            label, unit, group = _PREFIXES[prefix]
+            return label.format(key.removeprefix(prefix).replace("_", " ")), unit, group
+    return key, "", "Other"
+
+
+def metric_order(logged: Collection[str], first: str) -> list[str]:
+    """Logged metrics in the order of the page's list: the deciding one, known ones, then others by group and name."""
+    hidden = {*AXIS_KEYS, "iterations"}
+    known = [key for key in dict.fromkeys([first, *KNOWN]) if key in logged]
+    others = sorted({*logged} - {*known} - hidden, key=lambda key: (GROUPS.index(metric_label("", key)[2]), key))
+    joined = [*known, *others]
+    return sorted(joined, key=lambda key: -1 if key == first else GROUPS.index(metric_label("", key)[2]))
+
+
+def panels(wing: str, logged: Iterable[str], first: str) -> list[str]:
+    """Metrics to draw small, at most `MOST_PANELS`."""
+    there = {*logged} - {first}
+    wanted = [*PANELS.get(wing, ()), *(key for other in PANELS.values() for key in other)]
+    return [key for key in dict.fromkeys(wanted) if key in there][:MOST_PANELS]

@@ -1,0 +1,76 @@
+"""What every world has. A wing's world overrides what it can do; the rest says that it cannot."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from polyrl.experience import Experience
+    from polyrl.runtime.context import Context
+
+
+class World(ABC):
+    """A task joined to what acts in it: models, or tables.
+
+    The loop and the optimiser know nothing of a wing but this. A wing's world has more, for the parts that ask for it,
+    under the same names in every wing: `reference_logprob(experience)` [B, T], `value(experience)` [B, T],
+    `score(experience)`, `measures(experience)`.
+    """
+
+    task: Any
+    device: str = "cpu"
+
+    @abstractmethod
+    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Metrics (`eval/...`, the task's metric among them), and a few samples to be read by a person."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write everything that going on to the same numbers needs into a folder that does not exist yet or is empty.
+
+        Models, statistics of normalisation, tables, the state of environments: safetensors and JSON.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, in place.
+
+        Raises:
+            UserError: the folder does not hold the state of such a run.
+        """
+
+    def parameters(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
+        """Parameters that are trained by gradient, by model ("policy", "critic"); none for tables."""
+        return {}
+
+    def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """Differentiable "logprob", "entropy", "value", "cost" of the experience's steps, `[B, T]` each, as wanted."""
+        raise NotImplementedError(f"{type(self).__name__} gives none of {', '.join(sorted(wants))}")
+
+    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
+        """Row indices that fit in memory together; rows with equal `experience[together]` stay together."""
+        return [torch.arange(len(experience))]
+
+    def monitor(self, experience: Experience, context: Context) -> None:  # noqa: B027 - nothing by default
+        """Measure what reveals trouble, after selection and before the update; logs to the context."""
+
+    def rewind(self) -> None:  # noqa: B027 - nothing by default
+        """Forget the present iteration's experience, because it failed before its update and is not going to count."""
+
+    def export(self, folder: Path) -> None:
+        """Write the result of training, which `load` or the wing's own tools read."""
+        self.save(folder)
+
+    def start(self) -> str:
+        """Fingerprint of what the run starts from; empty where that is nothing but the seed."""
+        return ""
+
+    def evaluation_facts(self) -> dict[str, Any]:
+        """How the run is judged, for config.yaml."""
+        return {}
