@@ -45,7 +45,7 @@ FIELDS: dict[str, Field] = {
     "score": Field("[B]", "float32", "task's own", "score of the whole episode"),
     "reward": Field("[B, T]", "float32", "task's own", "reward of each step"),
     "terminated": Field("[B, T]", "bool", "-", "the episode ended at this step and nothing follows it"),
-    "truncated": Field("[B, T]", "bool", "-", "a time limit, or the rollout's end, cut here: bootstrap with final_value"),
+    "truncated": Field("[B, T]", "bool", "-", "a time limit or the rollout's end cut here: final_value counts"),
     "final_observation": Field("[B, T, ...]", "float32", "task's own", "seen after each truncated step (control)"),
     "starts_episode": Field("[B]", "bool", "-", "the row's first step starts an episode (control)"),
     "final_value": Field("[B, T]", "float32", "reward", "value of the state after a truncated step"),

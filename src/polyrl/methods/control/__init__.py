@@ -1,0 +1,1 @@
+"""Control: policies that step Gymnasium environments."""

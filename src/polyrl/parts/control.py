@@ -1,0 +1,181 @@
+"""Parts that control methods share: networks, stepping environments, scaling rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyrl.experience import Experience
+from polyrl.policies.control import CLIP, EPSILON, ControlCritic, ControlPolicy, Distribution, RunningMoments
+from polyrl.policies.mlp import Activation, layer_sizes, mlp
+from polyrl.recipe import Architecture, Part, Stage, knob
+from polyrl.runtime.context import Context
+from polyrl.runtime.seeding import generator
+
+# ------------------------------------------------------------------------------------------------------------- policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpActorCritic(Architecture):
+    """Separate networks for policy and critic, of equal hidden layers; log standard deviations are a free vector."""
+
+    hidden: str = knob("64x64", "sizes of the hidden layers, joined by x")
+    activation: Activation = knob("tanh", "between layers: tanh, relu or elu")
+    orthogonal: bool = knob(True, "orthogonal initial weights, gains sqrt 2, 0.01 (policy) and 1 (critic); biases 0")
+    log_std_init: float = knob(0.0, "initial log standard deviation of continuous actions")
+    normalise_observation: bool = knob(True, "running mean and variance of observations, kept with the policy")
+
+    def make_policy(
+        self, distribution: Distribution, continuous: np.ndarray[tuple[int], np.dtype[np.bool_]], seed: int
+    ) -> ControlPolicy:
+        """The policy: observations `[..., D]`, of which the `continuous` entries `[D]` are normalised, to actions."""
+        network = mlp(
+            len(continuous),
+            layer_sizes(self.hidden),
+            distribution.size,
+            self.activation,
+            gain=0.01 if self.orthogonal else None,
+            generator=generator(seed, "policy"),
+        )
+        return ControlPolicy(network, distribution, continuous, normalise=self.normalise_observation)
+
+    def make_critic(self, inputs: int, seed: int) -> ControlCritic:
+        """The critic: normalised observations `[..., inputs]` to values."""
+        network = mlp(
+            inputs,
+            layer_sizes(self.hidden),
+            1,
+            self.activation,
+            gain=1.0 if self.orthogonal else None,
+            generator=generator(seed, "critic"),
+        )
+        return ControlCritic(network)
+
+
+# ------------------------------------------------------------------------------------------------------------ collect
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEnvironments(Part):
+    """Step several environments at once with the present policy, a fixed number of steps each."""
+
+    stage: ClassVar[Stage] = "collect"
+    gives: ClassVar[frozenset[str]] = frozenset(
+        {
+            "observation",
+            "action",
+            "behaviour_logprob",
+            "present",
+            "mask",
+            "reward",
+            "terminated",
+            "truncated",
+            "final_observation",
+            "starts_episode",
+        }
+    )
+
+    environments: int = knob(8, "environments that are stepped together", low=1)
+    steps_per_environment: int = knob(128, "steps of each environment in one iteration", low=1)
+
+    def __call__(self, experience: Experience | None, context: Context) -> Experience:
+        """Return `[B, T]` steps, B = `environments`, T = `steps_per_environment`; logs the episodes that ended."""
+        batch: Experience
+        batch, returns, lengths = context.world.collect(
+            self.environments, self.steps_per_environment, context.generator("collect")
+        )
+        context.spent.steps += int(batch["mask"].sum())
+        context.spent.samples += len(returns)
+        if returns:
+            context.log(episode__return=np.mean(returns), episode__length=np.mean(lengths), episode__count=len(returns))
+        return batch
+
+
+# -------------------------------------------------------------------------------------------------------------- score
+
+
+def discounted_returns(
+    reward: Tensor, mask: Tensor, ended: Tensor, starts: Tensor, before: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """G_t = r_t + gamma G_{t-1}, begun anew after every episode's end: the sum that reward scaling watches.
+
+    It runs forwards and is no return of any state, but its spread is that of returns.
+
+    Args:
+        reward: `[B, T]`; mask, ended: `[B, T]` bool, steps that are experience, and those that end an episode.
+        starts: `[B]` bool, rows whose first step starts an episode.
+        before: `[B]`, G of the step before the first.
+        gamma: discount.
+
+    Returns:
+        G `[B, T]` (0 outside `mask`) and G after the last step `[B]`, which the next rollout goes on from.
+    """
+    total = torch.where(starts, torch.zeros_like(before), before)
+    result = torch.zeros_like(reward)
+    for t in range(reward.shape[1]):
+        counted = mask[:, t]
+        total = torch.where(counted, gamma * total + reward[:, t], total)
+        result[:, t] = torch.where(counted, total, result[:, t])
+        total = torch.where(ended[:, t] & counted, torch.zeros_like(total), total)
+    return result, total
+
+
+def running_deviation(moments: RunningMoments, returns: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation `[T]` of all returns seen up to and with each step; takes `returns` `[B, T]` into `moments`.
+
+    The same numbers as `moments.update` step by step would give, from cumulative sums over the whole rollout.
+    """
+    shift = float(moments.mean)  # sums of squares around the old mean lose no digits
+    centred = torch.where(mask, returns - shift, torch.zeros_like(returns))
+    count = float(moments.count) + mask.double().sum(0).cumsum(0)
+    first = centred.sum(0).cumsum(0)
+    second = float(moments.variance) * float(moments.count) + centred.square().sum(0).cumsum(0)
+    mean = first / count
+    variance = (second / count - mean.square()).clamp(min=0.0)
+    moments.mean.fill_(shift + float(mean[-1]))
+    moments.variance.fill_(float(variance[-1]))
+    moments.count.fill_(float(count[-1]))
+    return (variance + EPSILON).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleReward(Part):
+    """Divide rewards by the running standard deviation of the discounted return; no centring, cut at +-10.
+
+    What Stable-Baselines3's VecNormalize does. The statistics are the policy's and are saved with it.
+    """
+
+    stage: ClassVar[Stage] = "score"
+    slot: ClassVar[str] = "reward-scale"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask", "terminated", "truncated", "starts_episode"})
+    gives: ClassVar[frozenset[str]] = frozenset({"reward"})
+
+    scale_reward: bool = knob(True, "whether to divide at all")
+    gamma: float = knob(0.99, "discount of the return whose spread is measured, per step", low=0, high=1)
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Replace `reward` [B, T] by the scaled one."""
+        if not self.scale_reward:
+            return experience
+        memory, mask = context.memory(self.name), experience["mask"]
+        rows = len(experience)
+        before = torch.tensor(memory.get("returns", [0.0] * rows), dtype=torch.float64)
+        # a rollout's end is no episode's end: `starts_episode` of the next one tells
+        ended = experience["terminated"] | experience["truncated"]
+        returns, after = discounted_returns(
+            experience["reward"].double(),
+            mask,
+            torch.cat([ended[:, :-1], torch.zeros_like(ended[:, -1:])], 1),
+            experience["starts_episode"],
+            before if len(before) == rows else torch.zeros(rows, dtype=torch.float64),
+            self.gamma,
+        )
+        memory["returns"] = after.tolist()
+        deviation = running_deviation(context.world.policy.reward_moments, returns, mask)
+        context.log(reward_scale=1 / deviation[-1])
+        scaled = (experience["reward"] / deviation.float()).clamp(-CLIP, CLIP)
+        return experience.with_fields(reward=scaled)

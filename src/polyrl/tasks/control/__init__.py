@@ -1,0 +1,62 @@
+"""Control tasks: any Gymnasium environment by its id, or a function of the user's that makes one.
+
+Importing this costs next to nothing: gymnasium is loaded when a task is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polyrl.errors import UserError
+from polyrl.settings import parse_call, parse_value
+
+if TYPE_CHECKING:
+    from polyrl.tasks.control.environment import ControlTask
+
+__all__ = ["TASKS", "task"]
+
+TASKS: dict[str, str] = {
+    "CartPole-v1": "balance a pole on a cart; solved at a return of 475",
+    "Acrobot-v1": "swing a two-link arm up; solved at -100",
+    "MountainCar-v0": "leave a valley with too weak an engine; solved at -110, and the reward says nothing on the way",
+    "MountainCarContinuous-v0": "the same with a continuous throttle; solved at 90",
+    "Pendulum-v1": "swing a pendulum up and hold it; returns from -1600 to about -150",
+    "Ant-v5": "a four-legged body walks (MuJoCo)",
+    "HalfCheetah-v5": "a two-legged body runs (MuJoCo)",
+    "Hopper-v5": "a one-legged body hops (MuJoCo)",
+    "InvertedPendulum-v5": "balance a pole on a cart, continuous force (MuJoCo); solved at 950",
+    "InvertedDoublePendulum-v5": "balance two poles, one on the other (MuJoCo); solved at 9100",
+    "Reacher-v5": "a two-joint arm reaches a point (MuJoCo); solved at -3.75",
+    "Swimmer-v5": "a three-link body swims (MuJoCo); solved at 360",
+    "Walker2d-v5": "a two-legged body walks (MuJoCo)",
+}
+"""Environments that come with `pip install polyrl[control]`, and one line about each. Every other id works too."""
+
+OWN_SETTINGS = {"eval_episodes": int, "eval_limit": int, "max_items": int, "stepping": str}
+"""Settings of the task itself; every other one goes to the environment's own constructor."""
+
+
+def task(name: str, **settings: Any) -> ControlTask:
+    """Return the task `name`.
+
+    Args:
+        name: a Gymnasium id (`CartPole-v1`, `ale_py:ALE/Pong-v5`), `file.py:function` or `package.module:function`. It
+            may bring settings: `Pendulum-v1(g=9.81)`, `CartPole-v1(stepping=vector,max_episode_steps=200)`.
+        settings: fields of `ControlTask` (`eval_episodes`, `eval_limit`, `max_items`, `stepping`); every other setting
+            is a keyword argument of the environment.
+
+    Raises:
+        UserError: unknown id, missing package, or a setting that the environment does not take.
+    """
+    import yaml
+
+    from polyrl.tasks.control.environment import ControlTask
+
+    base, given = parse_call(name)
+    given = {**given, **settings}
+    own = {k: parse_value(f"the task {base}", k, OWN_SETTINGS[k], given.pop(k)) for k in OWN_SETTINGS if k in given}
+    try:
+        arguments = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in given.items()}
+    except yaml.YAMLError:
+        raise UserError(f"A setting of '{name}' cannot be read; write them like {base}(g=9.81).") from None
+    return ControlTask(name, spec=base, arguments=arguments, **own)

@@ -1,0 +1,209 @@
+"""Gymnasium's spaces as arrays: observations of any structure as one flat vector, actions as environments want them.
+
+Which parts of an observation vary continuously is kept beside it: only those are worth normalising by running
+statistics; one-hot numbers, bits and padded lists stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector.utils import iterate
+from numpy.typing import NDArray
+
+from polyrl.errors import UserError
+
+Write = Callable[[Any, NDArray[np.float64]], None]
+"""Writes an observation into its place of a flat vector."""
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One part of an observation: which of its numbers vary continuously, and how it is written."""
+
+    continuous: NDArray[np.bool_]
+    write: Write
+
+    @property
+    def size(self) -> int:
+        return len(self.continuous)
+
+
+class ObservationEncoder:
+    """Turns observations of a space into flat float64 vectors `[size]`.
+
+    Box: flattened, bytes (0 to 255) divided by 255. Discrete and MultiDiscrete: one-hot. MultiBinary: its bits. Dict
+    and Tuple: their parts one after another. Sequence: padded to `max_items` items, each followed by a bit that says
+    whether it is there.
+
+    Attributes:
+        size: length of the vector.
+        continuous: bool `[size]`, which entries vary continuously.
+    """
+
+    def __init__(self, space: spaces.Space[Any], *, max_items: int = 0, owner: str = "the environment"):
+        self.space = space
+        leaf = _leaf(space, "", max_items, owner)
+        self.size, self.continuous, self._write = leaf.size, leaf.continuous, leaf.write
+        self._plain = isinstance(space, spaces.Box) and not _is_bytes(space)
+
+    def encode(self, observation: Any, into: NDArray[np.float64]) -> None:
+        """Write one observation into the row `into` `[size]`; ValueError, TypeError or KeyError if it does not fit."""
+        self._write(observation, into)
+
+    def encode_batch(self, batched: spaces.Space[Any], observations: Any, into: NDArray[np.float64]) -> None:
+        """Write the observations of a vector environment, whose batched space is `batched`, into `[B, size]`."""
+        if self._plain:
+            into[:] = np.asarray(observations).reshape(into.shape)
+            return
+        for row, observation in zip(into, iterate(batched, observations), strict=True):
+            self._write(observation, row)
+
+
+# ------------------------------------------------------------------------------------------------ parts of a space
+
+
+def _leaf(space: spaces.Space[Any], path: str, max_items: int, owner: str) -> _Leaf:
+    def all_of(size: int, continuous: bool) -> NDArray[np.bool_]:
+        return np.full(size, continuous)
+
+    if isinstance(space, spaces.Box):
+        return _Leaf(all_of(int(np.prod(space.shape)), True), _write_bytes if _is_bytes(space) else _write_numbers)
+    if isinstance(space, spaces.Discrete):
+        return _Leaf(all_of(int(space.n), False), _one_hot(int(space.start)))
+    if isinstance(space, spaces.MultiDiscrete):
+        return _Leaf(all_of(int(space.nvec.sum()), False), _several_one_hot(space))
+    if isinstance(space, spaces.MultiBinary):
+        return _Leaf(all_of(int(np.prod(space.shape)), False), _write_numbers)
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        items = list(space.spaces.items()) if isinstance(space, spaces.Dict) else list(enumerate(space.spaces))
+        leaves = [(key, _leaf(sub, _below(path, key), max_items, owner)) for key, sub in items]
+        return _Leaf(np.concatenate([leaf.continuous for _, leaf in leaves]), _several(leaves))
+    if isinstance(space, spaces.Sequence):
+        if max_items < 1:
+            raise UserError(
+                f"{_part(path)} of {owner} is a list of any length; say how many items it holds at most, as in "
+                f"'{owner}(max_items=16)'."
+            )
+        item = _leaf(space.feature_space, _below(path, "*"), max_items, owner)
+        return _Leaf(all_of(max_items * (item.size + 1), False), _padded(item, max_items, path))
+    raise UserError(
+        f"{_part(path)} of {owner} is a {type(space).__name__} space, which polyrl cannot turn into numbers; wrap "
+        "the environment so that it gives Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple or Sequence."
+    )
+
+
+def _is_bytes(space: spaces.Box) -> bool:
+    return space.dtype == np.uint8
+
+
+def _below(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _part(path: str) -> str:
+    return f"The observation's part '{path}'" if path else "The observation"
+
+
+def _write_numbers(value: Any, into: NDArray[np.float64]) -> None:
+    into[:] = value if isinstance(value, np.ndarray) and value.ndim == 1 else np.asarray(value).reshape(-1)
+
+
+def _write_bytes(value: Any, into: NDArray[np.float64]) -> None:
+    np.divide(np.asarray(value).reshape(-1), 255.0, out=into)
+
+
+def _one_hot(start: int) -> Write:
+    def write(value: Any, into: NDArray[np.float64]) -> None:
+        into[:] = 0.0
+        into[int(value) - start] = 1.0
+
+    return write
+
+
+def _several_one_hot(space: spaces.MultiDiscrete) -> Write:
+    offsets = np.concatenate([[0], np.cumsum(space.nvec.reshape(-1))[:-1]]) - np.asarray(space.start).reshape(-1)
+
+    def write(value: Any, into: NDArray[np.float64]) -> None:
+        into[:] = 0.0
+        into[np.asarray(value).reshape(-1) + offsets] = 1.0
+
+    return write
+
+
+def _several(leaves: list[tuple[Any, _Leaf]]) -> Write:
+    ends = np.cumsum([leaf.size for _, leaf in leaves]).tolist()
+    places = [(key, leaf.write, end - leaf.size, end) for (key, leaf), end in zip(leaves, ends, strict=True)]
+
+    def write(value: Any, into: NDArray[np.float64]) -> None:
+        for key, write_part, begin, end in places:
+            write_part(value[key], into[begin:end])
+
+    return write
+
+
+def _padded(item: _Leaf, max_items: int, path: str) -> Write:
+    def write(value: Any, into: NDArray[np.float64]) -> None:
+        items = list(value)
+        if len(items) > max_items:
+            raise ValueError(f"{_part(path)} holds {len(items)} items, more than max_items={max_items}")
+        into[:] = 0.0
+        table = into.reshape(max_items, item.size + 1)
+        for row, one in zip(table, items, strict=False):
+            item.write(one, row[:-1])
+            row[-1] = 1.0
+
+    return write
+
+
+class ActionAdapter:
+    """Turns a policy's actions into those that the environment expects.
+
+    A policy's action is int64 `[B]` for Discrete, int64 `[B, A]` for MultiDiscrete and MultiBinary, float32 `[B, A]`
+    for Box. What a Box environment receives is clipped to its bounds; the policy's own action stays as it was sampled.
+    """
+
+    def __init__(self, space: spaces.Space[Any], owner: str = "the environment"):
+        self.space = space
+        self.single = isinstance(space, spaces.Discrete)
+        if isinstance(space, spaces.Box):
+            if not np.issubdtype(space.dtype, np.floating):
+                raise UserError(
+                    f"The actions of {owner} are a Box of {space.dtype}; declare whole numbers as MultiDiscrete."
+                )
+            self._convert = self._clipped
+        elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            self._convert = self._shifted
+        elif isinstance(space, spaces.MultiBinary):
+            self._convert = self._cast
+        else:
+            raise UserError(
+                f"The actions of {owner} are a {type(space).__name__} space, for which polyrl has no policy; wrap the "
+                "environment so that it takes Discrete, MultiDiscrete, MultiBinary or Box."
+            )
+
+    def batch(self, action: NDArray[Any]) -> NDArray[Any]:
+        """What a vector environment expects: `[B, ...]` of the space's own shape and type."""
+        return self._convert(action)
+
+    def each(self, action: NDArray[Any]) -> Any:
+        """What single environments expect, one after another."""
+        batch = self._convert(action)
+        return batch.tolist() if self.single else batch
+
+    def _shifted(self, action: NDArray[Any]) -> NDArray[Any]:
+        assert isinstance(self.space, spaces.Discrete | spaces.MultiDiscrete)
+        return self._cast(action) + self.space.start
+
+    def _clipped(self, action: NDArray[Any]) -> NDArray[Any]:
+        assert isinstance(self.space, spaces.Box)
+        clipped: NDArray[Any] = np.clip(self._cast(action), self.space.low, self.space.high)
+        return clipped
+
+    def _cast(self, action: NDArray[Any]) -> NDArray[Any]:
+        assert self.space.shape is not None
+        return action.reshape(len(action), *self.space.shape).astype(self.space.dtype)

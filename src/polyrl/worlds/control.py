@@ -1,0 +1,267 @@
+"""The control wing's world: a Gymnasium task, a small policy and critic, and the environments that it is trained in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polyrl.errors import UserError
+from polyrl.experience import Experience
+from polyrl.parts.credit import masked_mean
+from polyrl.parts.score import kl_estimate
+from polyrl.policies.control import ControlCritic, ControlPolicy, distribution_of
+from polyrl.sampling.control import Collector, Judge, Standing, environments_of
+from polyrl.tasks.control import task as named_task
+from polyrl.tasks.control.environment import ControlTask
+from polyrl.worlds.base import World
+
+if TYPE_CHECKING:
+    from polyrl.recipe import Recipe
+    from polyrl.runtime.config import Given, RunConfig
+
+Say = Callable[[str], None]
+EVALUATION_SEED = 1234
+"""Every method and seed is judged on the same episodes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a run is judged, apart from training: whole episodes in environments of their own.
+
+    Attributes:
+        episodes: how many; episode k starts from the same seed at every evaluation of every run.
+        shown: how many are kept in samples.jsonl.
+    """
+
+    episodes: int = 20
+    shown: int = 5
+    seed: int = EVALUATION_SEED
+
+
+def make_task(config: RunConfig, given: Given) -> ControlTask:
+    """The environment by its name, or the user's function."""
+    if given.environment is not None:
+        task = ControlTask(config.task, make=given.environment)
+    else:
+        task = named_task(config.task)
+    return dataclasses.replace(task, eval_episodes=config.eval_episodes) if config.eval_episodes else task
+
+
+def make_world(config: RunConfig, task: ControlTask, recipe: Recipe, say: Say = lambda _: None) -> ControlWorld:
+    """Make the networks; the environments follow when they are first stepped."""
+    if config.device not in ("auto", "cpu"):
+        raise UserError(
+            f"Control runs on the CPU, where its small networks are fastest; leave --device {config.device} away."
+        )
+    if recipe.policy is None:
+        raise UserError(f"{recipe.name} has no architecture for control; put one into it, such as +mlp-actor-critic.")
+    evaluation = Evaluation(episodes=task.eval_episodes)
+    return ControlWorld(
+        task, recipe.policy, seed=config.seed, critic="critic" in recipe.models(), evaluation=evaluation, say=say
+    )
+
+
+class ControlWorld(World):
+    """Implements `polyrl.worlds.base.World` for Gymnasium environments.
+
+    Attributes:
+        policy, critic: the networks; statistics of normalisation are the policy's buffers.
+        collector: steps the training environments; None before the first rollout.
+        latest: the latest rollout.
+    """
+
+    def __init__(
+        self,
+        task: ControlTask,
+        architecture: Any,
+        *,
+        seed: int = 0,
+        critic: bool = True,
+        evaluation: Evaluation | None = None,
+        say: Say = lambda _: None,
+    ):
+        self.task, self.architecture, self.seed, self.say = task, architecture, seed, say
+        self.evaluation = evaluation or Evaluation(episodes=task.eval_episodes)
+        observations = task.observations
+        distribution = distribution_of(task.actions.space, getattr(architecture, "log_std_init", 0.0))
+        self.policy: ControlPolicy = architecture.make_policy(distribution, observations.continuous, seed)
+        self.critic: ControlCritic | None = architecture.make_critic(observations.size, seed) if critic else None
+        self.collector: Collector | None = None
+        self.judge = Judge(task, self.evaluation.seed)
+        self.latest: Experience | None = None
+        self._standing = Standing()
+
+    # ----------------------------------------------------------------------------------------------- collecting
+
+    def collect(
+        self, environments: int, steps: int, generator: torch.Generator
+    ) -> tuple[Experience, list[float], list[int]]:
+        """A rollout of `steps` in each of `environments`; with raw returns and lengths of the episodes that ended."""
+        if self.collector is None or self.collector.environments.count != environments:
+            if self.collector is not None:
+                self.collector.environments.close()
+            made = environments_of(self.task, environments)
+            self.collector = Collector(made, self.policy, self.seed, self.say)
+            self.collector.go_on_from(self._standing)
+        rollout = self.collector.collect(steps, generator)
+        action = torch.from_numpy(rollout.action)
+        with torch.no_grad():
+            logprob = self.policy.distribution.log_prob(torch.from_numpy(rollout.numbers), action)
+        present = torch.from_numpy(rollout.present)
+        batch = Experience(
+            {
+                "observation": torch.from_numpy(rollout.observation),
+                "action": action,
+                "behaviour_logprob": logprob,
+                "present": present,
+                "mask": present.clone(),
+                "reward": torch.from_numpy(rollout.reward),
+                "terminated": torch.from_numpy(rollout.terminated),
+                "truncated": torch.from_numpy(rollout.truncated),
+                "final_observation": torch.from_numpy(rollout.final_observation),
+                "starts_episode": torch.from_numpy(rollout.starts_episode),
+            }
+        )
+        self.latest = batch
+        return batch, rollout.returns, rollout.lengths
+
+    def rewind(self) -> None:
+        """Undo the latest rollout, finished or not, because its iteration is not going to count."""
+        if self.collector is not None:
+            self.collector.rewind()
+
+    # --------------------------------------------------------------------------------------------- forward passes
+
+    def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trained parameters by model: "policy", and "critic" if there is one."""
+        models = {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
+        return {name: [*model.named_parameters()] for name, model in models.items()}
+
+    def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """Differentiable "logprob", "entropy" and "value" `[B, T]`, those that are wanted."""
+        found: dict[str, Tensor] = {}
+        if {"logprob", "entropy"} & set(wants):
+            found.update(self.policy.outputs(experience["observation"], experience["action"]))
+        if "value" in wants:
+            found["value"] = self._need_critic()(experience["observation"])
+        return {name: tensor for name, tensor in found.items() if name in wants}
+
+    @torch.no_grad()
+    def value(self, experience: Experience) -> Tensor:
+        """Critic's value of the state before each step, `[B, T]`."""
+        value: Tensor = self._need_critic()(experience["observation"])
+        return value
+
+    @torch.no_grad()
+    def final_value(self, experience: Experience) -> Tensor:
+        """Critic's value of the state after each truncated step, `[B, T]`; 0 at the others."""
+        cut = experience["truncated"]
+        result = torch.zeros(cut.shape)
+        if bool(cut.any()):
+            result[cut] = self._need_critic()(experience["final_observation"][cut])
+        return result
+
+    @torch.no_grad()
+    def divergence(self) -> float:
+        """Mean KL from the policy that collected the latest rollout to the present one, in nats a step.
+
+        Estimated by rho - 1 - log rho, which is unbiased because the actions are those of the old policy.
+        """
+        assert self.latest is not None
+        present = self.outputs(self.latest, {"logprob"})["logprob"]
+        log_ratio = present - self.latest["behaviour_logprob"]
+        estimate = kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3")
+        return float(masked_mean(estimate, self.latest["mask"]))
+
+    def _need_critic(self) -> ControlCritic:
+        if self.critic is None:
+            raise RuntimeError("this world was made without a critic")
+        return self.critic
+
+    # ------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return and length of the fixed evaluation episodes, actions at their most probable; the first few of them."""
+        played = self.judge(self.policy, self.evaluation.episodes)
+        returns = [episode.total for episode in played]
+        metrics = {
+            "eval/return": statistics.fmean(returns),
+            "eval/return_std": statistics.pstdev(returns),
+            "eval/length": statistics.fmean(episode.length for episode in played),
+        }
+        samples = [
+            {"episode": k, "seed": e.seed, "return": e.total, "length": e.length, "ended": e.ended}
+            for k, e in enumerate(played[: self.evaluation.shown])
+        ]
+        return metrics, samples
+
+    def evaluation_facts(self) -> dict[str, Any]:
+        """How the run is judged."""
+        return {**dataclasses.asdict(self.evaluation), "actions": "most probable"}
+
+    # --------------------------------------------------------------------------------------------------- folders
+
+    def export(self, folder: Path) -> None:
+        """Write the policy with its statistics, and the critic: `policy.safetensors`, `critic.safetensors`."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, module in self._models().items():
+            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
+        about = {
+            "task": self.task.name,
+            "architecture": {"name": self.architecture.name, **dataclasses.asdict(self.architecture)},
+            "observation": str(self.task.observations.space),
+            "action": str(self.task.actions.space),
+        }
+        (folder / "policy.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    def save(self, folder: Path) -> None:
+        """Write the models, and where the training environments stand."""
+        from safetensors.numpy import save_file
+
+        self.export(folder)
+        standing = self.collector.rest() if self.collector else self._standing
+        arrays = {f"actions/{i}": np.ascontiguousarray(a) for i, a in enumerate(standing.actions)}
+        save_file({**arrays, "observation": standing.observation}, folder / "environments.safetensors")
+        facts = {
+            "episode": standing.episode,
+            "paid": standing.paid,
+            "restarts": standing.restarts,
+            "running": standing.running,
+        }
+        (folder / "environments.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` or `export` wrote, in place.
+
+        Raises:
+            UserError: the folder does not hold the models of such a run.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file as load_arrays
+        from safetensors.torch import load_file
+
+        try:
+            for name, module in self._models().items():
+                module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+            if (folder / "environments.json").is_file():
+                facts = json.loads((folder / "environments.json").read_text(encoding="utf-8"))
+                arrays = load_arrays(folder / "environments.safetensors")
+                actions = [arrays[f"actions/{i}"] for i in range(len(facts["episode"]))]
+                self._standing = Standing(actions=actions, observation=arrays["observation"].copy(), **facts)
+        except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):
+            raise UserError(f"The folder {folder} does not hold the models of this run.") from None
+        if self.collector is not None:
+            self.collector.go_on_from(self._standing)
+
+    def _models(self) -> dict[str, nn.Module]:
+        return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
