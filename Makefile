@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test browser check format bench docs clean
+.PHONY: demo test browser check format bench reproduce docs clean
 
 # one stamp file says that the environment matches what the project asks for
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -35,6 +35,10 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed ## ratios to the plain way of doing the same work
 	$(BIN)/python benchmarks/run.py
+
+reproduce: $(VENV)/.installed ## every claim put to the test again: about an hour on two cores
+	$(BIN)/polyrl reproduce --all
+	$(BIN)/python docs/hooks.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"

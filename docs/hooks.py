@@ -1,6 +1,7 @@
-"""Pages that are written from the code when the site is built, and the table of methods in the README.
+"""Pages that are written from the code when the site is built, the table of methods in the README, pages of claims.
 
-MkDocs calls `on_config` and `on_files`. `python docs/hooks.py` rewrites the README's table.
+MkDocs calls `on_config` and `on_files`. `python docs/hooks.py` rewrites the README's table and `docs/claims/`, which
+are committed: they are read without building the site.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyrl import catalogue
+from polyrl.claims import claims
 from polyrl.experience import FIELDS
 from polyrl.recipe import STAGES, Part, Recipe
+from polyrl.reproduction import ledger
+from polyrl.reproduction.page import NOT_RETESTED, claim_page, claims_page
 
 if TYPE_CHECKING:
     import click
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
-NOT_RETESTED = "not yet re-tested"
 QUESTIONS = {
     "collect": "Where does experience come from?",
     "score": "What was it worth?",
@@ -55,14 +58,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def paper_link(paper: str) -> str:
-    """`arXiv:1707.06347` -> a Markdown link."""
+    """`arXiv:1707.06347` or `doi:10.1007/BF00992696` -> a Markdown link."""
     kind, _, number = paper.partition(":")
-    return f"[{paper}](https://arxiv.org/abs/{number})" if kind.lower() == "arxiv" else paper or "-"
+    places = {"arxiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
+    return f"[{paper}]({places[kind.lower()]}{number})" if kind.lower() in places else paper or "-"
 
 
-def verdict(slug: str) -> str:
-    """What the re-test of the paper's claim said."""
-    return NOT_RETESTED
+def verdict(slug: str, root: str = "../") -> str:
+    """What the re-test of the paper's claim said, with a link to its page; `root` leads to `docs/`."""
+    said = ledger.verdict(slug) or NOT_RETESTED
+    return f"[{said}]({root}claims/{file_name(slug)}.md)" if slug in claims() else said
 
 
 def value_text(value: Any) -> str:
@@ -152,12 +157,19 @@ def _stage_pieces(recipe: Recipe) -> Iterator[str]:
 def methods_page() -> str:
     """The overview of methods."""
     rows = [
-        (f"[`{m.slug}`]({file_name(m.slug)}.md)", paper_link(m.paper), m.year, m.summary, f"`{m.formula}`")
+        (
+            f"[`{m.slug}`]({file_name(m.slug)}.md)",
+            paper_link(m.paper),
+            m.year,
+            m.summary,
+            f"`{m.formula}`",
+            verdict(m.slug),
+        )
         for m in catalogue.methods().values()
     ]
     text = "A method is a named recipe from a paper. Methods and [parts](../reference/parts.md) join with `+`: "
     text += "`polyrl train grpo+entropy-bonus`."
-    return f"# Methods\n\n{text}\n\n{table(('method', 'paper', 'year', 'idea', 'formula'), rows)}"
+    return f"# Methods\n\n{text}\n\n{table(('method', 'paper', 'year', 'idea', 'formula', 'claim'), rows)}"
 
 
 def parts_page() -> str:
@@ -251,13 +263,42 @@ def _option(parameter: click.Parameter) -> tuple[str, str]:
     return f"`{left}`", right
 
 
+# ------------------------------------------------------------------------------------------------------------ claims
+
+
+def claim_pages() -> dict[str, str]:
+    """Address in the site -> Markdown of every page about claims."""
+    addresses = {slug: f"{file_name(slug)}.md" for slug in claims()}
+    entries = {slug: entry for slug in claims() if (entry := ledger.read(slug))}
+    example = next(iter(entries), next(iter(claims())))
+    source = (catalogue.PACKAGE / "claims" / f"{file_name(example)}.py").read_text(encoding="utf-8")
+    written = {"claims/index.md": claims_page(claims(), entries, addresses, source)}
+    for slug, claim in claims().items():
+        picture = DOCS / "assets" / "claims" / f"{slug}.svg"
+        address = f"../assets/claims/{slug}.svg" if picture.is_file() else None
+        method = f"../methods/{file_name(slug)}.md"
+        written[f"claims/{addresses[slug]}"] = claim_page(claim, entries.get(slug), address, method)
+    return written
+
+
+def write_claim_pages() -> None:
+    """Bring `docs/claims/` up to date, and remove pages of claims that are no more."""
+    pages = claim_pages()
+    (DOCS / "claims").mkdir(exist_ok=True)
+    for file in (DOCS / "claims").glob("*.md"):
+        if f"claims/{file.name}" not in pages:
+            file.unlink()
+    for address, text in pages.items():
+        (DOCS / address).write_text(text, encoding="utf-8")
+
+
 # ------------------------------------------------------------------------------------------------------------ README
 
 
 def method_table() -> str:
     """The README's table of methods, without its markers."""
     rows = [
-        (f"`{m.slug}`", f"{m.title}, {paper_link(m.paper)} ({m.year})", m.summary, verdict(m.slug))
+        (f"`{m.slug}`", f"{m.title}, {paper_link(m.paper)} ({m.year})", m.summary, verdict(m.slug, "docs/"))
         for m in catalogue.methods().values()
         if m.module.startswith("polyrl.")
     ]
@@ -291,8 +332,16 @@ def pages() -> dict[str, str]:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages of the methods into the navigation."""
     own = ["methods/index.md", *[f"methods/{file_name(slug)}.md" for slug in catalogue.methods()]]
-    config.nav = [{"Methods": own} if entry == {"Methods": "methods"} else entry for entry in config.nav or []]
+    tested = ["claims.md", "claims/index.md", *[a for a in claim_pages() if a != "claims/index.md"]]
+    chapters = {"methods": {"Methods": own}, "claims": {"Claims": tested}}
+    nav = config.nav or []
+    config.nav = [chapters.get(next(iter(e.values())), e) if _is_place(e) else e for e in nav]
     return config
+
+
+def _is_place(entry: Any) -> bool:
+    """Whether an entry of the navigation names a place that is filled here."""
+    return isinstance(entry, dict) and isinstance(next(iter(entry.values())), str)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -305,4 +354,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 if __name__ == "__main__":
+    write_claim_pages()
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")

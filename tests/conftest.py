@@ -23,7 +23,7 @@ import pytest
 TASK, DIFFICULTY = "reverse", 4
 SMALL = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 128, "context": 64}
 """Size of the small model."""
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "steps_per_second")
 """Fields of a metrics record that measure wall time; every other field is the same in every repetition."""
 
 
@@ -74,6 +74,27 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     teach(rows, 400, 4e-3)
     teach(mixed, 100, 1e-3, every=4, callback=unsettled)
+    policy.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small model that imitates the corrupted demonstrations of `sort-pairs`; always the same weights."""
+    import torch
+
+    from polyrl.policies.language import LanguagePolicy
+    from polyrl.policies.pretrain import demonstration
+    from polyrl.policies.supervised import supervised
+    from polyrl.policies.tiny import build_tiny
+    from polyrl.runtime.seeding import generator
+    from polyrl.tasks.language import task
+
+    torch.set_num_threads(1)
+    folder = build_tiny(tmp_path_factory.mktemp("models") / "taught", 0, **SMALL)
+    pairs, policy = task("sort-pairs"), LanguagePolicy.load(folder)
+    examples = [demonstration(policy, pairs, row) for row in pairs.rows("train", 99, 0, 6000)]
+    supervised(policy, examples, steps=400, batch_size=32, lr=4e-3, generator=generator(0, "taught"))
     policy.save(folder)
     return folder
 

@@ -13,7 +13,11 @@ class UserError(Exception):
     """
 
 
-class Diverged(UserError):
+class NotFinite(UserError):
+    """A run's own numbers stopped being finite: the method's doing, which a re-test of its claim counts against it."""
+
+
+class Diverged(NotFinite):
     """A model's weights give numbers that are not finite: they are not worth keeping."""
 
 

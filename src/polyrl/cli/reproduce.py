@@ -89,7 +89,7 @@ def _opening(tested: Claim, quick: bool, seeds: Sequence[int] | None) -> Panel:
         ("Refuted by: ", "dim"),
         tested.refuted_by,
     )
-    chosen = seeds or (tested.seeds[: tested.quick.seeds] if quick else tested.seeds)
+    chosen = seeds or (tested.tuning_seeds[: tested.quick.seeds] if quick else tested.seeds)
     runs = f"{len(tested.arms)} arms, seeds {span(chosen)}"
     form = "a smoke test without a verdict" if quick else f"about {tested.minutes:g} minutes on two cores"
     title = Text.assemble((tested.slug, "bold"), f"  {runs}; {form}")
@@ -126,12 +126,13 @@ def _arms(entry: dict[str, Any]) -> Table:
     for arm in entry["arms"]:
         starts = [r["start"] for r in arm["runs"] if r["start"] is not None]
         ends = [r["final"] for r in arm["runs"] if r["final"] is not None]
-        lost = len(arm["runs"]) - len(ends)
+        lost = sum(r["status"] != "finished" for r in arm["runs"])
+        own = "" if arm["measured"] == metric.label else f"  ({arm['measured']})"
         table.add_row(
             Text(arm["name"], style="bold"),
             format_value(metric, sum(starts) / len(starts)) if starts else "-",
-            _with_interval(metric, ends),
-            f"{len(ends)} of {len(arm['runs'])}" + (f", {lost} diverged" if lost else ""),
+            _with_interval(metric, ends) + own,
+            f"{len(arm['runs']) - lost} of {len(arm['runs'])}" + (f", {lost} diverged" if lost else ""),
         )
     for name, value in metric.lines.items():
         table.add_row(Text(name, style="dim"), "", Text(format_value(metric, value), style="dim"), "")

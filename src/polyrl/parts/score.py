@@ -68,6 +68,7 @@ class TaskReward(Part):
     """Score every response with the task's reward functions and pay the score at its last token."""
 
     stage: ClassVar[Stage] = "score"
+    slot: ClassVar[str] = "judge"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
 

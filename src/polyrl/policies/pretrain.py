@@ -130,11 +130,11 @@ def _step_back(
 
 
 def demonstration(policy: LanguagePolicy, task: LanguageTask, row: Row) -> Example:
-    """Token ids of a row's prompt and worked completion with its end token, and which of the latter are learned.
+    """Token ids of a row's prompt and demonstration with its end token, and which of the latter are learned.
 
     A tool's words are encoded by themselves, as the sampler inserts them, and are not learned.
     """
-    text = task.worked(row)
+    text = task.demonstrated(row)
     ids: list[int] = []
     learned: list[bool] = []
     at = 0

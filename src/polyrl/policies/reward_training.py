@@ -1,7 +1,8 @@
 """Training of a reward model on preference pairs, and its scores on a scale that people can read.
 
-A pair is a row with TRL's columns `prompt`, `chosen` and `rejected`, all plain text; the true scores of both responses
-may stand beside them as `score_chosen` and `score_rejected`, to measure accuracy by.
+A pair is a row with TRL's columns `prompt`, `chosen` and `rejected`, plain text or messages; the true scores of both
+responses may stand beside them as `score_chosen` and `score_rejected`, to measure accuracy by. This trains a model that
+a task needs before a run; `polyrl train reward-model` trains one as a run of its own.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _preference(pair: Pair) -> float:
 
 @torch.no_grad()
 def score_texts(
-    model: RewardModel, prompts: Sequence[str], completions: Sequence[str], *, max_tokens: int = 16384
+    model: RewardModel, prompts: Sequence[Any], completions: Sequence[Any], *, max_tokens: int = 16384
 ) -> Tensor:
     """Score of each completion, float32 `[B]` on the CPU, in batches of similar length with at most `max_tokens`."""
     scores = torch.zeros(len(completions))

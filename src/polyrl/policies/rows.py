@@ -114,6 +114,19 @@ def micro_batches(lengths: Tensor, max_tokens: int) -> list[Tensor]:
     return groups
 
 
+def micro_batches_of(experience: Experience, max_tokens: int, together: str = "") -> list[Tensor]:
+    """`micro_batches` of the rows of a batch; rows with equal `experience[together]` stay together.
+
+    Units of several rows count with the tokens of all of them, and one that is longer than `max_tokens` is by itself.
+    """
+    lengths = experience["prompt_mask"].sum(1) + experience["present"].sum(1)
+    if not together:
+        return micro_batches(lengths, max_tokens)
+    _, unit, sizes = torch.unique(experience[together], return_inverse=True, return_counts=True)
+    longest = lengths.new_zeros(len(sizes)).scatter_reduce(0, unit, lengths, "amax")
+    return [torch.isin(unit, units).nonzero()[:, 0] for units in micro_batches(longest * sizes, max_tokens)]
+
+
 def take(value: Tensor, rows: Index | None) -> Tensor:
     """The given rows of a tensor, or all of it."""
     return value if rows is None else value[torch.as_tensor(rows, dtype=torch.long, device=value.device)]

@@ -18,6 +18,7 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
 from polyrl.policies.language import LanguagePolicy, Precision, Reader, with_pad
+from polyrl.policies.pairs import encode_response
 from polyrl.policies.rows import Index, as_experience, lay_out, take, to_device
 
 _HEAD_FILE = "head.safetensors"
@@ -117,11 +118,13 @@ class RewardModel(_ScalarModel):
             states = self._hidden(layout)[torch.arange(len(last), device=self.device), last]
         return self._read_head(states)
 
-    def as_batch(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Experience:
-        """Texts as a batch to score; with `end` the end token follows each completion, as if it ended by itself."""
-        close = [self.tokenizer.eos_token_id] if end and self.tokenizer.eos_token_id is not None else []
-        asked = [self.tokenizer(p)["input_ids"] or [self.tokenizer.bos_token_id] for p in prompts]
-        said = [self.tokenizer(c, add_special_tokens=False)["input_ids"] + close for c in completions]
+    def as_batch(self, prompts: Sequence[Any], completions: Sequence[Any], *, end: bool = True) -> Experience:
+        """Prompts and completions, texts or messages, as a batch to score.
+
+        With `end` the end token follows each completion, as if it ended by itself.
+        """
+        asked = [self.encode_prompt(p) for p in prompts]
+        said = [encode_response(self, p, c, ended=end) for p, c in zip(prompts, completions, strict=True)]
         return as_experience(asked, said, pad_id=self.pad_id)
 
     def score_texts(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Tensor:

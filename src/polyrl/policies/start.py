@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 def start_folder(task: LanguageTask, seed: int = 0) -> Path:
     """Folder of the starting model, made or not."""
-    key = digest([RECIPE_VERSION, task.fingerprint(), seed])
+    key = digest([RECIPE_VERSION, task.fingerprint(), seed, *([dict(task.start_size)] if task.start_size else [])])
     return cache_folder() / "models" / f"{task.name}-{task.difficulty}-{key}"
 
 
@@ -49,7 +49,7 @@ def start_model(task: LanguageTask, seed: int = 0, say: Callable[[str], None] = 
     def make(folder: Path) -> dict[str, Any]:
         from polyrl.policies.pretrain import pretrain  # heavy
 
-        return pretrain(task, folder, seed=seed, say=say)
+        return pretrain(task, folder, seed=seed, say=say, **task.start_size)
 
     return cached(start_folder(task, seed), make)
 

@@ -8,9 +8,9 @@ from typing import Any, get_type_hints
 
 from polyrl.errors import UserError, nearest
 from polyrl.settings import parse_call, parse_value
-from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, Tool, tool_spans
+from polyrl.tasks.language.base import LanguageTask, Preference, Reward, Row, Split, Tool, tool_spans
 
-__all__ = ["TASKS", "LanguageTask", "Reward", "Row", "Split", "Tool", "task", "tool_spans"]
+__all__ = ["TASKS", "LanguageTask", "Preference", "Reward", "Row", "Split", "Tool", "task", "tool_spans"]
 
 TASKS: dict[str, str] = {
     "addition": "add two numbers of up to `difficulty` digits, column by column (47+85=)",
@@ -19,6 +19,7 @@ TASKS: dict[str, str] = {
     "learned-reverse": "reverse, rewarded by a reward model that is learned from preferences; gold is logged",
     "reverse": "write up to `difficulty` letters backwards (reverse kdjfa=)",
     "reverse-dense": "reverse, rewarded letter by letter: the gold of reward-model studies",
+    "sort-pairs": "sort 4 to `difficulty` digits, taught badly: fixed preference pairs, gold score logged (52814>)",
     "sort": "sort up to `difficulty` digits by insertion (sort 52814=)",
 }
 """Name of every built-in task and one line about it."""
@@ -31,6 +32,7 @@ _PLACES = {
     "reverse": "strings:Reverse",
     "reverse-dense": "strings:ReverseDense",
     "sort": "strings:Sort",
+    "sort-pairs": "preferences:SortPairs",
 }
 
 

@@ -121,6 +121,10 @@ class LanguageTask(ABC):
     def worked(self, row: Row) -> str:
         """Return a right completion with its trace, without the end token, to pretrain on."""
 
+    def demonstrated(self, row: Row) -> str:
+        """Return what the starting model imitates: the worked completion, unless a task teaches badly on purpose."""
+        return self.worked(row)
+
     @abstractmethod
     def correct(self, row: Row, completion: str) -> bool:
         """Return whether the completion is right. This defines accuracy."""
@@ -139,7 +143,7 @@ class LanguageTask(ABC):
 
     @property
     def needs_model(self) -> bool:
-        """Whether the rewards work only after `prepare`."""
+        """Whether rewards or fixed pairs are still to be made by `prepare`."""
         return False
 
     def prepare(self, model: str, say: Callable[[str], None] = lambda _: None) -> None:  # noqa: B027 - a hook
@@ -251,7 +255,7 @@ class GeneratedTask(LanguageTask):
     def fingerprint(self) -> str:
         """Return a hash of the name, the settings and some rows with their worked completions."""
         rows = self.rows("train", 0, 0, 8) + self.rows("test", 0, 0, 8)
-        return digest([self.name, self.start_settings(), self.max_tokens, [(row, self.worked(row)) for row in rows]])
+        return digest([self.name, self.start_settings(), self.max_tokens, [(row, self.demonstrated(row)) for row in rows]])
 
     def start_settings(self) -> dict[str, Any]:
         """Return the settings that a starting model depends on: all of them, unless a task knows better."""

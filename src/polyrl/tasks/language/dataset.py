@@ -74,6 +74,8 @@ def _row(where: str, given: Any) -> Row:
     row: Row = dict(given)
     if "prompt" not in row and "question" in row and "answer" in row:
         row = _from_gsm8k(where, row)
+    if "prompt" not in row and "chosen" in row and "rejected" in row:
+        row = _from_pair(where, row)
     if "prompt" not in row:
         raise UserError(f"{where}: no column 'prompt'; it has {', '.join(map(str, row)) or 'no columns'}.")
     for name in ("prompts", "completions"):
@@ -100,6 +102,21 @@ def _from_gsm8k(where: str, row: Row) -> Row:
     if last_number(answer) is None:
         raise UserError(f"{where}: the column 'answer' has no number after its '####'.")
     return {"solution": answer, **row, "answer": answer.rpartition("####")[2].strip()}
+
+
+def _from_pair(where: str, row: Row) -> Row:
+    """Take the prompt out of chosen and rejected: what both begin with, less a last space (TRL's `extract_prompt`)."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
+        raise UserError(f"{where}: the columns 'chosen' and 'rejected' must both be text or both be lists of messages.")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared and isinstance(chosen, str) and chosen[shared - 1] == " ":
+        shared -= 1
+    if shared == 0:
+        raise UserError(f"{where}: no column 'prompt', and chosen and rejected begin with nothing in common.")
+    return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
 def _check_messages(where: str, messages: list[Any]) -> None:
@@ -222,6 +239,7 @@ class DatasetTask(LanguageTask):
     start_accuracy: float | None = None
     """Accuracy at which supervised pretraining stops; None trains to the end."""
 
+    budget: str = field(default="samples=10000", init=False)
     name: str = field(default="dataset", init=False)
     difficulty: int = field(default=0, init=False)
     train_rows: list[Row] = field(init=False, repr=False)

@@ -44,6 +44,9 @@ class LearnedReverse(ReverseDense):
     """Of the judge: he prefers `a` to `b` with probability sigmoid((gold(a) - gold(b)) / label_temperature)."""
     reward_seed: int = 0
     """Of the pairs, their labels and the reward model's training."""
+    prompt_offset: float = 0.0
+    """Standard deviation of a number that is added to all scores of a prompt, its own for each: reward models learn
+    differences between answers to one prompt, so their scores of different prompts lie apart by chance."""
 
     name = "learned-reverse"
 
@@ -58,6 +61,10 @@ class LearnedReverse(ReverseDense):
             raise UserError(
                 f"The label_temperature of the task '{self.name}' must be at least 0, not {self.label_temperature!r}."
             )
+        if not 0 <= self.prompt_offset < float("inf"):
+            raise UserError(
+                f"The prompt_offset of the task '{self.name}' must be at least 0, not {self.prompt_offset!r}."
+            )
         self.reward_model: RewardModel | None = None
         self.rewards = [Reward("reward_model", self.model_score)]
 
@@ -68,7 +75,7 @@ class LearnedReverse(ReverseDense):
 
     def start_settings(self) -> dict[str, Any]:
         """Return all settings but those of the reward model: one start serves every reward."""
-        ours = ("pairs", "noise", "label_temperature", "reward_seed")
+        ours = ("pairs", "noise", "label_temperature", "reward_seed", "prompt_offset")
         return {k: v for k, v in super().start_settings().items() if k not in ours}
 
     def measures(self, row: Row, completion: str) -> dict[str, float]:
@@ -81,7 +88,14 @@ class LearnedReverse(ReverseDense):
             raise UserError(f"The task '{self.name}' has no reward model yet: call its prepare(model) first.")
         from polyrl.policies.reward_training import score_texts  # heavy
 
-        return list(score_texts(self.reward_model, prompts, [content(c) for c in completions]).tolist())
+        scores = score_texts(self.reward_model, prompts, [content(c) for c in completions]).tolist()
+        return [score + self.offset(prompt) for score, prompt in zip(scores, prompts, strict=True)]
+
+    def offset(self, prompt: Any) -> float:
+        """Return what is added to all scores of a prompt: a fixed draw from N(0, `prompt_offset`^2)."""
+        if not self.prompt_offset:
+            return 0.0
+        return random.Random(f"{self.name}-offset-{content(prompt)}").gauss(0, self.prompt_offset)
 
     def reward_folder(self, model: str) -> Path:
         """Return the folder of the reward model that goes with a starting model, made or not."""

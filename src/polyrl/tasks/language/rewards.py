@@ -7,24 +7,19 @@ is `[{"role": "assistant", "content": text}]`.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import logging
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.tasks.language.base import Reward, content
-from polyrl.tasks.language.phrases import a_kind, quoted, reason_of, shortened
+from polyrl.tasks.language.phrases import quoted, shortened
+from polyrl.tasks.user_code import load_function
 
 _log = logging.getLogger(__name__)
 
@@ -119,31 +114,50 @@ def truth_text(truth: Any) -> str:
 def load_reward(spec: str) -> Reward:
     """Return the reward that `spec` names.
 
-    `spec` is `numeric`, `exact` or `contains`, or `package.module:function`, or `path/to/file.py:function`; a weight
-    can follow: `rewards.py:short=0.5`. The file is run as Python code. Raises `UserError` if the function cannot be
-    imported, is not there, cannot be called or has another signature than TRL's.
+    `spec` is `numeric`, `exact` or `contains`, or `package.module:function`, or `path/to/file.py:function`, or the
+    folder of a reward model that `polyrl train reward-model` wrote; a weight can follow: `rewards.py:short=0.5`. A file
+    is run as Python code. Raises `UserError` if the function cannot be imported, is not there, cannot be called or has
+    another signature than TRL's, or if the folder holds no reward model.
     """
     name, weight = _split_weight(spec)
     if name in CHECKERS:
         return built_in(name, weight)
+    if Path(name).expanduser().is_dir():
+        return model_reward(name, weight)
     place, colon, function_name = name.rpartition(":")
     if not colon or not place or not function_name:
         raise UserError(
             f"There is no reward '{name}'.{nearest(name, CHECKERS)} Give numeric, exact, contains, "
-            "'package.module:function' or 'path/to/file.py:function'."
+            "'package.module:function', 'path/to/file.py:function' or the folder of a reward model."
         )
-    module = _import_file(place) if place.endswith(".py") else _import_module(place)
-    if not hasattr(module, function_name):
-        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise UserError(
-            f"'{place}' has no function '{function_name}'.{nearest(function_name, names)} "
-            f"It has {', '.join(sorted(names)) or 'no functions'}."
-        )
-    function = getattr(module, function_name)
-    if not callable(function):
-        raise UserError(f"The reward '{name}' is not a function but {a_kind(function)}.")
+    function = load_function(name, "reward")
     check_signature(function_name, function)
     return Reward(function_name, function, weight)
+
+
+def model_reward(folder: str, weight: float = 1.0) -> Reward:
+    """Return the score of a reward model as a reward; `folder` is the model's, or that of the run that trained it.
+
+    The model is loaded at the first call. Raises `UserError` if there is none.
+    """
+    path = Path(folder).expanduser()
+    found = next((p for p in (path, path / "model") if (p / "head.safetensors").is_file()), None)
+    if found is None:
+        raise UserError(
+            f"The folder '{folder}' holds no reward model; give one that `polyrl train reward-model` has written."
+        )
+    loaded: list[Any] = []
+
+    def score(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
+        from polyrl.policies.reward_training import score_texts
+        from polyrl.policies.scalar import RewardModel
+        from polyrl.runtime.device import make_device
+
+        if not loaded:
+            loaded.append(RewardModel.load(found, device=make_device("auto")).requires_grad_(False))
+        return list(score_texts(loaded[0], prompts, completions).tolist())
+
+    return Reward(found.resolve().parent.name if found.name == "model" else found.resolve().name, score, weight)
 
 
 def check_signature(name: str, function: Callable[..., Any], columns: Sequence[str] | None = None) -> None:
@@ -201,48 +215,3 @@ def _split_weight(spec: str) -> tuple[str, float]:
     if not math.isfinite(weight):
         raise UserError(f"The weight of the reward '{name}' must be a number, not '{text}'.")
     return name, weight
-
-
-def _import_module(name: str) -> ModuleType:
-    with _import_path(Path.cwd()), _import_errors(f"module '{name}'"):
-        return importlib.import_module(name)
-
-
-def _import_file(path: str) -> ModuleType:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"There is no file '{path}' to load a reward from.")
-    # The name is unique to the file: two files `rewards.py` in two folders are two modules.
-    unique = hashlib.blake2b(str(file.resolve()).encode(), digest_size=4).hexdigest()
-    name = f"polyrl_reward_{file.stem}_{unique}"
-    found = importlib.util.spec_from_file_location(name, file)
-    if found is None or found.loader is None:
-        raise UserError(f"The file '{path}' cannot be loaded as Python code.")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
-    try:
-        with _import_path(file.resolve().parent), _import_errors(f"file '{path}'"):
-            found.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-@contextlib.contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
-    """Let code import its neighbours, as `python file.py` would."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-
-
-@contextlib.contextmanager
-def _import_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise UserError(f"The {what} cannot be imported: {reason_of(error)}.") from error

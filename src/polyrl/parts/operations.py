@@ -1,0 +1,127 @@
+"""Parts of the operations wing: where traces come from, and what network or rule orders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from polyrl.errors import UserError
+from polyrl.experience import Experience
+from polyrl.policies import inventory
+from polyrl.policies.mlp import Activation, layer_sizes
+from polyrl.recipe import Architecture, Part, Stage, knob
+from polyrl.runtime.context import Context
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# --------------------------------------------------------------------------------------------------- what orders
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderNetwork(Architecture):
+    """A multi-layer perceptron of all inventories, whose orders can always be shipped."""
+
+    hidden: str = knob("32x32x32", "sizes of the hidden layers, joined by x")
+    activation: Activation = knob("elu", "elu, tanh or relu between the layers")
+
+    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+        """The network for an inventory task, with weights drawn from `generator`."""
+        sizes = layer_sizes(self.hidden)
+        return inventory.OrderNetwork(task.network, task.customers.mean, sizes, self.activation, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseStock(Architecture):
+    """A base-stock level for each location: order what the position lacks of it."""
+
+    start: float = knob(10.0, "first level, units", above=0)
+    unit: float = knob(150.0, "units of stock by which a step of size 1 of the optimiser moves a level", above=0)
+
+    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+        """The rule for an inventory task; nothing in it is random."""
+        return inventory.BaseStock(task.network, self.start, self.unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CappedBaseStock(BaseStock):
+    """A base-stock level and a largest order for each location: near-optimal where unmet demand is lost."""
+
+    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+        """The rule for an inventory task; nothing in it is random."""
+        return inventory.CappedBaseStock(task.network, self.start, self.unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EchelonStock(BaseStock):
+    """A level for each location's echelon, itself and all that it supplies: optimal for serial chains."""
+
+    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+        """The rule for an inventory task; nothing in it is random."""
+        return inventory.EchelonStock(task.network, self.start, self.unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedStock(BaseStock):
+    """One warehouse orders up to a level of the whole system and deals out what it has so that stores are balanced."""
+
+    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+        """The rule for an inventory task; nothing in it is random.
+
+        Raises:
+            UserError: the task has no warehouse that supplies every store.
+        """
+        net = task.network
+        if net.upstream != 1 or any(s != 0 for s in net.supplier[1:]):
+            raise UserError(f"'{self.name}' needs one warehouse that supplies every store, and '{task.name}' has none.")
+        return inventory.BalancedStock(net, task.customers.mean, self.start, self.unit)
+
+
+# --------------------------------------------------------------------------------------------------------- collect
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawTraces(Part):
+    """Draw demand traces: what customers will ask for does not depend on what is ordered."""
+
+    stage: ClassVar[Stage] = "collect"
+    gives: ClassVar[frozenset[str]] = frozenset({"demand", "initial_inventory", "mask"})
+
+    scenarios: int = knob(512, "demand traces in one iteration", low=1)
+    periods: int = knob(50, "periods of each trace", low=1)
+    stored: int = knob(0, "size of a fixed set of traces that is used again and again; 0 draws fresh ones", low=0)
+
+    def __call__(self, experience: Experience | None, context: Context) -> Experience:
+        """Return `scenarios` traces; each is a pure function of the run's seed and the iteration.
+
+        Raises:
+            UserError: the stored set is smaller than one iteration's traces.
+        """
+        index = context.iteration - 1
+        if self.stored:
+            if self.stored < self.scenarios:
+                raise UserError(
+                    f"{self.name}.stored is {self.stored} but must be 0 or at least scenarios ({self.scenarios})."
+                )
+            index %= self.stored // self.scenarios
+        demand, start = context.world.task.traces(context.seed, "train", index, self.scenarios, self.periods)
+        context.spent.samples += self.scenarios
+        context.spent.steps += self.scenarios * self.periods
+        mask = torch.ones(self.scenarios, self.periods, dtype=torch.bool)
+        return Experience({"demand": demand, "initial_inventory": start, "mask": mask})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOrders(DrawTraces):
+    """Draw demand traces and try orders on them: the policy's own plus Gaussian noise of a learned size."""
+
+    gives: ClassVar[frozenset[str]] = DrawTraces.gives | {"observation", "action", "behaviour_logprob", "reward"}
+
+    def __call__(self, experience: Experience | None, context: Context) -> Experience:
+        """Return `scenarios` episodes with the inventories seen, the orders tried and their reward, minus cost."""
+        batch = super().__call__(experience, context)
+        tried: Experience = context.world.act(batch, context.generator("orders"))
+        context.log(reward=tried["reward"].mean())
+        return tried

@@ -1,0 +1,282 @@
+"""Preference pairs: where they come from, who labels them, which count, and what their losses share.
+
+A pair is two rows of the experience that share the number `pair`; `preferred` is true in one of them. Everything else
+is as in sampled responses, so a pair is never found by the place of its rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from polyrl.experience import Experience
+from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
+from polyrl.parts.credit import check_groups
+from polyrl.policies.pairs import by_pair, sequence_log_ratio
+from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.runtime.context import Context
+from polyrl.runtime.seeding import generator
+
+Reference = Literal["start", "round"]
+
+# ---------------------------------------------------------------------------------------------- pure functions
+
+
+def best_versus_worst(score: Tensor, group: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Pair the best with the worst response of each group.
+
+    Args:
+        score: `[B]` float.
+        group: `[B]` int64, answers to one prompt share a number.
+        counted: `[B]` bool, rows that may be paired.
+
+    Returns:
+        `pair` `[B]` int64 (-1: in no pair), `preferred` `[B]` bool, and the number of groups whose scores are all
+        equal, which make no pair. Of several that are equally good (or bad) the first row is taken.
+    """
+    pair, preferred = torch.full_like(group, -1), torch.zeros_like(counted)
+    ties = 0
+    for g in torch.unique(group[counted]).tolist():
+        rows = (counted & (group == g)).nonzero()[:, 0]
+        best, worst = rows[score[rows].argmax()], rows[score[rows].argmin()]
+        if not bool(score[best] > score[worst]):
+            ties += 1
+            continue
+        pair[best] = pair[worst] = g
+        preferred[best] = True
+    return pair, preferred, ties
+
+
+def win_shares(probability: Tensor, first: Tensor, second: Tensor, size: int) -> Tensor:
+    """Mean probability `[size]` with which each response beats those that it was compared with.
+
+    Args:
+        probability: `[n]` that response `first[i]` beats `second[i]`, in [0, 1].
+        first, second: `[n]` int64, rows.
+        size: number of rows; one that was compared with none gets 1/2.
+    """
+    won, games = torch.zeros(size), torch.zeros(size)
+    won = won.index_add(0, first, probability).index_add(0, second, 1 - probability)
+    games = games.index_add(0, first, torch.ones(len(first))).index_add(0, second, torch.ones(len(second)))
+    return torch.where(games > 0, won / games.clamp(min=1), torch.full((size,), 0.5))
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, size: int) -> tuple[int, ...]:
+    """Order of the pairs in an epoch: a pure function of these, so that nothing has to be remembered."""
+    return tuple(torch.randperm(size, generator=generator(seed, "pairs", epoch)).tolist())
+
+
+def numbers_of_step(seed: int, size: int, start: int, count: int) -> list[int]:
+    """Numbers of the pairs `start` to `start + count - 1` of the endless stream: epoch after epoch, each reshuffled."""
+    return [epoch_order(seed, i // size, size)[i % size] for i in range(start, start + count)]
+
+
+# ----------------------------------------------------------------------------------------------------- collect
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflinePairs(Part):
+    """Take the next few of the task's fixed preference pairs, epoch after epoch.
+
+    A pair counts as two samples each time it is used, and costs no call of a reward: it was labelled before.
+    """
+
+    stage: ClassVar[Stage] = "collect"
+    gives: ClassVar[frozenset[str]] = (LANGUAGE_FIELDS - {"behaviour_logprob"}) | {"pair", "preferred", "example"}
+    fixed_pairs: ClassVar[bool] = True
+    """Whether the task must have fixed pairs; where it has none, some are sampled from the start and labelled."""
+
+    pairs_per_step: int = knob(32, "pairs in one iteration", low=1)
+
+    def __call__(self, experience: Experience | None, context: Context) -> Experience:
+        """Return `2 * pairs_per_step` rows."""
+        pairs = context.world.pairs("train")
+        start = (context.iteration - 1) * self.pairs_per_step
+        batch: Experience = pairs.batch(numbers_of_step(context.seed, len(pairs), start, self.pairs_per_step))
+        context.spent.samples += len(batch)
+        lengths = batch["present"].sum(1).float()
+        context.log(
+            pairs__epoch=(start + self.pairs_per_step) / len(pairs),
+            completions__mean_length=lengths.mean(),
+            completions__max_length=lengths.max(),
+        )
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePairs(SampleResponses):
+    """Sample two responses to each prompt from the present policy, to be compared."""
+
+    prompts_per_step: int = knob(32, "prompts in one iteration", low=1)
+    completions_per_prompt: int = knob(2, "responses sampled for each prompt", low=2)
+
+
+# ------------------------------------------------------------------------------------------------------- score
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceLabel(Part):
+    """Ask a preference function which of two responses is better; a response's score is the share that it beats.
+
+    Every two responses to a prompt are compared once, so `completions_per_prompt` responses cost n(n-1)/2 calls.
+    """
+
+    stage: ClassVar[Stage] = "score"
+    slot: ClassVar[str] = "judge"
+    needs: ClassVar[frozenset[str]] = frozenset({"action", "mask", "group", "greedy"})
+    gives: ClassVar[frozenset[str]] = frozenset({"score"})
+
+    label: Literal["bernoulli", "hard"] = knob(
+        "bernoulli", "bernoulli draws the winner with the function's probability, hard takes the likelier one"
+    )
+
+    def check_within(self, recipe: Recipe) -> None:
+        """One response has nothing to be compared with."""
+        check_groups(self, recipe)
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `score` [B] in [0, 1]."""
+        group, counted = experience["group"], ~experience["greedy"]
+        first, second = _comparisons(group, counted)
+        probability = torch.tensor(context.world.prefer(experience, first, second), dtype=torch.float32)
+        context.spent.reward_calls += len(first)
+        if self.label == "hard":
+            wins = torch.where(probability == 0.5, 0.5, (probability > 0.5).float())
+        else:
+            wins = (torch.rand(len(first), generator=context.generator("labels")) < probability).float()
+        rows = torch.tensor(first, dtype=torch.long), torch.tensor(second, dtype=torch.long)
+        context.log(pairs__sure=(2 * probability - 1).abs().mean())
+        return experience.with_fields(score=win_shares(wins, *rows, len(experience)))
+
+
+def _comparisons(group: Tensor, counted: Tensor) -> tuple[list[int], list[int]]:
+    """Every two counted rows of one group, once."""
+    members: dict[int, list[int]] = {}
+    for row, (g, counts) in enumerate(zip(group.tolist(), counted.tolist(), strict=True)):
+        if counts:
+            members.setdefault(g, []).append(row)
+    found = [(a, b) for rows in members.values() for i, a in enumerate(rows) for b in rows[i + 1 :]]
+    return [a for a, _ in found], [b for _, b in found]
+
+
+# ------------------------------------------------------------------------------------------------------ select
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestVersusWorst(Part):
+    """Pair the best-scored response to each prompt with the worst one; where all are equal there is no pair."""
+
+    stage: ClassVar[Stage] = "select"
+    slot: ClassVar[str] = "pairing"
+    needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "greedy", "weight"})
+    gives: ClassVar[frozenset[str]] = frozenset({"pair", "preferred", "weight"})
+
+    def check_within(self, recipe: Recipe) -> None:
+        """One response makes no pair."""
+        check_groups(self, recipe)
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `pair` and `preferred` [B], and set `weight` [B, T] to 0 outside the pairs."""
+        counted = ~experience["greedy"] & (experience["weight"] != 0).any(1)
+        pair, preferred, ties = best_versus_worst(experience["score"], experience["group"], counted)
+        groups = len(torch.unique(experience["group"][counted]))
+        context.log(pairs__ties=ties / max(groups, 1))
+        if groups > ties:
+            score = experience["score"]
+            won, lost = by_pair(score, pair, preferred)
+            context.log(pairs__score_gap=(won - lost)[preferred].mean())
+        weight = experience["weight"] * (pair >= 0)[:, None]
+        return experience.with_fields(pair=pair, preferred=preferred, weight=weight)
+
+
+# ----------------------------------------------------------------------------------------------------- improve
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTerm(Term):
+    """A loss on the margin by which a pair's chosen response is ahead (`margin`, `pair_loss`); averaged over pairs.
+
+    Each row of a pair carries the loss of the pair.
+    """
+
+    together: ClassVar[str] = "pair"
+    slot: ClassVar[str] = "policy-objective"
+    needs: ClassVar[frozenset[str]] = frozenset({"pair", "preferred", "mask", "weight"})
+
+    def margin(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """By how much the chosen response of each row's pair is ahead, `[B]`."""
+        raise NotImplementedError
+
+    def pair_loss(self, h: Tensor) -> Tensor:
+        """Loss of pairs whose margins are `h`, any shape."""
+        raise NotImplementedError
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """Loss of each row's pair, `[B]`."""
+        return self.pair_loss(self.margin(outputs, experience))
+
+    def step_weights(self, experience: Experience) -> Tensor:
+        """`[B]` weights: one over the number of rows that count, 0 in the others."""
+        counted = (experience["weight"] != 0).any(1) & (experience["pair"] >= 0)
+        return counted.float() / counted.sum().clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRatioLoss(PairTerm):
+    """A loss on h = rho(chosen) - rho(rejected), the margin of log-ratios to a reference (arXiv:2305.18290).
+
+    Subclasses write `pair_loss(h)` and `scale`, by which a log-ratio is called an implicit reward in the metrics.
+    """
+
+    length_norm: bool = knob(
+        False, "length-normalised form: log-ratios are means over the tokens of a response; false sums them"
+    )
+    reference: Reference = knob(
+        "start", "start: ratios to the starting model; round: to the policy that sampled this batch"
+    )
+
+    def required(self) -> frozenset[str]:
+        """The log-probabilities of the reference: for a round's own policy they are known from sampling."""
+        return self.needs | {self._reference_field()}
+
+    def _reference_field(self) -> str:
+        return "ref_logprob" if self.reference == "start" else "behaviour_logprob"
+
+    @property
+    def scale(self) -> float:
+        """Implicit reward of one nat of log-ratio."""
+        raise NotImplementedError
+
+    def log_ratios(self, outputs: dict[str, Tensor], experience: Experience) -> tuple[Tensor, Tensor]:
+        """rho of the chosen and the rejected response of each row's pair, `[B]` each."""
+        rho = sequence_log_ratio(
+            outputs["logprob"],
+            experience[self._reference_field()],
+            experience["mask"],
+            length_norm=self.length_norm,
+        )
+        return by_pair(rho, experience["pair"], experience["preferred"])
+
+    def margin(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """h of each row's pair, `[B]`."""
+        chosen, rejected = self.log_ratios(outputs, experience)
+        return chosen - rejected
+
+    def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
+        """Implicit rewards, their margin, how often it is positive, and log-probabilities: `[B]`, TRL's names."""
+        chosen, rejected = self.log_ratios(outputs, experience)
+        total = torch.where(experience["mask"], outputs["logprob"], 0.0).sum(1)
+        won, lost = by_pair(total, experience["pair"], experience["preferred"])
+        return {
+            "rewards/chosen": self.scale * chosen,
+            "rewards/rejected": self.scale * rejected,
+            "rewards/margins": self.scale * (chosen - rejected),
+            "rewards/accuracies": (chosen > rejected).float(),
+            "logps/chosen": won,
+            "logps/rejected": lost,
+        }

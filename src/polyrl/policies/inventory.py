@@ -1,0 +1,205 @@
+"""Ordering policies: the classical rules with trainable levels, and networks with the same outputs.
+
+All map inventories `[B, N, slots]` to orders `[B, N]` in units. The *position* of a location is what it has on hand
+and on order. Levels are trained in units of `unit`, so that a step of the optimiser moves them by
+`learning_rate * unit`: networks and levels then share one learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from polyrl.policies.mlp import Activation, mlp
+from polyrl.tasks.operations.network import Network
+
+# ------------------------------------------------------------------------------------------------------- pure rules
+
+
+def base_stock(inventory: Tensor, level: Tensor) -> Tensor:
+    """Order what the position lacks of a level S: q = (S - position)+; `level` broadcasts to `[B, N]`."""
+    return (level - inventory.sum(-1)).clamp(min=0)
+
+
+def capped_base_stock(inventory: Tensor, level: Tensor, cap: Tensor) -> Tensor:
+    """Order up to S, but never more than a cap: q = min((S - position)+, cap); both broadcast to `[B, N]`."""
+    return torch.minimum(base_stock(inventory, level), cap)
+
+
+def reorder_point(inventory: Tensor, reorder: Tensor, level: Tensor) -> Tensor:
+    """(s, S): once the position is at or below s, order up to S; both broadcast to `[B, N]`."""
+    wanted = base_stock(inventory, level)
+    return torch.where(inventory.sum(-1) <= reorder, wanted, torch.zeros_like(wanted))
+
+
+# --------------------------------------------------------------------------------------------------------- policies
+
+
+class Level(nn.Module):
+    """A positive level for each of `count` locations: softplus(start + unit * parameter)."""
+
+    start: Tensor
+
+    def __init__(self, start: Sequence[float], unit: float = 1.0):
+        super().__init__()
+        self.unit = unit
+        # softplus inverted, so that the first level is the one asked for
+        self.register_buffer("start", torch.tensor([s + math.log(-math.expm1(-s)) for s in start]), persistent=False)
+        self.parameter = nn.Parameter(torch.zeros(len(start)))
+
+    def forward(self) -> Tensor:
+        """`[count]` units."""
+        level: Tensor = softplus(self.start + self.unit * self.parameter)
+        return level
+
+
+class BaseStock(nn.Module):
+    """A base stock for each location, with trained levels."""
+
+    def __init__(self, network: Network, start: float = 10.0, unit: float = 1.0):
+        super().__init__()
+        self.level = Level([start] * network.locations, unit)
+
+    def forward(self, inventory: Tensor) -> Tensor:
+        """`[B, N, slots]` -> `[B, N]`."""
+        return base_stock(inventory, self.level())
+
+
+class CappedBaseStock(nn.Module):
+    """A capped base stock for each location, with trained levels and caps."""
+
+    def __init__(self, network: Network, start: float = 10.0, unit: float = 1.0):
+        super().__init__()
+        self.level, self.cap = (Level([start] * network.locations, unit) for _ in range(2))
+
+    def forward(self, inventory: Tensor) -> Tensor:
+        """`[B, N, slots]` -> `[B, N]`."""
+        return capped_base_stock(inventory, self.level(), self.cap())
+
+
+class ReorderPoint(nn.Module):
+    """(s, S) with given levels: its cost has no useful gradient in s, so they are searched and not trained."""
+
+    reorder: Tensor
+    level: Tensor
+
+    def __init__(self, reorder: float, level: float):
+        super().__init__()
+        self.register_buffer("reorder", torch.tensor(reorder))
+        self.register_buffer("level", torch.tensor(level))
+
+    def forward(self, inventory: Tensor) -> Tensor:
+        """`[B, N, slots]` -> `[B, N]`."""
+        return reorder_point(inventory, self.reorder, self.level)
+
+
+def echelon_matrix(network: Network) -> Tensor:
+    """`[N, N]` float32: 1 where the column's location belongs to the echelon of the row's."""
+    found = torch.zeros(network.locations, network.locations)
+    for i, members in enumerate(network.below):
+        found[i, list(members)] = 1
+    return found
+
+
+class EchelonStock(nn.Module):
+    """Every location orders up to a level of its echelon: of itself and of all that it supplies.
+
+    A level is its own increment plus the levels that it supplies, so levels grow upstream by construction, which
+    keeps the search out of bad local optima. The simulator ships no more than a supplier has.
+    """
+
+    echelon: Tensor
+
+    def __init__(self, network: Network, start: float = 10.0, unit: float = 1.0):
+        super().__init__()
+        self.increment = Level([start] * network.locations, unit)
+        self.register_buffer("echelon", echelon_matrix(network), persistent=False)
+
+    def levels(self) -> Tensor:
+        """Echelon levels `[N]`, units."""
+        levels: Tensor = self.echelon @ self.increment()
+        return levels
+
+    def forward(self, inventory: Tensor) -> Tensor:
+        """`[B, N, slots]` -> `[B, N]`."""
+        return (self.levels() - inventory.sum(-1) @ self.echelon.T).clamp(min=0)
+
+
+class BalancedStock(nn.Module):
+    """For one warehouse that supplies all stores: it orders up to a level of the whole system, and deals out fairly.
+
+    With X what all stores have, have on order and can be sent now, store i is brought to the position
+    a_i + w_i (X - sum a) with weights w that sum to 1. With w_i = sigma_i / sum sigma and a_i = (L + 1) mu_i all stores
+    get equal fractiles.
+    """
+
+    def __init__(self, network: Network, mean: Sequence[float], start: float = 10.0, unit: float = 1.0):
+        super().__init__()
+        if network.upstream != 1:
+            raise ValueError("a balanced stock needs one warehouse")
+        covered = [(t + 1) * m for t, m in zip(network.lead_time[1:], mean, strict=True)]
+        self.position = Level(covered, unit)
+        self.weight = nn.Parameter(torch.zeros(network.stores))
+        self.system = Level([start + sum(covered) + network.lead_time[0] * sum(mean)], unit)
+
+    def forward(self, inventory: Tensor) -> Tensor:
+        """`[B, N, slots]` -> `[B, N]`."""
+        position = inventory.sum(-1)
+        stores, target = position[:, 1:], self.position()
+        spare = stores.sum(1, keepdim=True) + inventory[:, :1, 0] - target.sum()
+        sent = target + self.weight.softmax(0) * spare - stores
+        ordered = self.system() - position.sum(1, keepdim=True)
+        return torch.cat([ordered, sent], 1).clamp(min=0)
+
+
+class OrderNetwork(nn.Module):
+    """A multi-layer perceptron of all inventories, with outputs that can always be shipped.
+
+    - no supplier inside the network and none to supply: q = softplus(out + 1);
+    - ordering from outside, at the top: q = sigmoid(out) * 4 * mean demand of all stores below;
+    - ordering from a supplier inside: the supplier's stock on hand times a softmax over those that it supplies and a
+      constant logit of 1 for what it keeps (for one customer location and a keep logit of 0 that is
+      sigmoid(out) * on hand); a network in transit has no keep slot.
+    """
+
+    most: Tensor
+
+    def __init__(
+        self,
+        network: Network,
+        mean: Sequence[float],
+        hidden: tuple[int, ...] = (32, 32, 32),
+        activation: Activation = "elu",
+        *,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.layers = mlp(network.locations * network.slots, hidden, network.locations, activation, generator=generator)
+        first = network.upstream
+        below = [sum(mean[j - first] for j in members if j >= first) for members in network.below]
+        self.register_buffer("most", 4 * torch.tensor(below), persistent=False)
+        self.supplied = [[j for j, s in enumerate(network.supplier) if s == i] for i in range(network.upstream)]
+        self.outside = [j for j, s in enumerate(network.supplier) if s < 0]
+
+    def forward(self, inventory: Tensor) -> Tensor:
+        """`[B, N, slots]` -> `[B, N]`."""
+        out = self.layers(inventory.flatten(1))
+        if not self.network.upstream:
+            return softplus(out + 1)
+        orders: list[Tensor] = [out[:, 0]] * self.network.locations
+        for j in self.outside:
+            orders[j] = out[:, j].sigmoid() * self.most[j]
+        for i, supplied in enumerate(self.supplied):
+            logits = out[:, supplied]
+            if not self.network.transit:
+                keep = 0.0 if len(supplied) == 1 else 1.0
+                logits = torch.cat([logits, torch.full_like(logits[:, :1], keep)], 1)
+            sent = logits.softmax(1) * inventory[:, i, :1]
+            for k, j in enumerate(supplied):
+                orders[j] = sent[:, k]
+        return torch.stack(orders, 1)

@@ -1,0 +1,224 @@
+"""Preference pairs: as token ids, as rows that are found by their pair, and with the reference's log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyrl.errors import UserError
+from polyrl.experience import Experience
+from polyrl.policies.language import Reader
+from polyrl.policies.rows import as_experience
+from polyrl.tasks.language.base import content
+
+# ---------------------------------------------------------------------------------------------- pure functions
+
+
+def sequence_log_ratio(logprob: Tensor, ref_logprob: Tensor, mask: Tensor, *, length_norm: bool = False) -> Tensor:
+    """rho(y|x) = log pi(y|x) - log pi_ref(y|x) of whole responses, nats `[B]`.
+
+    Args:
+        logprob, ref_logprob: `[B, T]` log-probabilities of the tokens, nats.
+        mask: `[B, T]` bool, true at the response's own tokens, its end token included.
+        length_norm: divide by the number of those tokens (length-normalised, nats a token) instead of summing.
+    """
+    rho = torch.where(mask, logprob - ref_logprob, torch.zeros_like(logprob)).sum(1)
+    return rho / mask.sum(1).clamp(min=1) if length_norm else rho
+
+
+def by_pair(x: Tensor, pair: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
+    """What the preferred and the other row of each row's pair have: `x` `[B]` -> two `[B]`, 0 in rows of no pair.
+
+    Args:
+        x: `[B]` float; gradients pass through.
+        pair: `[B]` int64, rows of one pair share a number; -1: in no pair.
+        preferred: `[B]` bool.
+
+    Raises:
+        ValueError: a pair that has not exactly one preferred and one other row.
+    """
+    paired = pair >= 0
+    _, index = torch.unique(pair[paired], return_inverse=True)
+    count = torch.bincount(index)
+    chosen = torch.bincount(index, weights=preferred[paired].to(torch.float64))
+    if not bool(((count == 2) & (chosen == 1)).all()):
+        raise ValueError("every pair needs two rows in the batch, one of them preferred")
+    empty = torch.zeros(len(count), dtype=x.dtype, device=x.device)
+    won = empty.index_add(0, index[preferred[paired]], x[paired & preferred])
+    lost = empty.index_add(0, index[~preferred[paired]], x[paired & ~preferred])
+    blank = torch.zeros_like(x)
+    where = paired.nonzero()[:, 0]
+    return blank.index_put((where,), won[index]), blank.index_put((where,), lost[index])
+
+
+# ---------------------------------------------------------------------------------------------------- fixed pairs
+
+
+@dataclass(frozen=True)
+class PairIds:
+    """A pair as token ids; `ended` says of chosen and rejected whether they end by themselves."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    ended: tuple[bool, bool] = (True, True)
+
+
+def encode_response(reader: Reader, prompt: Any, response: Any, *, ended: bool = True) -> list[int]:
+    """Token ids of a given response, with the end token that the model would have to say.
+
+    Args:
+        reader: gives tokenizer and end tokens.
+        prompt: text or messages.
+        response: text or messages; after a conversation the chat template lays it out, up to the end of its turn.
+        ended: false for a response that a length limit cut off: it has no end token.
+    """
+    if isinstance(prompt, str):
+        ids = reader.encode(content(response))
+    else:
+        messages = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+        before = reader.encode_prompt(prompt)
+        whole = reader.tokenizer.apply_chat_template([*prompt, *messages], tokenize=True, return_dict=False)
+        if whole[: len(before)] == before:
+            ids = [int(i) for i in whole[len(before) :]]
+        else:  # a template that writes an answered turn otherwise than one that is to be answered
+            ids = reader.encode(content(messages))
+        last = max((i for i, token in enumerate(ids) if token in reader.end_ids), default=len(ids))
+        ids = ids[: last + 1]  # templates may write more behind the end of a turn
+    while ids and ids[-1] in reader.end_ids and not ended:
+        ids = ids[:-1]
+    if ended and not (ids and ids[-1] in reader.end_ids) and reader.tokenizer.eos_token_id is not None:
+        ids = [*ids, int(reader.tokenizer.eos_token_id)]
+    return ids
+
+
+def encode_pair(reader: Reader, row: Mapping[str, Any], where: str) -> PairIds:
+    """Token ids of a row with `prompt`, `chosen` and `rejected`.
+
+    Where a row says `chosen_ended` or `rejected_ended` false, that response was cut off and has no end token.
+
+    Raises:
+        UserError: the pair does not fit into the model's context, a response has no tokens, or both are the same.
+    """
+    ended = tuple(bool(row.get(f"{side}_ended", True)) for side in ("chosen", "rejected"))
+    prompt = reader.encode_prompt(row["prompt"])
+    chosen, rejected = (
+        encode_response(reader, row["prompt"], row[side], ended=end)
+        for side, end in zip(("chosen", "rejected"), ended, strict=True)
+    )
+    for side, ids in (("chosen", chosen), ("rejected", rejected)):
+        if not ids:
+            raise UserError(f"{where}: the {side} response has no tokens; leave the pair out.")
+        total = len(prompt) + len(ids)
+        if reader.context is not None and total > reader.context:
+            raise UserError(
+                f"{where}: prompt and {side} response have {total} tokens, more than the model's context of "
+                f"{reader.context}; shorten them or leave the pair out."
+            )
+    if chosen == rejected:
+        raise UserError(f"{where}: chosen and rejected are the same tokens; leave the pair out.")
+    return PairIds(prompt, chosen, rejected, (ended[0], ended[1]))
+
+
+class FixedPairs:
+    """Preference pairs of one split, turned into token ids when they are first asked for.
+
+    Pair `n` gives the rows `2n` (chosen) and `2n + 1` (rejected) of the data set, numbered so in the field `example`.
+    """
+
+    def __init__(self, reader: Reader, rows: Sequence[Mapping[str, Any]], label: str, *, max_tokens: int = 1):
+        """`label` names the pairs in errors; `max_tokens` is the length limit that the task gives to responses."""
+        self.reader, self.rows, self.label, self.max_tokens = reader, rows, label, max_tokens
+        self.kept = KeptLogprobs()
+        self._ids: dict[int, PairIds] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def ids(self, number: int) -> PairIds:
+        """The pair as token ids; see `encode_pair`."""
+        if number not in self._ids:
+            self._ids[number] = encode_pair(self.reader, self.rows[number], f"{self.label}, pair {number + 1}")
+        return self._ids[number]
+
+    def check(self, most: int) -> None:
+        """Encode the first `most` pairs, so that what is wrong with them is known before a run begins."""
+        for number in range(min(most, len(self))):
+            self.ids(number)
+
+    def batch(self, numbers: Sequence[int]) -> Experience:
+        """The pairs of these numbers, two rows each; a number may occur twice and is two pairs then.
+
+        Fields: prompt_ids, prompt_mask, action, present, mask, temperature (1), ended, group, greedy (false),
+        length_limit, pair, preferred, example.
+        """
+        pairs = [self.ids(n) for n in numbers]
+        responses = [ids for p in pairs for ids in (p.chosen, p.rejected)]
+        batch = as_experience([p.prompt for p in pairs for _ in range(2)], responses, pad_id=self.reader.pad_id)
+        size = len(responses)
+        pair = torch.arange(len(pairs)).repeat_interleave(2)
+        preferred = torch.arange(size) % 2 == 0
+        return batch.with_fields(
+            ended=torch.tensor([end for p in pairs for end in p.ended], dtype=torch.bool),
+            group=pair.clone(),
+            greedy=torch.zeros(size, dtype=torch.bool),
+            length_limit=torch.full((size,), max(self.max_tokens, batch["action"].shape[1])),
+            pair=pair,
+            preferred=preferred,
+            example=2 * torch.tensor(list(numbers)).repeat_interleave(2) + (~preferred).long(),
+        )
+
+
+class KeptLogprobs:
+    """Log-probabilities of the rows of a data set under a model that never changes: each row is asked for once."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def of(self, experience: Experience, measure: Callable[[Experience], Tensor]) -> Tensor:
+        """Log-probabilities `[B, T]`, 0 where not `present`; `measure` is called with the rows that are not yet known.
+
+        Rows are told apart by `example` [B] int64.
+        """
+        numbers, lengths = experience["example"].tolist(), experience["present"].sum(1).tolist()
+        missing = list({n: i for i, n in reversed(list(enumerate(numbers))) if n not in self._rows}.values())
+        if missing:
+            missing.sort()
+            found = measure(experience.rows(missing)).detach().float().cpu()
+            for values, i in zip(found, missing, strict=True):
+                self._rows[numbers[i]] = values[: lengths[i]].clone()
+        result = torch.zeros(experience["present"].shape)
+        for i, (n, length) in enumerate(zip(numbers, lengths, strict=True)):
+            result[i, :length] = self._rows[n]
+        return result
+
+    def save(self, file: Path) -> None:
+        """Write what is known, so that a resumed run has the same numbers to the last bit."""
+        from safetensors.torch import save_file
+
+        if self._rows:
+            values = list(self._rows.values())
+            tensors = {
+                "example": torch.tensor(list(self._rows)),
+                "length": torch.tensor([len(v) for v in values]),
+                "logprob": torch.cat(values),
+            }
+            save_file(tensors, file)
+
+    def load(self, file: Path) -> None:
+        """Read back what `save` wrote; nothing is known where there is no file."""
+        from safetensors.torch import load_file
+
+        self._rows = {}
+        if file.is_file():
+            tensors = load_file(file)
+            pieces = torch.split(tensors["logprob"], tensors["length"].tolist())
+            self._rows = {n: v.clone() for n, v in zip(tensors["example"].tolist(), pieces, strict=True)}

@@ -1,0 +1,93 @@
+"""The ledger: one JSON file a claim with its numbers, intervals and verdict; committed, and read by tables and pages.
+
+Reading it imports nothing heavy: `polyrl list` shows verdicts and must answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from polyrl.errors import UserError
+
+PACKAGE = Path(__file__).parents[1]
+CHECKOUT = PACKAGE.parents[1]
+FORMAT = 1
+
+
+def in_checkout() -> bool:
+    """Whether polyrl runs from its own sources, as an editable install does."""
+    return (CHECKOUT / "pyproject.toml").is_file() and PACKAGE == CHECKOUT / "src" / "polyrl"
+
+
+def committed_ledger() -> Path:
+    """The ledger that belongs to this polyrl: the checkout's, or the copy that a wheel carries."""
+    return CHECKOUT / "ledger" if in_checkout() else PACKAGE / "ledger"
+
+
+def writable_ledger() -> Path:
+    """Where `polyrl reproduce` writes: the checkout's ledger, or `ledger` in the current folder."""
+    return CHECKOUT / "ledger" if in_checkout() else Path("ledger")
+
+
+def file_of(slug: str, folder: Path | None = None) -> Path:
+    """The entry's file, there or not."""
+    return (folder or committed_ledger()) / f"{slug}.json"
+
+
+@cache
+def _read(file: Path, changed: float) -> dict[str, Any]:
+    try:
+        entry = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"The ledger entry {file} cannot be read as JSON: {error}.") from None
+    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+        raise UserError(f"The ledger entry {file} is not of format {FORMAT}; `polyrl reproduce` writes it anew.")
+    return entry
+
+
+def read(slug: str, folder: Path | None = None) -> dict[str, Any] | None:
+    """The entry of a method's claim, or None where it has not been tested.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = file_of(slug, folder)
+    return _read(file, file.stat().st_mtime) if file.is_file() else None
+
+
+def verdict(slug: str) -> str | None:
+    """What the re-test of the paper's claim said, or None where there was none yet."""
+    entry = read(slug)
+    return str(entry["verdict"]) if entry else None
+
+
+def write(entry: dict[str, Any], folder: Path) -> Path:
+    """Write an entry so that a reader sees the old one or the new one; return its file."""
+    from polyrl.runtime.run_folder import write_atomically
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = file_of(str(entry["slug"]), folder)
+    write_atomically(file, as_text(entry))
+    return file
+
+
+def as_text(entry: dict[str, Any]) -> str:
+    """An entry as JSON that people can read and compare: what holds only plain values stands on one line."""
+    return _text(entry, 0) + "\n"
+
+
+def _text(value: Any, depth: int) -> str:
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not any(isinstance(v, dict | list) and v for v in inner) and (depth > 1 or len(line) < 100):
+        return line
+    pad, end = "  " * (depth + 1), "  " * depth
+    if isinstance(value, dict):
+        items = [f"{json.dumps(k, ensure_ascii=False)}: {_text(v, depth + 1)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(pad + item for item in items) + f"\n{end}}}"
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(pad + _text(v, depth + 1) for v in value) + f"\n{end}]"
+    return line

@@ -1,0 +1,196 @@
+"""The page of a claim, in Markdown: what was claimed, how it was tested, the numbers, the picture, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from polyrl.reproduction.claim import Claim
+from polyrl.reproduction.words import (
+    chance_text,
+    criterion_digits,
+    digits_for,
+    estimate_text,
+    number,
+    signed,
+    threshold_text,
+)
+from polyrl.runtime.figures import format_value
+from polyrl.runtime.metric import Metric
+
+NOT_RETESTED = "not yet re-tested"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    cells = [[" ".join(str(c).split()).replace("|", "\\|") for c in row] for row in rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (head, ["---"] * len(head), *cells))
+
+
+def code(text: str) -> str:
+    """Text in the typewriter face; unlike backticks it is not read as a command to try."""
+    return f"<code>{text.replace('<', '&lt;')}</code>"
+
+
+def paper_link(source: str) -> str:
+    """`arXiv:1707.06347` -> a Markdown link."""
+    kind, _, paper = source.partition(":")
+    return f"[{source}](https://arxiv.org/abs/{paper})" if kind.lower() == "arxiv" else source
+
+
+def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | None, method_page: str) -> str:
+    """The page of one claim.
+
+    Args:
+        entry: of the ledger; None where the claim has not been tested.
+        picture: its address as the page sees it.
+        method_page: the address of the method's page, as the page sees it.
+    """
+    verdict = str(entry["verdict"]) if entry else NOT_RETESTED
+    pieces = [
+        f"# {claim.slug}: {verdict}",
+        f"> {claim.sentence}",
+        f"{paper_link(claim.source)}, {claim.place}. The method: [{claim.slug}]({method_page}).",
+    ]
+    if entry:
+        pieces += [f"**Verdict: {verdict}.** {_summary(entry)}"]
+        pieces += [f"![Curves and criteria of {claim.slug}]({picture})"] if picture else []
+        pieces += ["## Criteria", _criteria(entry), *_remarks(entry)]
+        pieces += ["## Numbers", _numbers(entry), *_elsewhere(entry)]
+    pieces += ["## The experiment", claim.question, _experiment(claim), _arms(claim)]
+    pieces += [] if entry else ["Criteria, fixed before any run:", _planned(claim)]
+    pieces += ["## Run it", _run_it(claim, entry)]
+    return "\n\n".join(piece.strip() for piece in pieces) + "\n"
+
+
+def _summary(entry: Mapping[str, Any]) -> str:
+    primary = [c for c in entry["criteria"] if c["primary"]]
+    counts = {word: sum(c["outcome"] == word for c in primary) for word in ("met", "failed", "open")}
+    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    one = "criterion" if len(primary) == 1 else "criteria"
+    return f"Of {len(primary)} primary {one}: {said}. [How a verdict is made](../claims.md#the-rule)."
+
+
+def _criteria(entry: Mapping[str, Any]) -> str:
+    rows = []
+    for c in entry["criteria"]:
+        name = f"**{c['name']}**" if c["primary"] else f"{c['name']} (decides nothing)"
+        unit = f" {c['unit']}" if c["unit"] else ""
+        numbers = estimate_text(c["estimate"], criterion_digits(c), signed(c)) + unit
+        chance = chance_text(c["probability_of_improvement"]) or "-"
+        rows.append((f"{name}<br>{c['quantity']}", numbers, threshold_text(c), c["outcome"], chance))
+    return table(("criterion", "number over seeds", "wanted", "", "probability of improvement"), rows)
+
+
+def _remarks(entry: Mapping[str, Any]) -> list[str]:
+    taken = [f'{", ".join(c["took_the_worst"])} in "{c["name"]}"' for c in entry["criteria"] if c["took_the_worst"]]
+    return [f"The worst value seen was taken for {'; '.join(taken)}."] if taken else []
+
+
+def _main_arms(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [a for a in entry["arms"] if a["task"] == entry["arms"][0]["task"]]
+
+
+def _numbers(entry: Mapping[str, Any]) -> str:
+    """The last evaluation of every run on the first arm's task, and the lines that stand beside it."""
+    metric = Metric.read(entry["metric"])
+    unit = f", {metric.unit}" if metric.unit else ""
+    several = len(entry["seeds"]) > 1
+    head = ["arm", f"{metric.label} at the start{unit}", *([f"seed {s}" for s in entry["seeds"]]), *["mean"] * several]
+    rows: list[list[object]] = [_row(arm, metric, several) for arm in _main_arms(entry)]
+    for name, value in metric.lines.items():
+        rows.append([f"*{name}*", *[""] * (len(head) - 2), format_value(metric, value)])
+    return table(head, rows)
+
+
+def _row(arm: Mapping[str, Any], metric: Metric, several: bool) -> list[object]:
+    starts = [r["start"] for r in arm["runs"] if r["start"] is not None]
+    ends = [r["final"] for r in arm["runs"]]
+    known = [e for e in ends if e is not None]
+    row: list[object] = [arm["name"], format_value(metric, fmean(starts)) if starts else "-"]
+    row += [format_value(metric, e) if e is not None else "diverged" for e in ends]
+    return [*row, *([f"**{format_value(metric, fmean(known))}**" if known else "-"] if several else [])]
+
+
+def _elsewhere(entry: Mapping[str, Any]) -> list[str]:
+    """The arms on other tasks, whose metric may be another: what they ended with."""
+    others = [a for a in entry["arms"] if a not in _main_arms(entry)]
+    if not others:
+        return []
+    rows = []
+    for arm in others:
+        ends = [r["final"] for r in arm["runs"] if r["final"] is not None]
+        rows.append(
+            (arm["name"], code(arm["task"]), arm["measured"], number(fmean(ends), digits_for(*ends)) if ends else "-")
+        )
+    return ["On other tasks:", table(("arm", "task", "measure", "mean at the end"), rows)]
+
+
+def _experiment(claim: Claim) -> str:
+    settings = [f"`{k}` {v}" for k, v in claim.hyperparameters.items()]
+    items = {
+        "Task and budget": f"{code(claim.task)}, `{claim.budget}`" + (f"; {', '.join(settings)}" if settings else ""),
+        "Held equal": claim.equal,
+        "Seeds of the test": ", ".join(map(str, claim.seeds)) + ("" if not claim.exact else " (an exact experiment)"),
+        "Tuned before": claim.tuning,
+        "Refuted by": claim.refuted_by,
+        "What this scale cannot say": claim.limits,
+    }
+    return "\n".join(f"- **{name}:** {text}" for name, text in items.items())
+
+
+def _arms(claim: Claim) -> str:
+    other = any(a.task or a.budget for a in claim.arms)
+    rows = [
+        (a.name, code(a.method), *([code(claim.task_of(a)), f"`{claim.budget_of(a)}`"] if other else []), a.why)
+        for a in claim.arms
+    ]
+    return table(("arm", "method", *(["task", "budget"] if other else []), ""), rows)
+
+
+def _planned(claim: Claim) -> str:
+    rows = []
+    for c in claim.criteria:
+        stated = {"at_least": c.at_least, "at_most": c.at_most}
+        name = f"**{c.name}**" if c.primary else f"{c.name} (decides nothing)"
+        unit = f" {c.unit}" if c.unit else ""
+        rows.append((name, c.quantity.says(Metric(key="", label="the metric")), threshold_text(stated) + unit))
+    return table(("criterion", "quantity", "wanted"), rows)
+
+
+def _run_it(claim: Claim, entry: Mapping[str, Any] | None) -> str:
+    text = f"```console\n$ polyrl reproduce {claim.slug}            # about {claim.minutes:g} minutes on two cores\n"
+    text += f"$ polyrl reproduce {claim.slug} --quick    # a smoke test\n```"
+    if not entry:
+        return text
+    versions = ", ".join(f"{name} {v}" for name, v in entry["versions"].items())
+    wall = entry["wall_seconds"]
+    took = f"{entry['seconds'] / 60:.1f} minutes of computing" + (f" in {wall / 60:.1f} minutes" if wall else "")
+    machine = entry["machine"]
+    text += f"\n\nEntered on {entry['date']}: {took} on {machine['cores']} cores ({machine['system']} "
+    return text + f"{machine['processor']}), commit {entry['commit']}, {versions}. Experiment {entry['fingerprint']}."
+
+
+def claims_page(claims: Mapping[str, Claim], entries: Mapping[str, Any], addresses: Mapping[str, str], one: str) -> str:
+    """The table of all claims, and the source of one as an example.
+
+    Args:
+        entries: of the ledger, by slug.
+        addresses: of the claims' pages, by slug.
+        one: the source of a claim's file.
+    """
+    rows = [
+        (
+            f"[{slug}]({addresses[slug]})",
+            c.sentence,
+            paper_link(c.source),
+            f"**{entries[slug]['verdict']}**" if slug in entries else NOT_RETESTED,
+        )
+        for slug, c in claims.items()
+    ]
+    return (
+        "# Claims put to the test\n\nAll were written down before they ran: [how a verdict is made](../claims.md).\n\n"
+        + table(("method", "claim", "paper", "verdict"), rows)
+        + f"\n## A claim in full\n\n```python\n{one.strip()}\n```\n"
+    )

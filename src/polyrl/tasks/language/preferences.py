@@ -1,0 +1,363 @@
+"""Preference pairs of language tasks: the user's own in TRL's columns, a task made for them, and pairs of any task.
+
+A pair is a row with `prompt`, `chosen` and `rejected`, each text or a list of messages. Pairs that are made here come
+from the starting model: two sampled answers to a prompt, labelled by the task's preference function or its rewards, and
+kept as JSONL beside the starting model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from polyrl.errors import UserError
+from polyrl.runtime.metric import Metric
+from polyrl.tasks.language.base import (
+    GeneratedTask,
+    LanguageTask,
+    Preference,
+    Reward,
+    Row,
+    Split,
+    content,
+    digest,
+    table_rows,
+)
+from polyrl.tasks.language.dataset import DatasetTask, load_rows
+from polyrl.tasks.language.judge import compared
+from polyrl.tasks.language.phrases import shortened
+
+Say = Callable[[str], None]
+
+PAIRS_VERSION = 1
+"""Raised when the way of making pairs changes."""
+PAIRS = 2000
+"""Training pairs that are made for a task that says nothing of them."""
+HELD_OUT_PAIRS = 500
+"""Pairs on test prompts, to measure accuracy on."""
+PROMPTS_AT_A_TIME = 500
+MOST_PROMPTS_PER_PAIR = 8
+"""Prompts that are answered for one pair at most: where answers are nearly always equally good, there are no pairs."""
+
+
+# ---------------------------------------------------------------------------------------------------- the user's own
+
+
+@dataclass
+class PairDataset(DatasetTask):
+    """The user's preference pairs, in TRL's columns `prompt`, `chosen` and `rejected`.
+
+    Without a `prompt` it is what chosen and rejected begin with in common. Without rewards, a run is judged by the
+    share of held-out pairs that the policy orders rightly.
+    """
+
+    def __post_init__(self) -> None:
+        """Load, check and split the pairs."""
+        self.data = _checked(self.data, "the data")
+        if self.test_data is not None:
+            self.test_data = _checked(self.test_data, "the test data")
+        super().__post_init__()
+        self.fixed_pairs = {"train": self.train_rows, "test": self.test_rows}
+        if not self.rewards:
+            self.metric = PAIR_METRIC
+
+
+PAIR_METRIC = Metric(key="eval/pair_accuracy", label="held-out pairs ordered rightly", unit="share")
+
+
+def dataset_task(data: Any, test_data: Any = None, rewards: Sequence[Reward] = ()) -> DatasetTask:
+    """The user's data as a task: a `PairDataset` where it has the columns `chosen` and `rejected`."""
+    rows = load_rows(str(data)) if isinstance(data, str | Path) else list(data)
+    paired = bool(rows) and isinstance(rows[0], dict) and "chosen" in rows[0] and "rejected" in rows[0]
+    kind = PairDataset if paired else DatasetTask
+    return kind(data, test_data=test_data, rewards=list(rewards))
+
+
+def _checked(data: Any, label: str) -> list[Row]:
+    """Rows of preference pairs, each with two responses that have text and differ."""
+    name = f"'{data}'" if isinstance(data, str | Path) else label
+    rows = load_rows(str(data)) if isinstance(data, str | Path) else list(data)
+    for number, row in enumerate(rows, start=1):
+        where = f"{name}, pair {number}"
+        for side in ("chosen", "rejected"):
+            if side not in row:
+                raise UserError(f"{where}: no column '{side}'; it has {', '.join(map(str, row))}.")
+            _check_response(where, side, row[side])
+        if row["chosen"] == row["rejected"]:
+            raise UserError(f"{where}: chosen and rejected are equal ({_excerpt(row['chosen'])}); leave the pair out.")
+    return rows
+
+
+def _check_response(where: str, side: str, response: Any) -> None:
+    messages = [{"content": response}] if isinstance(response, str) else response
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages
+    ):
+        raise UserError(f"{where}: the column '{side}' must be text or a list of messages with 'role' and 'content'.")
+    if not content(messages).strip():
+        raise UserError(f"{where}: the column '{side}' is empty; leave the pair out.")
+
+
+def _excerpt(response: Any) -> str:
+    return shortened(content(response))
+
+
+# ------------------------------------------------------------------------------------------------- pairs of any task
+
+
+@dataclass(frozen=True)
+class PairsWanted:
+    """What pairs are made for a task that has none of its own.
+
+    Attributes:
+        train, test: how many, on prompts of these splits.
+        seed: of prompts, answers and labels.
+    """
+
+    train: int = PAIRS
+    test: int = HELD_OUT_PAIRS
+    seed: int = 0
+
+
+def give_pairs(task: LanguageTask, model: str, wanted: PairsWanted | None = None, say: Say = lambda _: None) -> None:
+    """Set the task's `fixed_pairs` to pairs sampled from `model`, made first where they are not in the cache.
+
+    Labels come from the task's `preference` (a winner is drawn with its probability), or else from its rewards (the
+    better answer wins; equally good ones make no pair). Pairs labelled by functions of the user are made anew each
+    time, since what such a function would say now cannot be known from its name.
+
+    Raises:
+        UserError: the task has neither rewards nor a preference, or the answers are hardly ever told apart.
+    """
+    from polyrl.policies.start import cache_folder, cached, fingerprint
+
+    wanted = wanted or PairsWanted()
+    if not task.rewards and task.preference is None:
+        raise UserError(
+            f"The task '{task.name}' has no preference pairs, and neither rewards nor a preference function that could "
+            "label any; give data with the columns prompt, chosen and rejected, or --reward."
+        )
+    judges = [r.function for r in task.rewards] + ([task.preference.function] if task.preference else [])
+    if not all(str(f.__module__).startswith("polyrl.") for f in judges):
+        task.fixed_pairs = make_pairs(task, model, wanted, say)
+        return
+    names = [*(f"{r.name}={r.weight}" for r in task.rewards), task.preference.name if task.preference else ""]
+    key = digest([PAIRS_VERSION, task.fingerprint(), fingerprint(model), names, wanted.train, wanted.test, wanted.seed])
+
+    def make(folder: Path) -> dict[str, Any]:
+        pairs = make_pairs(task, model, wanted, say)
+        for split, rows in pairs.items():
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        return {"task": task.name, "kind": "preference pairs", **{split: len(rows) for split, rows in pairs.items()}}
+
+    folder = cached(cache_folder() / "pairs" / f"{task.name}-{task.difficulty}-{key}", make)
+    task.fixed_pairs = {
+        split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for split in ("train", "test")
+    }
+
+
+def make_pairs(
+    task: LanguageTask, model: str, wanted: PairsWanted, say: Say = lambda _: None
+) -> dict[Split, list[Row]]:
+    """Sample two answers of `model` to each of many prompts and label them; a pure function of its arguments.
+
+    Returns rows with `prompt`, `chosen`, `rejected`, whether each ended by itself (`chosen_ended`, `rejected_ended`)
+    and, where rewards are known, their scores (`score_chosen`, `score_rejected`).
+    """
+    from polyrl.policies.language import LanguagePolicy
+
+    policy = LanguagePolicy.load(model)
+    pairs: dict[Split, list[Row]] = {}
+    counts: dict[Split, int] = {"train": wanted.train, "test": wanted.test}
+    for split, count in counts.items():
+        say(f"sampling {count} {split} pairs for {task.name} from the starting model")
+        made: list[Row] = []
+        at, most = 0, MOST_PROMPTS_PER_PAIR * count
+        while len(made) < count and at < most:
+            size = min(PROMPTS_AT_A_TIME, most - at)
+            # the seed of rows is far from those of training runs (small) and of pretraining (1000003 and up)
+            rows = task.rows(split, 3_000_003 + wanted.seed, at, size)
+            made += _labelled(task, policy, rows, f"{split}-{wanted.seed}-{at}")
+            at += size
+        if len(made) < min(count, 32):
+            raise UserError(
+                f"Of {2 * at} answers of the starting model to '{task.name}' only {len(made)} pairs could be made: "
+                "the others were equally good; take an easier task, another reward, or another model."
+            )
+        pairs[split] = made[:count]
+    return pairs
+
+
+def _labelled(task: LanguageTask, policy: Any, rows: list[Row], name: str) -> list[Row]:
+    """One pair for each row whose two answers differ and are not judged equal."""
+    from polyrl.runtime.seeding import generator, stream_seed
+    from polyrl.sampling.language import Sampling, TransformersEngine
+    from polyrl.tasks.language.reward_runner import RewardRunner
+
+    batch = TransformersEngine(policy).generate(
+        [policy.encode_prompt(row["prompt"]) for row in rows],
+        Sampling(max_tokens=task.max_tokens, stop=tuple(task.stop)),
+        completions_per_prompt=2,
+        generator=generator(0, "pairs", task.name, name),
+        tools=task.tool,
+    )
+    texts, ended = batch.columns["completion"], batch["ended"].tolist()
+    prompts = [row["prompt"] for row in rows]
+    columns = {k: [row.get(k) for row in rows] for k in rows[0] if k != "prompt"}
+    dice = random.Random(stream_seed(0, "labels", task.name, name))
+    scores: list[list[float]] | None = None
+    if task.rewards:
+        runner = RewardRunner(task.rewards)
+        scores = [runner(prompts, texts[side::2], **columns).total for side in (0, 1)]
+    if task.preference is not None:
+        wins = compared(task.preference, prompts, texts[0::2], texts[1::2], columns)
+    else:
+        assert scores is not None
+        wins = [0.5 if a == b else float(a > b) for a, b in zip(*scores, strict=True)]
+    made = []
+    for i, (prompt, probability) in enumerate(zip(prompts, wins, strict=True)):
+        drawn = dice.random() < probability  # one number a prompt, whatever the labels say
+        tie = task.preference is None and probability == 0.5
+        answers = [texts[2 * i], texts[2 * i + 1]]
+        if tie or answers[0] == answers[1] or not all(text.strip() for text in answers):
+            continue
+        best = 0 if drawn else 1
+        row: Row = {"prompt": prompt, "chosen": answers[best], "rejected": answers[1 - best]}
+        row |= {"chosen_ended": ended[2 * i + best], "rejected_ended": ended[2 * i + 1 - best]}
+        if scores is not None:
+            row |= {"score_chosen": scores[best][i], "score_rejected": scores[1 - best][i]}
+        made.append(row)
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------- sort-pairs
+
+ILLEGAL = "abcde"
+"""Characters that a corrupted demonstration may hold and that no right answer has."""
+
+
+@dataclass
+class SortPairs(GeneratedTask):
+    """Sort 4 to `difficulty` digits (`52814>` is answered by `12458`), taught badly and mended by preferences.
+
+    The starting model has imitated corrupted demonstrations: each character is replaced with probability `corruption`
+    by a digit or a letter a-e, and with probability `lengthening` up to two characters more follow. The gold score is
+    r* = 4 (share of positions right) - 0.25 |length error| - 2 [some character is no digit], at most 4. Fixed pairs are
+    two answers of the start, labelled by a judge who prefers a to b with the Bradley-Terry probability
+    sigmoid(r*(a) - r*(b)). A run is judged by the gold of sampled answers, not of greedy ones: that is what a policy is
+    whose preferences and KL are measured.
+    """
+
+    difficulty: int = 6
+    """Most digits, 4 to 9."""
+    start_accuracy: float | None = None
+    corruption: float = 0.3
+    """Probability with which each character of a demonstration is replaced."""
+    lengthening: float = 0.1
+    """Probability with which a demonstration is too long."""
+    pairs: int = 4000
+    """Fixed training pairs."""
+    pair_seed: int = 0
+    """Of the fixed pairs and their labels."""
+
+    name = "sort-pairs"
+    family: ClassVar[str] = "sort"
+    difficulties: ClassVar[range] = range(4, 10)
+    budget = "samples=8000"  # one pass over the fixed pairs
+    evaluation_prompts = 500
+    evaluation_greedy = False
+    start_size = MappingProxyType({"hidden": 64, "heads": 4, "kv_heads": 4, "head_dim": 16, "mlp": 256, "context": 64})
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        for name in ("corruption", "lengthening"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"The {name} of the task '{self.name}' must be from 0 to 1, not {getattr(self, name)}.")
+        if self.pairs < 1:
+            raise UserError(f"The pairs of the task '{self.name}' must be at least 1, not {self.pairs}.")
+        self.rewards = [Reward("gold", self.gold_reward)]
+        self.preference = Preference("gold", self.gold_preference)
+        self.metric = Metric(
+            key="eval/reward",
+            label="gold score of sampled answers",
+            lines={"always right": 4.0},
+        )
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the fixed pairs are not there yet."""
+        return not self.fixed_pairs
+
+    def prepare(self, model: str, say: Say = lambda _: None) -> None:
+        """Make the fixed pairs from answers of `model`, or find them in the cache."""
+        if self.needs_model:
+            give_pairs(self, model, PairsWanted(train=self.pairs, seed=self.pair_seed), say)
+
+    def start_settings(self) -> dict[str, Any]:
+        """Return the settings that the starting model depends on."""
+        return {k: v for k, v in super().start_settings().items() if k not in ("pairs", "pair_seed")}
+
+    def problem(self, rng: random.Random) -> Row:
+        """Draw a length uniformly, then digits."""
+        digits = "".join(rng.choices(string.digits, k=rng.randint(4, self.difficulty)))
+        return {"prompt": f"{digits}>", "digits": digits, "answer": "".join(sorted(digits))}
+
+    def canonical(self, row: Row) -> str:
+        """Return the sorted digits: all orders of the same digits have one answer."""
+        return "".join(sorted(row["digits"]))
+
+    def longest(self) -> int:
+        """Return the length of the longest demonstration."""
+        return self.difficulty + 2
+
+    def worked(self, row: Row) -> str:
+        """Return the sorted digits."""
+        return str(row["answer"])
+
+    def demonstrated(self, row: Row) -> str:
+        """Return the corrupted demonstration of this prompt: the same one each time."""
+        dice = random.Random(f"{self.name}-corruption-{row['digits']}")
+        alphabet = string.digits + ILLEGAL
+        text = "".join(dice.choice(alphabet) if dice.random() < self.corruption else c for c in row["answer"])
+        if dice.random() < self.lengthening:
+            text += "".join(dice.choices(alphabet, k=dice.randint(1, 2)))
+        return text
+
+    def correct(self, row: Row, completion: str) -> bool:
+        """Return whether the completion is the sorted digits, and nothing else."""
+        return completion.strip() == str(row["answer"])
+
+    def expected(self, row: Row) -> str:
+        """Return the sorted digits."""
+        return str(row["answer"])
+
+    def gold(self, row: Row, completion: str) -> float:
+        """Return r*, from about -4 to 4 (4 exactly when the completion is right)."""
+        answer = str(row["answer"])
+        right = sum(x == y for x, y in zip(answer, completion, strict=False))
+        wrong_length = abs(len(answer) - len(completion))
+        illegal = any(c not in string.digits for c in completion)
+        return 4 * right / len(answer) - 0.25 * wrong_length - 2 * illegal
+
+    def gold_reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
+        """Return `gold` of each completion."""
+        rows = table_rows(prompts, columns)
+        return [self.gold(row, content(c)) for row, c in zip(rows, completions, strict=True)]
+
+    def gold_preference(
+        self, prompts: list[Any], completions_a: list[Any], completions_b: list[Any], **columns: list[Any]
+    ) -> list[float]:
+        """Return the Bradley-Terry probability sigmoid(r*(a) - r*(b)) with which each a beats its b."""
+        a = self.gold_reward(prompts, completions_a, **columns)
+        b = self.gold_reward(prompts, completions_b, **columns)
+        return [0.5 * (1 + math.tanh(0.5 * ((x or 0.0) - (y or 0.0)))) for x, y in zip(a, b, strict=True)]

@@ -1,0 +1,61 @@
+"""What worlds of preference pairs share: how well held-out pairs are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from polyrl.experience import Experience
+from polyrl.policies.pairs import FixedPairs, by_pair, sequence_log_ratio
+from polyrl.worlds.base import World
+
+if TYPE_CHECKING:
+    from polyrl.recipe import Term
+
+EQUAL = 1e-5
+"""Margins this small are rounding: such a pair is half right."""
+
+
+@torch.no_grad()
+def judged_pairs(
+    world: World, pairs: FixedPairs, terms: Sequence[Term], *, most: int, output: str = "logprob"
+) -> dict[str, float]:
+    """Metrics of held-out pairs, the first `most` of them, told apart by the world's "logprob" or "score".
+
+    Returns "eval/pair_accuracy", the share of pairs whose chosen response is ahead (a margin of nothing counts one
+    half), "eval/margin", by how much on average (a policy: nats of summed log-ratio to the reference; a reward model:
+    its score), and "eval/loss", the sum of those `terms` that can be computed on given pairs, if there are any.
+    """
+    numbers = range(min(len(pairs), most))
+    batch = pairs.batch(numbers)
+    batch = batch.with_fields(weight=batch["mask"].float())
+    outputs: dict[str, Tensor] = {}
+    for index in world.micro_batches(batch, "pair"):
+        for name, values in world.outputs(batch.rows(index), {output}).items():
+            if name not in outputs:
+                outputs[name] = torch.zeros((len(batch), *values.shape[1:]))
+            outputs[name][index] = values.float()
+    batch, margin = _margin(world, pairs, batch, outputs)
+    right = torch.where(margin.abs() <= EQUAL, 0.5, (margin > 0).float())
+    metrics = {"eval/pair_accuracy": float(right.mean()), "eval/margin": float(margin.mean())}
+    able = [t for t in terms if t.required() <= set(batch.fields())]
+    if able:
+        metrics["eval/loss"] = sum(float((t.loss(outputs, batch) * t.step_weights(batch)).sum()) for t in able)
+    return metrics
+
+
+def _margin(
+    world: World, pairs: FixedPairs, batch: Experience, outputs: dict[str, Tensor]
+) -> tuple[Experience, Tensor]:
+    """Margin of each row's pair, `[B]`, and the batch with what was needed for it."""
+    if "score" in outputs:
+        value = outputs["score"]
+    else:
+        reference: Tensor = pairs.kept.of(batch, world.reference_of)  # type: ignore[attr-defined]
+        batch = batch.with_fields(ref_logprob=reference)
+        value = sequence_log_ratio(outputs["logprob"], reference, batch["mask"])
+    chosen, rejected = by_pair(value, batch["pair"], batch["preferred"])
+    return batch, chosen - rejected

@@ -1,0 +1,136 @@
+"""The world in which a reward model is trained: preference pairs, and a model that gives each response a score."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polyrl.errors import UserError
+from polyrl.experience import Experience
+from polyrl.policies.language import LanguagePolicy, Precision
+from polyrl.policies.pairs import FixedPairs
+from polyrl.policies.reward_training import normalise
+from polyrl.policies.rows import micro_batches_of
+from polyrl.policies.scalar import RewardModel
+from polyrl.policies.start import fingerprint
+from polyrl.runtime.seeding import generator
+from polyrl.tasks.language.base import LanguageTask, Split, content
+from polyrl.worlds.base import World
+from polyrl.worlds.pairs import judged_pairs
+
+if TYPE_CHECKING:
+    from polyrl.recipe import Term
+
+FOLDER = "reward-model"
+
+
+class RewardModelWorld(World):
+    """A task's preference pairs and the reward model that learns from them."""
+
+    def __init__(
+        self,
+        task: LanguageTask,
+        model: str | Path,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        micro_batch_tokens: int = 2048,
+        prompts: int = 200,
+        shown: int = 8,
+        terms: Sequence[Term] = (),
+    ):
+        """`model` is a language model, or a reward model to go on with; `terms` give the loss of held-out pairs."""
+        self.task, self.model_name, self.seed = task, str(model), seed
+        self.device, self.micro_batch_tokens = device, micro_batch_tokens
+        self.prompts, self.shown, self.terms = prompts, shown, tuple(terms)
+        if (Path(model).expanduser() / "head.safetensors").is_file():
+            self.model = RewardModel.load(model, device=device, precision=precision)
+        else:
+            policy = LanguagePolicy.load(model, device=device, precision=precision)
+            self.model = RewardModel.like(policy, generator(seed, "reward head")).to(torch.device(device))
+
+    @cached_property
+    def _pairs(self) -> dict[Split, FixedPairs]:
+        return {
+            split: FixedPairs(self.model, rows, f"the {split} pairs of {self.task.name}")
+            for split, rows in self.task.fixed_pairs.items()
+        }
+
+    def pairs(self, split: Split) -> FixedPairs:
+        """The task's fixed preference pairs."""
+        return self._pairs[split]
+
+    def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """Differentiable "score" of each row, `[B]`."""
+        if unknown := set(wants) - {"score"}:
+            raise UserError(f"A reward model gives scores, not {', '.join(sorted(unknown))}; use BradleyTerry alone.")
+        return {"score": self.model.score(experience).float().cpu()}
+
+    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
+        """Row indices of similar length with at most `micro_batch_tokens` padded tokens (unless one unit has more)."""
+        return micro_batches_of(experience, self.micro_batch_tokens, together)
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Accuracy, margin and loss on held-out pairs, and the scores of the first few."""
+        pairs = self.pairs("test")
+        metrics = judged_pairs(self, pairs, self.terms, most=self.prompts, output="score")
+        rows = [pairs.rows[i] for i in range(min(self.shown, len(pairs)))]
+        scores = self.outputs(pairs.batch(range(len(rows))), {"score"})["score"].tolist()
+        samples = [
+            {
+                "split": "test",
+                "prompt": row["prompt"],
+                "completion": content(row["chosen"]),
+                "score": scores[2 * i],
+                "correct": scores[2 * i] > scores[2 * i + 1],
+                "expected": None,
+                "rejected": content(row["rejected"]),
+                "score_rejected": scores[2 * i + 1],
+            }
+            for i, row in enumerate(rows)
+        ]
+        return metrics, samples
+
+    def parameters(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
+        """The reward model's, backbone and head."""
+        return {FOLDER: [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]}
+
+    def save(self, folder: Path) -> None:
+        """Write `reward-model/`."""
+        self.model.save(folder / FOLDER)
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, in place."""
+        try:
+            self.model.load_state_dict(RewardModel.load(folder / FOLDER).state_dict())
+        except (OSError, RuntimeError):  # other names or shapes
+            raise UserError(f"The checkpoint {folder} does not hold the reward model of this run.") from None
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """Write the model with scores of mean 0 and standard deviation 1 on the responses of held-out pairs."""
+        pairs = self.pairs("test")
+        batch = pairs.batch(range(len(pairs)))
+        scores = torch.zeros(len(batch))
+        for index in self.micro_batches(batch):
+            scores[index] = self.outputs(batch.rows(index), {"score"})["score"]
+        model = copy.deepcopy(self.model)
+        if bool(scores.std(correction=0) > 0):
+            normalise(model, scores)
+        model.save(folder)
+
+    def start(self) -> str:
+        """Fingerprint of the starting model."""
+        return fingerprint(self.model_name)
+
+    def evaluation_facts(self) -> dict[str, Any]:
+        """How the run is judged."""
+        return {"pairs": min(self.prompts, len(self.pairs("test"))), "split": "test"}

@@ -1,0 +1,179 @@
+"""The committed ledger and the claims agree: experiments, rule, tables, pages, and defaults that arms were run with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from polyrl import catalogue
+from polyrl.claims import claims, verdict
+from polyrl.reproduction import ledger
+from polyrl.reproduction.claim import RULE, Arm, Claim, fingerprint
+from polyrl.reproduction.judging import interval, outcome_of, verdict_of_entry
+from polyrl.reproduction.running import shortened
+from polyrl.runs import make_recipe, make_task
+from polyrl.runtime.budget import Budget
+from polyrl.runtime.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+ENTERED = sorted(f.stem for f in (ROOT / "ledger").glob("*.json"))
+OWED = ("ppo", "remax", "grpo", "rloo", "dpo", "hdpo", "dr-rpo", "nash-mp")
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("polyrl_docs_hooks_of_claims", DOCS / "hooks.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def entry_of(slug: str) -> dict[str, Any]:
+    entry = ledger.read(slug, ROOT / "ledger")
+    assert entry
+    return entry
+
+
+def config_of(claim: Claim, arm: Arm) -> RunConfig:
+    return RunConfig(
+        method=arm.method,
+        label=arm.name,
+        task=claim.task_of(arm),
+        budget=claim.budget_of(arm),
+        hyperparameters=dict(claim.hyperparameters),
+        **claim.options,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- claims
+
+
+@pytest.mark.parametrize("slug", OWED)
+def test_the_claims_that_are_owed_are_written_down(slug: str) -> None:
+    claim = claims()[slug]
+    assert claim.slug == slug and slug in catalogue.methods()
+    assert catalogue.methods()[slug].paper == claim.source
+    assert claim.sentence.endswith(".") and claim.place and claim.refuted_by and claim.limits
+    assert claim.minutes <= 10
+    assert not set(claim.seeds) & set(claim.tuning_seeds)
+
+
+@pytest.mark.parametrize("slug", sorted(claims()))
+def test_a_claims_file_is_named_as_its_methods(slug: str) -> None:
+    stem = catalogue.methods()[slug].path.stem
+    assert (catalogue.PACKAGE / "claims" / f"{stem}.py").is_file()
+
+
+@pytest.mark.parametrize(("slug", "arm"), [(s, a) for s, c in claims().items() for a in c.arms], ids=str)
+def test_every_arm_can_be_run(slug: str, arm: Arm) -> None:
+    """The recipe builds and its lines are there, so that no experiment fails in its last minute."""
+    claim = claims()[slug]
+    config = config_of(claim, arm)
+    assert make_recipe(config).check()
+    metric = make_task(config).metric
+    for criterion in claim.criteria:
+        if arm.name in criterion.quantity.arms() and hasattr(criterion.quantity.measure, "line"):
+            assert criterion.quantity.measure.line in metric.lines
+    Budget.parse(config.budget)
+    quick = shortened(claim)
+    full, short = (Budget.parse(b).limits() for b in (config.budget, quick.budget_of(arm) or quick.budget))
+    assert full.keys() == short.keys() and all(short[u] <= full[u] for u in full)
+
+
+def test_reading_verdicts_imports_nothing_heavy() -> None:
+    code = "import sys; from polyrl.claims import verdict, claims; verdict('hdpo'); claims(); "
+    code += "print([m for m in ('torch', 'numpy', 'scipy', 'gymnasium', 'altair') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ----------------------------------------------------------------------------------------------------------- ledger
+
+
+@pytest.mark.parametrize("slug", ENTERED)
+def test_an_experiment_has_not_changed_since_its_verdict(slug: str) -> None:
+    claim, entry = claims()[slug], entry_of(slug)
+    assert entry["slug"] == slug
+    assert entry["rule"] == RULE and entry["fingerprint"] == fingerprint(claim), (
+        f"the experiment of {slug} was changed after its verdict: polyrl reproduce {slug}"
+    )
+    assert entry["seeds"] == list(claim.seeds) and not set(entry["seeds"]) & set(claim.tuning_seeds)
+    assert [a["name"] for a in entry["arms"]] == [a.name for a in claim.arms]
+    for arm in entry["arms"]:
+        assert [run["seed"] for run in arm["runs"]] == entry["seeds"]
+
+
+@pytest.mark.parametrize("slug", ENTERED)
+def test_a_verdict_follows_from_its_own_numbers(slug: str) -> None:
+    claim, entry = claims()[slug], entry_of(slug)
+    assert verdict_of_entry(entry) == entry["verdict"] == verdict(slug)
+    for criterion, stated in zip(claim.criteria, entry["criteria"], strict=True):
+        assert (stated["name"], stated["primary"]) == (criterion.name, criterion.primary)
+        assert (stated["at_least"], stated["at_most"]) == (criterion.at_least, criterion.at_most)
+        estimate = interval(list(stated["per_seed"].values()), entry["exact"])
+        assert stated["outcome"] == outcome_of(estimate, criterion.at_least, criterion.at_most)
+        for name in ("value", "low", "high"):
+            assert stated["estimate"][name] == pytest.approx(getattr(estimate, name))
+
+
+@pytest.mark.parametrize("slug", ENTERED)
+def test_the_defaults_are_those_that_the_arms_were_run_with(slug: str) -> None:
+    """A default that was changed since is another experiment, although no claim's file was touched."""
+    claim, entry = claims()[slug], entry_of(slug)
+    for arm, stated in zip(claim.arms, entry["arms"], strict=True):
+        now = json.loads(json.dumps(make_recipe(config_of(claim, arm)).hyperparameters()))
+        then = stated["hyperparameters"]
+        changed = {k: (v, now.get(k)) for k, v in then.items() if now.get(k, ...) != v}
+        assert not changed, f"{slug}, {arm.name}: {changed}; polyrl reproduce {slug}"
+
+
+# ----------------------------------------------------------------------------------------------------- tables, pages
+
+
+def test_the_tables_say_what_the_ledger_says(hooks: ModuleType) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    overview = hooks.methods_page()
+    for slug in catalogue.methods():
+        entry = ledger.read(slug, ROOT / "ledger")
+        said = entry["verdict"] if entry else "not yet re-tested"
+        stem = catalogue.methods()[slug].path.stem
+        shown, linked = (said, said) if slug not in claims() else (
+            f"[{said}](docs/claims/{stem}.md)", f"[{said}](../claims/{stem}.md)"
+        )  # fmt: skip
+        assert [line for line in readme.splitlines() if line.startswith(f"| `{slug}` |") and shown in line], slug
+        assert [line for line in overview.splitlines() if f"[`{slug}`]" in line and linked in line], slug
+
+
+def test_the_pages_of_the_claims_are_up_to_date(hooks: ModuleType) -> None:
+    pages = hooks.claim_pages()
+    assert {f.name for f in (DOCS / "claims").glob("*.md")} == {Path(a).name for a in pages}
+    for address, text in pages.items():
+        assert (DOCS / address).read_text(encoding="utf-8") == text, "run: python docs/hooks.py"
+
+
+@pytest.mark.parametrize("slug", ENTERED)
+def test_a_page_shows_the_numbers_and_the_picture(hooks: ModuleType, slug: str) -> None:
+    page, entry = hooks.claim_pages()[f"claims/{hooks.file_name(slug)}.md"], entry_of(slug)
+    assert claims()[slug].sentence in page and f"Verdict: {entry['verdict']}" in page
+    for criterion in entry["criteria"]:
+        assert criterion["name"] in page and f"| {criterion['outcome']} |" in page
+    assert all(f"seed {s}" in page for s in entry["seeds"])
+    picture = DOCS / "assets" / "claims" / f"{slug}.svg"
+    assert picture.is_file(), f"polyrl reproduce {slug} draws it"
+    assert f"(../assets/claims/{slug}.svg)" in page
+    assert f"arXiv:{claims()[slug].source[6:]}: {entry['verdict']}" in picture.read_text(encoding="utf-8")
+
+
+def test_the_rule_in_words_names_what_the_code_does() -> None:
+    text = (DOCS / "claims.md").read_text(encoding="utf-8")
+    for words in ("95% t interval", "three seeds", "worst value", "inconclusive at this scale", "diverged", "paired"):
+        assert words in text
