@@ -91,8 +91,8 @@ class Setting:
         }
 
 
-# three tenths of the zoo's million steps, on both sides
-MUJOCO = {"environments": 1, "steps": 300_000, "n_steps": 512, "normalise": True, "network": "256x256"}
+# a fifth of the zoo's million steps, on both sides
+MUJOCO = {"environments": 1, "steps": 200_000, "n_steps": 512, "normalise": True, "network": "256x256"}
 MUJOCO |= {"activation": "relu", "orthogonal": False, "log_std_init": -2.0}
 SETTINGS = {
     "CartPole-v1": Setting(8, 100_000, 32, 256, 20, 0.98, 0.8, 1e-3, linear=True),

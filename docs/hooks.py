@@ -21,6 +21,7 @@ from polyrl.experience import FIELDS
 from polyrl.recipe import STAGES, Part, Recipe
 from polyrl.reproduction import ledger
 from polyrl.reproduction.page import NOT_RETESTED, claim_page, claims_page
+from polyrl.tasks import WINGS, built_in
 
 if TYPE_CHECKING:
     import click
@@ -31,6 +32,7 @@ DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 QUESTIONS = {
+    "policy": "What acts, where no model is given? An architecture, which polyrl makes.",
     "collect": "Where does experience come from?",
     "score": "What was it worth?",
     "credit": "Which actions deserve it?",
@@ -112,34 +114,63 @@ def fields_text(names: frozenset[str]) -> str:
 
 
 def method_page(slug: str) -> str:
-    """Everything about a method: its paper, stages, hyperparameters, facts and commands."""
-    info = catalogue.methods()[slug]
-    recipe = catalogue.build(slug)
-    intro = docstring(importlib.import_module(info.module))
-    facts = DOCS / "facts" / f"{file_name(slug)}.md"
+    """Everything about a method: its paper, stages, hyperparameters, facts and commands, for each kind of task."""
+    first, *others = catalogue.variants()[slug]
     pieces = [
         f"# {slug}",
-        f"**{info.title}** ({info.year}), {paper_link(info.paper)}",
-        f"    {info.formula}",
-        intro,
+        f"**{first.title}** ({first.year}), {paper_link(first.paper)}",
+        f"    {first.formula}",
+        docstring(importlib.import_module(first.module)),
         f"**Verdict on the paper's claim:** {verdict(slug)}.",
-        "## The five stages",
-        "`*` marks what the paper adds; `another+" + slug + "` takes exactly these parts.",
-        *_stage_pieces(recipe),
-        "## Hyperparameters",
-        "Each is an option: `--name value` sets it in every part that has it, `--part.name value` in one part. "
-        "The defaults below are this recipe's, chosen for small models; the paper's own stand further down.",
-        table(
-            ("part", "name", "default", "range", "meaning"),
-            [(p.name, *row) for p in recipe.parts() for row in knob_rows(type(p), p)],
-        ),
-        "## Commands to try",
-        f"```console\n$ polyrl show {slug}\n$ polyrl trace {slug}\n$ polyrl train {slug} --budget samples=2000\n"
-        f"$ polyrl compare {slug} {'grpo' if slug != 'grpo' else 'rloo'} --budget samples=2000 --seeds 3\n```",
+        *_recipe_pieces(first),
     ]
+    for info in others:
+        intro = docstring(importlib.import_module(info.module))
+        pieces += [f"# {slug} for {info.wing} tasks", intro, *_recipe_pieces(info)]
+    facts = DOCS / "facts" / f"{file_name(slug)}.md"
     if facts.is_file():
         pieces.append(facts.read_text(encoding="utf-8").strip())
     return "\n\n".join(pieces) + "\n"
+
+
+OTHERS = {"grpo": "rloo", "dpo": "ipo", "hdpo": "reinforce", "dr-rpo": "dr-lsvi-ucb", "nash-mp": "nash-md"}
+"""A method that is worth comparing with one; the key's else."""
+
+
+def _recipe_pieces(info: catalogue.MethodInfo) -> Iterator[str]:
+    """Stages, hyperparameters and commands of a method's recipe for one kind of task."""
+    slug = info.slug
+    recipe = catalogue.build(slug, wing=info.wing or None)
+    yield "## The five stages"
+    yield "`*` marks what the paper adds; `another+" + slug + "` takes exactly these parts."
+    if recipe.policy:
+        made = docstring(type(recipe.policy)).partition(chr(10))[0]
+        name = recipe.policy.name
+        yield f"What acts: [`{name}`](../reference/parts.md#{name}){_star(recipe.policy, recipe)}: {made}"
+    yield from _stage_pieces(recipe)
+    yield "## Hyperparameters"
+    yield (
+        "Each is an option: `--name value` sets it in every part that has it, `--part.name value` in one part. "
+        "The defaults below are this recipe's, chosen for small models; the paper's own stand further down."
+    )
+    parts = (*([recipe.policy] if recipe.policy else []), *recipe.parts())
+    rows = [(p.name, *row) for p in parts for row in knob_rows(type(p), p)]
+    yield table(("part", "name", "default", "range", "meaning"), rows)
+    # a method that runs in several wings needs the task named where it is not the first's
+    named = f" --task {info.task}" if info is not catalogue.methods()[slug] else ""
+    other = next((b for a, b in [*OTHERS.items(), *((b, a) for a, b in OTHERS.items())] if a == slug), "")
+    if not other and info.wing == "language":
+        other = "dpo" if info.family == "preference" else "grpo"
+    against = f" {other}" if other and not named else ""
+    yield "## Commands to try"
+    yield (
+        f"```console\n$ polyrl show {slug}{named}\n$ polyrl trace {slug}{named}\n$ polyrl train {slug}{named}\n"
+        f"$ polyrl compare {slug}{against}{named} --seeds 3\n```"
+    )
+
+
+def _star(part: Part, recipe: Recipe) -> str:
+    return " `*`" if part.name in recipe.adds else ""
 
 
 def _stage_pieces(recipe: Recipe) -> Iterator[str]:
@@ -148,10 +179,15 @@ def _stage_pieces(recipe: Recipe) -> Iterator[str]:
         note = recipe.notes.get(stage, "")
         yield f"*{QUESTIONS[stage]}*" + (f" {note[:1].upper()}{note[1:]}." if note else "")
         yield "\n".join(
-            f"- [`{p.name}`](../reference/parts.md#{p.name}){' `*`' if p.name in recipe.adds else ''}: "
+            f"- [`{p.name}`](../reference/parts.md#{p.name}){_star(p, recipe)}: "
             f"{docstring(type(p)).partition(chr(10))[0]}"
             for p in parts
         )
+
+
+def wings(slug: str) -> str:
+    """The kinds of task that a method runs on."""
+    return ", ".join(info.wing for info in catalogue.variants()[slug] if info.wing)
 
 
 def methods_page() -> str:
@@ -159,6 +195,7 @@ def methods_page() -> str:
     rows = [
         (
             f"[`{m.slug}`]({file_name(m.slug)}.md)",
+            wings(m.slug),
             paper_link(m.paper),
             m.year,
             m.summary,
@@ -169,7 +206,7 @@ def methods_page() -> str:
     ]
     text = "A method is a named recipe from a paper. Methods and [parts](../reference/parts.md) join with `+`: "
     text += "`polyrl train grpo+entropy-bonus`."
-    return f"# Methods\n\n{text}\n\n{table(('method', 'paper', 'year', 'idea', 'formula', 'claim'), rows)}"
+    return f"# Methods\n\n{text}\n\n{table(('method', 'for', 'paper', 'year', 'idea', 'formula', 'claim'), rows)}"
 
 
 def parts_page() -> str:
@@ -181,7 +218,7 @@ def parts_page() -> str:
         "*only measures* is put in where its field is needed. Parts of one *slot* replace each other.",
     ]
     classes = {p.name: p for p in catalogue.parts().values()}
-    for stage in STAGES:
+    for stage in ("policy", *STAGES):
         pieces += [f"## {stage}", QUESTIONS[stage]]
         for name, info in classes.items():
             if info.stage != stage:
@@ -209,30 +246,45 @@ def fields_page() -> str:
     )
 
 
+TASK_INTRO = {
+    "language": "They make their own problems, check answers exactly and keep test problems apart from training "
+    "problems. Each has a tiny starting model that is made once, on first use, by supervised training. For your own "
+    "data, see [getting started](../getting-started.md#your-own-model-data-and-reward).",
+    "control": "Any [Gymnasium](https://gymnasium.farama.org) environment by its id, such as `--task CartPole-v1`, or "
+    "a function of yours that makes one, `--task file.py:function`. See [control](../control.md).",
+    "operations": "Inventories with simulators that are differentiated, and optima to compare with. See "
+    "[operations](../operations.md).",
+    "theory": "Exact problems with exact evaluation. See [theory](../theory.md).",
+}
+
+
 def tasks_page() -> str:
     """Every built-in task with its settings."""
-    from polyrl.tasks.language import TASKS, task
+    pieces = ["# Tasks", "A task's name says its kind. Settings stand in parentheses, `--task 'sort(difficulty=6)'`."]
+    for wing in WINGS:
+        pieces += [f"## {wing.capitalize()}", TASK_INTRO[wing]]
+        module = importlib.import_module(f"polyrl.tasks.{wing}")
+        for name in built_in(wing):
+            made = module.task(name)
+            pieces += [f"### {name}", docstring(type(made)), *_task_facts(name, made)]
+    return "\n\n".join(pieces) + "\n"
 
-    pieces = [
-        "# Tasks",
-        "Built-in tasks make their own problems, check answers exactly and keep test problems apart from training "
-        "problems. Each has a tiny starting model that is made once, on first use, by supervised training. For your "
-        "own data, see [getting started](../getting-started.md#your-own-model-data-and-reward).",
-    ]
-    for name in TASKS:
-        made = task(name)
+
+def _task_facts(name: str, made: Any) -> Iterator[str]:
+    metric = made.metric
+    unit = f" ({metric.unit})" if metric.unit else ""
+    lines = "".join(f"; {line} {value:.5g}" for line, value in metric.lines.items())
+    yield f"Judged by {metric.label}{unit}, {'higher' if metric.higher_is_better else 'lower'} is better{lines}."
+    if hasattr(made, "difficulty") and made.difficulty:
         allowed = getattr(type(made), "difficulties", None)
         span = f", {allowed.start} to {allowed.stop - 1}" if allowed else ""
-        pieces += [
-            f"## {name}",
-            docstring(type(made)),
+        yield (
             f"`--task {name} --difficulty {made.difficulty}` (the default{span}). Longest response: "
-            f"{made.max_tokens} tokens. Rewards: {', '.join(f'`{r.name}`' for r in made.rewards)}.",
-        ]
-        settings = [(f"`{f.name}`", f"`{getattr(made, f.name)}`") for f in dataclasses.fields(type(made)) if f.init]  # type: ignore[arg-type]
-        shown = ", ".join(f"{name} {value}" for name, value in settings)
-        pieces.append(f"Settings, written as `--task '{name}(start_accuracy=0.3)'`: {shown}.")
-    return "\n\n".join(pieces) + "\n"
+            f"{made.max_tokens} tokens. Rewards: {', '.join(f'`{r.name}`' for r in made.rewards)}."
+        )
+    settings = [f"`{f.name}` `{getattr(made, f.name)}`" for f in dataclasses.fields(made) if f.init]
+    if settings:
+        yield f"Settings: {', '.join(settings)}."
 
 
 def commands_page() -> str:
@@ -298,11 +350,17 @@ def write_claim_pages() -> None:
 def method_table() -> str:
     """The README's table of methods, without its markers."""
     rows = [
-        (f"`{m.slug}`", f"{m.title}, {paper_link(m.paper)} ({m.year})", m.summary, verdict(m.slug, "docs/"))
+        (
+            f"`{m.slug}`",
+            wings(m.slug),
+            f"{m.title}, {paper_link(m.paper)} ({m.year})",
+            m.summary,
+            verdict(m.slug, "docs/"),
+        )
         for m in catalogue.methods().values()
         if m.module.startswith("polyrl.")
     ]
-    return table(("method", "paper", "idea", "the paper's claim"), rows)
+    return table(("method", "for", "paper", "idea", "the paper's claim"), rows)
 
 
 def with_table(text: str) -> str:
