@@ -107,8 +107,11 @@ def run_evaluation(folder: Path, *, prompts: int, sampled: bool, episodes: int |
     console = Console(highlight=False)
     language = wing_of_run(folder) == "language"
     count = prompts
-    if language:
-        mode = "sampled at temperature 1" if sampled else "greedy"
+    if language and not hasattr(world, "policy"):
+        facts = world.evaluation_facts()
+        console.print(f"{folder}: a reward model, on {facts['pairs']} held-out pairs of {world.task.name}")
+    elif language:
+        mode = "greedy" if world.evaluation.greedy else "sampled at temperature 1"
         size = world.task.size("test")
         count = prompts if size is None else min(prompts, size)
         console.print(f"{folder}: {count} test prompts of {world.task.name}, {mode}")

@@ -182,7 +182,7 @@ def trace_method(config: RunConfig) -> None:
 
 def _tokenizer(world: Any) -> Any:
     """What reads the world's tokens; None where there are none."""
-    return getattr(getattr(world, "policy", None), "tokenizer", None)
+    return getattr(getattr(world, "policy", None) or getattr(world, "model", None), "tokenizer", None)
 
 
 def _excerpts(part: Part, before: Experience | None, after: Experience, world: Any) -> Iterator[Any]:

@@ -65,7 +65,9 @@ WHAT = options(
     click.option("--difficulty", type=int, help="how hard the built-in task is"),
     click.option("--dataset", help="your prompts: jsonl, json, csv, parquet, or a hub id"),
     click.option("--test-dataset", help="prompts to judge on; else a share of --dataset is held out"),
-    click.option("--reward", multiple=True, help="module:function, file.py:function or a reward model's folder; =WEIGHT behind"),
+    click.option(
+        "--reward", multiple=True, help="module:function, file.py:function or a reward model's folder; =WEIGHT behind"
+    ),
     click.option("--preference", help="file.py:function that says which of two responses is better"),
     click.option("--model", help="model folder or Hugging Face hub id; else the task's tiny model"),
 )

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from polyrl.claims import claim, claims
 from polyrl.errors import UserError
-from polyrl.report.statistics import mean_interval
+from polyrl.report.scale import mean
 from polyrl.reproduction import ledger
 from polyrl.reproduction.claim import Claim
 from polyrl.reproduction.running import Reproduction, reproduce, span
@@ -130,7 +130,7 @@ def _arms(entry: dict[str, Any]) -> Table:
         own = "" if arm["measured"] == metric.label else f"  ({arm['measured']})"
         table.add_row(
             Text(arm["name"], style="bold"),
-            format_value(metric, sum(starts) / len(starts)) if starts else "-",
+            format_value(metric, mean(metric, starts).value) if starts else "-",
             _with_interval(metric, ends) + own,
             f"{len(arm['runs']) - lost} of {len(arm['runs'])}" + (f", {lost} diverged" if lost else ""),
         )
@@ -142,7 +142,7 @@ def _arms(entry: dict[str, Any]) -> Table:
 def _with_interval(metric: Metric, values: Sequence[float]) -> str:
     if not values:
         return "-"
-    e = mean_interval(values)
+    e = mean(metric, values)
     text = format_value(metric, e.value)
     if e.low is None or e.high is None:
         return text

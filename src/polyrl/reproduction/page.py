@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from polyrl.report.scale import mean
 from polyrl.reproduction.claim import Claim
 from polyrl.reproduction.words import (
     chance_text,
@@ -108,9 +109,9 @@ def _row(arm: Mapping[str, Any], metric: Metric, several: bool) -> list[object]:
     starts = [r["start"] for r in arm["runs"] if r["start"] is not None]
     ends = [r["final"] for r in arm["runs"]]
     known = [e for e in ends if e is not None]
-    row: list[object] = [arm["name"], format_value(metric, fmean(starts)) if starts else "-"]
+    row: list[object] = [arm["name"], format_value(metric, mean(metric, starts).value) if starts else "-"]
     row += [format_value(metric, e) if e is not None else "diverged" for e in ends]
-    return [*row, *([f"**{format_value(metric, fmean(known))}**" if known else "-"] if several else [])]
+    return [*row, *([f"**{format_value(metric, mean(metric, known).value)}**" if known else "-"] if several else [])]
 
 
 def _elsewhere(entry: Mapping[str, Any]) -> list[str]:

@@ -9,16 +9,18 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from polyrl.errors import UserError
-from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND, t_factor
+from polyrl.report.labels import axis_label
+from polyrl.report.scale import mean
+from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND
 from polyrl.reproduction.quantities import named as called
 from polyrl.reproduction.words import criterion_digits, estimate_text, signed, threshold_text
 from polyrl.runtime.metric import Metric
+from polyrl.tasks import wing_of
 
 PALETTE = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#64748b", "#be185d")
 """Of arms, in their order; told apart also by people who see few colours, and labelled in place."""
@@ -95,8 +97,11 @@ def draw(entry: Mapping[str, Any]) -> Any:
 # ---------------------------------------------------------------------------------------------------------- curves
 
 
-def _mean_curves(arm: Mapping[str, Any], start: float) -> list[dict[str, float]]:
-    """Mean over seeds on a common grid of x, from a share `start` of it on, with a t interval from five seeds on."""
+def _mean_curves(arm: Mapping[str, Any], start: float, scale: Metric) -> list[dict[str, float]]:
+    """Mean over seeds on a common grid of x, from a share `start` of it on, with a t interval from five seeds on.
+
+    Where `scale` is logarithmic, the mean is geometric and the interval is that of the logarithm.
+    """
     curves = [(r["curve"]["x"], r["curve"]["y"]) for r in arm["runs"] if r["curve"]["x"]]
     if not curves:
         return []
@@ -107,11 +112,10 @@ def _mean_curves(arm: Mapping[str, Any], start: float) -> list[dict[str, float]]
     rows = []
     for x in grid:
         values = [float(np.interp(x, xs, ys)) for xs, ys in curves]
-        n, mean = len(values), fmean(values)
-        row = {"x": float(x), "y": mean, "low": mean, "high": mean}
-        if n >= LEAST_SEEDS_FOR_BAND:
-            half = t_factor(n) * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-            row |= {"low": mean - half, "high": mean + half}
+        found = mean(scale, values)
+        row = {"x": float(x), "y": found.value, "low": found.value, "high": found.value}
+        if found.n >= LEAST_SEEDS_FOR_BAND and found.low is not None and found.high is not None:
+            row |= {"low": found.low, "high": found.high}
         rows.append(row)
     return rows
 
@@ -122,7 +126,9 @@ def _curves(alt: Any, entry: Mapping[str, Any], height: int) -> Any:
     main = entry["arms"][0]
     same = [a for a in entry["arms"] if (a["task"], a["budget"]) == (main["task"], main["budget"])]
     arms = [a for a in same if a["drawn"]]
-    rows = [{**row, "arm": arm["name"]} for arm in arms for row in _mean_curves(arm, entry["curve"]["from"])]
+    # a curve of another quantity than the metric has no logarithm promised
+    scale = metric if entry["curve"]["key"] == metric.key else Metric()
+    rows = [{**row, "arm": arm["name"]} for arm in arms for row in _mean_curves(arm, entry["curve"]["from"], scale)]
     if len({row["x"] for row in rows}) < 2:
         return None
     logarithmic = metric.scale == "log" and all(row["y"] > 0 for row in rows)
@@ -147,7 +153,7 @@ def _curves(alt: Any, entry: Mapping[str, Any], height: int) -> Any:
     )
     x = alt.X(
         "x:Q",
-        title=_axis_name(entry["curve"]["x"]),
+        title=axis_label(wing_of(main["task"]), entry["curve"]["x"])[0].lower(),
         axis=alt.Axis(grid=False, tickCount=5, labelExpr="datum.value ? format(datum.value, '~s') : '0'"),
         scale=alt.Scale(nice=False),
     )
@@ -159,7 +165,8 @@ def _curves(alt: Any, entry: Mapping[str, Any], height: int) -> Any:
         _label_layer(alt, rows, names, colour, logarithmic, low - room, high + room, height),
     ]
     seeds = len(main["runs"])
-    what = "mean over seeds, band: 95% t interval" if seeds >= LEAST_SEEDS_FOR_BAND else "mean over seeds"
+    what = "geometric mean over seeds" if scale.scale == "log" else "mean over seeds"
+    what += ", band: 95% t interval" if seeds >= LEAST_SEEDS_FOR_BAND else ""
     alone = "one exact run" if entry["exact"] else f"seed {entry['seeds'][0]}"
     heading = alt.Title(f"{seeds} seeds; {what}" if seeds > 1 else alone, fontSize=12.5, fontWeight="normal")
     kept = [layer for layer in layers if layer is not None]
@@ -182,10 +189,6 @@ def log_ticks(low: float, high: float) -> list[float]:
     digits = (1,) if last - first >= 2 else (1, 2, 5)
     found = [float(f"{d}e{e}") for e in range(first - 1, last + 1) for d in digits if (e - first) % step == 0]
     return [v for v in found if low <= v <= high]
-
-
-def _axis_name(unit: str) -> str:
-    return {"iteration": "iterations", "steps": "steps", "samples": "samples"}.get(unit, unit.replace("_", " "))
 
 
 def _line_layer(alt: Any, shown: Mapping[str, float], x: Any, y: Any, right: float) -> Any:

@@ -30,7 +30,7 @@ from polyrl.tasks.language import task as built_in_task
 from polyrl.tasks.language.base import table_rows
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import compared, load_preference
-from polyrl.tasks.language.preferences import dataset_task, give_pairs
+from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task, give_pairs
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores
 from polyrl.tasks.language.rewards import check_signature, load_reward
 from polyrl.worlds.base import World
@@ -188,6 +188,7 @@ def open_trained(folder: Path, config: RunConfig, task: LanguageTask) -> Languag
         if (scores / "head.safetensors").is_file():
             if not task.fixed_pairs:
                 give_pairs(task, make_model(config, task))
+            task.metric = PAIR_METRIC
             return load_reward_model(config, task, str(scores))
     model = folder / "policy" if (folder / "policy").is_dir() else folder
     # how far it went and how it orders pairs is told against the start

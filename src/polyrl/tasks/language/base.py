@@ -255,7 +255,8 @@ class GeneratedTask(LanguageTask):
     def fingerprint(self) -> str:
         """Return a hash of the name, the settings and some rows with their worked completions."""
         rows = self.rows("train", 0, 0, 8) + self.rows("test", 0, 0, 8)
-        return digest([self.name, self.start_settings(), self.max_tokens, [(row, self.demonstrated(row)) for row in rows]])
+        shown = [(row, self.demonstrated(row)) for row in rows]
+        return digest([self.name, self.start_settings(), self.max_tokens, shown])
 
     def start_settings(self) -> dict[str, Any]:
         """Return the settings that a starting model depends on: all of them, unless a task knows better."""

@@ -288,7 +288,7 @@ class SortPairs(GeneratedTask):
         self.rewards = [Reward("gold", self.gold_reward)]
         self.preference = Preference("gold", self.gold_preference)
         self.metric = Metric(
-            key="eval/reward",
+            key="eval/gold",
             label="gold score of sampled answers",
             lines={"always right": 4.0},
         )
@@ -348,6 +348,10 @@ class SortPairs(GeneratedTask):
         wrong_length = abs(len(answer) - len(completion))
         illegal = any(c not in string.digits for c in completion)
         return 4 * right / len(answer) - 0.25 * wrong_length - 2 * illegal
+
+    def measures(self, row: Row, completion: str) -> dict[str, float]:
+        """Return the gold score: what runs are judged by, whatever reward they are given."""
+        return {"gold": self.gold(row, completion)}
 
     def gold_reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
         """Return `gold` of each completion."""
