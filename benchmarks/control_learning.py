@@ -1,6 +1,6 @@
 """What PPO reaches: polyrl and Stable-Baselines3 with the zoo's hyperparameters, side by side.
 
-    python benchmarks/control_learning.py                        every environment, 3 seeds: about half an hour on two cores
+    python benchmarks/control_learning.py                        every environment, 3 seeds: half an hour on two cores
     python benchmarks/control_learning.py --only CartPole-v1 Pendulum-v1
     python benchmarks/control_learning.py --steps 5000 --seeds 1 --only Hopper-v5 --out /tmp/smoke.json     a smoke run
 

@@ -653,3 +653,14 @@ def test_an_offset_belongs_to_the_prompt_and_to_no_model() -> None:
     assert plain.start_settings() == moved.start_settings()  # one start and one reward model serve both
     with pytest.raises(UserError, match="prompt_offset"):
         task("learned-reverse", prompt_offset=-1.0)
+
+
+def test_reproduce_in_python_says_the_same(tmp_path: Path) -> None:
+    """A quick run judges and gives no verdict; the numbers of its arms are there."""
+    import polyrl
+
+    entry = polyrl.reproduce("dr-rpo", quick=True, out=tmp_path / "quick", workers=1, quiet=True)
+    assert entry["verdict"] is None and {arm["name"] for arm in entry["arms"]} >= {"DR-RPO", "DR-LSVI-UCB"}
+    assert all(run["final"] < run["start"] for arm in entry["arms"] for run in arm["runs"])
+    with pytest.raises(polyrl.UserError, match=r"no method 'dr-rop'\. Did you mean"):
+        polyrl.reproduce("dr-rop")

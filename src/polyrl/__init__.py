@@ -7,25 +7,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from polyrl.api import compare, evaluate, resume, train
+    from polyrl.api import compare, evaluate, reproduce, resume, train
     from polyrl.errors import UserError
     from polyrl.experience import Experience
-    from polyrl.recipe import Part, Recipe, Term, knob
+    from polyrl.recipe import Architecture, Improver, Part, Recipe, Term, knob
+    from polyrl.runtime.metric import Metric
 
 _HOMES = {
     "train": "api",
     "compare": "api",
     "resume": "api",
     "evaluate": "api",
+    "reproduce": "api",
     "UserError": "errors",
     "Experience": "experience",
+    "Metric": "runtime.metric",
+    "Architecture": "recipe",
+    "Improver": "recipe",
     "Part": "recipe",
     "Recipe": "recipe",
     "Term": "recipe",
     "knob": "recipe",
 }
 __all__ = [
+    "Architecture",
     "Experience",
+    "Improver",
+    "Metric",
     "Part",
     "Recipe",
     "Term",
@@ -34,6 +42,7 @@ __all__ = [
     "compare",
     "evaluate",
     "knob",
+    "reproduce",
     "resume",
     "train",
 ]

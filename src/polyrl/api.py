@@ -199,6 +199,30 @@ def compare(
     return run_comparison(list(methods), base, names, Path(out) if out else None, workers=workers, quiet=quiet)
 
 
+def reproduce(
+    method: str,
+    *,
+    quick: bool = False,
+    seeds: Sequence[int] | None = None,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Put the claim of a method's paper to the test; return what the ledger holds of it, its `verdict` among them.
+
+    Goes on where it stopped. `quick` is a smoke test without a verdict; with `seeds` of your own nothing is entered.
+
+    Raises:
+        UserError: there is no claim of this method, or its experiment cannot be run.
+    """
+    from polyrl.claims import claim
+    from polyrl.reproduction.running import reproduce as run
+
+    folder = Path(out) if out else None
+    made = run(claim(method), folder, quick=quick, seeds=seeds, workers=workers, quiet=quiet)
+    return {**made.entry, **({"verdict": None} if quick else {})}
+
+
 def evaluate(
     run: str | Path,
     *,

@@ -57,7 +57,9 @@ FIELDS: dict[str, Field] = {
     "weight": Field("[B, T]", "float32", "-", "how much each step counts in the losses (selection)"),
     "kl_factor": Field("[B]", "float32", "-", "what the coefficient of an adaptive KL penalty has come to"),
     "demand": Field("[B, T, n]", "float32", "units", "what customers ask of each store in each period"),
-    "initial_inventory": Field("[B, N, slots]", "float32", "units", "on hand (slot 0) and arriving in k periods, at first"),
+    "initial_inventory": Field(
+        "[B, N, slots]", "float32", "units", "at first: on hand (slot 0), arriving in k periods"
+    ),
     "state": Field("[B, T]", "int64", "index", "state of a finite MDP before each step (theory)"),
     "next_state": Field("[B, T]", "int64", "index", "state of a finite MDP after each step (theory)"),
     "opponent_logprob": Field("[B, T]", "float64", "nats", "log-probability of the action under the opponent (theory)"),
