@@ -344,12 +344,20 @@ def eval_(run: Path, prompts: int, sampled: bool, episodes: int | None) -> None:
 @click.option("--prompts", type=int, help="language: how many test prompts  [5]")
 @click.option("--temperature", type=float, help="language: 0 is greedy  [0]")
 @click.option("--episodes", type=int, help="control, operations: how many episodes  [3 or 1]")
-@click.option("--video", type=click.Path(path_type=Path), help="control: write a video, .mp4 or .gif")
+@click.option(
+    "--video",
+    type=click.Path(path_type=Path),
+    is_flag=False,
+    flag_value="-",
+    help="control: write a video, .mp4 or .gif  [play.mp4 in RUN]",
+)
 @click.option("--render", is_flag=True, default=None, help="control: show the environment live")
 def play(run: Path, **given: Any) -> None:
     """Watch the policy of RUN act."""
     from polyrl.cli.commands import play_run
 
+    if given["video"] == Path("-"):
+        given["video"] = run / "play.mp4"
     play_run(run, {name: value for name, value in given.items() if value is not None})
 
 
