@@ -91,22 +91,22 @@ def test_what_is_read_from_the_source_is_what_is_imported() -> None:
     for slug, info in catalogue.methods().items():
         recipe = build(slug)
         assert recipe.name == slug == info.slug and info.title and info.summary and info.formula
-        assert info.paper.startswith("arXiv:") and 2000 < info.year < 2030 and info.family == info.path.parent.name
+        assert info.paper.startswith(("arXiv:", "doi:")) and 1990 < info.year < 2030 and info.family == info.path.parent.name
     classes = {c.__name__: c for c in catalogue.part_classes()}
     for name, info in catalogue.parts().items():
         part = classes[info.class_name]
         assert part().name == name and part.stage == info.stage and info.summary, name
         assert info.summary == (part.__doc__ or "").partition("\n")[0].strip()
-    assert not {"part", "term", "averaged"} & set(catalogue.parts())
+    assert not {"part", "term", "improver", "architecture", "averaged"} & set(catalogue.parts())
     stages = [info.stage for info in catalogue.parts().values()]
-    assert stages == sorted(stages, key=STAGES.index)
+    assert stages == sorted(stages, key=("policy", *STAGES).index)
 
 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
         ("grop", "no method or part 'grop'. Did you mean 'grpo'"),
-        ("reinforce", "no method or part 'reinforce'. Did you mean 'reinforce++'"),
+        ("reinforce+", "Cannot read the method 'reinforce+'"),
         ("grpo+drop-equal-group", "no method or part 'drop-equal-group'. Did you mean 'drop-equal-groups'"),
         ("grpo+zzzzzz", "no method or part 'zzzzzz'. `polyrl list`"),
         ("gae", "'gae' is a part, not a method; put a method first, such as grpo+gae"),
