@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from polyrl.errors import UserError, nearest
-from polyrl.settings import parse_call, parse_value
+from polyrl.tasks.by_name import make_task
 
 if TYPE_CHECKING:
     from polyrl.tasks.operations.settings import InventoryTask
@@ -22,6 +20,14 @@ TASKS: dict[str, str] = {
 }
 """Name of every inventory task and one line about it."""
 
+_PLACES = {
+    "backlog": "settings:Backlog",
+    "lost-sales": "settings:LostSales",
+    "one-warehouse": "settings:OneWarehouse",
+    "serial": "settings:Serial",
+    "transshipment": "settings:Transshipment",
+}
+
 
 def task(name: str, **settings: Any) -> InventoryTask:
     """Return the inventory task `name`; `settings` are its fields (`lead_time`, `penalty`, ...) or their texts.
@@ -30,15 +36,5 @@ def task(name: str, **settings: Any) -> InventoryTask:
 
     Raises `UserError` for an unknown name, an unknown setting or a setting out of its range.
     """
-    name, own = parse_call(name)
-    settings = {**own, **settings}
-    if name not in TASKS:
-        raise UserError(f"There is no task '{name}'.{nearest(name, TASKS)} The tasks are {', '.join(sorted(TASKS))}.")
-    from polyrl.tasks.operations.settings import KINDS
-
-    cls = KINDS[name]
-    known, kinds = {f.name for f in fields(cls) if f.init}, get_type_hints(cls)
-    for key in settings:
-        if key not in known:
-            raise UserError(f"The task '{name}' has no setting '{key}'.{nearest(key, known)}")
-    return cls(**{k: parse_value(name, k, kinds[k], v) for k, v in settings.items()})
+    made: InventoryTask = make_task(__name__, _PLACES, name, settings)
+    return made

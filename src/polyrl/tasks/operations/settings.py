@@ -349,9 +349,3 @@ class OneWarehouse(InventoryTask):
     def lines(self) -> dict[str, float]:
         """The best of the rules with two levels of service; no optimum is known."""
         return heuristics.one_warehouse_lines(self)
-
-
-KINDS: dict[str, type[InventoryTask]] = {
-    kind.name: kind for kind in (Backlog, LostSales, OneWarehouse, Serial, Transshipment)
-}
-"""Every setting by its name."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from polyrl.errors import UserError, nearest
-from polyrl.settings import parse_call, parse_value
+from polyrl.tasks.by_name import make_task
 
 if TYPE_CHECKING:
     from polyrl.tasks.theory.games import PreferenceGame
@@ -38,20 +35,5 @@ def task(name: str, **settings: Any) -> PreferenceGame | RobustMDP:
 
     Raises `UserError` for an unknown name, an unknown setting or a setting out of its range.
     """
-    name, own = parse_call(name)
-    settings = {**own, **settings}
-    if name not in _PLACES:
-        raise UserError(f"There is no task '{name}'.{nearest(name, TASKS)} The tasks are {', '.join(sorted(TASKS))}.")
-    module, _, cls_name = _PLACES[name].partition(":")
-    cls = getattr(importlib.import_module(f"{__name__}.{module}"), cls_name)
-    known = [f.name for f in fields(cls) if f.init]
-    for setting in settings:
-        if setting not in known:
-            raise UserError(
-                f"The task '{name}' has no setting '{setting}'.{nearest(setting, known)} It has {', '.join(known)}."
-            )
-    kinds = get_type_hints(cls)
-    made: PreferenceGame | RobustMDP = cls(
-        **{k: parse_value(f"the task {name}", k, kinds[k], v) for k, v in settings.items()}
-    )
+    made: PreferenceGame | RobustMDP = make_task(__name__, _PLACES, name, settings)
     return made

@@ -1,0 +1,39 @@
+"""Making a built-in task from its name and settings, as a person types them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from polyrl.errors import UserError, nearest
+from polyrl.settings import parse_call, parse_value
+
+
+def make_task(package: str, places: Mapping[str, str], name: str, settings: Mapping[str, Any]) -> Any:
+    """Return the task `name`; its module is imported only now.
+
+    Args:
+        package: the wing's package of tasks.
+        places: name -> `module:Class` in that package; the class is a dataclass whose fields are the settings.
+        name: the task, which may bring settings of its own: `countdown(difficulty=4)`.
+        settings: more of them, as values or as their texts.
+
+    Raises:
+        UserError: an unknown name, an unknown setting, or a setting out of its range.
+    """
+    name, own = parse_call(name)
+    settings = {**own, **settings}
+    if name not in places:
+        raise UserError(f"There is no task '{name}'.{nearest(name, places)} The tasks are {', '.join(sorted(places))}.")
+    module, _, class_name = places[name].partition(":")
+    cls = getattr(importlib.import_module(f"{package}.{module}"), class_name)
+    known = [f.name for f in fields(cls) if f.init]
+    for setting in settings:
+        if setting not in known:
+            raise UserError(
+                f"The task '{name}' has no setting '{setting}'.{nearest(setting, known)} It has {', '.join(known)}."
+            )
+    kinds = get_type_hints(cls)
+    return cls(**{k: parse_value(f"the task {name}", k, kinds[k], v) for k, v in settings.items()})
