@@ -200,6 +200,13 @@ def test_control_speaks_of_steps_and_names_no_option_of_language() -> None:
     assert not any("token" in text or "--precision" in text for text in said) and len(said) == 2
 
 
+def test_a_critic_of_equal_returns_has_nothing_to_explain() -> None:
+    """On a solved task all returns are the same: the explained variance is noise, and the critic's error is small."""
+    solved = {"value/explained_variance": -0.3, "value/mean": 10.0, "value/error": 0.2}
+    assert not history(solved, iterations=60, since=1, wing="control")
+    assert history({**solved, "value/error": 2.0}, iterations=60, since=1, wing="control")
+
+
 def test_a_critic_that_knows_nothing_is_told_of_after_a_while() -> None:
     bad = {"value/explained_variance": -0.3}
     when = [i for i, text in history(bad, iterations=60, since=1, wing="control") if "explained variance -0.30" in text]

@@ -167,7 +167,8 @@ class GAE(Part):
         mask = experience["mask"]
         spread = masked_mean((target - masked_mean(target, mask)).square(), mask)
         error = masked_mean((advantage - masked_mean(advantage, mask)).square(), mask)
-        context.log(value__mean=masked_mean(experience["value"], mask))
+        squared = masked_mean((target - experience["value"]).square(), mask)
+        context.log(value__mean=masked_mean(experience["value"], mask), value__error=squared.sqrt())
         if float(spread) > 0:
             context.log(value__explained_variance=1 - error / spread)
         return experience.with_fields(advantage=advantage, value_target=target)

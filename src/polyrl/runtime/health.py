@@ -129,7 +129,9 @@ def _step_size(now: Numbers, start: Numbers, step: str) -> Finding | None:
 
 def _critic(now: Numbers, start: Numbers, step: str) -> Finding | None:
     value = now.get("value/explained_variance")
-    if value is not None and value < 0:
+    # where every return is nearly the same, there is no variance to explain and nothing wrong
+    small = now.get("value/error", 1.0) < 0.1 * abs(now.get("value/mean", 0.0))
+    if value is not None and value < 0 and not small:
         said = f"The critic has long told returns worse than their mean would (explained variance {value:.2f})"
         return Finding(said, ("a higher --critic-learning-rate", "more --epochs", "rewards on a smaller scale"))
     return None
