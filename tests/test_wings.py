@@ -73,6 +73,18 @@ def test_ppo_has_a_file_for_tokens_and_one_for_environments() -> None:
     assert control.policy is not None and build("ppo").policy is None
 
 
+def test_show_tells_of_the_method_s_other_form(capsys: pytest.CaptureFixture[str]) -> None:
+    from polyrl.cli.explain import show_method
+
+    show_method("ppo")
+    language = capsys.readouterr().out
+    assert "sample-responses" in language and "polyrl show ppo --task CartPole-v1" in language
+    show_method("ppo", "control")
+    control = capsys.readouterr().out
+    assert "step-environments" in control and "polyrl trace ppo --task CartPole-v1" in control
+    assert "polyrl show ppo --task addition" in control and "methods/control/ppo.py" in control.replace("\n", "")
+
+
 def test_a_method_of_another_wing_is_refused_with_those_that_fit() -> None:
     with pytest.raises(UserError, match=r"'grpo' is a method for language tasks.*control; for it there (is|are) .*ppo"):
         build("grpo", wing="control")

@@ -58,9 +58,14 @@ def show_method(spec: str, wing: str | None = None) -> None:
     for stage, parts in recipe.stages():
         out.print(_stage_heading(stage, recipe))
         out.print(_parts_table(parts, recipe))
-    info = catalogue.describe(spec)
+    infos = catalogue.variants().get(spec, [])
+    info = catalogue.method_for(spec, wing) if infos else catalogue.describe(spec)
     source = f"Source: {info.path}. " if info else ""
-    out.print(f"\n[dim]{source}Try: polyrl trace {spec}[/]", soft_wrap=True)
+    named = f" --task {info.task}" if info and info not in infos[:1] and info.task else ""
+    out.print(f"\n[dim]{source}Try: polyrl trace {spec}{named}[/]", soft_wrap=True)
+    for other in infos:
+        if other is not info:
+            out.print(f"[dim]For {other.wing} tasks: polyrl show {spec} --task {other.task}[/]", soft_wrap=True)
 
 
 def _parts_table(parts: Sequence[Part], recipe: Recipe) -> Padding:
