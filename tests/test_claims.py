@@ -79,7 +79,7 @@ def a_claim(**changes: Any) -> Claim:
         "place": "abstract",
         "source": "arXiv:2402.03300",
         "question": "Is it?",
-        "task": "arithmetic",
+        "task": "addition",
         "budget": "samples=3840",
         "arms": (Arm("grpo", "grpo"), Arm("ppo", "ppo")),
         "criteria": (Criterion("better", Difference(Final(), "grpo", "ppo"), at_least=0.02),),
