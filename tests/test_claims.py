@@ -324,7 +324,7 @@ def test_a_criterion_has_one_threshold() -> None:
         ({"minutes": 3}, True),
         ({"quick": Quick(share=0.5)}, True),
         ({"budget": "samples=3841"}, False),
-        ({"task": "addition"}, False),
+        ({"task": "reverse"}, False),
         ({"seeds": (0, 1, 2, 3, 5)}, False),
         ({"hyperparameters": {"learning_rate": "1e-3"}}, False),
         ({"options": {"evaluations": 3}}, False),
