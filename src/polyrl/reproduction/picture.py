@@ -115,7 +115,8 @@ def _mean_curves(arm: Mapping[str, Any], start: float, scale: Metric) -> list[di
         found = mean(scale, values)
         row = {"x": float(x), "y": found.value, "low": found.value, "high": found.value}
         if found.n >= LEAST_SEEDS_FOR_BAND and found.low is not None and found.high is not None:
-            row |= {"low": found.low, "high": found.high}
+            # beyond the seeds' own range the interval speaks of values that no run had, such as costs below 0
+            row |= {"low": max(found.low, min(values)), "high": min(found.high, max(values))}
         rows.append(row)
     return rows
 
@@ -161,12 +162,12 @@ def _curves(alt: Any, entry: Mapping[str, Any], height: int) -> Any:
     layers = [
         base.mark_area(opacity=0.14).encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=colour),
         base.mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour),
-        _line_layer(alt, shown, x, y, max(r["x"] for r in rows)),
+        _line_layer(alt, _merged(shown, 0.05 * (high - low), logarithmic), y),
         _label_layer(alt, rows, names, colour, logarithmic, low - room, high + room, height),
     ]
     seeds = len(main["runs"])
     what = "geometric mean over seeds" if scale.scale == "log" else "mean over seeds"
-    what += ", band: 95% t interval" if seeds >= LEAST_SEEDS_FOR_BAND else ""
+    what += ", band: 95% t interval within the seeds' range" if seeds >= LEAST_SEEDS_FOR_BAND else ""
     alone = "one exact run" if entry["exact"] else f"seed {entry['seeds'][0]}"
     heading = alt.Title(f"{seeds} seeds; {what}" if seeds > 1 else alone, fontSize=12.5, fontWeight="normal")
     kept = [layer for layer in layers if layer is not None]
@@ -191,8 +192,19 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [v for v in found if low <= v <= high]
 
 
-def _line_layer(alt: Any, shown: Mapping[str, float], x: Any, y: Any, right: float) -> Any:
-    """Reference values as dashed lines, named at the left."""
+def _merged(shown: Mapping[str, float], near: float, logarithmic: bool) -> dict[str, float]:
+    """Lines by their names; those that are too near each other to be named apart share one name, at the lowest."""
+    found: list[tuple[list[str], float]] = []
+    for name, value in sorted(shown.items(), key=lambda item: item[1]):
+        if found and value - found[-1][1] < near and not logarithmic:
+            found[-1][0].append(name)
+        else:
+            found.append(([name], value))
+    return {", ".join(names): value for names, value in found}
+
+
+def _line_layer(alt: Any, shown: Mapping[str, float], y: Any) -> Any:
+    """Reference values as dashed lines, named at the right."""
     if not shown:
         return None
     data = alt.Data(values=[{"y": value, "name": name, "x": 0.0} for name, value in shown.items()])

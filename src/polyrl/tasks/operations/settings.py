@@ -95,7 +95,6 @@ class InventoryTask:
         return Metric(
             key="eval/cost",
             label="cost per period and store",
-            unit="cost",
             higher_is_better=False,
             lines=lines,
             target=next(iter(lines)) if self.exact else "",
