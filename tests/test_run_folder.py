@@ -186,6 +186,16 @@ def test_tensorboard_forgets_what_a_resume_does_again(run: Path, tmp_path: Path,
     assert scalars(copy, "reward") == scalars(run, "reward")
 
 
+def test_event_files_of_one_run_are_read_in_the_order_of_their_writing(tmp_path: Path) -> None:
+    """TensorBoard sorts them by name, second first: two writers of one second could change places."""
+    for i in range(3):
+        folder = RunFolder(tmp_path)
+        folder.log({"iteration": i, "reward": float(i)})
+        folder.close()
+    names = [f.name.split(".")[3] for f in (tmp_path / "tensorboard").iterdir()]
+    assert len(set(names)) == 3 and [step for step, _ in scalars(tmp_path, "reward")] == [0, 1, 2]
+
+
 def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder.create(tmp_path / "run")
     folder.summary({"status": "running"})

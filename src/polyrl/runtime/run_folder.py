@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,11 @@ class RunFolder:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._goes_on_at)
+            folder = self.path / "tensorboard"
+            # event files are read in the order of their names, which begin with the second: let no two share one
+            while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+                time.sleep(0.05)
+            self._board = SummaryWriter(str(folder), purge_step=self._goes_on_at)
         return self._board
 
     def samples(self, records: list[dict[str, Any]]) -> None:
