@@ -19,6 +19,7 @@ from polyrl.runtime.budget import Spent
 from polyrl.runtime.checkpoint import checkpoints, iteration_of, load_optimisers, read_state, save_checkpoint, tidy
 from polyrl.runtime.context import Context
 from polyrl.runtime.health import Health
+from polyrl.runtime.interrupt import interruptible
 from polyrl.runtime.memory import peak_memory_bytes, reset_peak_memory
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
@@ -123,6 +124,10 @@ class Loop:
         Raises:
             UserError: the run cannot go on; summary.json says why, and checkpoints hold what was finished.
         """
+        with interruptible() as check_interrupt:
+            return self._run(check_interrupt)
+
+    def _run(self, check_interrupt: Callable[[], None]) -> dict[str, float]:
         context = self.context
         reset_peak_memory()
         try:
@@ -151,6 +156,7 @@ class Loop:
                 if share >= 1 or context.iteration % self.checkpoint_every == 0:
                     self._checkpoint()
                     self._summary("running")
+                check_interrupt()
             if not self.final:  # resumed after the last iteration, before the summary
                 self.final = self._evaluate()[0]
             if self.folder:
