@@ -25,96 +25,25 @@ import resource
 import statistics
 import subprocess
 import sys
-import venv
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-BUILD = ROOT / "build"
-PEER = BUILD / "sb3"
+from control_work import SETTINGS, Setting
+from peers import BUILD, HERE, peer_python
+from results import CONTROL, versions
+
 KEPT = BUILD / "control-learning"
 EPISODES = 50
 """Evaluation episodes of each trained policy."""
 
-
-@dataclass(frozen=True)
-class Setting:
-    """One line of rl-zoo3's hyperparams/ppo.yml; the names are Stable-Baselines3's."""
-
-    environments: int
-    steps: int
-    n_steps: int
-    batch_size: int
-    n_epochs: int
-    gamma: float
-    gae_lambda: float
-    learning_rate: float
-    clip_range: float = 0.2
-    linear: bool = False
-    """Whether learning rate (and in the zoo the clip range) fall to 0."""
-    ent_coef: float = 0.0
-    vf_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    normalise: bool = False
-    network: str = "64x64"
-    activation: str = "tanh"
-    orthogonal: bool = True
-    log_std_init: float = 0.0
-    peer: dict[str, Any] = field(default_factory=dict)
-    """What the zoo has and polyrl has not."""
-
-    def for_polyrl(self) -> dict[str, Any]:
-        """The same in polyrl's words."""
-        return {
-            "environments": self.environments,
-            "steps_per_environment": self.n_steps,
-            "minibatches": self.environments * self.n_steps // self.batch_size,
-            "epochs": self.n_epochs,
-            "gamma": self.gamma,
-            "gae_lambda": self.gae_lambda,
-            "learning_rate": self.learning_rate,
-            "critic_learning_rate": self.learning_rate,
-            "schedule": "linear" if self.linear else "constant",
-            "clip_range": self.clip_range,
-            "entropy_coef": self.ent_coef,
-            "value_coef": 2 * self.vf_coef,  # polyrl's value loss is half the squared error
-            "max_grad_norm": self.max_grad_norm,
-            "normalise_observation": self.normalise,
-            "scale_reward": self.normalise,
-            "hidden": self.network,
-            "activation": self.activation,
-            "orthogonal": self.orthogonal,
-            "log_std_init": self.log_std_init,
-        }
-
-
-# a fifth of the zoo's million steps, on both sides
-MUJOCO = {"environments": 1, "steps": 200_000, "n_steps": 512, "normalise": True, "network": "256x256"}
-MUJOCO |= {"activation": "relu", "orthogonal": False, "log_std_init": -2.0}
-SETTINGS = {
-    "CartPole-v1": Setting(8, 100_000, 32, 256, 20, 0.98, 0.8, 1e-3, linear=True),
-    "Pendulum-v1": Setting(
-        4, 100_000, 1024, 64, 10, 0.9, 0.95, 1e-3, peer={"use_sde": True, "sde_sample_freq": 4}
-    ),
-    "HalfCheetah-v5": Setting(
-        batch_size=64, n_epochs=20, gamma=0.98, gae_lambda=0.92, learning_rate=2.0633e-05, clip_range=0.1,
-        ent_coef=0.000401762, vf_coef=0.58096, max_grad_norm=0.8, **MUJOCO,
-    ),
-    "Hopper-v5": Setting(
-        batch_size=32, n_epochs=5, gamma=0.999, gae_lambda=0.99, learning_rate=9.80828e-05, clip_range=0.2,
-        ent_coef=0.00229519, vf_coef=0.835671, max_grad_norm=0.7, **MUJOCO,
-    ),
-}  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------- one run, in a process
 
 
 def evaluation_seeds() -> list[int]:
     """Those of polyrl's own evaluation; written to a file that the peer reads."""
-    from polyrl.sampling.control import episode_seed
+    from polyrl.sampling.environments import episode_seed
     from polyrl.worlds.control import EVALUATION_SEED
 
     return [episode_seed(EVALUATION_SEED, 0, k) for k in range(EPISODES)]
@@ -143,32 +72,9 @@ def train_polyrl(name: str, setting: Setting, seed: int, steps: int, folder: Pat
 def train_peer(name: str, setting: Setting, seed: int, steps: int, seeds: list[int]) -> list[float]:
     """The same with Stable-Baselines3, as rl-zoo3 sets it up."""
     import gymnasium
-    import torch
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
+    from control_sb3 import make_model
 
-    torch.set_num_threads(1)
-
-    def rate(value: float) -> Any:
-        return (lambda left: left * value) if setting.linear else value
-
-    environments = make_vec_env(name, n_envs=setting.environments, seed=seed)
-    if setting.normalise:
-        environments = VecNormalize(environments, gamma=setting.gamma)
-    sizes = [int(n) for n in setting.network.split("x")]
-    network = {
-        "net_arch": {"pi": sizes, "vf": sizes},
-        "activation_fn": {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[setting.activation],
-        "ortho_init": setting.orthogonal,
-        "log_std_init": setting.log_std_init,
-    }
-    model = PPO(
-        "MlpPolicy", environments, seed=seed, device="cpu", policy_kwargs=network, n_steps=setting.n_steps,
-        batch_size=setting.batch_size, n_epochs=setting.n_epochs, gamma=setting.gamma, gae_lambda=setting.gae_lambda,
-        learning_rate=rate(setting.learning_rate), clip_range=rate(setting.clip_range), ent_coef=setting.ent_coef,
-        vf_coef=setting.vf_coef, max_grad_norm=setting.max_grad_norm, **setting.peer,
-    )  # fmt: skip
+    model, environments = make_model(name, setting, seed)
     model.learn(steps)
     judge = gymnasium.make(name)
     returns = []
@@ -230,25 +136,11 @@ def jobs(only: list[str], seeds: int, steps: int | None) -> list[dict[str, Any]]
     return found
 
 
-def make_peer() -> Path:
-    """The Python that has Stable-Baselines3."""
-    python = PEER / "bin" / "python"
-    if not (PEER / ".installed").exists():
-        print("making the environment of the peer in build/sb3 ...", flush=True)
-        venv.create(PEER, with_pip=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run(
-            [*pip, "--constraint", str(ROOT / "constraints.txt"), "-r", str(HERE / "requirements-sb3.txt")], check=True
-        )
-        (PEER / ".installed").touch()
-    return python
-
-
-def start(job: dict[str, Any], peer: Path, seeds: Path) -> None:
+def start(job: dict[str, Any], peer: str, seeds: Path) -> None:
     """Run one job in a process of its own, unless its result is there."""
     if (KEPT / f"{job['key']}.json").is_file():
         return
-    python = sys.executable if job["library"] == "polyrl" else str(peer)
+    python = sys.executable if job["library"] == "polyrl" else peer
     limits = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     told = subprocess.run(
         [python, str(Path(__file__).resolve()), "--one", json.dumps(job), "--seeds-file", str(seeds)],
@@ -283,21 +175,6 @@ def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def versions(python: str) -> dict[str, str]:
-    """Versions of what decides the numbers, in one of the two environments."""
-    code = (
-        "import json; from importlib.metadata import version, PackageNotFoundError\n"
-        "found = {}\n"
-        "for name in ('polyrl', 'stable-baselines3', 'gymnasium', 'mujoco', 'numpy', 'torch'):\n"
-        "    try: found[name] = version(name)\n"
-        "    except PackageNotFoundError: pass\n"
-        "print(json.dumps(found))"
-    )
-    told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(told.stdout)
-    return found
-
-
 def main() -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -313,7 +190,7 @@ def main() -> None:
         run_one(json.loads(given.one), json.loads(given.seeds_file.read_text(encoding="utf-8")))
         return
     KEPT.mkdir(parents=True, exist_ok=True)
-    peer = make_peer()
+    peer = peer_python("sb3")
     seeds_file = KEPT / "evaluation-seeds.json"
     seeds_file.write_text(json.dumps(evaluation_seeds()), encoding="utf-8")
     wanted = jobs(given.only, given.seeds, given.steps)
@@ -322,7 +199,7 @@ def main() -> None:
     table = {
         "what": __doc__.partition("\n")[0],
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "versions": {"polyrl": versions(sys.executable), "sb3": versions(str(peer))},
+        "versions": {"polyrl": versions(sys.executable, CONTROL), "sb3": versions(peer, CONTROL)},
         "evaluation": {"episodes": EPISODES, "actions": "most probable"},
         "settings": {name: {k: v for k, v in vars(SETTINGS[name]).items()} for name in given.only},
         "results": summarise(wanted),

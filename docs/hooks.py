@@ -1,7 +1,7 @@
 """Pages that are written from the code when the site is built, the table of methods in the README, pages of claims.
 
-MkDocs calls `on_config` and `on_files`. `python docs/hooks.py` rewrites the README's table and `docs/claims/`, which
-are committed: they are read without building the site.
+MkDocs calls `on_config` and `on_files`. `python docs/hooks.py` rewrites the README's table, the tables of speed and
+`docs/claims/`, which are committed: they are read without building the site.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
-BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
+SPEED = DOCS / "speed.md"
+RESULTS = DOCS.parent / "benchmarks" / "results"
+METHODS, MEASURED = "methods", "measured"
+"""Names of the tables between markers."""
 QUESTIONS = {
     "policy": "What acts, where no model is given? An architecture, which polyrl makes.",
     "collect": "Where does experience come from?",
@@ -363,13 +367,116 @@ def method_table() -> str:
     return table(("method", "for", "paper", "idea", "the paper's claim"), rows)
 
 
-def with_table(text: str) -> str:
-    """The README's text with the table between its markers brought up to date."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def with_table(text: str, name: str = METHODS, made: str | None = None) -> str:
+    """The text with what stands between the markers of that name replaced: in the README, by the table of methods."""
+    first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{method_table()}{END}{after}"
+        raise ValueError(f"the markers {first} and {last} are missing")
+    return f"{before}{first}\n{method_table() if made is None else made}{last}{after}"
+
+
+# ------------------------------------------------------------------------------------------------------------- speed
+
+
+def results(name: str) -> dict[str, Any]:
+    """The cases of benchmarks/results/<name>.json; none where it has not been measured."""
+    file = RESULTS / f"{name}.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return dict(known.get("cases", {}))
+
+
+def spread_text(value: dict[str, float], digits: int) -> str:
+    """Median with the range of the rounds."""
+    return f"{value['median']:,.{digits}f} ({value['low']:,.{digits}f} to {value['high']:,.{digits}f})"
+
+
+def measured_tables() -> str:
+    """All that the benchmarks have measured, as Markdown."""
+    made = {"language": language_tables, "control": control_tables, "learning": learning_table, "start": start_table}
+    pieces = [
+        f"### {title(name)}\n\n{write(cases)}\n{measured_on(cases)}"
+        for name, write in made.items()
+        if (cases := results(name))
+    ]
+    return "\n" + "\n\n".join(pieces) + "\n\n" if pieces else "\nNothing has been measured yet: `make bench`.\n\n"
+
+
+def title(name: str) -> str:
+    """Heading of a result file."""
+    return {"learning": "Learning curves", "start": "Start-up"}.get(name, name.capitalize())
+
+
+def measured_on(cases: dict[str, Any]) -> str:
+    """What the cases were measured on: one sentence for all that agree."""
+    said: dict[str, list[str]] = {}
+    for name, found in cases.items():
+        facts = found["measured"]
+        versions = {k: v for known in facts["versions"].values() for k, v in known.items()}
+        machine = f"{facts['machine']['cpu']}, {facts['machine']['cores']} cores, one thread a process"
+        state = (
+            f"commit {facts['commit']}{' with changes' if facts['dirty'] else ''}, {facts['date'].partition(' ')[0]}"
+        )
+        sentence = f"{machine}; {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}; {state}."
+        said.setdefault(sentence, []).append(name)
+    return "\n".join(f"{', '.join(names)}: {text}" if len(said) > 1 else text for text, names in said.items())
+
+
+def language_tables(cases: dict[str, Any]) -> str:
+    """Ratios to the peers, then the parts of a step."""
+    ratios, parts = [], []
+    for name, found in cases.items():
+        for peer, ratio in found["ratios"].items():
+            sides = (found["sides"][peer], found["sides"]["polyrl"])
+            seconds = [f"{side['seconds']['median']:.3f}" for side in sides]
+            first = peer == next(iter(found["ratios"]))
+            ratios.append((name, peer, *seconds, spread_text(ratio, 2), f"{found['goal']:g}" if first else ""))
+        for side, values in found["sides"].items():
+            milliseconds = [f"{1000 * took:.0f}" for took in values["parts"].values()]
+            done = (f"{values['tokens']['mean']:,.0f}", f"{values['updates']:g}", f"{values['peak_mib']:,.0f}")
+            parts.append((name, side, *milliseconds, *done))
+    names = next(iter(cases.values()))["sides"]["polyrl"]["parts"]
+    head = ("work", "peer", "peer, s a step", "polyrl, s a step", "polyrl is faster by", "goal")
+    columns = ("work", "side", *(f"{part}, ms" for part in names), "tokens", "updates", "peak MiB")
+    return f"{table(head, ratios)}\n{table(columns, parts)}"
+
+
+def control_tables(cases: dict[str, Any]) -> str:
+    """Ratios to the peers, then the parts of a step."""
+    ratios, parts = [], []
+    for name, found in cases.items():
+        for peer, ratio in found["ratios"].items():
+            rates = [f"{found['sides'][side]['steps_per_second']['median']:,.0f}" for side in (peer, "polyrl")]
+            first = peer == next(iter(found["ratios"]))
+            ratios.append((name, peer, *rates, spread_text(ratio, 2), f"{found['goal']:g}" if first else ""))
+        for side, values in found["sides"].items():
+            microseconds = [f"{1e6 * took:.1f}" for took in values["parts"].values()]
+            done = (f"{values['steps']:,.0f}", f"{values['updates']:.0f}", f"{values['peak_mib']:,.0f}")
+            parts.append((name, side, *microseconds, *done))
+    names = next(iter(cases.values()))["sides"]["polyrl"]["parts"]
+    head = ("work", "peer", "peer, steps/s", "polyrl, steps/s", "polyrl is faster by", "goal")
+    columns = ("work", "side", *(f"{part}, us a step" for part in names), "steps an iteration", "updates", "peak MiB")
+    return f"{table(head, ratios)}\n{table(columns, parts)}"
+
+
+def learning_table(cases: dict[str, Any]) -> str:
+    """Mean reward by piece of the curve."""
+    pieces = cases["grpo"]["pieces"]
+    rows = []
+    for piece in pieces:
+        sides = [f"{s['mean']:.3f} ({s['interval'][0]:.3f} to {s['interval'][1]:.3f})" for s in piece["sides"].values()]
+        rows.append((" to ".join(map(str, piece["steps"])), *sides, "yes" if piece["agree"] else "no"))
+    return table(("steps", *pieces[0]["sides"], "intervals overlap"), rows)
+
+
+def start_table(cases: dict[str, Any]) -> str:
+    """Wall seconds of commands."""
+    rows = [
+        (name, spread_text(found["seconds"], 2), "" if found["limit"] is None else f"{found['limit']:g}")
+        for name, found in cases.items()
+    ]
+    return table(("what", "seconds", "limit"), rows)
 
 
 # ------------------------------------------------------------------------------------------------------------ MkDocs
@@ -414,3 +521,4 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 if __name__ == "__main__":
     write_claim_pages()
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    SPEED.write_text(with_table(SPEED.read_text(encoding="utf-8"), MEASURED, measured_tables()), encoding="utf-8")

@@ -100,6 +100,57 @@ def test_acting_in_numpy_is_torchs_forward(activation: Any) -> None:
     assert numpy_forward(torch.nn.Sequential(torch.nn.LSTM(2, 2))) is None
 
 
+def test_a_forward_pass_in_numpy_fills_what_it_is_given_and_keeps_nothing_back() -> None:
+    network = mlp(5, (64, 64), 3, "tanh", gain=1.0, generator=torch.Generator().manual_seed(0))
+    act = numpy_forward(network)
+    assert act is not None
+    one, other = np.ones((4, 5), dtype=np.float32), np.zeros((4, 5), dtype=np.float32)
+    first = act(one)
+    kept, out = first.copy(), np.empty((4, 3), dtype=np.float32)
+    assert act(other, out) is out and not np.array_equal(out, kept)
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_allclose(act(one[:1]), act(one)[:1], rtol=1e-5)
+    for bad in (torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Linear(5, 3)), torch.nn.Linear(5, 3)):
+        assert numpy_forward(bad) is None
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu"])
+def test_values_of_a_rollout_are_the_critics_without_its_graph(
+    activation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    critic = MlpActorCritic(hidden="64x64", activation=activation).make_critic(5, seed=1)
+    seen = 3 * torch.randn(4, 300, 5, generator=torch.Generator().manual_seed(0))
+    wanted = critic(seen).detach()
+    monkeypatch.setattr(torch.nn.Linear, "forward", None)  # no torch in it
+    found = critic.values(seen)
+    assert found.shape == (4, 300) and not found.requires_grad
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_running_moments_row_by_row_are_those_of_the_textbook() -> None:
+    """Welford's recurrence, with the prior's 1e-4 observations; fixed entries stay 0 and 1."""
+    data = np.random.default_rng(0).normal([5.0, 1.0, -2.0], [2.0, 1.0, 0.1], (60, 3))
+    moments = RunningMoments(3, np.array([False, True, False]))
+    mean, squares, count = np.zeros(3), np.full(3, 1e-4), 1e-4
+    for row in data:
+        moments.update(row[None])
+        count += 1
+        off = row - mean
+        mean = mean + off / count
+        squares = squares + off * (row - mean)
+    mean[1], squares[1] = 0.0, count
+    np.testing.assert_allclose(moments.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(moments.variance, squares / count, rtol=1e-9)
+    assert moments.variance[1] == 1 and float(moments.count) == pytest.approx(count)
+    arrays, out = moments.arrays(), np.empty((60, 3), dtype=np.float32)
+    assert arrays.normalise(data, out) is out
+    white = ((data - mean) / np.sqrt(squares / count + 1e-8)).clip(-10, 10)
+    np.testing.assert_allclose(out, white, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(out, moments.normalise(data))
+    arrays.update(data[:1])  # the buffers' own memory
+    assert float(moments.count) == pytest.approx(count + 1)
+
+
 def test_running_moments_are_those_of_everything_seen() -> None:
     data = np.random.default_rng(0).normal([1e4, -2.0], [0.5, 3.0], (999, 2))
     moments = RunningMoments(2)

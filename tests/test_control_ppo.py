@@ -21,7 +21,7 @@ from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.methods.control.ppo import AdaptiveKLPenalty, UnclippedSurrogate, adapted_penalty
-from polyrl.policies.control import ControlPolicy
+from polyrl.policies.control import MomentArrays
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import Given, RunConfig
@@ -299,7 +299,7 @@ def test_a_run_that_stopped_anywhere_resumes_to_the_same_numbers(
     config, given = make_config(make, task=task, checkpoint_every=2, **QUICK)
     start_run(config, tmp_path / "whole", given=given).run()
 
-    calls, original = 0, ControlPolicy.see
+    calls, original = 0, MomentArrays.update
 
     def stopping(self: Any, observations: Any) -> None:
         nonlocal calls
@@ -308,7 +308,7 @@ def test_a_run_that_stopped_anywhere_resumes_to_the_same_numbers(
             raise Stopped
         original(self, observations)
 
-    monkeypatch.setattr(ControlPolicy, "see", stopping)
+    monkeypatch.setattr(MomentArrays, "update", stopping)
     with pytest.raises(Stopped):
         start_run(config, tmp_path / "halved", given=given).run()
     monkeypatch.undo()
@@ -334,15 +334,14 @@ def test_a_killed_process_resumes_to_the_same_numbers(
     code = (
         "import os, signal, sys\n"
         "from polyrl.cli.main import main\n"
-        "import torch\n"
-        "torch.set_num_threads(1)\n"
-        "left, original = int(sys.argv.pop(1)), torch.optim.AdamW.step\n"
+        "from polyrl.parts import optimise\n"
+        "left, original = int(sys.argv.pop(1)), optimise.take_step\n"
         "def step(*a, **k):\n"
         "    global left\n"
         "    left -= 1\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if left == 0 else None\n"
         "    return original(*a, **k)\n"
-        "torch.optim.AdamW.step = step\n"
+        "optimise.take_step = step\n"
         "sys.argv[0] = 'polyrl'\n"
         "main()\n"
     )

@@ -12,11 +12,13 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from control_environments import OneState, Walk, random_walk
-from polyrl.errors import UserError
+from polyrl.errors import Diverged, UserError
 from polyrl.parts.control import MlpActorCritic
 from polyrl.parts.credit import gae
 from polyrl.policies.control import ControlPolicy, distribution_of
-from polyrl.sampling.control import Collector, Judge, Rollout, SingleEnvironments, environments_of
+from polyrl.sampling.control import Collector, Rollout
+from polyrl.sampling.environments import SingleEnvironments, environments_of
+from polyrl.sampling.judge import Judge
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 
@@ -171,6 +173,50 @@ def test_what_the_environment_gets_is_clipped_and_what_is_stored_is_not() -> Non
     np.testing.assert_allclose(got, stored.clip(-0.5, 0.5))
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_acting_in_numpy_gives_the_rollout_that_torch_gives(discrete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(lambda: Walk(random=True, discrete=discrete))
+
+    def collected() -> Rollout:
+        return make_collector(task, 3, normalise=True).collect(40, stream())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "forward", None)  # would fail where torch is used
+        fast = collected()
+    monkeypatch.setattr("polyrl.policies.control.numpy_forward", lambda network: None)
+    plain = collected()
+    for name in ("terminated", "truncated", "present"):
+        np.testing.assert_array_equal(getattr(fast, name), getattr(plain, name))
+    for name in ("observation", "action", "numbers", "reward", "final_observation", "returns"):
+        np.testing.assert_allclose(getattr(fast, name), getattr(plain, name), atol=1e-5, err_msg=name)
+    assert fast.lengths == plain.lengths and len(fast.lengths) > 9
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_rollout_stays_as_it_was_when_the_next_one_is_collected(count: int) -> None:
+    collector = make_collector(make_task(random_walk), count)
+    first = collector.collect(8, stream())
+    kept = {name: np.copy(getattr(first, name)) for name in ("observation", "action", "reward", "final_observation")}
+    collector.collect(8, stream(1))
+    for name, value in kept.items():
+        np.testing.assert_array_equal(getattr(first, name), value)
+
+
+def test_an_environment_may_keep_its_action_and_its_observation() -> None:
+    given, shown = [], []
+
+    class Keeping(Walk):
+        def step(self, action: Any) -> Any:
+            given.append((action, action.copy()))
+            seen, *rest = super().step(action)
+            shown.append((seen, seen.copy()))
+            return seen, *rest
+
+    make_collector(make_task(Keeping), 2).collect(10, stream())
+    for kept in (given, shown):
+        assert len(kept) == 20 and all(np.array_equal(one, copy) for one, copy in kept)
+
+
 # ------------------------------------------------------------------------------------------------------------- replay
 
 
@@ -304,6 +350,30 @@ def test_an_environment_in_trouble_is_named_with_its_step(what: str, said: str) 
     with pytest.raises(UserError, match=f"Environment 1 of mine {said}.* at step 3 of its episode"):
         collector.collect(8, stream())
         collector.collect(8, stream(1))
+
+
+def test_a_first_observation_that_is_not_finite_is_the_environments_fault() -> None:
+    class Ill(Walk):
+        def reset(self, **settings: Any) -> Any:
+            seen, info = super().reset(**settings)
+            return np.full_like(seen, np.inf), info
+
+    for mode in (None, AutoresetMode.NEXT_STEP):
+        with pytest.raises(UserError, match="Environment 0 of mine gave an observation that is not finite at step 0"):
+            make_collector(make_task(Ill, mode), 2, normalise=True).collect(3, stream())
+
+
+def test_a_policy_that_is_not_finite_is_told_before_it_acts() -> None:
+    class Strict(Walk):
+        def step(self, action: Any) -> Any:
+            assert np.isfinite(action).all()
+            return super().step(action)
+
+    collector = make_collector(make_task(Strict), 2)
+    with torch.no_grad():
+        collector.policy.network[0].weight[0, 0] = torch.nan  # type: ignore[index]
+    with pytest.raises(Diverged, match="weights are not finite"):
+        collector.collect(3, stream())
 
 
 def test_vector_environments_must_say_how_they_reset() -> None:

@@ -70,6 +70,15 @@ def test_lists_are_padded_and_say_what_is_there(stack: bool) -> None:
         encoder.encode({"near": tuple(items * 2), "x": np.array([0.5])}, row)
 
 
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (4,)), spaces.Box(-1, 1, (2, 2)), spaces.MultiBinary(4)], ids=str)
+def test_an_observation_of_another_size_does_not_fit(space: spaces.Space[Any]) -> None:
+    into = np.zeros(4)
+    for wrong in (np.ones(1), np.ones(3), np.float64(1.0), [1.0]):  # one number would fill the row
+        with pytest.raises(ValueError, match="numbers instead of 4"):
+            ObservationEncoder(space).encode(wrong, into)
+    assert not into.any()
+
+
 def test_only_numbers_that_vary_are_normalised() -> None:
     space = spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 1, (2,)), spaces.MultiBinary(1)))
     assert ObservationEncoder(space).continuous.tolist() == [False, False, True, True, False]
@@ -112,3 +121,5 @@ def test_actions_reach_the_environment_inside_its_space(space: Any, chosen: Any,
     each = [*adapter.each(action)]
     assert all(space.contains(a if isinstance(a, np.ndarray) else np.int64(a)) for a in each), each
     np.testing.assert_array_equal(action, before)
+    assert isinstance(each[0], int) or not np.shares_memory(adapter.each(action), action)
+    assert not np.shares_memory(adapter.batch(action), action)  # an environment may keep what it was given

@@ -56,6 +56,11 @@ def test_the_readme_lists_the_methods_of_the_catalogue(hooks: ModuleType) -> Non
     assert all(f"| `{slug}` |" in readme for slug in catalogue.methods())
 
 
+def test_the_tables_of_speed_stand_in_the_results(hooks: ModuleType) -> None:
+    speed = text("speed.md")
+    assert hooks.with_table(speed, hooks.MEASURED, hooks.measured_tables()) == speed, "run: python docs/hooks.py"
+
+
 def test_every_dependency_has_its_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]

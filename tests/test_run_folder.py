@@ -196,6 +196,73 @@ def test_event_files_of_one_run_are_read_in_the_order_of_their_writing(tmp_path:
     assert len(set(names)) == 3 and [step for step, _ in scalars(tmp_path, "reward")] == [0, 1, 2]
 
 
+def test_records_wait_a_second_at_most_and_never_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    folder = RunFolder.create(tmp_path / "run")
+
+    def log(i: int) -> list[int]:
+        """What another process finds in the file after iteration `i`."""
+        folder.log({"iteration": i, "reward": float(i)})
+        return [r["iteration"] for r in RunFolder(folder.path).records()]
+
+    assert log(0) == [0]  # the first at once
+    assert log(1) == log(2) == [0]
+    now[0] += 1.1
+    assert log(3) == [0, 1, 2, 3]
+    assert log(4) == [0, 1, 2, 3]
+    folder.flush()  # before every checkpoint: no checkpoint is newer than its metrics
+    assert [r["iteration"] for r in RunFolder(folder.path).records()] == [0, 1, 2, 3, 4]
+    log(5)
+    folder.summary({"status": "finished"})
+    assert [r["iteration"] for r in RunFolder(folder.path).records()] == [0, 1, 2, 3, 4, 5]
+    log(6)
+    assert [r["iteration"] for r in folder.records()] == [0, 1, 2, 3, 4, 5, 6]
+    log(7)
+    folder.close()
+    assert [r["iteration"] for r in RunFolder(folder.path).records()] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert scalars(folder.path, "reward") == [(i, float(i)) for i in range(8)]
+
+
+def test_what_waits_is_cut_back_too(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    for i in range(4):
+        folder.log({"iteration": i}, board=False)
+    folder.cut_back(1)
+    folder.log({"iteration": 2, "again": 1}, board=False)
+    folder.close()
+    assert [*folder.records()] == [{"iteration": 0}, {"iteration": 1}, {"iteration": 2, "again": 1}]
+
+
+def test_event_files_hold_one_record_an_iteration(tmp_path: Path) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+
+    from polyrl.runtime.event_file import EventFile
+
+    values = {"reward": 0.1, "a/" + "very/" * 60 + "long/tag": -2.0, "Größe": 3, "nan": math.nan, "much": 1e300}
+    file = EventFile(tmp_path, goes_on_at=7)
+    file.scalars(300, values, 12.5)
+    file.close()
+    reader = PyRecordReader_New(str(next(tmp_path.iterdir())))
+    events = []
+    while True:
+        try:
+            reader.GetNext()
+        except Exception:
+            break
+        events.append(Event.FromString(reader.record()))
+    version, session, event = events
+    assert version.file_version == "brain.Event:2" and version.step == 7
+    assert session.session_log.status == 1 and session.step == 7
+    assert (event.step, event.wall_time) == (300, 12.5)
+    found = {v.tag: v.simple_value for v in event.summary.value}
+    assert [*found] == [*values] and math.isnan(found["nan"]) and found["much"] == math.inf
+    assert found["reward"] == pytest.approx(0.1) and found["Größe"] == 3
+
+
 def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder.create(tmp_path / "run")
     folder.summary({"status": "running"})

@@ -15,7 +15,7 @@ from polyrl import catalogue
 from polyrl.catalogue import build
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimise import Optimise, _Means
 from polyrl.recipe import Architecture, Improver, knob
 from polyrl.runs import completed, default_task, located, plain
 from polyrl.runtime.config import Given, RunConfig
@@ -224,8 +224,10 @@ def test_one_norm_over_policy_and_critic() -> None:
         context = Context(world=None, seed=0, budget=Budget(samples=1))
         context.optimiser = {n: torch.optim.SGD([p], lr=1.0) for n, p in (("policy", policy), ("critic", critic))}
         policy.grad, critic.grad = torch.tensor([3.0]), torch.tensor([4.0])
-        norms = Optimise(max_grad_norm=1.0, joint_clip=joint)._step(context)
-        assert norms.keys() == ({"joint"} if joint else {"policy", "critic"})
+        means = _Means()
+        Optimise(max_grad_norm=1.0, joint_clip=joint)._step(means, context)
+        norms = {"grad_norm/joint": 5.0} if joint else {"grad_norm/policy": 3.0, "grad_norm/critic": 4.0}
+        assert means.found() == pytest.approx(norms)
         return -policy.item(), -critic.item()
 
     assert stepped(True) == pytest.approx((0.6, 0.8), rel=1e-5)

@@ -12,6 +12,7 @@ from polyrl.experience import Experience
 from polyrl.recipe import Recipe
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.context import Context
+from polyrl.worlds.base import World
 
 torch.set_num_threads(1)  # tables this small only get slower with more
 
@@ -49,6 +50,10 @@ class TableWorld:
         }
         blank = torch.full(mask.shape, self.garbage, dtype=torch.float64)
         return {name: torch.where(mask, every[name], blank) for name in every if name in wants}
+
+    updating = World.updating
+    closed_form = World.closed_form
+    zero_gradients = World.zero_gradients
 
     @torch.no_grad()
     def reference_logprob(self, experience: Experience) -> Tensor:

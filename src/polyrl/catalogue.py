@@ -69,6 +69,8 @@ class PartInfo:
     class_name: str
     module: str
     path: Path
+    measures: bool = False
+    """Whether recipes put it in by themselves."""
 
 
 # -------------------------------------------------------------------------------------------- reading the sources
@@ -85,6 +87,17 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             found.update({t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)})
     return found
+
+
+def _class_constants(node: ast.ClassDef) -> dict[str, Any]:
+    """`stage: ClassVar[Stage] = "score"` -> {"stage": "score"}."""
+    return {
+        item.target.id: item.value.value
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and isinstance(item.value, ast.Constant)
+    }
 
 
 def _first_line(node: ast.Module | ast.ClassDef) -> str:
@@ -132,9 +145,9 @@ def _part_infos(files: Iterable[tuple[Path, str]]) -> dict[str, PartInfo]:
             return ROOTS[name]
         if name not in classes:
             return None
-        for item in classes[name][0].body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id == "stage":
-                return str(item.value.value) if isinstance(item.value, ast.Constant) else None
+        stated = _class_constants(classes[name][0])
+        if "stage" in stated:
+            return str(stated["stage"])
         bases = [b.id for b in classes[name][0].bases if isinstance(b, ast.Name)]
         return next((s for s in map(stage_of, bases) if s), None)
 
@@ -143,7 +156,8 @@ def _part_infos(files: Iterable[tuple[Path, str]]) -> dict[str, PartInfo]:
         stage = stage_of(name)
         if stage and name not in ABSTRACT:
             key = kebab(name)
-            infos[key] = PartInfo(key, stage, _first_line(node), name, module, path)
+            measures = bool(_class_constants(node).get("measures"))
+            infos[key] = PartInfo(key, stage, _first_line(node), name, module, path, measures)
     return infos
 
 
@@ -363,6 +377,9 @@ def build(spec: str, settings: dict[str, Any] | None = None, *, wing: str | None
     for key, value in (settings or {}).items():
         result = result.set(key, value)
     checked = dataclasses.replace(result, name=spec if not spec.endswith(".py") else result.name)
+    for info in parts().values():
+        if info.measures and info.module.startswith("polyrl.parts."):
+            _import(info.module, info.path)  # so that the recipe finds what it puts in by itself
     try:
         return checked.check()
     except UserError:

@@ -6,12 +6,11 @@ language model and a walking robot. Every field has one name, shape, dtype and u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 
@@ -75,40 +74,48 @@ class Experience:
     Treat it as immutable: `with_fields` returns a new table that shares the old columns.
     """
 
-    def __init__(self, data: TensorDict | Mapping[str, Tensor], columns: Mapping[str, Sequence[Any]] | None = None):
-        if not isinstance(data, TensorDict):
-            size = len(next(iter(data.values())))
-            data = TensorDict(dict(data), batch_size=[size])
-        self.data: TensorDict = data
+    def __init__(self, data: Mapping[str, Tensor], columns: Mapping[str, Sequence[Any]] | None = None):
+        self.data: dict[str, Tensor] = dict(data)
         self.columns: dict[str, list[Any]] = {k: list(v) for k, v in (columns or {}).items()}
+        size = self._size = next(iter(self.data.values())).shape[0]
+        for name, tensor in self.data.items():
+            if tensor.shape[0] != size:
+                raise ValueError(f"field '{name}' has {tensor.shape[0]} rows, not {size}")
         for name, values in self.columns.items():
-            if len(values) != len(self):
-                raise ValueError(f"column '{name}' has {len(values)} values for {len(self)} rows")
+            if len(values) != size:
+                raise ValueError(f"column '{name}' has {len(values)} values for {size} rows")
 
     def __len__(self) -> int:
-        return int(self.data.batch_size[0])
+        return self._size
 
     def __contains__(self, name: str) -> bool:
-        return name in self.data.keys()  # noqa: SIM118 - a TensorDict forbids `in` on itself
+        return name in self.data
 
     def __getitem__(self, name: str) -> Tensor:
-        value = self.data.get(name, None)
-        if value is None:
-            raise KeyError(f"the experience has no field '{name}'; it has {', '.join(sorted(self.fields()))}")
-        return value  # type: ignore[no-any-return]
+        try:
+            return self.data[name]
+        except KeyError:
+            raise KeyError(f"the experience has no field '{name}'; it has {', '.join(sorted(self.data))}") from None
 
     def fields(self) -> list[str]:
         """Names of the tensor fields."""
-        return [str(k) for k in self.data.keys()]  # noqa: SIM118
+        return [*self.data]
 
     def with_fields(self, **fields: Tensor) -> Experience:
         """Return the same rows with these fields added or replaced."""
-        data = TensorDict({**{k: self.data.get(k) for k in self.fields()}, **fields}, batch_size=self.data.batch_size)
-        return Experience(data, self.columns)
+        return Experience({**self.data, **fields}, self.columns)
 
     def with_columns(self, **columns: Sequence[Any]) -> Experience:
         """Return the same rows with these Python columns added or replaced."""
         return Experience(self.data, {**self.columns, **columns})
+
+    def only(self, names: Collection[str]) -> Experience:
+        """Return the same rows with none but these fields, and no columns; names that it has not are passed over."""
+        return Experience({name: x for name, x in self.data.items() if name in names})
+
+    def to(self, device: torch.device | str) -> Experience:
+        """Return the same rows on a device."""
+        return Experience({name: x.to(device) for name, x in self.data.items()}, self.columns)
 
     def steps(self) -> Experience:
         """Return every step that counts (`weight` is not 0) as a row of its own: `[B, T, ...]` becomes `[N, 1, ...]`.
@@ -118,16 +125,22 @@ class Experience:
         counted = self["weight"] != 0
         row, _ = counted.nonzero(as_tuple=True)
         shape = counted.shape
-        fields = {
-            name: x[counted].unsqueeze(1) if x.shape[:2] == shape else x[row]
-            for name, x in ((name, self[name]) for name in self.fields())
-        }
-        return Experience(TensorDict(fields, batch_size=[len(row)]))
+        return Experience(
+            {name: x[counted].unsqueeze(1) if x.shape[:2] == shape else x[row] for name, x in self.data.items()}
+        )
+
+    def split(self, count: int) -> list[Experience]:
+        """Return `count` nearly equal runs of rows, without columns; their fields are views of this table's."""
+        pieces = {name: x.tensor_split(count) for name, x in self.data.items()}
+        return [Experience({name: piece[i] for name, piece in pieces.items()}) for i in range(count)]
 
     def rows(self, index: Tensor | Sequence[int]) -> Experience:
         """Return the rows at `index` (integers, in that order)."""
-        where = torch.as_tensor(index, device=self.data.device)
+        where = torch.as_tensor(index)
         if where.dtype == torch.bool:
             raise TypeError("rows() takes row numbers; turn a mask into them with mask.nonzero()[:, 0]")
         where = where.long()
-        return Experience(self.data[where], {k: [v[i] for i in where.tolist()] for k, v in self.columns.items()})
+        return Experience(
+            {name: x[where.to(x.device)] for name, x in self.data.items()},
+            {k: [v[i] for i in where.tolist()] for k, v in self.columns.items()} if self.columns else None,
+        )

@@ -24,6 +24,7 @@ from polyrl.runtime.memory import peak_memory_bytes, reset_peak_memory
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder
+from polyrl.runtime.throughput import throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -296,6 +297,7 @@ class Loop:
                 "start": self.start,
                 "final": self.final,
                 "seconds_by_stage": {k: round(v, 4) for k, v in self.seconds.items()},
+                "throughput": throughput(self.seconds, spent),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "warnings": self.warnings,
             }

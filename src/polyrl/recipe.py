@@ -8,6 +8,7 @@ five stages with parts. A **method** is a named recipe from a paper.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import typing
@@ -36,6 +37,7 @@ def knob(
     return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
 
 
+@functools.cache
 def kebab(name: str) -> str:
     """`LeaveOneOut` -> `leave-one-out`; runs of capitals stay one word (`GAE` -> `gae`)."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
@@ -107,9 +109,31 @@ class Term(Part):
     together: ClassVar[str] = ""
     """Rows with equal values of this field are judged together: no minibatch and no micro-batch parts them."""
 
+    @property
+    def averaging(self) -> str:
+        """How the term averages: terms of one objective that say the same share their `step_weights`."""
+        return self.name
+
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """Return the loss of every step, `[B, T]`, or of every row, `[B]`, before weights and averaging."""
         raise NotImplementedError
+
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of `weights` times the loss, and its derivatives by the outputs, `[B, T]` each.
+
+        By autograd, unless a term knows them in closed form. What the loss does not depend on may be left out.
+        """
+        import torch
+
+        leaves = {name: x.detach().requires_grad_() for name, x in outputs.items()}
+        with torch.enable_grad():
+            total = (self.loss(leaves, experience) * weights).sum()
+        if not total.requires_grad:
+            return total, {}
+        found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
+        return total.detach(), {name: x for name, x in zip(leaves, found, strict=True) if x is not None}
 
     def step_weights(self, experience: Experience) -> Tensor:
         """Return weights, shaped like the loss, that turn its sum into the term's average over all rows given."""

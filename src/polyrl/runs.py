@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from polyrl import catalogue
 from polyrl.errors import UserError
@@ -127,6 +128,7 @@ def make_loop(
     budget = Budget.parse(config.budget)
     task = make_task(config, given)
     torch.set_num_threads(config.threads)
+    threadpool_limits(config.threads, user_api="blas")  # NumPy's
     world: World = wing_module(config, given).make_world(config, task, recipe, say)
     context = Context(world=world, seed=config.seed, budget=budget)
     loop = Loop(

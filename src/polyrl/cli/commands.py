@@ -18,6 +18,7 @@ from polyrl.errors import UserError
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
+from polyrl.runtime.throughput import throughput
 
 DEMO_METHODS = ["ppo", "grpo", "rloo", "remax"]
 
@@ -56,11 +57,30 @@ def _conclude(console: Console, folder: Path) -> None:
     spent = summary["spent"]
     counts = ", ".join(f"{spent[unit]} {unit}" for unit in ("samples", "tokens", "steps", "updates") if spent[unit])
     console.print(f"{counts} in {duration(spent['seconds'])}")
+    for line in time_lines(summary):
+        console.print(line, soft_wrap=True)
     language = RunFolder(folder).read_config().get("wing", "language") == "language"
     said = "  (an ordinary Hugging Face folder)" if language else ""
     console.print(f"model   {folder / 'model'}{said}", soft_wrap=True)
     console.print(f"page    polyrl report {folder}", soft_wrap=True)
     console.print(f"watch   polyrl play {folder}", soft_wrap=True)
+
+
+def time_lines(summary: dict[str, Any]) -> list[str]:
+    """Where a run's time went, evaluation and checkpoints included, and how fast it was."""
+    seconds = {stage: took for stage, took in summary["seconds_by_stage"].items() if took > 0}
+    total = sum(seconds.values())
+    if not total:
+        return []
+    largest = sorted(seconds.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{s} {took:.1f} s ({100 * took / total:.0f}%)" for s, took in largest if took >= 0.01 * total)
+    speed = throughput(seconds, summary["spent"])
+    rates = " and ".join(
+        f"{speed[key]:,.0f} {speed['unit']}/s {words}"
+        for key, words in (("overall", "in training"), ("collect", "in collecting"))
+        if key in speed
+    )
+    return [f"time    {shares}", *([f"speed   {rates}"] if rates else [])]
 
 
 def resume_folder(folder: Path, *, quiet: bool) -> None:

@@ -1,43 +1,59 @@
-"""`polyrl list`: what there is, without importing any of it."""
+"""`polyrl list`: what there is. Nothing of it is imported, nor what draws tables elsewhere: it must answer at once."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+import click
 
 from polyrl import catalogue
 from polyrl.claims import verdict
 from polyrl.tasks import WINGS, built_in
 
+GAP = "  "
+"""Between two columns."""
+
 
 def print_list(what: str) -> None:
     """Print methods, parts, tasks, or all of them."""
-    console = Console(highlight=False)
     if what in ("all", "methods"):
-        table = _table("Methods", "method", "for", "paper", "what it does")
+        rows = []
         for slug, infos in catalogue.variants().items():
             info, wings = infos[0], ", ".join(i.wing for i in infos)
-            paper = f"{info.title}\n[dim]{info.paper} ({info.year})[/]"
-            tested = f"\n[dim]claim re-tested:[/] {said}" if (said := verdict(slug)) else ""
-            table.add_row(f"[bold]{slug}[/]", wings, paper, info.summary + tested)
-        console.print(table)
+            tested = f"\nclaim re-tested: {said}" if (said := verdict(slug)) else ""
+            rows.append((slug, wings, f"{info.title}\n{info.paper} ({info.year})", info.summary + tested))
+        print_table("Methods", ("method", "for", "paper", "what it does"), rows)
     if what in ("all", "parts"):
-        table = _table("Parts, to add with +", "part", "stage", "what it does")
-        for part in catalogue.parts().values():
-            table.add_row(f"[bold]{part.name}[/]", part.stage, part.summary)
-        console.print(table)
+        parts = [(part.name, part.stage, part.summary) for part in catalogue.parts().values()]
+        print_table("Parts, to add with +", ("part", "stage", "what it does"), parts)
     if what in ("all", "tasks"):
-        table = _table("Tasks", "task", "for", "what it is")
-        for wing in WINGS:
-            for name, summary in built_in(wing).items():
-                table.add_row(f"[bold]{name}[/]", wing, summary)
-        table.add_row("[bold]your own[/]", "language", "--dataset file.jsonl --reward module:function")
-        table.add_row("[bold]CartPole-v1, ...[/]", "control", "any Gymnasium environment; your own as file.py:function")
-        console.print(table)
+        tasks = [(name, wing, summary) for wing in WINGS for name, summary in built_in(wing).items()]
+        tasks.append(("your own", "language", "--dataset file.jsonl --reward module:function"))
+        tasks.append(("CartPole-v1, ...", "control", "any Gymnasium environment; your own as file.py:function"))
+        print_table("Tasks", ("task", "for", "what it is"), tasks)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=None, padding=(0, 2, 0, 0), title_justify="left", title_style="bold blue")
-    for column in columns:
-        table.add_column(column, header_style="dim")
-    return table
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table as wide as the terminal: names unbroken, no other column wider than a quarter but the last one.
+
+    Cells may have several lines.
+    """
+    room = shutil.get_terminal_size().columns
+    widths = [max(len(line) for row in [head, *rows] for line in row[i].split("\n")) for i in range(len(head) - 1)]
+    widths = [widths[0], *(min(width, room // 4) for width in widths[1:])]
+    widths.append(max(20, room - sum(widths) - len(GAP) * len(widths)))
+    click.echo(click.style(title, bold=True, fg="blue"))
+    click.secho(GAP.join(name.ljust(width) for name, width in zip(head, widths, strict=True)).rstrip(), dim=True)
+    for row in rows:
+        cells = [folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for i in range(max(map(len, cells))):
+            line = [(cell[i] if i < len(cell) else "").ljust(width) for cell, width in zip(cells, widths, strict=True)]
+            first = click.style(line[0], bold=True) if line[0].strip() else line[0]
+            click.echo(GAP.join([first, *line[1:]]).rstrip())
+
+
+def folded(text: str, width: int) -> list[str]:
+    """The text's lines, none longer than `width` unless a word is."""
+    return [line for given in text.split("\n") for line in textwrap.wrap(given, width, break_long_words=False) or [""]]

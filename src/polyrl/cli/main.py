@@ -315,12 +315,18 @@ def show(method: str, task: str | None) -> None:
 @WHAT
 @HOW
 @click.option("--seed", type=int, help="of everything random  [0]")
+@click.option("--profile", is_flag=True, help="only where the time of a few iterations goes, by stage and part")
 @click.pass_context
-def trace(ctx: click.Context, /, method: str, **given: Any) -> None:
+def trace(ctx: click.Context, /, method: str, profile: bool, **given: Any) -> None:
     """Run one iteration of METHOD and explain it stage by stage: fields, shapes, ranges, seconds."""
     hyperparameters = read_hyperparameters(ctx.args, ctx)
     check_options((method,), hyperparameters, ctx)
     config = config_of(method, given, hyperparameters)
+    if profile:
+        from polyrl.cli.profiling import profile_method
+
+        profile_method(config)
+        return
     from polyrl.cli.explain import trace_method
 
     trace_method(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import ClassVar
 
 import numpy as np
@@ -91,7 +92,7 @@ class StepEnvironments(Part):
         context.spent.steps += int(batch["mask"].sum())
         context.spent.samples += len(returns)
         if returns:
-            context.log(episode__return=np.mean(returns), episode__length=np.mean(lengths), episode__count=len(returns))
+            context.log(episode__return=fmean(returns), episode__length=fmean(lengths), episode__count=len(returns))
         return batch
 
 
@@ -114,14 +115,19 @@ def discounted_returns(
     Returns:
         G `[B, T]` (0 outside `mask`) and G after the last step `[B]`, which the next rollout goes on from.
     """
-    total = torch.where(starts, torch.zeros_like(before), before)
-    result = torch.zeros_like(reward)
-    for t in range(reward.shape[1]):
-        counted = mask[:, t]
-        total = torch.where(counted, gamma * total + reward[:, t], total)
-        result[:, t] = torch.where(counted, total, result[:, t])
-        total = torch.where(ended[:, t] & counted, torch.zeros_like(total), total)
-    return result, total
+    # plain floats: a handful of numbers at each step, one after another
+    totals, result = [], []
+    rows = zip(*(x.tolist() for x in (reward, mask, ended, starts, before)), strict=True)
+    for rewards, counted, ends, begins, total in rows:
+        total, row = 0.0 if begins else total, [0.0] * len(rewards)
+        for t, here in enumerate(counted):
+            if here:
+                row[t] = total = gamma * total + rewards[t]
+                if ends[t]:
+                    total = 0.0
+        result.append(row)
+        totals.append(total)
+    return torch.tensor(result, dtype=reward.dtype).reshape(reward.shape), torch.tensor(totals, dtype=before.dtype)
 
 
 def running_deviation(moments: RunningMoments, returns: Tensor, mask: Tensor) -> Tensor:
@@ -129,17 +135,18 @@ def running_deviation(moments: RunningMoments, returns: Tensor, mask: Tensor) ->
 
     The same numbers as `moments.update` step by step would give, from cumulative sums over the whole rollout.
     """
+    before, seen = float(moments.count), mask.numpy()
     shift = float(moments.mean)  # sums of squares around the old mean lose no digits
-    centred = torch.where(mask, returns - shift, torch.zeros_like(returns))
-    count = float(moments.count) + mask.double().sum(0).cumsum(0)
-    first = centred.sum(0).cumsum(0)
-    second = float(moments.variance) * float(moments.count) + centred.square().sum(0).cumsum(0)
+    centred = np.where(seen, returns.double().numpy() - shift, 0.0)
+    count = before + seen.sum(0).cumsum()
+    first = centred.sum(0).cumsum()
+    second = float(moments.variance) * before + np.square(centred).sum(0).cumsum()
     mean = first / count
-    variance = (second / count - mean.square()).clamp(min=0.0)
+    variance = np.maximum(second / count - np.square(mean), 0.0)
     moments.mean.fill_(shift + float(mean[-1]))
     moments.variance.fill_(float(variance[-1]))
     moments.count.fill_(float(count[-1]))
-    return (variance + EPSILON).sqrt()
+    return torch.from_numpy(np.sqrt(variance + EPSILON))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,16 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros_like(x)).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(x: Tensor, mask: Tensor, *, shift: bool = True, epsilon: float = 1e-8) -> Tensor:
+def whiten(x: Tensor, mask: Tensor | None = None, *, shift: bool = True, epsilon: float = 1e-8) -> Tensor:
     """Scale to unit variance over the counted steps, `[B, T]`; `shift=False` puts the mean back, as for rewards.
 
-    The variance is the population's over all counted steps of the batch, not per sequence.
+    The variance is the population's over all counted steps of the batch, not per sequence. Without `mask` all count.
     """
+    if mask is None:
+        mean = x.mean()
+        centred = x - mean
+        white = centred / (centred.square().mean().sqrt() + epsilon)
+        return white if shift else white + mean
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
     white = (x - mean) / (variance.sqrt() + epsilon)
@@ -52,29 +57,40 @@ def gae(
     sum still stops there. Steps outside `mask` (padding, tool returns, dead rows of an auto-reset) are passed over: the
     state before the next counted step follows the one before.
     """
-    batch = reward.shape[0]
-    next_value, next_advantage = reward.new_zeros(batch), reward.new_zeros(batch)
-    result = torch.zeros_like(reward)
-    ends, cuts = terminated.to(reward.dtype), truncated.to(reward.dtype)
-    for t in range(reward.shape[1] - 1, -1, -1):
-        follows = next_value if final_value is None else torch.where(truncated[:, t], final_value[:, t], next_value)
-        delta = reward[:, t] + gamma * follows * (1 - ends[:, t]) - value[:, t]
-        advantage = delta + gamma * gae_lambda * (1 - ends[:, t]) * (1 - cuts[:, t]) * next_advantage
-        counted = mask[:, t]
-        result[:, t] = torch.where(counted, advantage, result[:, t])
-        next_advantage = torch.where(counted, advantage, next_advantage)
-        next_value = torch.where(counted, value[:, t], next_value)
-    return result
+    # a sum that runs backwards over a handful of numbers: plain floats are faster than tensors, and exact in double
+    rows = zip(*(x.tolist() for x in (reward, value, terminated, truncated, mask)), strict=True)
+    finals = None if final_value is None else final_value.tolist()
+    result = []
+    for i, (rewards, values, ends, cuts, counted) in enumerate(rows):
+        advantage = next_value = 0.0
+        row = [0.0] * len(rewards)
+        for t in range(len(row) - 1, -1, -1):
+            if not counted[t]:
+                continue
+            follows = next_value
+            if cuts[t]:
+                advantage = 0.0
+                if finals is not None:
+                    follows = finals[i][t]
+            if ends[t]:
+                advantage = follows = 0.0
+            next_value = values[t]
+            advantage = rewards[t] + gamma * follows - next_value + gamma * gae_lambda * advantage
+            row[t] = advantage
+        result.append(row)
+    return torch.tensor(result, dtype=reward.dtype, device=reward.device).reshape(reward.shape)
 
 
 def return_to_go(reward: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     """Discounted sum of this and all later rewards of the row, `[B, T]`; steps outside `mask` do not discount."""
-    total = reward.new_zeros(reward.shape[0])
-    result = torch.zeros_like(reward)
-    for t in range(reward.shape[1] - 1, -1, -1):
-        total = torch.where(mask[:, t], reward[:, t] + gamma * total, total)
-        result[:, t] = torch.where(mask[:, t], total, result[:, t])
-    return result
+    result = []
+    for rewards, counted in zip(reward.tolist(), mask.tolist(), strict=True):
+        total, row = 0.0, [0.0] * len(rewards)
+        for t in range(len(row) - 1, -1, -1):
+            if counted[t]:
+                row[t] = total = rewards[t] + gamma * total
+        result.append(row)
+    return torch.tensor(result, dtype=reward.dtype, device=reward.device).reshape(reward.shape)
 
 
 def group_statistics(

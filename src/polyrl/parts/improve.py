@@ -35,10 +35,10 @@ def aggregation_weights(weight: Tensor, how: Aggregation, length_limit: Tensor |
     Returns:
         `[B, T]` float. Sequences without any counted step are not counted as sequences.
     """
+    if how == "token-mean":
+        return weight / weight.sum().clamp(min=1e-12)
     per_sequence = weight.sum(1, keepdim=True)
     sequences = (per_sequence > 0).sum().clamp(min=1)
-    if how == "token-mean":
-        return weight / per_sequence.sum().clamp(min=1e-12)
     if how == "seq-mean-token-mean":
         return weight / per_sequence.clamp(min=1e-12) / sequences
     if how == "seq-mean-token-sum":
@@ -84,6 +84,11 @@ class Averaged(Term):
 
     aggregation: Aggregation = knob("token-mean", AGGREGATION_HELP)
 
+    @property
+    def averaging(self) -> str:
+        """The aggregation."""
+        return self.aggregation
+
     def step_weights(self, experience: Experience) -> Tensor:
         """`[B, T]` weights of this term's aggregation over all rows given."""
         limit = experience["length_limit"].float() if "length_limit" in experience else None
@@ -107,6 +112,24 @@ class ClippedSurrogate(Averaged):
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
         return clipped_surrogate(ratio, experience["advantage"], self.clip_range, high, self.dual_clip)
 
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """-rho A where the minimum takes the unclipped side, 0 where it takes a constant."""
+        advantage, high = (
+            experience["advantage"],
+            self.clip_range if self.clip_range_high is None else self.clip_range_high,
+        )
+        ratio = torch.exp(outputs["logprob"] - experience["behaviour_logprob"])
+        gain = ratio * advantage
+        least = torch.minimum(gain, ratio.clamp(1 - self.clip_range, 1 + high) * advantage)
+        moves = gain <= least
+        if self.dual_clip is not None:
+            floor = torch.where(advantage < 0, self.dual_clip * advantage, -torch.inf)
+            moves &= gain > floor
+            least = torch.maximum(least, floor)
+        return -(least * weights).sum(), {"logprob": -gain * weights * moves}
+
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
         """Share of steps whose gradient the clip stopped, and the mean ratio."""
         ratio, advantage = torch.exp(outputs["logprob"] - experience["behaviour_logprob"]), experience["advantage"]
@@ -128,6 +151,13 @@ class PolicyGradient(Averaged):
         """-A log pi of every step, `[B, T]`."""
         return -experience["advantage"] * outputs["logprob"]
 
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """-A."""
+        slope = -experience["advantage"] * weights
+        return (slope * outputs["logprob"]).sum(), {"logprob": slope}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValueLoss(Averaged):
@@ -147,6 +177,16 @@ class ValueLoss(Averaged):
             outputs["value"], experience["value_target"], experience["value"], self.value_clip_range
         )
 
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted error, where nothing is clipped."""
+        if self.value_clip_range is not None:
+            return super().slopes(outputs, experience, weights)
+        error = outputs["value"] - experience["value_target"]
+        slope = self.value_coef * weights * error
+        return (slope * error).sum() / 2, {"value": slope}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyBonus(Averaged):
@@ -161,6 +201,15 @@ class EntropyBonus(Averaged):
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """Minus the weighted entropy of every step, `[B, T]`."""
         return -self.entropy_coef * outputs["entropy"]
+
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the coefficient."""
+        if not self.entropy_coef:
+            return weights.new_zeros(()), {}
+        slope = -self.entropy_coef * weights
+        return (slope * outputs["entropy"]).sum(), {"entropy": slope}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,13 @@ from polyrl.parts.credit import whiten
 from polyrl.parts.score import kl_estimate
 from polyrl.recipe import Improver, Term, knob
 from polyrl.runtime.context import Context
+
+if TYPE_CHECKING:
+    from polyrl.worlds.base import ClosedForm
+
+
+OFTEN_READ = frozenset({"weight", "behaviour_logprob", "length_limit"})
+"""Fields that the optimiser and the terms read where they are there, whatever a term says that it needs."""
 
 
 def schedule_factor(kind: str, progress: float, warmup: float) -> float:
@@ -53,8 +60,68 @@ def _blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
     }
 
 
+def take_step(optimiser: torch.optim.AdamW) -> None:
+    """`optimiser.step()`; of a fused AdamW over one vector without the hooks around it, which cost several steps."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    state = optimiser.state[parameters[0]] if parameters else {}
+    if len(parameters) != 1 or not state:  # the first step makes the state
+        optimiser.step()
+        return
+    group = optimiser.param_groups[0]
+    state["step"].add_(1)
+    torch._fused_adamw_(
+        parameters,
+        [parameters[0].grad],
+        [state["exp_avg"]],
+        [state["exp_avg_sq"]],
+        [],
+        [state["step"]],
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
+
+
 class NonFinite(NotFinite):
     """A loss or gradient became NaN or infinite; names the culprit."""
+
+
+class _Means:
+    """Averages of what is logged."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+
+    def add(self, key: str, value: float, count: float) -> None:
+        """Take in the sum `value` of `count` numbers."""
+        self.sums[key] = self.sums.get(key, 0.0) + value
+        self.counts[key] = self.counts.get(key, 0.0) + count
+
+    def so_far(self, key: str) -> tuple[float, float]:
+        """Sum and count, to be given to `since`."""
+        return self.sums.get(key, 0.0), self.counts.get(key, 0.0)
+
+    def since(self, key: str, then: tuple[float, float]) -> float:
+        """The mean of what came after `then`; 0 of nothing."""
+        now = self.so_far(key)
+        return (now[0] - then[0]) / max(now[1] - then[1], 1.0)
+
+    def found(self) -> dict[str, float]:
+        """Every mean."""
+        return {key: self.since(key, (0.0, 0.0)) for key in self.sums}
+
+
+@dataclass(frozen=True)
+class _Minibatch:
+    """Single steps `[N, 1]` that one optimiser step is taken on, and for each term what its losses are weighted by."""
+
+    rows: Experience
+    weights: list[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +159,7 @@ class Optimise(Improver):
                 eps=self.adam_epsilon,
                 weight_decay=self.weight_decay,
                 betas=(0.9, 0.999),
+                fused=True,
             )
             for model, named in world.parameters().items()
         }
@@ -102,130 +170,208 @@ class Optimise(Improver):
         Raises:
             NonFinite: a term's loss or a gradient is NaN or infinite. The step is not taken.
         """
+        wants = frozenset[str]().union(*(t.wants for t in terms))
+        if "logprob" in wants and "behaviour_logprob" in experience:
+            wants |= {"entropy"}  # nearly free beside the log-probabilities, and worth watching
+        closed = None
         if self.minibatch_of == "steps":
+            if context.world.reads:  # what nobody reads need not be carried through every epoch
+                needs = frozenset[str]().union(*(t.required() for t in terms))
+                experience = experience.only(context.world.reads | needs | OFTEN_READ)
             experience = experience.steps()
+            closed = None if any(t.together for t in terms) else context.world.closed_form(wants)
         rows = (experience["weight"] != 0).any(1).nonzero()[:, 0]
         if len(rows) == 0:
             context.log(updates__skipped=1)
             return
+        self._set_rates(context)
         unit, together = _units(experience, terms)
         units = torch.unique(unit[rows])
-        wants = frozenset[str]().union(*(t.wants for t in terms))
-        if "logprob" in wants and "behaviour_logprob" in experience:
-            wants |= {"entropy"}  # nearly free beside the log-probabilities, and worth watching
-        sums, counts = dict[str, Tensor](), dict[str, float]()
-        norms: dict[str, list[Tensor]] = {}
-        steps = 0
-        self._set_rates(context)
+        means, seen = _Means(), list[tuple[Experience, dict[str, Tensor]]]()
+        minibatches: list[_Minibatch] = []
         for epoch in range(self.epochs):
-            order = units[torch.randperm(len(units), generator=context.generator("minibatches", epoch))]
-            kl_before = sums.get("approx_kl", torch.zeros(())), counts.get("approx_kl", 0.0)
-            for picked in order.tensor_split(self.minibatches):
-                if len(picked) == 0:
-                    continue
-                batch = experience.rows(_rows_of(picked, unit, rows) if together else picked)
-                if self.normalise_advantage:
-                    batch = batch.with_fields(advantage=whiten(batch["advantage"], batch["weight"] != 0))
-                for key, (value, n) in self._accumulate(terms, wants, batch, together, context).items():
-                    sums[key] = sums.get(key, torch.zeros(())) + value
-                    counts[key] = counts.get(key, 0.0) + n
-                for name, norm in self._step(context).items():
-                    norms.setdefault(name, []).append(norm)
-                steps += 1
-            if self.target_kl is not None and "approx_kl" in sums:
-                moved = float(sums["approx_kl"] - kl_before[0]) / max(counts["approx_kl"] - kl_before[1], 1.0)
-                if moved > self.target_kl:
-                    break
-        context.spent.updates += steps
-        for key, value in sums.items():
-            context.metrics[key] = float(value) / max(counts[key], 1.0)
-        for name, values in norms.items():
-            context.metrics[f"grad_norm/{name}"] = float(torch.stack(values).mean())
+            before = means.so_far("approx_kl")
+            if closed is None or self.minibatches > 1 or epoch == 0:  # of a single minibatch there is no order
+                order = units[torch.randperm(len(units), generator=context.generator("minibatches", epoch))]
+            if closed is not None:
+                if self.minibatches > 1 or epoch == 0:
+                    minibatches = self._minibatches(terms, experience.rows(order))
+                for minibatch in minibatches:
+                    outputs = self._step_in_closed_form(terms, wants, minibatch, closed, means, context)
+                    seen.append((minibatch.rows, outputs))
+                if self.target_kl is not None or epoch + 1 == self.epochs:
+                    self._add_statistics_of(terms, seen, means)
+                    seen = []
+            else:
+                for picked in order.tensor_split(self.minibatches):
+                    if len(picked) == 0:
+                        continue
+                    batch = experience.rows(_rows_of(picked, unit, rows) if together else picked)
+                    if self.normalise_advantage:
+                        batch = batch.with_fields(advantage=whiten(batch["advantage"], batch["weight"] != 0))
+                    self._accumulate(terms, wants, batch, together, means, context)
+                    self._step(means, context)
+            if self.target_kl is not None and means.since("approx_kl", before) > self.target_kl:
+                break
+        context.metrics.update(means.found())
         for term in terms:
             term.updated(context.metrics, context)
 
+    def _minibatches(self, terms: tuple[Term, ...], table: Experience) -> list[_Minibatch]:
+        """Runs of `table`'s rows, shuffled steps that all count, with their advantages and weights made ready."""
+        found = []
+        for rows in table.split(min(self.minibatches, len(table))):
+            if self.normalise_advantage:
+                rows = rows.with_fields(advantage=whiten(rows["advantage"]))
+            weights: dict[str, Tensor] = {}
+            for term in terms:
+                if term.averaging not in weights:
+                    weights[term.averaging] = term.step_weights(rows)
+            found.append(_Minibatch(rows, [weights[term.averaging] for term in terms]))
+        return found
+
+    @torch.no_grad()
+    def _step_in_closed_form(
+        self,
+        terms: tuple[Term, ...],
+        wants: frozenset[str],
+        minibatch: _Minibatch,
+        closed: ClosedForm,
+        means: _Means,
+        context: Context,
+    ) -> dict[str, Tensor]:
+        """Take one step without autograd; return the outputs that it started from."""
+        rows = minibatch.rows
+        outputs = closed.forward(rows, wants)
+        if not context.touched and "behaviour_logprob" in rows:
+            self._log_gap(outputs["logprob"] - rows["behaviour_logprob"], context)
+        slopes: dict[str, Tensor] = {}
+        parts: list[Tensor] = []
+        for term, weights in zip(terms, minibatch.weights, strict=True):
+            part, found = term.slopes(outputs, rows, weights)
+            parts.append(part)
+            for name, slope in found.items():
+                slopes[name] = slopes[name] + slope if name in slopes else slope
+        self._add_losses(terms, parts, means, 1.0, context)
+        closed.backward(slopes)
+        self._step(means, context)
+        return outputs
+
+    def _add_statistics_of(
+        self, terms: tuple[Term, ...], seen: list[tuple[Experience, dict[str, Tensor]]], means: _Means
+    ) -> None:
+        """Log what is watched over many small minibatches of steps, all at once."""
+        first, outputs = seen[0]
+        fields = {
+            name: torch.cat([batch[name] for batch, _ in seen]) for name in first.fields() if first[name].dim() < 3
+        }
+        table = Experience(fields)
+        together = {name: torch.cat([found[name] for _, found in seen]) for name in outputs}
+        with torch.no_grad():
+            self._add_statistics(terms, together, table, table["weight"] != 0, means)
+
     def _accumulate(
-        self, terms: tuple[Term, ...], wants: frozenset[str], batch: Experience, together: str, context: Context
-    ) -> dict[str, tuple[Tensor, float]]:
-        """Add the gradients of one minibatch, a micro-batch at a time; return what to log: its sum and count."""
-        for optimiser in context.optimiser.values():
-            optimiser.zero_grad(set_to_none=True)
+        self,
+        terms: tuple[Term, ...],
+        wants: frozenset[str],
+        batch: Experience,
+        together: str,
+        means: _Means,
+        context: Context,
+    ) -> None:
+        """Add the gradients of one minibatch, a micro-batch at a time."""
+        context.world.zero_gradients()
         scaled = [term.step_weights(batch) for term in terms]  # global counts, before the split
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, float] = {}
+        first = 1.0
+        with context.world.updating(batch, wants) as forward:
+            for index in context.world.micro_batches(batch, together):
+                micro, outputs = batch.rows(index), forward(index)
+                counted = micro["weight"] != 0
+                if not bool(counted.all()):
+                    # what stands at a step that does not count must reach neither a sum nor a gradient: 0 * inf is NaN
+                    outputs = _blanked(outputs, counted)
+                    micro = micro.with_fields(**_blanked(micro.data, counted))
+                if not context.touched and "behaviour_logprob" in micro and "logprob" in outputs:
+                    self._log_gap((outputs["logprob"].detach() - micro["behaviour_logprob"]) * counted, context)
+                masks = {1: counted.any(1), 2: counted}
+                parts: list[Tensor] = []
+                for term, weights in zip(terms, scaled, strict=True):
+                    losses = term.loss(outputs, micro)
+                    weighted = losses * weights[index]
+                    parts.append(torch.where(masks[losses.dim()], weighted, torch.zeros_like(weighted)).sum())
+                self._add_losses(terms, parts, means, first, context)
+                first = 0.0  # an average already, of which every micro-batch adds its part
+                with torch.no_grad():
+                    self._add_statistics(terms, {k: x.detach() for k, x in outputs.items()}, micro, counted, means)
+                torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
 
-        def add(key: str, value: Tensor, count: float = 0.0) -> None:
-            sums[key] = sums.get(key, torch.zeros(())) + value.detach().cpu()
-            counts[key] = counts.get(key, 0.0) + count
+    def _add_losses(
+        self, terms: tuple[Term, ...], parts: list[Tensor], means: _Means, count: float, context: Context
+    ) -> None:
+        """Log what each term came to, and their sum; stop where it is not finite."""
+        by_name: dict[str, float] = {}
+        for term, value in zip(terms, torch.stack(parts).tolist(), strict=True):
+            by_name[term.name] = by_name.get(term.name, 0.0) + value
+        for name, value in by_name.items():
+            means.add(f"loss/{name}", value, count)
+        total = sum(by_name.values())
+        means.add("loss", total, count)
+        if not math.isfinite(total):
+            self._blame(by_name, context)
 
-        for index in context.world.micro_batches(batch, together):
-            whole = len(index) == len(batch)
-            micro = batch if whole else batch.rows(index)
-            counted = micro["weight"] != 0
-            outputs = context.world.outputs(micro, wants)
-            if not bool(counted.all()):
-                # what stands at a step that does not count must reach neither a sum nor a gradient: 0 * inf is NaN
-                outputs = _blanked(outputs, counted)
-                micro = micro.with_fields(**_blanked({name: micro[name] for name in micro.fields()}, counted))
-            masks = {1: counted.any(1), 2: counted}
-            sizes = {dim: float(mask.sum()) for dim, mask in masks.items()}
-            if "behaviour_logprob" in micro and "logprob" in outputs:
-                log_ratio = (outputs["logprob"].detach() - micro["behaviour_logprob"]) * counted
-                add("approx_kl", kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3").sum(), sizes[2])
-                if not context.touched:
-                    # before the first step sampler and trainer are the same policy: a gap is an error of one of them
-                    gap = max(context.metrics.get("logprob_gap", 0.0), float(log_ratio.abs().max()))
-                    context.metrics["logprob_gap"] = gap
-            total = torch.zeros(())
-            for term, weights in zip(terms, scaled, strict=True):
-                losses = term.loss(outputs, micro)
-                weighted = losses * (weights if whole else weights[index])
-                part = torch.where(masks[losses.dim()], weighted, torch.zeros_like(weighted)).sum()
-                add(f"loss/{term.name}", part)
-                total = total + part
-                for key, value in term.statistics(outputs, micro).items():
-                    add(key, (value.detach() * masks[value.dim()]).sum(), sizes[value.dim()])
-            if "entropy" in outputs:
-                add("entropy", (outputs["entropy"].detach() * counted).sum(), sizes[2])
-            add("loss", total)
-            if not bool(torch.isfinite(total)):
-                self._blame(terms, sums, context)
-            total.backward()  # type: ignore[no-untyped-call]
-        # losses are averages already: one for each minibatch
-        return {key: (value, 1.0 if key.startswith("loss") else counts[key]) for key, value in sums.items()}
+    def _add_statistics(
+        self, terms: tuple[Term, ...], outputs: dict[str, Tensor], rows: Experience, counted: Tensor, means: _Means
+    ) -> None:
+        """Log what is watched beside the losses, over the counted steps `[B, T]` or rows `[B]`."""
+        masks = {1: counted.any(1), 2: counted}
+        sizes = {dim: float(mask.sum()) for dim, mask in masks.items()}
+        if "behaviour_logprob" in rows and "logprob" in outputs:
+            log_ratio = (outputs["logprob"] - rows["behaviour_logprob"]) * counted
+            means.add("approx_kl", kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3").sum().item(), sizes[2])
+        for term in terms:
+            for key, value in term.statistics(outputs, rows).items():
+                means.add(key, (value * masks[value.dim()]).sum().item(), sizes[value.dim()])
+        if "entropy" in outputs:
+            means.add("entropy", (outputs["entropy"] * counted).sum().item(), sizes[2])
 
-    def _blame(self, terms: tuple[Term, ...], measured: dict[str, Tensor], context: Context) -> None:
-        bad = [t.name for t in terms if not bool(torch.isfinite(measured[f"loss/{t.name}"]))] or ["the sum of terms"]
-        value = float(measured.get(f"loss/{bad[0]}", torch.tensor(math.nan)))
+    def _log_gap(self, log_ratio: Tensor, context: Context) -> None:
+        """Before the first step sampler and trainer are the same policy: a gap is an error of one of them."""
+        context.metrics["logprob_gap"] = max(context.metrics.get("logprob_gap", 0.0), float(log_ratio.abs().max()))
+
+    def _blame(self, losses: dict[str, float], context: Context) -> None:
+        bad = next((name for name, value in losses.items() if not math.isfinite(value)), "")
+        name, value = (f"term '{bad}'", losses[bad]) if bad else ("the sum of terms", math.inf)
         raise NonFinite(
-            f"The loss of term '{bad[0]}' became {value} in iteration {context.iteration}, so the run stopped before "
+            f"The loss of {name} became {value} in iteration {context.iteration}, so the run stopped before "
             "the step; lower the learning rate or look at that term's inputs with `polyrl trace`."
         )
 
-    def _step(self, context: Context) -> dict[str, Tensor]:
-        """Clip each model's gradients and take the optimiser steps; return the norms before clipping."""
-        norms: dict[str, Tensor] = {}
+    def _step(self, means: _Means, context: Context) -> None:
+        """Clip each model's gradients by their norm and take the optimiser steps."""
         models = {
-            name: [p for group in optimiser.param_groups for p in group["params"]]
+            name: [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
             for name, optimiser in context.optimiser.items()
         }
         if self.joint_clip:
-            models = {"joint": [p for parameters in models.values() for p in parameters]}
-        for name, parameters in models.items():
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            if not bool(torch.isfinite(norm)):
+            models = {"joint": [gradient for gradients in models.values() for gradient in gradients]}
+        for name, gradients in models.items():
+            size = math.hypot(*torch.stack([gradient.norm() for gradient in gradients]).tolist()) if gradients else 0.0
+            if not math.isfinite(size):
                 raise NonFinite(
                     f"The gradient of the {' and '.join(context.optimiser) if self.joint_clip else name} became "
-                    f"{float(norm)} in iteration {context.iteration}, so the run "
+                    f"{size} in iteration {context.iteration}, so the run "
                     "stopped before the step; lower the learning rate or the spread of the rewards."
                 )
-            norms[name] = norm
+            means.add(f"grad_norm/{name}", size, 1.0)
+            if size > self.max_grad_norm:
+                for gradient in gradients:
+                    gradient.mul_(self.max_grad_norm / (size + 1e-6))
         context.touched = True
         for optimiser in context.optimiser.values():
             if self.adam_form == "tensorflow":
                 self._rescale_epsilon(optimiser)
-            optimiser.step()
-        return norms
+            take_step(optimiser)
+        context.spent.updates += 1
 
     def _rescale_epsilon(self, optimiser: torch.optim.AdamW) -> None:
         """TensorFlow's Adam is PyTorch's with eps / sqrt(1 - beta2^t): there eps joins the uncorrected moment."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Floats = NDArray[np.float32]
-Forward = Callable[[Floats], Floats]
-"""Observations `[B, D]` to the numbers that describe a distribution over actions `[B, O]`."""
+WayBack = Callable[[Floats, Floats], Floats]
+"""A loss's slopes `[N]` by log-probability and entropy to its slope `[N, size]` by the distribution's numbers."""
+
+
+class Forward(Protocol):
+    """A network's forward pass without gradients."""
+
+    def __call__(self, x: Floats, out: Floats | None = None) -> Floats:
+        """Inputs `[N, D]` to outputs `[N, O]`, which are written to `out` if it is given."""
+        ...
+
 
 CLIP = 10.0
 """Normalised observations and rewards are cut at this many standard deviations."""
 EPSILON = 1e-8
+# operations on arrays are slower with plain numbers, which are made arrays every time
+_MOST, _LEAST, _EPSILON, _ZERO = np.array(CLIP), np.array(-CLIP), np.array(EPSILON), np.zeros((), dtype=np.float32)
 
 
 # ------------------------------------------------------------------------------------------------------ statistics
@@ -41,36 +52,80 @@ class RunningMoments(nn.Module):
     variance: Tensor
     count: Tensor
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, fixed: NDArray[np.bool_] | None = None):
+        """`fixed` `[size]`: entries whose mean stays 0 and whose variance stays 1."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
+        self._fixed = fixed
+
+    def arrays(self) -> MomentArrays:
+        """The buffers' memory with the arithmetic on it, for loops over steps; load and save the buffers as always."""
+        return MomentArrays(self.mean.numpy(), self.variance.numpy(), self.count.numpy(), self._fixed)
+
+    def update(self, batch: NDArray[np.float64]) -> None:
+        """Take in `batch` `[N, size]`."""
+        self.arrays().update(batch)
+
+    def normalise(self, batch: NDArray[np.float64]) -> Floats:
+        """`batch` `[..., size]` with mean 0 and variance 1, cut at +-10."""
+        return self.arrays().normalise(batch)
+
+
+class MomentArrays:
+    """What `RunningMoments` computes, on arrays: as few operations as can be, because each costs more than its numbers.
+
+    Attributes:
+        mean, variance: float64 `[1, size]`; count: float64 `[]`. Written in place.
+    """
+
+    def __init__(
+        self,
+        mean: NDArray[np.float64],
+        variance: NDArray[np.float64],
+        count: NDArray[np.float64],
+        fixed: NDArray[np.bool_] | None = None,
+    ):
+        # one row each: operations on arrays of one shape take half as long as those that repeat a row
+        self.mean, self.variance, self.count = mean[None], variance[None], count
+        self.fixed = fixed
 
     def update(self, batch: NDArray[np.float64]) -> None:
         """Take in `batch` `[N, size]`."""
         n = len(batch)
         if not n:
             return
-        # the arrays share memory with the buffers
-        mean, variance, count = self.mean.numpy(), self.variance.numpy(), float(self.count)
-        batch_mean = batch.sum(0) / n
-        off = batch_mean - mean
-        total = count + n
-        variance *= count
+        mean, variance, before = self.mean, self.variance, self.count.item()
+        total = before + n
+        centre = batch if n == 1 else np.add.reduce(batch, 0, keepdims=True) / n
+        off = centre - mean
+        added = off * off
+        added *= n / total
+        variance += added
+        variance *= before / total
         if n > 1:
-            spread = batch - batch_mean
-            variance += (spread * spread).sum(0)
-        variance += off * off * (count * n / total)
-        variance /= total
-        mean += off * (n / total)
-        self.count.fill_(total)
+            spread = batch - centre
+            spread *= spread
+            variance += np.add.reduce(spread, 0, keepdims=True) / total
+        off *= n / total
+        mean += off
+        self.count[()] = total
+        if self.fixed is not None:
+            mean[:, self.fixed], variance[:, self.fixed] = 0.0, 1.0
 
-    def normalise(self, batch: NDArray[np.float64]) -> Floats:
-        """`batch` `[..., size]` with mean 0 and variance 1, cut at +-10."""
-        white = (batch - self.mean.numpy()) / np.sqrt(self.variance.numpy() + EPSILON)
-        cut: Floats = np.clip(white, -CLIP, CLIP, out=white).astype(np.float32)
-        return cut
+    def normalise(self, batch: NDArray[np.float64], out: Floats | None = None) -> Floats:
+        """`batch` `[..., size]` with mean 0 and variance 1, cut at +-10; written to `out` if it is given."""
+        deviation = self.variance + _EPSILON
+        np.sqrt(deviation, out=deviation)
+        white = batch - self.mean
+        white /= deviation
+        np.minimum(white, _MOST, out=white)
+        np.maximum(white, _LEAST, out=white)
+        if out is None:
+            return white.reshape(batch.shape).astype(np.float32)
+        out[...] = white
+        return out
 
 
 # --------------------------------------------------------------------------------------------------- distributions
@@ -108,6 +163,29 @@ class Distribution(nn.Module):
     def entropy(self, numbers: Tensor) -> Tensor:
         """Entropy in nats, `[...]`, of the distributions that numbers `[..., size]` describe."""
 
+    def differentiable(self, numbers: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, WayBack]:
+        """Log-probabilities and entropies `[N]` of numbers `[N, size]`, and the way back to the slope by `numbers`.
+
+        The way back also writes the gradients of the distribution's own parameters, which must be there already. By
+        autograd, unless a family knows it in closed form.
+        """
+        leaf = torch.from_numpy(numbers).requires_grad_()
+        with torch.enable_grad():
+            outputs = self.log_prob(leaf, torch.from_numpy(action)), self.entropy(leaf)
+
+        def back(by_logprob: Floats, by_entropy: Floats) -> Floats:
+            for parameter in self.parameters():
+                assert parameter.grad is not None
+                parameter.grad.zero_()
+            slopes = torch.from_numpy(by_logprob), torch.from_numpy(by_entropy)
+            depends = [(x, slope) for x, slope in zip(outputs, slopes, strict=True) if x.requires_grad]
+            torch.autograd.backward([x for x, _ in depends], [slope for _, slope in depends])
+            assert leaf.grad is not None
+            gradient: Floats = leaf.grad.numpy()
+            return gradient
+
+        return outputs[0].detach().numpy(), outputs[1].detach().numpy(), back
+
 
 def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Floats:
     """Noise whose argmax with logits is a sample of the softmax (Gumbel, 1954)."""
@@ -141,6 +219,28 @@ class Categorical(Distribution):
         """-sum p log p."""
         logs = numbers.log_softmax(-1)
         return -(logs.exp() * logs).sum(-1)
+
+    def differentiable(self, numbers: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, WayBack]:
+        """By the softmax's derivatives: d log p_a / d z = 1_a - p, d H / d z = -p (log p + H)."""
+        # choices first: sums over the first axis are fast
+        logits = np.ascontiguousarray(numbers.T)
+        logits -= logits.max(0)
+        probability = np.exp(logits)
+        total = probability.sum(0)
+        probability /= total
+        logs = logits - np.log(total)
+        steps = np.arange(len(action))
+        logprob, entropy = logs[action, steps], -(probability * logs).sum(0)
+
+        def back(by_logprob: Floats, by_entropy: Floats) -> Floats:
+            slope = probability * -by_logprob
+            slope[action, steps] += by_logprob
+            if by_entropy.any():
+                slope -= probability * (logs + entropy) * by_entropy
+            gradient: Floats = slope.T
+            return gradient
+
+        return logprob, entropy, back
 
 
 class MultiCategorical(Distribution):
@@ -229,6 +329,28 @@ class DiagonalGaussian(Distribution):
         per_number = 0.5 * (1 + math.log(2 * math.pi))
         return (self.log_std + per_number).sum().expand(numbers.shape[:-1])
 
+    def differentiable(self, numbers: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, WayBack]:
+        """With z = (action - mean) / std: by the mean z / std, by log std z^2 - 1; entropy only by log std, 1."""
+        log_std = self.log_std.detach().numpy()
+        assert self.log_std.grad is not None
+        log_std_slope, precision = self.log_std.grad.numpy(), np.exp(-log_std)
+        standard = (action - numbers) * precision
+        squares = standard * standard
+        constant = np.float32(log_std.sum() + 0.5 * math.log(2 * math.pi) * self.size)
+        logprob = squares.sum(1)
+        logprob *= -0.5
+        logprob -= constant
+        entropy = np.full(len(numbers), constant + np.float32(0.5 * self.size))
+
+        def back(by_logprob: Floats, by_entropy: Floats) -> Floats:
+            log_std_slope[:] = by_logprob @ squares
+            log_std_slope[:] += by_entropy.sum() - by_logprob.sum()
+            gradient: Floats = standard * precision
+            gradient *= by_logprob[:, None]
+            return gradient
+
+        return logprob, entropy, back
+
 
 def distribution_of(space: spaces.Space[Any], log_std_init: float = 0.0) -> Distribution:
     """The standard distribution over a Gymnasium action space (one that `ActionAdapter` accepts)."""
@@ -262,17 +384,14 @@ class ControlPolicy(nn.Module):
     ):
         super().__init__()
         self.network, self.distribution = network, distribution
-        self.observation_moments = RunningMoments(len(continuous)) if normalise else None
+        fixed = None if continuous.all() else ~continuous
+        self.observation_moments = RunningMoments(len(continuous), fixed) if normalise else None
         self.reward_moments = RunningMoments(1)
-        self._fixed = None if continuous.all() else ~continuous
 
     def see(self, observations: NDArray[np.float64]) -> None:
         """Take raw observations `[N, D]` into the statistics."""
         if self.observation_moments is not None:
             self.observation_moments.update(observations)
-            if self._fixed is not None:
-                self.observation_moments.mean.numpy()[self._fixed] = 0.0
-                self.observation_moments.variance.numpy()[self._fixed] = 1.0
 
     def normalise(self, observations: NDArray[np.float64]) -> Floats:
         """Raw observations `[..., D]` as the network gets them, float32 `[..., D]`."""
@@ -290,7 +409,7 @@ class ControlPolicy(nn.Module):
 
     def snapshot(self) -> Forward:
         """The network as it is now, for acting: in NumPy where its layers are known, else in torch."""
-        return numpy_forward(self.network) or _torch_forward(self.network)
+        return snapshot(self.network)
 
 
 class ControlCritic(nn.Module):
@@ -305,13 +424,19 @@ class ControlCritic(nn.Module):
         value: Tensor = self.network(observation).squeeze(-1)
         return value
 
+    def values(self, observation: Tensor) -> Tensor:
+        """The same without gradients, for whole rollouts."""
+        forward = snapshot(self.network)
+        flat: Floats = observation.reshape(-1, observation.shape[-1]).numpy()
+        return torch.from_numpy(forward(flat)).reshape(observation.shape[:-1])
+
 
 def _tanh(x: Floats) -> None:
     np.tanh(x, out=x)
 
 
 def _relu(x: Floats) -> None:
-    np.maximum(x, 0, out=x)
+    np.maximum(x, _ZERO, out=x)
 
 
 def _elu(x: Floats) -> None:
@@ -321,36 +446,66 @@ def _elu(x: Floats) -> None:
 IN_PLACE: dict[type[nn.Module], Callable[[Floats], None]] = {nn.Tanh: _tanh, nn.ReLU: _relu, nn.ELU: _elu}
 
 
+def snapshot(network: nn.Module) -> Forward:
+    """The forward pass of a network as it is now: in NumPy where its layers are known, else in torch."""
+    return numpy_forward(network) or _torch_forward(network)
+
+
+FEW_ROWS = 64
+"""Up to so many inputs at a time, a bias is kept once a row: adding arrays of one shape takes a third of the time."""
+
+
 def numpy_forward(network: nn.Module) -> Forward | None:
     """The forward pass of linear layers and simple activations in NumPy, on a copy of the weights; None for others."""
     if not isinstance(network, nn.Sequential):
         return None
-    steps: list[tuple[Floats, Floats] | Callable[[Floats], None]] = []
-    for layer in network:
-        if isinstance(layer, nn.Linear):
-            weight, bias = layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy().copy()
-            steps.append((weight, bias))
-        elif type(layer) in IN_PLACE:
-            steps.append(IN_PLACE[type(layer)])
+    layers: list[tuple[Floats, Floats, Callable[[Floats], None] | None]] = []
+    for module in network:
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            weight, bias = (p.detach().numpy().copy() for p in (module.weight, module.bias))
+            layers.append((weight.T, bias, None))
+        elif type(module) in IN_PLACE and layers and layers[-1][2] is None:
+            layers[-1] = (*layers[-1][:2], IN_PLACE[type(module)])
         else:
             return None
+    if not layers:
+        return None
+    *inner, (last_weight, last_bias, last_activate) = layers
+    made: dict[int, tuple[list[tuple[Floats, Floats, Callable[[Floats], None] | None, Floats]], Floats]] = {}
 
-    def forward(x: Floats) -> Floats:
-        for step in steps:
-            if isinstance(step, tuple):
-                x = x @ step[0]
-                x += step[1]
-            else:
-                step(x)
+    def rows_of(bias: Floats, n: int) -> Floats:
+        return np.repeat(bias[None], n, 0) if n <= FEW_ROWS else bias
+
+    def forward(x: Floats, out: Floats | None = None) -> Floats:
+        n = len(x)
+        if n not in made:
+            hidden = [
+                (weight, rows_of(bias, n), activate, np.empty((n, len(bias)), dtype=np.float32))
+                for weight, bias, activate in inner
+            ]
+            made[n] = hidden, rows_of(last_bias, n)
+        hidden, bias_rows = made[n]
+        for weight, bias, activate, into in hidden:
+            x = x.dot(weight, into)
+            x += bias
+            if activate is not None:
+                activate(x)
+        x = x.dot(last_weight, out)
+        x += bias_rows
+        if last_activate is not None:
+            last_activate(x)
         return x
 
     return forward
 
 
 def _torch_forward(network: nn.Module) -> Forward:
-    def forward(x: Floats) -> Floats:
+    def forward(x: Floats, out: Floats | None = None) -> Floats:
         with torch.inference_mode():
             numbers: Floats = network(torch.from_numpy(x)).numpy()
-        return numbers
+        if out is None:
+            return numbers
+        out[...] = numbers
+        return out
 
     return forward

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
+from polyrl.policies import llama
 from polyrl.policies.folders import (
     LoraSettings,
     check_source,
@@ -28,7 +31,9 @@ from polyrl.policies.folders import (
     no_progress_bar,
     with_lora,
 )
-from polyrl.policies.rows import Index, Layout, PaddingSide, check_prompts, lay_out, take, to_device
+from polyrl.policies.linear import quicken
+from polyrl.policies.prefix import Plan, Prompts, SharedPrompts, distinct_prompts, make_plan, worth_sharing
+from polyrl.policies.rows import Index, Layout, PaddingSide, as_experience, lay_out, take, to_device
 
 Precision = Literal["float32", "bfloat16"]
 """float32, or bfloat16 forward passes (autocast) over float32 weights."""
@@ -42,7 +47,7 @@ class Reader(nn.Module):
     backbone: Any
     """The transformers model without its output head."""
     share_prompts = True
-    """Read a prompt that several rows of a micro-batch have in common once, and share its keys and values."""
+    """Read a prompt that several rows have in common once, and share its keys and values."""
 
     @property
     def device(self) -> torch.device:
@@ -122,60 +127,114 @@ class Reader(nn.Module):
         return self.backbone(**inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def _states_before(
-        self, experience: Experience, rows: Index | None, where: Tensor, padding_side: PaddingSide = "right"
+        self,
+        experience: Experience,
+        rows: Index | None,
+        where: Tensor,
+        padding_side: PaddingSide = "right",
+        shared: SharedPrompts | None = None,
     ) -> Tensor:
         """Hidden states [n, d] before the response tokens that `where` [b, T] marks, row by row."""
         row, column = where.nonzero(as_tuple=True)
-        if self.share_prompts and padding_side == "right":
-            prompt, prompt_mask = (take(experience[k], rows).to(self.device) for k in ("prompt_ids", "prompt_mask"))
-            check_prompts(prompt_mask)
-            distinct, source = torch.unique(prompt.masked_fill(~prompt_mask, -1), dim=0, return_inverse=True)
-            cache = self._shareable_cache(distinct >= 0) if 2 * len(distinct) <= len(prompt) else None
-            if cache is not None:
-                return self._shared(experience, rows, distinct, source, cache)[row, column]
+        found = None
+        if padding_side == "right":
+            found = self._read_prompts(experience, rows) if shared is None else shared.of(rows)
+        if found is not None:
+            prompts, source = found
+            action, present = (take(experience[name], rows) for name in ("action", "present"))
+            longest = int(present.sum(1).max())
+            action, present = (x[:, :longest].to(self.device) for x in (action, present))
+            return prompts.states(source, action, present, row, column)
         layout = to_device(lay_out(experience, self.pad_id, rows, padding_side=padding_side), self.device)
         return self._hidden(layout)[row, layout.place[row, column] - 1]
 
-    def _shareable_cache(self, prompt_mask: Tensor) -> Any:
-        """Empty key-value cache that gradients pass through and whose rows can be picked, or None."""
-        if not (self.accepts("past_key_values") and self.accepts("position_ids")):
+    def _read_prompts(self, experience: Experience, rows: Index | None) -> tuple[Prompts, Tensor] | None:
+        """The rows' distinct prompts, and which of them each row has; None where to share them gains nothing."""
+        prompts, source = distinct_prompts(experience, rows)
+        responses = int(take(experience["present"], rows).sum())
+        if not (self.share_prompts and worth_sharing(prompts, source, responses) and self.can_share):
             return None
-        cache = DynamicCache(config=self.backbone.config)
-        kinds = {type(layer) for layer in cache.layers}
-        if kinds == {DynamicLayer}:
-            return cache
-        # a sliding window counts places, so padding between prompt and response would shorten it
-        length = prompt_mask.sum(1)
-        even = bool((length == length[0]).all())
-        return cache if even and kinds <= {DynamicLayer, DynamicSlidingWindowLayer} else None
+        if self.shares_even_only and len({len(p) for p in prompts}) > 1:
+            return None
+        return Prompts(self, prompts, self.empty_cache()), source.to(self.device)
 
-    def _shared(
-        self, experience: Experience, rows: Index | None, distinct: Tensor, source: Tensor, cache: Any
-    ) -> Tensor:
-        """States [b, T', d] before the first T' response tokens; row i has the prompt `distinct[source[i]]`.
+    @contextmanager
+    def sharing(self, plan: Plan | None) -> Iterator[SharedPrompts | None]:
+        """Read a batch's prompts as planned; gradients are whole at a clean exit, and of no use after an error."""
+        shared = None
+        if plan is not None:
+            own = self.has_own_passes and plan.longest <= llama.LONGEST
+            weights = llama.Weights(self.backbone, self._product_dtype) if own else None
+            shared = SharedPrompts(self, plan, weights)
+        # weights are cast to bfloat16 once and not for every pass: the outermost context keeps what is cast in it
+        with torch.autocast(self.device.type, enabled=False):
+            yield shared
+            if shared is not None:
+                shared.close()
 
-        Prompts [p, P] come padded with -1 on the left and are read padded on the right: so every position sees a real
-        token, and attention over nothing (NaN in some backward passes) cannot occur.
-        """
-        action, present = (take(experience[name], rows).to(self.device) for name in ("action", "present"))
-        length = (distinct >= 0).sum(1)
-        longest = int(length.max())
-        place = torch.arange(longest, device=self.device)
-        real = place < length[:, None]
-        ids = distinct.new_full(real.shape, self.pad_id)
-        ids[real] = distinct[distinct >= 0]
-        inputs = self._inputs(ids, None, place.expand(len(ids), -1))
-        states = self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        states = states[source, length[source] - 1][:, None]
-        steps = int(present.sum(1).max()) - 1  # the last token predicts nothing
-        if steps < 1:
-            return states  # type: ignore[no-any-return]
-        cache.reorder_cache(source)
-        mask = None if bool(real.all()) else torch.nn.functional.pad(real[source].long(), (0, steps), value=1)
-        position = length[source, None] + torch.arange(steps, device=self.device)
-        inputs = self._inputs(action[:, :steps], mask, position)
-        after = self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
-        return torch.cat([states, after], 1)
+    def plan(self, experience: Experience, max_tokens: int) -> Plan | None:
+        """How to read the batch's prompts once, `max_tokens` at a time; None where it gains nothing or cannot be."""
+        if not (self.share_prompts and self.can_share):
+            return None
+        return make_plan(experience, max_tokens, even=self.shares_even_only, always=self.has_own_passes)
+
+    @property
+    def has_own_passes(self) -> bool:
+        """Whether the passes of `llama` know this backbone as it is now."""
+        return llama.refusal(self.backbone) is None and self._own_passes_agree
+
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @cached_property
+    def _own_passes_agree(self) -> bool:
+        return self._agrees(lambda prompts: llama.Prompts(llama.Weights(self.backbone, torch.float32), prompts))
+
+    # ---- keys and values
+
+    def empty_cache(self) -> Any:
+        """Key-value cache of the backbone's kind."""
+        return DynamicCache(config=self.backbone.config)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any) -> Tensor:
+        """Last hidden states [n, L, d] of tokens [n, L] that follow what is in `cache`; extends it in place."""
+        inputs = self._inputs(input_ids, attention_mask, position_ids)
+        return self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state  # type: ignore[no-any-return]
+
+    @cached_property
+    def shares_even_only(self) -> bool:
+        """Whether prompts that are shared need one length: a sliding window would count padding behind a prompt."""
+        return any(type(layer) is not DynamicLayer for layer in self.empty_cache().layers)
+
+    @cached_property
+    def can_share(self) -> bool:
+        """Whether responses can be read after a prompt's keys and values: families differ, so try it."""
+        if not (self.accepts("past_key_values") and self.accepts("position_ids")):
+            return False
+        if not {type(layer) for layer in self.empty_cache().layers} <= {DynamicLayer, DynamicSlidingWindowLayer}:
+            return False
+        return self._agrees(lambda prompts: Prompts(self, prompts, self.empty_cache()))
+
+    @torch.no_grad()
+    def _agrees(self, read: Callable[[list[list[int]]], Prompts | llama.Prompts]) -> bool:
+        """Whether two short rows have the states of the plain pass when their prompts are read by `read`."""
+        vocabulary = self.backbone.get_input_embeddings().weight.shape[0]
+        ids = [[i % vocabulary for i in row] for row in ((1, 2, 3, 4, 5), (4, 3, 2, 5, 6))]
+        asked = (3, 3) if self.shares_even_only else (3, 2)
+        prompts = [row[:n] for row, n in zip(ids, asked, strict=True)]
+        batch = as_experience(prompts, [row[n:] for row, n in zip(ids, asked, strict=True)], pad_id=self.pad_id)
+        action, present = batch["action"].to(self.device), batch["present"].to(self.device)
+        row, column = present.nonzero(as_tuple=True)
+        with torch.autocast(self.device.type, enabled=False):
+            layout = to_device(lay_out(batch, self.pad_id), self.device)
+            plain = self._hidden(layout)[row, layout.place[row, column] - 1]
+            source = torch.arange(2, device=self.device)
+            states = read(prompts).states(source, action, present, row, column)
+        # weights that are not finite are no fault of the reading: what it gives is not finite either
+        if not bool(plain.isfinite().all()):
+            return True
+        return bool(torch.allclose(states, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max())))
 
 
 class LanguagePolicy(Reader):
@@ -199,6 +258,7 @@ class LanguagePolicy(Reader):
         self.tokenizer = with_pad(tokenizer)
         self.precision: Precision = precision
         self.model = model if lora is None else with_lora(model, lora)
+        quicken(self.model)
         vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > vocabulary:
             raise UserError(
@@ -257,8 +317,11 @@ class LanguagePolicy(Reader):
         want: Collection[str] = frozenset({"logprob"}),
         rows: Index | None = None,
         padding_side: PaddingSide = "right",
+        shared: SharedPrompts | None = None,
     ) -> dict[str, Tensor]:
         """Score the actions of a batch (or of its `rows`) under the current weights, differentiably.
+
+        `shared` are the prompts of the batch, read once for many calls (see `sharing`).
 
         Needs prompt_ids, prompt_mask, action, present, mask and temperature. Returns float32 [B, T], 0 where not
         `mask`: "logprob", the log-probability of each action given everything before it under
@@ -272,7 +335,7 @@ class LanguagePolicy(Reader):
         temperature = take(experience["temperature"], rows).to(self.device)[row]
         with self.autocast():
             if self._plain_head:
-                states = self._states_before(experience, rows, mask, padding_side)
+                states = self._states_before(experience, rows, mask, padding_side, shared)
                 logprob, entropy = self._score(states, target, temperature, "entropy" in want)
             else:  # the head is not one we can apply by ourselves: the model's own logits, all of them
                 layout = to_device(lay_out(experience, self.pad_id, rows, padding_side=padding_side), self.device)
@@ -356,12 +419,44 @@ class LanguagePolicy(Reader):
 def _score_logits(
     logits: Tensor, target: Tensor, temperature: Tensor, want_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    logits = logits.float() / temperature[:, None]
-    total = logits.logsumexp(-1)
-    logprob = logits.gather(-1, target[:, None])[:, 0] - total
-    if not want_entropy:
-        return logprob, None
-    return logprob, total - (torch.exp(logits - total[:, None]) * logits).sum(-1)
+    logprob, entropy = _Scores.apply(logits, target, temperature, want_entropy)  # type: ignore[no-untyped-call]
+    return logprob, entropy
+
+
+class _Scores(torch.autograd.Function):
+    """Log-probability of a token and entropy [n] of softmax(logits [n, V] / temperature [n]), float32.
+
+    One table [n, V] is kept and one is made on the way back; and nothing is done for an entropy without a gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, temperature: Tensor, want_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        logs = (logits.float() / temperature[:, None]).log_softmax(-1)
+        logprob = logs.gather(-1, target[:, None])[:, 0]
+        # 0 log 0 = 0, also where a logit is -inf
+        entropy = -(logs.exp() * logs.clamp(min=-1e38)).sum(-1) if want_entropy else None
+        ctx.save_for_backward(logs, target, temperature, entropy)
+        ctx.dtype = logits.dtype
+        return logprob, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
+        logs, target, temperature, entropy = ctx.saved_tensors
+        slope = logs.exp()
+        along = torch.zeros_like(temperature) if by_logprob is None else -by_logprob
+        if by_entropy is None:
+            slope *= along[:, None]
+        else:  # d H / d logit = -p (log p + H)
+            slope *= along[:, None] - by_entropy[:, None] * (logs.clamp(min=-1e38) + entropy[:, None])
+        if by_logprob is not None:
+            slope.scatter_add_(-1, target[:, None], by_logprob[:, None])
+        return (slope / temperature[:, None]).to(ctx.dtype), None, None, None
 
 
 @functools.cache

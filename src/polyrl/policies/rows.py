@@ -114,17 +114,36 @@ def micro_batches(lengths: Tensor, max_tokens: int) -> list[Tensor]:
     return groups
 
 
-def micro_batches_of(experience: Experience, max_tokens: int, together: str = "") -> list[Tensor]:
+PREFIX_COST = 1 / 8
+"""Memory of a prompt's keys and values, that a response is read after, against that of a token that is read."""
+
+
+def micro_batches_of(
+    experience: Experience, max_tokens: int, together: str = "", chunk: Tensor | None = None
+) -> list[Tensor]:
     """`micro_batches` of the rows of a batch; rows with equal `experience[together]` stay together.
 
     Units of several rows count with the tokens of all of them, and one that is longer than `max_tokens` is by itself.
+    Where prompts are shared, `chunk` [B] says which rows' prompts are read together: the chunks come one after another,
+    and prompts count for the room of their keys and values.
     """
-    lengths = experience["prompt_mask"].sum(1) + experience["present"].sum(1)
-    if not together:
-        return micro_batches(lengths, max_tokens)
-    _, unit, sizes = torch.unique(experience[together], return_inverse=True, return_counts=True)
-    longest = lengths.new_zeros(len(sizes)).scatter_reduce(0, unit, lengths, "amax")
-    return [torch.isin(unit, units).nonzero()[:, 0] for units in micro_batches(longest * sizes, max_tokens)]
+    prompt, response = experience["prompt_mask"].sum(1), experience["present"].sum(1)
+    lengths = prompt + response if chunk is None else (PREFIX_COST * prompt).long() + response
+    unit = torch.arange(len(lengths))
+    if together:
+        unit = torch.unique(experience[together], return_inverse=True)[1]
+    units = int(unit.max()) + 1 if len(unit) else 0
+    longest = lengths.new_zeros(units).scatter_reduce(0, unit, lengths, "amax")
+    size = longest * torch.bincount(unit, minlength=units)
+    # a unit whose rows lie in several chunks goes with the first
+    first = torch.full((units,), len(lengths)).scatter_reduce(
+        0, unit, torch.zeros_like(unit) if chunk is None else chunk, "amin"
+    )
+    groups = []
+    for number in sorted(set(first.tolist())):
+        among = (first == number).nonzero()[:, 0]
+        groups += [torch.isin(unit, among[picked]).nonzero()[:, 0] for picked in micro_batches(size[among], max_tokens)]
+    return groups
 
 
 def take(value: Tensor, rows: Index | None) -> Tensor:

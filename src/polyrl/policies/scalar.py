@@ -18,7 +18,9 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
 from polyrl.policies.language import LanguagePolicy, Precision, Reader, with_pad
+from polyrl.policies.linear import quicken
 from polyrl.policies.pairs import encode_response
+from polyrl.policies.prefix import SharedPrompts
 from polyrl.policies.rows import Index, as_experience, lay_out, take, to_device
 
 _HEAD_FILE = "head.safetensors"
@@ -30,6 +32,7 @@ class _ScalarModel(Reader):
     def __init__(self, backbone: nn.Module, tokenizer: Any, *, precision: Precision = "float32"):
         super().__init__()
         self.backbone: Any = backbone
+        quicken(backbone)
         self.tokenizer = with_pad(tokenizer)
         self.precision: Precision = precision
         config: Any = self.backbone.config
@@ -75,11 +78,16 @@ class Critic(_ScalarModel):
         """Critic on a copy of the policy's backbone as it is in memory (LoRA adapters merged)."""
         return cls(_copy_backbone(policy), policy.tokenizer, precision=policy.precision)
 
-    def evaluate(self, experience: Experience, rows: Index | None = None) -> Tensor:
-        """Value of the state before each action, differentiable: float32 [B, T], 0 where not `present`."""
+    def evaluate(
+        self, experience: Experience, rows: Index | None = None, shared: SharedPrompts | None = None
+    ) -> Tensor:
+        """Value of the state before each action, differentiable: float32 [B, T], 0 where not `present`.
+
+        `shared` are the prompts of the batch, read once for many calls (see `sharing`).
+        """
         present = take(experience["present"], rows).to(self.device)
         with self.autocast():
-            states = self._states_before(experience, rows, present)
+            states = self._states_before(experience, rows, present, shared=shared)
         blank = torch.zeros(present.shape, device=self.device)
         return blank.index_put(present.nonzero(as_tuple=True), self._read_head(states))
 

@@ -32,7 +32,7 @@ from polyrl.runtime.metric import Metric
 
 POINTS = 60
 """Most points of a run's curve that the ledger keeps."""
-PACKAGES = ("polyrl", "torch", "numpy", "scipy", "tensordict", "transformers", "gymnasium")
+PACKAGES = ("polyrl", "torch", "numpy", "scipy", "transformers", "gymnasium")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 RUN_OPTIONS = frozenset({"difficulty", "precision", "max_tokens"})
 """Options that runs have beside the hyperparameters of their recipe."""
@@ -38,7 +38,20 @@ def _wanted(advice: str) -> set[str]:
     return {option.replace("-", "_") for option in re.findall(r"--([a-z][a-z-]*)", advice)}
 
 
-Numbers = dict[str, float]
+class Numbers:
+    """Means of some iterations' records, each computed where a check asks for it; records without it are left out."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]):
+        self.records = records
+
+    @overload
+    def get(self, key: str) -> float | None: ...
+    @overload
+    def get(self, key: str, default: float) -> float: ...
+    def get(self, key: str, default: float | None = None) -> float | None:
+        """The mean, or `default` where no record has it."""
+        values = [float(r[key]) for r in self.records if isinstance(r.get(key), int | float)]
+        return statistics.fmean(values) if values else default
 
 
 @dataclass(frozen=True)
@@ -57,9 +70,10 @@ class Check:
 
 
 def _kl(now: Numbers, start: Numbers, step: str) -> Finding | None:
-    if now.get("kl", 0.0) > 15.0:
+    kl = now.get("kl", 0.0)
+    if kl > 15.0:
         advice = ("a larger --kl-coef", "+reference-kl", "a lower --learning-rate", "to stop at the best evaluation")
-        return Finding(f"KL to the start is {now['kl']:.1f} nats a sequence", advice)
+        return Finding(f"KL to the start is {kl:.1f} nats a sequence", advice)
     return None
 
 
@@ -111,9 +125,9 @@ def _groups(now: Numbers, start: Numbers, step: str) -> Finding | None:
 
 
 def _gap(now: Numbers, start: Numbers, step: str) -> Finding | None:
-    if now.get("logprob_gap", 0.0) > 0.05:
-        gap = f"{now['logprob_gap']:.3f} nats"
-        said = f"Sampler and trainer disagree on a log-probability by {gap} before the first update"
+    gap = now.get("logprob_gap", 0.0)
+    if gap > 0.05:
+        said = f"Sampler and trainer disagree on a log-probability by {gap:.3f} nats before the first update"
         if step == "token":
             return Finding(said, ("--precision float32",))
         return Finding(f"{said}: something that the policy reads changed between acting and learning")
@@ -121,8 +135,9 @@ def _gap(now: Numbers, start: Numbers, step: str) -> Finding | None:
 
 
 def _step_size(now: Numbers, start: Numbers, step: str) -> Finding | None:
-    if now.get("approx_kl", 0.0) > 0.1:
-        said = f"One iteration moved the policy by {now['approx_kl']:.2f} nats a {step}"
+    moved = now.get("approx_kl", 0.0)
+    if moved > 0.1:
+        said = f"One iteration moved the policy by {moved:.2f} nats a {step}"
         return Finding(said, ("a lower --learning-rate", "fewer --epochs", "--target-kl 0.05"))
     return None
 
@@ -161,21 +176,20 @@ class Health:
     window: int = 5
     pause: int = 20
     """Iterations before the same warning may come again."""
-    first: list[dict[str, float]] = field(default_factory=list)
-    recent: list[dict[str, float]] = field(default_factory=list)
+    first: list[dict[str, Any]] = field(default_factory=list)
+    recent: list[dict[str, Any]] = field(default_factory=list)
     said: dict[str, int] = field(default_factory=dict)
     lasted: dict[str, int] = field(default_factory=dict)
     """Iterations in a row that a check has held."""
 
     def observe(self, record: dict[str, Any]) -> list[str]:
         """Take one iteration's record; return the warnings that are new."""
-        numbers = {k: float(v) for k, v in record.items() if isinstance(v, int | float)}
         if len(self.first) < self.window:
-            self.first.append(numbers)
-        self.recent = [*self.recent[-(self.window - 1) :], numbers]
+            self.first.append(record)
+        self.recent = [*self.recent[-(self.window - 1) :], record]
         if len(self.recent) < self.window:
             return []
-        now, start, iteration = _means(self.recent), _means(self.first), int(record["iteration"])
+        now, start, iteration = Numbers(self.recent), Numbers(self.first), int(record["iteration"])
         step = "token" if self.wing == "language" else "step"
         warnings = []
         for name, check in CHECKS.items():
@@ -188,8 +202,3 @@ class Health:
                 self.said[name] = iteration
                 warnings.append(found.text(self.options))
         return warnings
-
-
-def _means(records: list[dict[str, float]]) -> dict[str, float]:
-    keys = {k for r in records for k in r}
-    return {k: statistics.fmean(r[k] for r in records if k in r) for k in keys}

@@ -16,12 +16,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import polyrl
 from polyrl.errors import UserError
+
+if TYPE_CHECKING:
+    from polyrl.runtime.event_file import EventFile
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -34,9 +37,15 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
 def json_line(record: dict[str, Any]) -> str:
     """One line of JSON; NaN and infinity, which JSON has not, become null."""
-    return json.dumps(_finite(record), ensure_ascii=False) + "\n"
+    try:
+        return _JSON.encode(record) + "\n"
+    except ValueError:
+        return _JSON.encode(_finite(record)) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -52,7 +61,7 @@ def provenance() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version(), "polyrl": polyrl.__version__}
-    for package in ("torch", "transformers", "tensordict"):
+    for package in ("torch", "transformers"):
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     command = " ".join(["polyrl" if Path(sys.argv[0]).stem in ("polyrl", "__main__") else sys.argv[0], *sys.argv[1:]])
@@ -75,13 +84,23 @@ def _commit() -> str | None:
     return head.stdout.strip()[:12] + ("+" if dirty.stdout.strip() else "")
 
 
+SECONDS_KEPT = 1.0
+"""How long records may wait before others can read them."""
+
+
 class RunFolder:
-    """Writes one run's files."""
+    """Writes one run's files.
+
+    Records of iterations are written together, once a second: what a killed process loses of them lies after its last
+    checkpoint, because `flush` comes before every checkpoint.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._board: Any = None
+        self._waiting: list[tuple[dict[str, Any], bool, float]] = []
+        self._board: EventFile | None = None
         self._goes_on_at: int | None = None
+        self._hand_over_at = 0.0
 
     @classmethod
     def create(cls, path: Path, *, overwrite: bool = False) -> RunFolder:
@@ -143,24 +162,30 @@ class RunFolder:
 
     def log(self, record: dict[str, Any], *, board: bool = True) -> None:
         """Append one iteration's record to metrics.jsonl and to the TensorBoard events."""
+        self._waiting.append((record, board, time.time()))
+        if time.monotonic() >= self._hand_over_at:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Write what waits, so that readers see it."""
+        waiting, self._waiting = self._waiting, []
+        self._hand_over_at = time.monotonic() + SECONDS_KEPT
+        if not waiting:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as out:
-            out.write(json_line(record))
-        if board:
-            writer = self._writer()
-            step = int(record["iteration"])
-            for name, value in record.items():
-                if isinstance(value, int | float) and name != "iteration":
-                    writer.add_scalar(name, value, step)
+            out.writelines(json_line(record) for record, _, _ in waiting)
+        for record, board, when in waiting:
+            if board:
+                numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "iteration"}
+                self._writer().scalars(int(record["iteration"]), numbers, when)
+        if self._board is not None:
+            self._board.flush()
 
-    def _writer(self) -> Any:
+    def _writer(self) -> EventFile:
         if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
+            from polyrl.runtime.event_file import EventFile
 
-            folder = self.path / "tensorboard"
-            # event files are read in the order of their names, which begin with the second: let no two share one
-            while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
-                time.sleep(0.05)
-            self._board = SummaryWriter(str(folder), purge_step=self._goes_on_at)
+            self._board = EventFile(self.path / "tensorboard", self._goes_on_at)
         return self._board
 
     def samples(self, records: list[dict[str, Any]]) -> None:
@@ -169,7 +194,8 @@ class RunFolder:
             out.writelines(json_line(r) for r in records)
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Write summary.json."""
+        """Write summary.json; whoever reads it finds every record logged before."""
+        self._hand_over()
         write_atomically(self.path / "summary.json", json.dumps(_finite(values), indent=2, ensure_ascii=False) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
@@ -180,10 +206,12 @@ class RunFolder:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the records of metrics.jsonl; a last line cut short by a kill is left out."""
+        self._hand_over()
         yield from _lines(self.path / "metrics.jsonl")
 
     def cut_back(self, iteration: int) -> None:
         """Forget what was written after `iteration`, because the run goes on from there."""
+        self.close()
         self._goes_on_at = iteration + 1
         for name in ("metrics.jsonl", "samples.jsonl"):
             file = self.path / name
@@ -204,13 +232,15 @@ class RunFolder:
 
     def flush(self) -> None:
         """Bring what was logged to the disk, so that no checkpoint is newer than its metrics."""
+        self._hand_over()
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (self.path / name).is_file():
                 with (self.path / name).open("rb") as written:
                     os.fsync(written.fileno())
 
     def close(self) -> None:
-        """Flush the TensorBoard events."""
+        """Write what waits and end the TensorBoard events."""
+        self._hand_over()
         if self._board is not None:
             self._board.close()
             self._board = None

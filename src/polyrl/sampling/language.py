@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from polyrl.errors import Diverged, UserError
 from polyrl.experience import Experience
+from polyrl.policies.decoder import Decoder, Decoding, refusal
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import pad_rows
 from polyrl.tasks.language.base import Tool
@@ -78,15 +81,36 @@ class TransformersEngine:
 
     Each distinct prompt is read once and its key-value cache shared by all its responses; responses that ended leave
     the batch. A row's tokens depend on its own uniform numbers only, not on when other rows leave.
+
+    Models that `polyrl.policies.decoder` knows run there, others through their own forward pass: `plain_because` says
+    which and why. Both draw the same tokens from the same numbers, up to rounding.
     """
 
-    def __init__(self, policy: LanguagePolicy, *, max_rows: int = 256, compact_at: float = 0.25):
-        """`max_rows` responses at a time bound memory; ended rows leave when they are `compact_at` of the batch."""
+    def __init__(
+        self, policy: LanguagePolicy, *, max_rows: int = 256, compact_at: float | None = None, fast: bool = True
+    ):
+        """`max_rows` responses at a time bound memory.
+
+        Ended rows leave when they are `compact_at` of the batch: by default at once in the decoder, where that is
+        cheap, and a quarter in a model's own cache. Without `fast` every model runs through its own forward pass.
+        """
         if max_rows < 1:
             raise UserError(f"max_rows must be at least 1, not {max_rows}.")
         self.policy = policy
         self.max_rows = max_rows
         self.compact_at = compact_at
+        self.fast = fast
+
+    @cached_property
+    def plain_because(self) -> str | None:
+        """Why sampling runs through the model's own forward pass, in a few words; None where the decoder does it."""
+        if not self.fast:
+            return "it was asked for"
+        return refusal(self.policy.causal_lm, self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.policy.precision == "bfloat16" else torch.float32
 
     @torch.no_grad()  # not inference_mode: tensors that the model caches in passing must stay usable in training
     def generate(
@@ -109,54 +133,45 @@ class TransformersEngine:
             raise UserError(f"completions_per_prompt must be at least 0, not {completions_per_prompt}.")
         self.check(prompts, sampling.max_tokens)
         each = completions_per_prompt + int(greedy_twin)
-        size, length = len(prompts) * each, sampling.max_tokens
-        greedy = torch.full((size,), sampling.greedy, device=device)
-        if greedy_twin:
-            greedy[each - 1 :: each] = True
-        # one table of uniform numbers, drawn at once: what a row draws does not depend on the rest of the batch
-        uniform = torch.rand(size, length, dtype=torch.float64, generator=generator).to(device)
-        rows = _Rows(
-            action=torch.full((size, length), policy.pad_id, device=device),
-            present=torch.zeros(size, length, dtype=torch.bool, device=device),
-            mask=torch.zeros(size, length, dtype=torch.bool, device=device),
-            logprob=torch.zeros(size, length, device=device),
-            ended=torch.zeros(size, dtype=torch.bool, device=device),
-            temperature=torch.where(greedy, 1.0, sampling.temperature),
-            greedy=greedy,
-            uniform=uniform,
-        )
+        size = len(prompts) * each
         per_prompt = tools if isinstance(tools, Sequence) else [tools] * len(prompts)
         if len(per_prompt) != len(prompts):
             raise ValueError(f"{len(per_prompt)} tools for {len(prompts)} prompts")
         words = None
         if sampling.stop or any(tool is not None for tool in per_prompt):
             words = _Words(policy, sampling.stop, [per_prompt[row // each] for row in range(size)])
+        greedy = torch.full((size,), sampling.greedy, device=device)
+        if greedy_twin:
+            greedy[each - 1 :: each] = True
+        # one table of uniform numbers, drawn at once: what a row draws does not depend on the rest of the batch
+        uniform = torch.rand(size, sampling.max_tokens, dtype=torch.float64, generator=generator)
+        rows = _Rows.new(sampling, greedy, uniform.to(device), heard=words is not None)
         # prompts of similar length share a chunk, so that little padding is read
         order = sorted(range(size), key=lambda row: len(prompts[row // each]))
-        with policy.autocast():
+        decoder = None
+        if self.plain_because is None:
+            decoder = Decoder(policy.causal_lm, rows=min(size, self.max_rows), dtype=self._dtype)
+        # around all steps: autocast keeps what it has cast until its outermost context ends
+        with policy.autocast() if decoder is None else nullcontext():
             for start in range(0, size, self.max_rows):
                 chunk = order[start : start + self.max_rows]
-                self._decode(chunk, [tuple(prompts[row // each]) for row in chunk], sampling, rows, words)
-        if not bool(torch.isfinite(rows.logprob).all()):
+                self._decode(chunk, [tuple(prompts[row // each]) for row in chunk], sampling, rows, words, decoder)
+        del decoder  # its copy of the weights
+        found = rows.found(policy.pad_id)
+        if not bool(torch.isfinite(found["behaviour_logprob"]).all()):
             raise Diverged(
                 "The model's logits are not finite: its weights diverged or are damaged; lower the step size."
             )
-        lengths = rows.present.sum(1)
-        longest = int(lengths.max())
         prompt_ids, prompt_mask = pad_rows(prompts, policy.pad_id, "left")
-        texts = [policy.decode(ids[:n]) for ids, n in zip(rows.action.tolist(), lengths.tolist(), strict=True)]
+        lengths = found["present"].sum(1).tolist()
+        texts = [policy.decode(ids[:n]) for ids, n in zip(found["action"].tolist(), lengths, strict=True)]
         return Experience(
             {
                 "prompt_ids": prompt_ids.repeat_interleave(each, 0).to(device),
                 "prompt_mask": prompt_mask.repeat_interleave(each, 0).to(device),
-                "action": rows.action[:, :longest].contiguous(),
-                "present": rows.present[:, :longest].contiguous(),
-                "mask": rows.mask[:, :longest].contiguous(),
-                "behaviour_logprob": rows.logprob[:, :longest].contiguous(),
-                "temperature": rows.temperature,
-                "ended": rows.ended,
+                **found,
                 "group": torch.arange(len(prompts), device=device).repeat_interleave(each),
-                "greedy": rows.greedy,
+                "greedy": greedy,
             },
             {"completion": texts},
         )
@@ -185,86 +200,180 @@ class TransformersEngine:
         sampling: Sampling,
         rows: _Rows,
         words: _Words | None,
+        decoder: Decoder | None,
     ) -> None:
         """Fill `rows` for the rows numbered `chunk`, which answer `prompts`."""
-        policy, device = self.policy, self.policy.device
+        policy, device, last = self.policy, self.policy.device, sampling.max_tokens - 1
         number: dict[tuple[int, ...], int] = {}
         source = torch.tensor([number.setdefault(prompt, len(number)) for prompt in prompts], device=device)
-        ids, real = (t.to(device) for t in pad_rows(list(number), policy.pad_id, "left"))
-        cache = _new_cache(policy.causal_lm, room=sampling.max_tokens)
-        selectable = _selectable(cache)
-        if not selectable:  # then every row reads its own prompt and stays to the end
-            ids, real, source = ids[source], real[source], torch.arange(len(source), device=device)
-        ragged = not bool(real.all())
-        position = (real.cumsum(1) - 1).clamp(min=0)
-        logits = policy.next_logits(
-            ids, attention_mask=real.long() if ragged else None, position_ids=position, cache=cache
-        )
-        if selectable:
-            cache.reorder_cache(source)
-        logits, position = logits[source], position[source, -1:]
-        seen = torch.nn.functional.pad(real[source].long(), (0, sampling.max_tokens), value=1) if ragged else None
+        reading: Decoding | _Cached
+        if decoder is None:
+            reading = _Cached(policy, list(number), source, sampling.max_tokens)
+        else:
+            reading = decoder.read(list(number), source, room=sampling.max_tokens)
+        compact_at = self.compact_at
+        if compact_at is None:
+            compact_at = 0.25 if decoder is None else 0.0
+        # to look at who is still alive waits for the device, and costs nothing on the CPU
+        look_every = LOOK_EVERY if device.type != "cpu" and words is None else 1
         row = torch.tensor(chunk, device=device)
         alive = torch.ones(len(row), dtype=torch.bool, device=device)
         end_ids = torch.tensor(policy.end_ids, device=device)
+        logits = reading.logits
         for step in range(sampling.max_tokens):
-            token, logprob = _draw(logits, rows.temperature[row], rows.greedy[row], rows.uniform[row, step], sampling)
+            token, logprob = _draw(logits, *rows.drawing(row, step), sampling)
             chosen = alive
             if words is not None and words.replies:
                 chosen = words.force(row.tolist(), token, alive)
-            rows.action[row, step] = token.masked_fill(~alive, policy.pad_id)
-            rows.present[row, step] = alive
-            rows.mask[row, step] = chosen
-            rows.logprob[row, step] = logprob.masked_fill(~chosen, 0.0)
             ended = chosen & torch.isin(token, end_ids)
+            rows.write(row, step, token, logprob, chosen)
             if words is not None:
-                ended = ended | words.hear(row, token, chosen & ~ended, rows.action, step)
-            rows.ended[row] |= ended
+                ended = ended | words.hear(row, token, chosen & ~ended, rows.token.t(), step)
             alive = alive & ~ended
-            count = int(alive.sum())
-            if count == 0 or step + 1 == sampling.max_tokens:
+            rows.going[step].index_copy_(0, row, alive)
+            if step == last:
                 break
-            if selectable and len(row) - count >= max(1, self.compact_at * len(row)):
-                keep = alive.nonzero()[:, 0]
-                cache.reorder_cache(keep)
-                row, token, position, alive = row[keep], token[keep], position[keep], alive[keep]
-                seen = None if seen is None else seen[keep]
-            position = position + 1
-            logits = policy.next_logits(
-                token[:, None],
-                attention_mask=None if seen is None else seen[:, : ids.shape[1] + step + 1],
-                position_ids=position,
-                cache=cache,
-            )
+            if step % look_every == 0:
+                count = int(alive.sum())
+                if count == 0:
+                    break
+                if reading.selectable and len(row) - count >= max(1, compact_at * len(row)):
+                    order = reading.keep(alive)
+                    row, token, alive = row[order], token[order], alive[order]
+            logits = reading.next(token)
+
+
+LOOK_EVERY = 16
+"""Steps between two looks at which rows have ended, where looking makes the processor wait for the device."""
 
 
 @dataclass
 class _Rows:
-    """What is known and written of all rows; [B, max_tokens] or [B]."""
+    """What is known and written of all B rows; T is `max_tokens`. Time comes first: a step writes one stretch."""
 
-    action: Tensor
-    present: Tensor
-    mask: Tensor
-    logprob: Tensor
-    ended: Tensor
     temperature: Tensor
+    """[B] float32."""
+    warm: bool
+    """Whether a temperature is not 1."""
     greedy: Tensor
+    """[B] bool."""
+    mixed: bool
+    """Whether some rows are greedy and some not."""
     uniform: Tensor
+    """[T, B] float64."""
+    token: Tensor
+    """[T, B] int64. What stands here for a row that has ended is of no account."""
+    logprob: Tensor
+    """[T, B] float32."""
+    going: Tensor
+    """[T, B] bool, whether the row goes on after this step."""
+    forced: Tensor | None
+    """[T, B] bool, tokens that a tool said; None where nobody listens."""
+
+    @classmethod
+    def new(cls, sampling: Sampling, greedy: Tensor, uniform: Tensor, *, heard: bool) -> _Rows:
+        uniform = uniform.t().contiguous()
+        temperature = torch.where(greedy, 1.0, sampling.temperature)
+        return cls(
+            temperature=temperature,
+            warm=bool((temperature != 1).any()),
+            greedy=greedy,
+            mixed=not sampling.greedy and bool(greedy.any()),
+            uniform=uniform,
+            token=torch.zeros_like(uniform, dtype=torch.long),
+            logprob=torch.zeros_like(uniform, dtype=torch.float32),
+            going=torch.zeros_like(uniform, dtype=torch.bool),
+            forced=torch.zeros_like(uniform, dtype=torch.bool) if heard else None,
+        )
+
+    def drawing(self, row: Tensor, step: int) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Temperature, greedy and uniform number [n] of the rows at a step; None for what plays no part."""
+        return (
+            self.temperature[row] if self.warm else None,
+            self.greedy[row] if self.mixed else None,
+            self.uniform[step].index_select(0, row),
+        )
+
+    def write(self, row: Tensor, step: int, token: Tensor, logprob: Tensor, chosen: Tensor) -> None:
+        self.token[step].index_copy_(0, row, token)
+        self.logprob[step].index_copy_(0, row, logprob)
+        if self.forced is not None:
+            self.forced[step].index_copy_(0, row, ~chosen)
+
+    def found(self, pad_id: int) -> dict[str, Tensor]:
+        """The fields of an `Experience` that sampling makes, cut to the longest response."""
+        present = torch.cat([torch.ones_like(self.going[:1]), self.going[:-1]])
+        present = present[: int(present.sum(0).max())]
+        longest = len(present)
+        mask = present if self.forced is None else present & ~self.forced[:longest]
+        fields = {
+            "action": self.token[:longest].masked_fill(~present, pad_id),
+            "present": present,
+            "mask": mask,
+            "behaviour_logprob": self.logprob[:longest].masked_fill(~mask, 0.0),
+        }
+        return {
+            **{name: x.t().contiguous() for name, x in fields.items()},
+            "temperature": self.temperature,
+            "ended": ~self.going[-1],
+        }
+
+
+class _Cached:
+    """Rows that are being decoded by the model's own forward pass, with a key-value cache of transformers."""
+
+    def __init__(self, policy: LanguagePolicy, prompts: list[tuple[int, ...]], source: Tensor, room: int):
+        self.policy = policy
+        device = policy.device
+        ids, real = (t.to(device) for t in pad_rows(prompts, policy.pad_id, "left"))
+        self.cache = _new_cache(policy.causal_lm, room=room)
+        self.selectable = _selectable(self.cache)
+        if not self.selectable:  # then every row reads its own prompt and stays to the end
+            ids, real, source = ids[source], real[source], torch.arange(len(source), device=device)
+        ragged = not bool(real.all())
+        position = (real.cumsum(1) - 1).clamp(min=0)
+        self.length = ids.shape[1]
+        logits = self._forward(ids, real.long() if ragged else None, position)
+        if self.selectable:
+            self.cache.reorder_cache(source)
+        self.logits, self.position = logits[source], position[source, -1:]
+        self.seen = torch.nn.functional.pad(real[source].long(), (0, room), value=1) if ragged else None
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, position: Tensor) -> Tensor:
+        return self.policy.next_logits(ids, attention_mask=mask, position_ids=position, cache=self.cache)
+
+    def next(self, token: Tensor) -> Tensor:
+        """Logits [n, V] float32 after one more token [n] of each row."""
+        self.position = self.position + 1
+        self.length += 1
+        return self._forward(token[:, None], None if self.seen is None else self.seen[:, : self.length], self.position)
+
+    def keep(self, alive: Tensor) -> Tensor:
+        """Let rows go that are not `alive` [n]; return which rows stay [m]."""
+        order = alive.nonzero()[:, 0]
+        self.cache.reorder_cache(order)
+        self.position = self.position[order]
+        self.seen = None if self.seen is None else self.seen[order]
+        return order
 
 
 def _draw(
-    logits: Tensor, temperature: Tensor, greedy: Tensor, uniform: Tensor, sampling: Sampling
+    logits: Tensor, temperature: Tensor | None, greedy: Tensor | None, uniform: Tensor, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
     """Token [n] by inverse CDF (greedy rows: argmax), its log-probability [n] under softmax(logits / temperature)."""
-    logprobs = torch.log_softmax(logits / temperature[:, None], -1)
-    best = logits.argmax(-1)
+    logprobs = torch.log_softmax(logits if temperature is None else logits / temperature[:, None], -1)
     if sampling.greedy:
-        token = best
+        token = logits.argmax(-1)
     else:
+        probs = logprobs.exp()
+        if sampling.top_k or sampling.top_p < 1:
+            probs = filtered(probs.double(), sampling.top_k, sampling.top_p)
         # double precision: a running sum over a large vocabulary must not swallow rare tokens
-        cdf = filtered(logprobs.double().exp(), sampling.top_k, sampling.top_p).cumsum(-1)
-        token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
-        token = torch.where(greedy, best, token.clamp(max=logits.shape[1] - 1))
+        cdf = probs.cumsum(-1, dtype=torch.float64)
+        token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
+        token = token.clamp(max=logits.shape[1] - 1)
+        if greedy is not None:
+            token = torch.where(greedy, logits.argmax(-1), token)
     return token, logprobs.gather(1, token[:, None])[:, 0]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,24 @@ from torch import Tensor
 if TYPE_CHECKING:
     from polyrl.experience import Experience
     from polyrl.runtime.context import Context
+
+
+class ClosedForm(Protocol):
+    """Forward and backward passes that are written out, for networks so small that autograd costs more than they do.
+
+    Attributes:
+        reads: fields of the experience that `forward` needs.
+    """
+
+    reads: frozenset[str]
+
+    def forward(self, batch: Experience, wants: frozenset[str]) -> dict[str, Tensor]:
+        """What `World.outputs` gives of steps `[N, 1]`, detached; kept for `backward`."""
+        ...
+
+    def backward(self, slopes: Mapping[str, Tensor]) -> None:
+        """Write every parameter's gradient, given the loss's slopes `[N, 1]` by the latest outputs."""
+        ...
 
 
 class World(ABC):
@@ -25,6 +44,8 @@ class World(ABC):
 
     task: Any
     device: str = "cpu"
+    reads: frozenset[str] = frozenset()
+    """Fields of the experience that `outputs` needs; empty: not said, so it is given all of them."""
 
     @abstractmethod
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -52,6 +73,24 @@ class World(ABC):
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable "logprob", "entropy", "value", "cost" of the experience's steps, `[B, T]` each, as wanted."""
         raise NotImplementedError(f"{type(self).__name__} gives none of {', '.join(sorted(wants))}")
+
+    @contextmanager
+    def updating(self, batch: Experience, wants: Collection[str]) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+        """Forward passes of one minibatch: yield a function from row numbers of `batch` `[b]` to their `outputs`.
+
+        What micro-batches share is computed once at entry, and its gradients flow when the block ends without an error.
+        """
+        yield lambda rows: self.outputs(batch.rows(rows), wants)
+
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """Passes without autograd that give these outputs of single steps; None where autograd must do it."""
+        return None
+
+    def zero_gradients(self) -> None:
+        """Forget the gradients of all trained parameters."""
+        for named in self.parameters().values():
+            for _, parameter in named:
+                parameter.grad = None
 
     def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
         """Row indices that fit in memory together; rows with equal `experience[together]` stay together."""

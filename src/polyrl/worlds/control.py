@@ -17,8 +17,12 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.credit import masked_mean
 from polyrl.parts.score import kl_estimate
+from polyrl.policies.closed_form import ActorCriticPasses
 from polyrl.policies.control import ControlCritic, ControlPolicy, distribution_of
-from polyrl.sampling.control import Collector, Judge, Standing, environments_of
+from polyrl.policies.flat import FlatParameters
+from polyrl.sampling.control import Collector, Standing
+from polyrl.sampling.environments import environments_of
+from polyrl.sampling.judge import Judge
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.worlds.base import World
@@ -76,7 +80,10 @@ class ControlWorld(World):
         policy, critic: the networks; statistics of normalisation are the policy's buffers.
         collector: steps the training environments; None before the first rollout.
         latest: the latest rollout.
+        flat: the trained parameters of each model as one vector.
     """
+
+    reads = ActorCriticPasses.reads
 
     def __init__(
         self,
@@ -94,6 +101,8 @@ class ControlWorld(World):
         distribution = distribution_of(task.actions.space, getattr(architecture, "log_std_init", 0.0))
         self.policy: ControlPolicy = architecture.make_policy(distribution, observations.continuous, seed)
         self.critic: ControlCritic | None = architecture.make_critic(observations.size, seed) if critic else None
+        self.flat = {name: FlatParameters(module) for name, module in self._models().items()}
+        self._passes = ActorCriticPasses.of(self.policy, self.critic)
         self.collector: Collector | None = None
         self.judge = Judge(task, self.evaluation.seed)
         self.latest: Experience | None = None
@@ -141,9 +150,18 @@ class ControlWorld(World):
     # --------------------------------------------------------------------------------------------- forward passes
 
     def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Trained parameters by model: "policy", and "critic" if there is one."""
-        models = {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
-        return {name: [*model.named_parameters()] for name, model in models.items()}
+        """Trained parameters by model, as one vector each: "policy", and "critic" if there is one."""
+        return {name: [("parameters", flat.vector)] for name, flat in self.flat.items()}
+
+    def zero_gradients(self) -> None:
+        """Forget the gradients, which stay where they are: those of the layers are views of them."""
+        for flat in self.flat.values():
+            assert flat.vector.grad is not None
+            flat.vector.grad.zero_()
+
+    def closed_form(self, wants: Collection[str]) -> ActorCriticPasses | None:
+        """Passes in NumPy, for networks of known layers."""
+        return self._passes
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable "logprob", "entropy" and "value" `[B, T]`, those that are wanted."""
@@ -154,19 +172,16 @@ class ControlWorld(World):
             found["value"] = self._need_critic()(experience["observation"])
         return {name: tensor for name, tensor in found.items() if name in wants}
 
-    @torch.no_grad()
     def value(self, experience: Experience) -> Tensor:
         """Critic's value of the state before each step, `[B, T]`."""
-        value: Tensor = self._need_critic()(experience["observation"])
-        return value
+        return self._need_critic().values(experience["observation"])
 
-    @torch.no_grad()
     def final_value(self, experience: Experience) -> Tensor:
         """Critic's value of the state after each truncated step, `[B, T]`; 0 at the others."""
         cut = experience["truncated"]
         result = torch.zeros(cut.shape)
         if bool(cut.any()):
-            result[cut] = self._need_critic()(experience["final_observation"][cut])
+            result[cut] = self._need_critic().values(experience["final_observation"][cut])
         return result
 
     @torch.no_grad()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +16,16 @@ from torch import Tensor
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies.folders import LoraSettings
-from polyrl.policies.language import LanguagePolicy, Precision
+from polyrl.policies.language import LanguagePolicy, Precision, Reader
 from polyrl.policies.pairs import FixedPairs
+from polyrl.policies.prefix import SharedPrompts
 from polyrl.policies.rows import micro_batches_of
 from polyrl.policies.scalar import Critic
 from polyrl.policies.start import fingerprint, start_model
 from polyrl.runtime.config import Given, RunConfig
 from polyrl.runtime.context import Context
 from polyrl.runtime.device import make_device
+from polyrl.runtime.memory import keep_freed_memory
 from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row, Split
@@ -45,6 +48,9 @@ Say = Callable[[str], None]
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 CHECKED_ROWS = 64
 """Prompts of each split that are looked at before a run begins: later ones are checked when they are drawn."""
+
+READ = frozenset({"prompt_ids", "prompt_mask", "action", "present", "mask", "temperature"})
+"""Fields that a model's forward passes need."""
 
 KEPT = "reference-logprobs.safetensors"
 """File of a checkpoint with the reference's log-probabilities of fixed pairs, as far as they are known."""
@@ -226,6 +232,8 @@ class LanguageWorld(World):
     ):
         if micro_batch_tokens < 1:
             raise UserError(f"micro_batch_tokens must be at least 1, not {micro_batch_tokens}.")
+        if str(device) == "cpu":
+            keep_freed_memory()
         self.task, self.model_name, self.seed = task, str(model), seed
         self.reference_name = reference or str(model)
         self.device, self.precision = device, precision
@@ -264,7 +272,7 @@ class LanguageWorld(World):
         names = list(rows[0])
         columns = {name: [rows[g].get(name) for g in batch["group"].tolist()] for name in names}
         # experience lives in main memory; models take to their device what they read, micro-batch by micro-batch
-        batch = Experience(batch.data.to("cpu"), batch.columns)
+        batch = batch.to("cpu")
         batch = batch.with_fields(length_limit=torch.full((len(batch),), sampling.max_tokens))
         return batch.with_columns(**columns)
 
@@ -345,8 +353,12 @@ class LanguageWorld(World):
     # ------------------------------------------------------------------------------------------- forward passes
 
     def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
-        """Row indices of similar length with at most `micro_batch_tokens` padded tokens (unless one unit has more)."""
-        return micro_batches_of(experience, self.micro_batch_tokens, together)
+        """Row indices of similar length with at most `micro_batch_tokens` padded tokens (unless one unit has more).
+
+        Where `updating` shares prompts, rows whose prompts are read together follow one another.
+        """
+        plan = self.policy.plan(experience, self.micro_batch_tokens)
+        return micro_batches_of(experience, self.micro_batch_tokens, together, None if plan is None else plan.chunk)
 
     def monitor(self, experience: Experience, context: Context) -> None:
         """Log the perplexity of what was sampled and, now and then, its KL to the start."""
@@ -367,12 +379,33 @@ class LanguageWorld(World):
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable "logprob", "entropy" and "value" `[B, T]`, those that are wanted."""
+        return self._outputs(experience, wants, None, {})
+
+    @contextmanager
+    def updating(self, batch: Experience, wants: Collection[str]) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+        """See `World.updating`. Each micro-batch must go backward before the next one is read."""
+        plan = self.policy.plan(batch, self.micro_batch_tokens)  # the critic is of the same family
+        shared: dict[Reader, SharedPrompts | None] = {}
+        with ExitStack() as stack:
+            for reader in (self.policy, self.critic):
+                if reader is not None:
+                    shared[reader] = stack.enter_context(reader.sharing(plan))
+            yield lambda rows: self._outputs(batch, wants, rows, shared)
+
+    def _outputs(
+        self,
+        batch: Experience,
+        wants: Collection[str],
+        rows: Tensor | None,
+        shared: Mapping[Reader, SharedPrompts | None],
+    ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         policy_wants = set(wants) & {"logprob", "entropy"}
         if policy_wants:
-            found.update(self.policy.evaluate(experience, want=policy_wants))
+            found.update(self.policy.evaluate(batch, want=policy_wants, rows=rows, shared=shared.get(self.policy)))
         if "value" in wants:
-            found["value"] = self._need_critic().evaluate(experience)
+            critic = self._need_critic()
+            found["value"] = critic.evaluate(batch, rows, shared.get(critic))
         return {name: tensor.cpu() for name, tensor in found.items()}
 
     def reference_logprob(self, experience: Experience) -> Tensor:
@@ -386,21 +419,27 @@ class LanguageWorld(World):
         """The same, always measured."""
         if self.lora is not None:
             with self.policy.model.disable_adapter():
-                return self._measured(experience, lambda rows: self.policy.evaluate(rows)["logprob"])
-        return self._measured(experience, lambda rows: self.reference.evaluate(rows)["logprob"])
+                return self._measured(experience, self.policy)
+        return self._measured(experience, self.reference)
 
     @torch.no_grad()
     def value(self, experience: Experience) -> Tensor:
         """Critic's value of the state before each step, `[B, T]`."""
-        return self._measured(experience, self._need_critic().evaluate)
+        return self._measured(experience, self._need_critic())
 
-    def _measured(self, experience: Experience, forward: Any) -> Tensor:
-        """`forward` on every row that may train; greedy twins never do, and stay 0."""
+    def _measured(self, experience: Experience, reader: LanguagePolicy | Critic) -> Tensor:
+        """What `reader` gives of every row that may train; greedy twins never do, and stay 0."""
         result = torch.zeros(experience["mask"].shape)
         trained = (~experience["greedy"]).nonzero()[:, 0]
-        for index in self.micro_batches(experience.rows(trained)):
-            rows = trained[index]
-            result[rows] = forward(experience.rows(rows)).float().cpu()
+        batch = experience.only(READ).rows(trained)
+        plan = reader.plan(batch, self.micro_batch_tokens)
+        with reader.sharing(plan) as shared:
+            for rows in micro_batches_of(batch, self.micro_batch_tokens, chunk=None if plan is None else plan.chunk):
+                if isinstance(reader, Critic):
+                    found = reader.evaluate(batch, rows, shared)
+                else:
+                    found = reader.evaluate(batch, rows=rows, shared=shared)["logprob"]
+                result[trained[rows]] = found.float().cpu()
         return result
 
     @cached_property

@@ -33,11 +33,12 @@ def judged_pairs(
     batch = pairs.batch(numbers)
     batch = batch.with_fields(weight=batch["mask"].float())
     outputs: dict[str, Tensor] = {}
-    for index in world.micro_batches(batch, "pair"):
-        for name, values in world.outputs(batch.rows(index), {output}).items():
-            if name not in outputs:
-                outputs[name] = torch.zeros((len(batch), *values.shape[1:]))
-            outputs[name][index] = values.float()
+    with world.updating(batch, {output}) as forward:
+        for index in world.micro_batches(batch, "pair"):
+            for name, values in forward(index).items():
+                if name not in outputs:
+                    outputs[name] = torch.zeros((len(batch), *values.shape[1:]))
+                outputs[name][index] = values.float()
     batch, margin = _margin(world, pairs, batch, outputs)
     right = torch.where(margin.abs() <= EQUAL, 0.5, (margin > 0).float())
     metrics = {"eval/pair_accuracy": float(right.mean()), "eval/margin": float(margin.mean())}

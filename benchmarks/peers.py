@@ -1,0 +1,29 @@
+"""The peers' own environments, in build/: pinned, made when first needed, apart from polyrl's."""
+
+from __future__ import annotations
+
+import subprocess
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+BUILD = ROOT / "build"
+REQUIREMENTS = {"trl": HERE / "requirements-trl.txt", "sb3": HERE / "requirements-sb3.txt"}
+
+
+def peer_python(peer: str) -> str:
+    """The Python that has the peer "trl" or "sb3"; makes its environment from requirements-<peer>.txt."""
+    home = BUILD / peer
+    python, done = home / "bin" / "python", home / ".installed"
+    wanted = REQUIREMENTS[peer].read_text(encoding="utf-8")
+    if not done.is_file() or (done.read_text(encoding="utf-8") or wanted) != wanted:
+        print(f"making the environment of {peer} in build/{peer} ...", flush=True)
+        if not python.exists():
+            venv.create(home, with_pip=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # what both sides use, such as torch and gymnasium, has polyrl's own versions
+        constraints = ["--constraint", str(ROOT / "constraints.txt")]
+        subprocess.run([*pip, *constraints, "-r", str(REQUIREMENTS[peer])], check=True)
+        done.write_text(wanted, encoding="utf-8")
+    return str(python)

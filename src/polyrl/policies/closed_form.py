@@ -1,0 +1,158 @@
+"""Forward and backward passes of small networks written out in NumPy, on the memory of the torch modules themselves.
+
+At the sizes of control a framework costs several times what it computes. Terms of an objective keep their torch form:
+they see outputs `[N, 1]` and give the loss's slopes by them, which are carried back through the layers here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyrl.experience import Experience
+from polyrl.policies.control import IN_PLACE, ControlCritic, ControlPolicy, Floats
+
+Slope = Callable[[Floats, Floats], None]
+"""Multiplies a slope `[N, H]` in place by an activation's derivative, told by the activation's output `[N, H]`."""
+
+
+def _tanh(slope: Floats, output: Floats) -> None:
+    np.multiply(output, output, out=output)  # read for the last time here
+    np.subtract(1, output, out=output)
+    slope *= output
+
+
+def _relu(slope: Floats, output: Floats) -> None:
+    slope *= output > 0
+
+
+def _elu(slope: Floats, output: Floats) -> None:
+    slope *= np.minimum(output, 0) + 1
+
+
+SLOPES: dict[type[nn.Module], Slope] = {nn.Tanh: _tanh, nn.ReLU: _relu, nn.ELU: _elu}
+
+
+class _Linear:
+    """One linear layer and the activation after it, if any: arrays that share memory with the module's tensors."""
+
+    def __init__(self, layer: nn.Linear, activation: nn.Module | None):
+        self.weight, self.bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        assert layer.weight.grad is not None and layer.bias.grad is not None
+        self.weight_slope, self.bias_slope = layer.weight.grad.numpy(), layer.bias.grad.numpy()
+        self.output = self.slope = np.zeros((0, 0), dtype=np.float32)
+        self.activate = None if activation is None else IN_PLACE[type(activation)]
+        self.through = None if activation is None else SLOPES[type(activation)]
+
+
+class Layers:
+    """Linear layers with activations between them: a forward pass, and the backward pass of the latest one."""
+
+    def __init__(self, linear: list[_Linear]):
+        self.linear = linear
+        self.input = np.zeros((0, 0), dtype=np.float32)
+        self.ones = np.zeros(0, dtype=np.float32)
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Layers | None:
+        """Those of a network whose parameters have gradients already (`FlatParameters`); None where it has others."""
+        if not isinstance(network, nn.Sequential):
+            return None
+        modules, found = [*network], list[_Linear]()
+        while modules:
+            layer = modules.pop(0)
+            if not isinstance(layer, nn.Linear) or any(x is None or x.grad is None for x in (layer.weight, layer.bias)):
+                return None
+            activation = modules.pop(0) if modules and not isinstance(modules[0], nn.Linear) else None
+            if activation is not None and type(activation) not in SLOPES:
+                return None
+            found.append(_Linear(layer, activation))
+        return cls(found) if found else None
+
+    def forward(self, x: Floats) -> Floats:
+        """Outputs `[N, O]` of inputs `[N, I]`; the activations are kept for `backward`, in buffers that are reused."""
+        self.input = x
+        for layer in self.linear:
+            if len(layer.output) != len(x):
+                layer.output = np.empty((len(x), len(layer.bias)), dtype=np.float32)
+                layer.slope = np.empty((len(x), layer.weight.shape[1]), dtype=np.float32)
+            x = np.dot(x, layer.weight.T, out=layer.output)
+            x += layer.bias
+            if layer.activate is not None:
+                layer.activate(x)
+        return x.copy()
+
+    def backward(self, slope: Floats) -> None:
+        """Write the gradients of all parameters, given the loss's slope `[N, O]` by the outputs."""
+        if len(self.ones) != len(slope):
+            self.ones = np.ones(len(slope), dtype=np.float32)
+        for layer, before in zip(self.linear[::-1], [*self.linear[-2::-1], None], strict=True):
+            if layer.through is not None:
+                layer.through(slope, layer.output)
+            np.dot(slope.T, self.input if before is None else before.output, out=layer.weight_slope)
+            np.dot(self.ones, slope, out=layer.bias_slope)
+            if before is not None:
+                slope = np.dot(slope, layer.weight, out=layer.slope)
+
+
+class ActorCriticPasses:
+    """Log-probabilities, entropies and values of single steps, and their way back into the gradients."""
+
+    reads = frozenset({"observation", "action"})
+    """Fields that `forward` needs."""
+
+    def __init__(self, policy: ControlPolicy, actor: Layers | None, critic: Layers | None):
+        self.policy, self.actor, self.critic = policy, actor, critic
+        self._way_back: Callable[[Floats, Floats], Floats] | None = None
+
+    @classmethod
+    def of(cls, policy: ControlPolicy, critic: ControlCritic | None) -> ActorCriticPasses | None:
+        """Those of these networks; None where a layer has no form here and autograd must do it."""
+        actor = Layers.of(policy.network)
+        judge = None if critic is None else Layers.of(critic.network)
+        if actor is None or (critic is not None and judge is None):
+            return None
+        return cls(policy, actor, judge)
+
+    def forward(self, batch: Experience, wants: frozenset[str]) -> dict[str, Tensor]:
+        """What is wanted of "logprob", "entropy" and "value", `[N, 1]` each, of `observation` `[N, 1, D]`."""
+        observation = _array(batch["observation"])
+        found: dict[str, Tensor] = {}
+        self._way_back = None
+        if self.actor is not None and wants & {"logprob", "entropy"}:
+            numbers = self.actor.forward(observation)
+            logprob, entropy, self._way_back = self.policy.distribution.differentiable(numbers, _array(batch["action"]))
+            found = {"logprob": _column(logprob), "entropy": _column(entropy)}
+        if self.critic is not None and "value" in wants:
+            found["value"] = torch.from_numpy(self.critic.forward(observation))
+        return found
+
+    def backward(self, slopes: Mapping[str, Tensor]) -> None:
+        """Write every parameter's gradient, given the loss's slopes `[N, 1]` by the latest forward pass's outputs."""
+        if self.actor is not None and self._way_back is not None:
+            size = len(self.actor.input)
+            ours = [
+                _row(slopes[k], size) if k in slopes else np.zeros(size, np.float32) for k in ("logprob", "entropy")
+            ]
+            self.actor.backward(self._way_back(*ours))
+        if self.critic is not None and "value" in slopes:
+            self.critic.backward(slopes["value"].numpy())
+
+
+def _array(x: Tensor) -> NDArray[Any]:
+    """`[N, 1, ...]` as `[N, ...]`."""
+    return x.squeeze(1).numpy()
+
+
+def _row(x: Tensor, size: int) -> Floats:
+    row: Floats = x.numpy().reshape(size)
+    return row
+
+
+def _column(x: Floats) -> Tensor:
+    return torch.from_numpy(x).unsqueeze(1)

@@ -1,0 +1,411 @@
+"""A transformers model as a decoder of one token a row: its own weights, laid out for the few products of a step.
+
+`model.generate` is general, and pays for it at each token. Here the weights are read once, before a batch of responses
+is sampled; then a step is four products a layer and little else:
+
+- query, key and value are one product, gate and up another;
+- the gain of an RMSNorm (and the attention's scale) is multiplied into the weights that follow it;
+- the two halves of a head that RoPE turns together lie side by side, so that turning is one complex multiplication;
+- keys and values go into a cache that has room for all tokens to come, and rows that ended leave it;
+- float32 products run through oneDNN where that is faster (see `linear`), on weights packed for it.
+
+All this changes rounding only. What the decoder does not know it refuses, by the model's class and configuration, and
+where it accepts a model it is compared with it once (`refusal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers.cache_utils import DynamicLayer
+
+from polyrl.policies.linear import Linear, onednn_pays
+from polyrl.policies.rows import pad_rows
+
+FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+"""Model classes whose layers the decoder knows, each of them exactly: a subclass may compute something else."""
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Kinds of RoPE whose angles depend on the position only, not on how long the text is by now."""
+
+SMALLEST = 2**20
+"""Floating point operations of a product below which calling oneDNN costs more than its kernels save (measured)."""
+
+PREFILL_TOKENS = 2**14
+"""Prompt tokens, padding included, that are read at a time: what lies between two layers must not fill the memory."""
+
+Product = Callable[[Tensor], Tensor]
+
+
+# --------------------------------------------------------------------------------------------- which models
+
+
+def refusal(model: Any, dtype: torch.dtype) -> str | None:
+    """Why a causal language model cannot be decoded here, in a few words; None where it can.
+
+    Decided by its class, configuration and modules; a model that passes is compared with the decoder on a few tokens.
+    """
+    config, kind = model.config, type(model).__name__
+    if type(model) not in FAMILIES:
+        return f"{kind} is not one of the families that it knows"
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
+        return "attention within a window"
+    if config.rope_parameters["rope_type"] not in ROPE_TYPES:
+        return f"RoPE of type {config.rope_parameters['rope_type']}"
+    if config.hidden_act not in ("silu", "swish"):
+        return f"activation {config.hidden_act}"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return "modules with hooks"
+    for layer in model.model.layers:
+        for linear in (*_projections(layer), model.lm_head):
+            if not (_is_plain(linear) or _is_lora(linear)):
+                return f"a layer of type {type(linear).__name__}"
+            if _is_lora(linear) and dtype is not torch.float32:
+                return "LoRA in bfloat16: adding adapters to rounded weights would lose small changes"
+    if {(p.device, p.dtype) for p in model.parameters()} != {(model.device, torch.float32)}:
+        return "weights of several kinds"
+    return None if _agrees(model) else "it does not give the model's own logits"
+
+
+def _projections(layer: Any) -> tuple[Any, ...]:
+    a, m = layer.self_attn, layer.mlp
+    return a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj
+
+
+def _is_plain(module: Any) -> bool:
+    return type(module) in (nn.Linear, Linear)
+
+
+def _is_lora(module: Any) -> bool:
+    """Whether this is a plain linear layer with ordinary adapters of peft (no DoRA and the like)."""
+    return (
+        type(module).__module__ == "peft.tuners.lora.layer"
+        and _is_plain(getattr(module, "base_layer", None))
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+    )
+
+
+@torch.no_grad()
+def _agrees(model: Any) -> bool:
+    """Whether two rows of different length get the model's own logits, from their prompt and one step later."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    rows = [[i % vocabulary for i in row] for row in ((1, 2, 3, 4, 5), (4, 3, 6))]
+    with torch.autocast(model.device.type, enabled=False):
+        own = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows]
+        decoding = Decoder(model, rows=2).read([row[:-1] for row in rows], torch.arange(2), room=2)
+        logits = decoding.logits, decoding.next(torch.tensor([row[-1] for row in rows], device=model.device))
+    for back, got in zip((-2, -1), logits, strict=True):
+        want = torch.stack([one[back] for one in own])
+        # weights that are not finite are no fault of the decoder's: what it gives is not finite either
+        if bool(want.isfinite().all()) and not torch.allclose(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max())):
+            return False
+    return True
+
+
+# --------------------------------------------------------------------------------------------- the weights
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Products and gains of one layer; gains of norms before a product are in its weights."""
+
+    qkv: Product
+    heads: Tensor | None
+    """Gains [H + K, d] of the norms of each query and key head."""
+    out: Product
+    gate_up: Product
+    down: Product
+
+
+class Decoder:
+    """A model's weights as they are now, laid out for decoding. Make a new one after each update of the model.
+
+    `rows` is how many rows will be decoded at a time: it decides which products go to oneDNN.
+    """
+
+    def __init__(self, model: Any, *, rows: int, dtype: torch.dtype = torch.float32):
+        config, backbone = model.config, model.model
+        self.dtype, self.rows, self.device = dtype, rows, model.device
+        self.eps = config.rms_norm_eps
+        self.rotary = backbone.rotary_emb
+        self.embedding = backbone.embed_tokens.weight.detach()
+        attention = backbone.layers[0].self_attn
+        self.size = attention.head_dim
+        self.key_heads = attention.k_proj.out_features // self.size
+        self.query_heads = attention.q_proj.out_features // self.size
+        self.layers = [self._layer(layer) for layer in backbone.layers]
+        self.norm = _gain(backbone.norm)
+        self.head = self._product(*_read(model.lm_head))
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        query, key, value, out, gate, up, down = map(_read, _projections(layer))
+        scale, heads = self.size**-0.5, None
+        if hasattr(attention, "q_norm"):
+            gains = (_gain(attention.q_norm) * scale).expand(self.query_heads, -1), _gain(attention.k_norm)
+            heads = torch.cat([gains[0], gains[1].expand(self.key_heads, -1)])
+            heads = self._side_by_side(heads.reshape(-1)).view(-1, self.size)
+        else:
+            query = tuple(None if x is None else x * scale for x in query)  # type: ignore[assignment]
+        query, key = (tuple(None if x is None else self._side_by_side(x) for x in pair) for pair in (query, key))  # type: ignore[assignment]
+        return _Layer(
+            qkv=self._product(*_joined(query, key, value), gain=_gain(layer.input_layernorm)),
+            heads=heads,
+            out=self._product(*out),
+            gate_up=self._product(*_joined(gate, up), gain=_gain(layer.post_attention_layernorm)),
+            down=self._product(*down),
+        )
+
+    def _side_by_side(self, x: Tensor) -> Tensor:
+        """Reorder the first dimension (heads of `size`) so that i and i + size / 2 become neighbours."""
+        halves = x.view(-1, 2, self.size // 2, *x.shape[1:])
+        return halves.transpose(1, 2).reshape(x.shape)
+
+    def _product(self, weight: Tensor, bias: Tensor | None, gain: Tensor | None = None) -> Product:
+        """The function x [m, k] -> [m, n] of a weight [n, k], each of its columns times `gain` first."""
+        large = 2 * self.rows * weight.numel() >= SMALLEST
+        if gain is not None:
+            weight = weight * gain
+        weight, bias = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
+        if large and self.device.type == "cpu" and onednn_pays():
+            mkldnn: Any = torch.ops.mkldnn
+            packed = mkldnn._reorder_linear_weight(weight.contiguous(), self.rows)
+            return lambda x: mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+        return lambda x: F.linear(x, weight, bias)
+
+    # ---- the model
+
+    def read(self, prompts: Sequence[Sequence[int]], source: Tensor, *, room: int) -> Decoding:
+        """Read distinct prompts; row i of [n] answers `prompts[source[i]]` with at most `room` tokens."""
+        return Decoding(self, prompts, source.to(self.device), room)
+
+    def cache(self, entries: int, places: int) -> Tensor:
+        """Room for keys and values: [L, 2, entries, K, places, d]."""
+        shape = len(self.layers), 2, entries, self.key_heads, places, self.size
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def turns(self, positions: int) -> Tensor:
+        """RoPE of the first positions as complex numbers [positions, 1, d / 2], by the model's own module."""
+        place = torch.arange(positions, device=self.device)[None]
+        cos, sin = self.rotary(torch.zeros(1, device=self.device), place)
+        half = self.size // 2
+        return torch.complex(cos[0, :, :half], sin[0, :, :half])[:, None]
+
+    def states(self, tokens: Tensor, turn: Tensor, attend: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+        """Last hidden states [m, D] of tokens [m], float32.
+
+        `turn` [m, 1, d / 2] is RoPE at their positions; `attend` takes a layer's number, scaled queries [m, H, d] and
+        keys and values [m, 2 K, d] and gives what each token takes from its row, [m, H d].
+        """
+        x = F.embedding(tokens, self.embedding)
+        turned = self.query_heads + self.key_heads
+        for i, layer in enumerate(self.layers):
+            heads = layer.qkv(self._normed(x)).view(x.shape[0], -1, self.size).float()
+            queries_keys = heads[:, :turned]
+            if layer.heads is not None:
+                queries_keys.mul_(_inverse_rms(queries_keys, self.eps)).mul_(layer.heads)
+            pairs = queries_keys.unflatten(-1, (-1, 2))
+            torch.view_as_complex(pairs).mul_(turn)
+            x = x + layer.out(attend(i, heads[:, : self.query_heads].to(self.dtype), heads[:, self.query_heads :]))
+            gate, up = layer.gate_up(self._normed(x)).chunk(2, -1)
+            x = x + layer.down(F.silu(gate, inplace=True).mul_(up))
+        return x
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [m, V] float32 of last hidden states [m, D]."""
+        return self.head(self._normed(states).mul_(self.norm)).float()
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return (x * _inverse_rms(x, self.eps)).to(self.dtype)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(sum of squares + d eps) [..., 1]: RMSNorm's factor but for sqrt(d), which stands in the gain."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(x.shape[-1] * eps).rsqrt_()
+
+
+def _gain(norm: Any) -> Tensor:
+    weight: Tensor = norm.weight.detach()
+    return weight * weight.numel() ** 0.5
+
+
+def _read(linear: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a linear layer as they are, active adapters added in."""
+    base = linear if _is_plain(linear) else linear.base_layer
+    weight, bias = base.weight.detach(), None if base.bias is None else base.bias.detach()
+    if base is not linear and not linear.disable_adapters and not linear.merged:
+        for name in linear.active_adapters:
+            if name in linear.lora_A:
+                weight = weight + linear.get_delta_weight(name).detach()
+    return weight, bias
+
+
+def _joined(*parts: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Several weights and biases as one: their products one beside the other."""
+    weights, biases = zip(*parts, strict=True)
+    if all(bias is None for bias in biases):
+        return torch.cat(weights), None
+    return torch.cat(weights), torch.cat([
+        weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts
+    ])  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- the rows
+
+
+class Decoding:
+    """Rows that are being decoded: keys and values of their prompts and of their responses, apart from each other.
+
+    A prompt's are kept once for all rows that answer it. Its rows ask them together, in one product, and a row's own
+    keys and values grow by a place a step.
+    """
+
+    logits: Tensor
+    """[n, V] float32, of the first token of each row's response."""
+    selectable = True
+    """Rows can leave."""
+
+    def __init__(self, decoder: Decoder, prompts: Sequence[Sequence[int]], source: Tensor, room: int):
+        self.decoder = decoder
+        self.source = source
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=decoder.device)
+        self.width = int(lengths.max())
+        """Places of the prompts, which are padded on the right."""
+        self.turns = decoder.turns(self.width + room)
+        self.prompts = decoder.cache(len(prompts), self.width)
+        self.responses = decoder.cache(len(source), max(1, room - 1))  # the last token is never read
+        self.end = 0
+        """Places of the responses in use."""
+        self.position = lengths[source]
+        self.padding: Tensor | None = None
+        """0 at a prompt's tokens and -inf at its padding, [P, 1, width]."""
+        if len(set(map(len, prompts))) > 1:
+            hidden = torch.arange(self.width, device=decoder.device) >= lengths[:, None, None]
+            self.padding = torch.zeros(hidden.shape, dtype=decoder.dtype, device=decoder.device)
+            self.padding.masked_fill_(hidden, float("-inf"))
+        at_once = max(1, PREFILL_TOKENS // self.width)
+        states = [self._prefill(prompts[i : i + at_once], i) for i in range(0, len(prompts), at_once)]
+        self.logits = decoder.logits(torch.cat(states))[source]
+        self._group()
+        self._look()
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> Tensor:
+        """Read some prompts, numbered from `first`; the last states [p, D] of each."""
+        decoder = self.decoder
+        ids, real = (x.to(decoder.device) for x in pad_rows(prompts, 0, "right"))
+        size, width = ids.shape
+
+        def attend(layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+            pair = keys_values.to(decoder.dtype).view(size, width, 2, -1, decoder.size).permute(2, 0, 3, 1, 4)
+            self.prompts[layer, :, first : first + size, :, :width] = pair
+            read = F.scaled_dot_product_attention(
+                queries.view(size, width, -1, decoder.size).transpose(1, 2),
+                *pair,
+                is_causal=True,  # padding is on the right, where no token of the prompt looks
+                scale=1.0,
+                enable_gqa=decoder.query_heads != decoder.key_heads,
+            )
+            return read.transpose(1, 2).flatten(2).flatten(0, 1)
+
+        self.prompts[:, :, first : first + size, :, width:] = 0  # of shorter prompts than others: hidden, but finite
+        turn = self.turns[:width].repeat(size, 1, 1)
+        states = decoder.states(ids.flatten(), turn, attend).view(size, width, -1)
+        return states[torch.arange(size, device=decoder.device), real.sum(1) - 1]
+
+    def next(self, token: Tensor) -> Tensor:
+        """Logits [n, V] float32 after one more token [n] of each row."""
+        turn = self.turns.index_select(0, self.position)
+        self.position = self.position + 1
+        self.end += 1
+        return self.decoder.logits(self.decoder.states(token, turn, self._attend))
+
+    def _attend(self, layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
+        """One query a row and head over the row's prompt and response: plain products, which beat fused kernels here.
+
+        A slot is a row and a head of keys; the slots of one prompt and head make one product.
+        """
+        n, size, end, width = queries.shape[0], self.decoder.size, self.end, self.width
+        prompt_keys, prompt_values, keys, values, store = self.views[layer]
+        store[:, :, :, end - 1] = keys_values.view(n, 2, -1, size).transpose(0, 1)
+        queries = queries.reshape(keys.shape[0], -1)
+        grouped = queries.index_select(0, self.slots).view(prompt_keys.shape[0], -1, size)
+        asked = _scores(grouped, prompt_keys)
+        if self.padding is not None:
+            asked.view(self.padding.shape[0], -1, width).add_(self.padding)
+        asked = asked.view(self.slots.shape[0], -1).index_select(0, self.slot).view(keys.shape[0], -1, width)
+        said = _scores(queries.view(keys.shape[0], -1, size), keys[:, :end])
+        asked, said = torch.cat([asked, said], -1).softmax(-1).split([width, end], -1)
+        grouped = asked.index_select(0, self.slots).view(prompt_keys.shape[0], -1, width)
+        read = _product(grouped, prompt_values).view(self.slots.shape[0], -1).index_select(0, self.slot)
+        return _product(said, values[:, :end]).view(n, -1).add_(read.view(n, -1))
+
+    def keep(self, alive: Tensor) -> Tensor:
+        """Let rows go that are not `alive` [n]; return which rows stay [m], in their new order."""
+        order = _close_ranks(self.responses[..., : self.end, :], alive)
+        self.position, self.source = self.position[order], self.source[order]
+        self.slot = self.slot.view(len(alive), -1)[order].flatten()
+        if len(self.slots) > 2 * len(self.slot):
+            self._group()
+        self._look()
+        return order
+
+    def _group(self) -> None:
+        """Let prompts go that no row has any more, and give each row a slot among those of its prompt."""
+        asked = torch.zeros(self.prompts.shape[2], dtype=torch.bool, device=self.source.device)
+        asked[self.source] = True
+        order = _close_ranks(self.prompts, asked)
+        self.prompts = self.prompts[:, :, : len(order)]
+        self.padding = None if self.padding is None else self.padding[order]
+        number = torch.empty_like(asked, dtype=torch.long)
+        number[order] = torch.arange(len(order), device=order.device)
+        self.source = number[self.source]
+        counted = F.one_hot(self.source, len(order)).cumsum(0)  # [n, P]: rows of each prompt so far
+        rank = counted.gather(1, self.source[:, None]) - 1
+        largest, heads = int(counted[-1].max()), self.decoder.key_heads
+        head = torch.arange(heads, device=order.device)
+        self.slot = ((self.source[:, None] * heads + head) * largest + rank).flatten()
+        self.slots = self.slot.new_zeros(len(order) * heads * largest)
+
+    def _look(self) -> None:
+        """Views of each layer's caches, and which row and head each slot belongs to."""
+        n = len(self.source)
+        self.slots.zero_()  # an empty slot does the first row's work once more
+        self.slots[self.slot] = torch.arange(len(self.slot), device=self.slot.device)
+        self.views = [
+            (*prompt.flatten(1, 2), *response.flatten(1, 2), response)
+            for prompt, response in zip(self.prompts, self.responses[:, :, :n], strict=True)
+        ]
+
+
+def _close_ranks(cache: Tensor, alive: Tensor) -> Tensor:
+    """Move entries of a cache [L, 2, n, ...] from its end to the places of those not `alive` [n]; return who stays."""
+    count = int(alive.sum())
+    order = torch.arange(count, device=alive.device)
+    free = (~alive[:count]).nonzero()[:, 0]
+    order[free] = alive[count:].nonzero()[:, 0] + count
+    for place, late in zip(free.tolist(), order[free].tolist(), strict=True):
+        cache[:, :, place] = cache[:, :, late]
+    return order
+
+
+def _scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """Batched queries [b, m, d] times keys [b, s, d], contiguous [b, m, s]."""
+    if keys.dtype is torch.bfloat16 and keys.device.type == "cpu":  # twice as fast in this order there
+        return torch.bmm(keys, queries.transpose(1, 2)).transpose(1, 2).contiguous()
+    return _product(queries, keys.transpose(1, 2))
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """Batched x [b, m, k] times y [b, k, n]."""
+    if x.shape[1] == 1 and x.dtype is torch.float32 and x.device.type == "cpu" and onednn_pays():
+        # of one row NumPy's BLAS makes up to twice the speed of MKL, where that takes AVX2 kernels (measured)
+        return torch.from_numpy(np.matmul(x.numpy(), y.numpy()))
+    return torch.bmm(x, y)

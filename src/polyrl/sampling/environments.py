@@ -1,0 +1,290 @@
+"""Stepping several environments together: single ones in turn, or a vector environment, each way of resetting alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from polyrl.errors import UserError
+from polyrl.runtime.seeding import stream_seed
+from polyrl.tasks.control.environment import ControlTask, Environment, Vector
+from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
+from polyrl.tasks.language.phrases import reason_of
+
+
+def episode_seed(seed: int, environment: int, episode: int) -> int:
+    """Seed of episode number `episode` of environment number `environment`, 31 bits: what every environment accepts."""
+    return stream_seed(seed, "environment", environment, episode) % 2**31
+
+
+def failure(spec: str, environment: int, step: int, what: str) -> UserError:
+    """The error that names an environment and a step of its episode."""
+    return UserError(
+        f"Environment {environment} of {spec} {what} at step {step} of its episode; the run stopped there."
+    )
+
+
+class Environments(ABC):
+    """Several environments that are stepped together. All arrays are owned by it and written over by each step.
+
+    Attributes:
+        observation: float64 `[B, D]`, what each environment shows now, after a reset where its episode ended. Always
+            finite.
+        final: float64 `[B, D]`, what each showed when its episode ended; only rows that ended at the last step count.
+        reward: float64 `[B]`; terminated, truncated: bool `[B]`, never both.
+        dead: bool `[B]`, the next step only resets this environment (Gymnasium's NEXT_STEP): what it gives is no
+            experience, and `observation` still is the one that ended the episode.
+        any_dead: whether one of them is.
+        episode: int64 `[B]`, number of the present episode, from 0.
+    """
+
+    replayable = False
+    """Whether each episode starts from a seed of its own, so that actions bring back its state."""
+
+    def __init__(self, spec: str, count: int, observations: ObservationEncoder, actions: ActionAdapter):
+        self.spec, self.count = spec, count
+        self.observations, self.actions = observations, actions
+        self.observation = np.zeros((count, observations.size))
+        self.final = np.zeros((count, observations.size))
+        self.reward = np.zeros(count)
+        self.terminated, self.truncated, self.dead = (np.zeros(count, dtype=bool) for _ in range(3))
+        self.any_dead = False
+        self.episode = np.zeros(count, dtype=np.int64)
+        self._finite = np.zeros((count, observations.size), dtype=bool)
+
+    @property
+    @abstractmethod
+    def length(self) -> NDArray[np.int64]:
+        """Steps of the present episodes so far, `[B]`."""
+
+    @abstractmethod
+    def start(self, seed: int, episodes: Sequence[int]) -> None:
+        """Start an episode everywhere: number `episodes[i]` in environment `i`."""
+
+    @abstractmethod
+    def step(self, action: NDArray[Any]) -> bool:
+        """Take the policy's actions `[B, ...]`; return whether an episode ended.
+
+        Raises:
+            UserError: an environment raised, or gave an observation that does not fit or is not finite.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the environments."""
+
+    def _check_finite(self, shown: NDArray[np.float64]) -> None:
+        """Refuse observations `[B, D]` that are not finite."""
+        if np.count_nonzero(np.isfinite(shown, out=self._finite)) == self._finite.size:
+            return
+        i = int(np.flatnonzero(~self._finite.all(1))[0])
+        raise failure(self.spec, i, int(self.length[i]), "gave an observation that is not finite")
+
+
+class SingleEnvironments(Environments):
+    """Environments of one kind, stepped one after another, each episode from a seed of its own."""
+
+    replayable = True
+
+    def __init__(self, spec: str, made: list[Environment], observations: ObservationEncoder, actions: ActionAdapter):
+        super().__init__(spec, len(made), observations, actions)
+        self.made = made
+        self.seed = 0
+        # looked up once and not at every step
+        self._all = range(len(made))
+        self._step = [environment.step for environment in made]
+        self._rows = [*self.observation]
+        self._length = [0] * len(made)
+        self._ended: list[int] = []
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """Steps of the present episodes so far, `[B]`."""
+        return np.array(self._length, dtype=np.int64)
+
+    def start(self, seed: int, episodes: Sequence[int]) -> None:
+        """Start these episodes; each is a pure function of (seed, environment, episode, actions)."""
+        self.seed = seed
+        for i, episode in enumerate(episodes):
+            self.begin(i, episode)
+
+    def begin(self, i: int, episode: int) -> None:
+        """Start an episode in one environment."""
+        self.episode[i] = episode
+        self.reset(i, episode_seed(self.seed, i, episode))
+
+    def reset(self, i: int, seed: int) -> None:
+        """Reset one environment with a seed."""
+        self._length[i] = 0
+        try:
+            observation, _ = self.made[i].reset(seed=seed)
+        except Exception as error:
+            raise failure(self.spec, i, 0, f"raised {reason_of(error)}") from error
+        try:
+            self.observations.encode(observation, self._rows[i])
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise self._misfit(i, error) from error
+        self._check_finite(self.observation)
+
+    def step(self, action: NDArray[Any]) -> bool:
+        """Step every environment; where an episode ends, the next one starts at once."""
+        ended = self.advance(self._all, self.actions.each(action))
+        for i in ended:
+            self.final[i] = self.observation[i]
+            self.begin(i, int(self.episode[i]) + 1)
+        return bool(ended)
+
+    def advance(self, which: Iterable[int], chosen: Any) -> list[int]:
+        """Step the environments `which` with their `chosen` actions, as they expect them; return those that ended.
+
+        Nothing is reset: `reward`, `terminated`, `truncated` and `observation` hold what came.
+        """
+        for i in self._ended:
+            self.terminated[i] = self.truncated[i] = False
+        self._ended = ended = list[int]()
+        step, rows, length, paid, encode = self._step, self._rows, self._length, self.reward, self.observations.encode
+        for i in which:
+            length[i] += 1
+            try:
+                observation, paid[i], ends, cuts, _ = step[i](chosen[i])
+            except Exception as error:
+                raise failure(self.spec, i, length[i], f"raised {reason_of(error)}") from error
+            try:
+                encode(observation, rows[i])
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                raise self._misfit(i, error) from error
+            if ends or cuts:
+                self.terminated[i], self.truncated[i] = ends, not ends
+                ended.append(i)
+        self._check_finite(self.observation)
+        return ended
+
+    def replay(self, i: int, episode: int, actions: NDArray[Any]) -> None:
+        """Bring environment `i` to where these actions `[n, ...]` lead in this episode."""
+        self.begin(i, episode)
+        for chosen in self.actions.each(actions):
+            self.advance((i,), {i: chosen})
+
+    def _misfit(self, i: int, error: Exception) -> UserError:
+        text = f"gave an observation that does not fit its space ({reason_of(error)})"
+        return failure(self.spec, i, self._length[i], text)
+
+    def close(self) -> None:
+        """Close every environment."""
+        for environment in self.made:
+            environment.close()
+
+
+class VectorEnvironments(Environments):
+    """A Gymnasium vector environment, in whichever way it resets the episodes that have ended."""
+
+    def __init__(self, spec: str, made: Vector, observations: ObservationEncoder, actions: ActionAdapter):
+        super().__init__(spec, made.num_envs, observations, actions)
+        self.made = made
+        self.mode = autoreset_mode(spec, made)
+        self._length = np.zeros(self.count, dtype=np.int64)
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """Steps of the present episodes so far, `[B]`."""
+        return self._length
+
+    def start(self, seed: int, episodes: Sequence[int]) -> None:
+        """Start an episode everywhere; its randomness follows from `seed` and the first episode's number alone."""
+        self.episode[:], self._length[:], self.dead[:], self.any_dead = episodes, 0, False, False
+        try:
+            observation, _ = self.made.reset(seed=episode_seed(seed, 0, int(episodes[0])))
+        except Exception as error:
+            raise UserError(f"{self.spec} raised {reason_of(error)} when it was reset.") from error
+        self._show(observation)
+
+    def step(self, action: NDArray[Any]) -> bool:
+        """Step all at once; ends of episodes are told in the same way for all three modes of resetting."""
+        begun = self.dead.copy() if self.any_dead else None  # those whose step is the reset
+        self._length += 1 if begun is None else ~begun
+        try:
+            observation, reward, terminated, truncated, info = self.made.step(self.actions.batch(action))
+        except Exception as error:
+            raise UserError(
+                f"{self.spec} raised {reason_of(error)} at step {self._length.max()} of its longest episode; the run "
+                "stopped there."
+            ) from error
+        self._show(observation)
+        self.reward[:] = reward
+        self.terminated[:] = terminated
+        self.truncated[:] = truncated
+        self.truncated &= ~self.terminated
+        if begun is not None:
+            self.episode += begun
+            self._length[begun] = 0
+            self.dead[:], self.any_dead = False, False
+        ended = self.terminated | self.truncated
+        if not np.count_nonzero(ended):
+            return False
+        if self.mode is AutoresetMode.NEXT_STEP:
+            self.dead[:], self.any_dead = ended, True
+            self.final[ended] = self.observation[ended]
+            return True
+        if self.mode is AutoresetMode.SAME_STEP:
+            self._read_final(info, np.flatnonzero(ended))
+        else:
+            self.final[ended] = self.observation[ended]
+            fresh, _ = self.made.reset(options={"reset_mask": ended})
+            self._show(fresh)
+        self.episode += ended
+        self._length[ended] = 0
+        return True
+
+    def _read_final(self, info: dict[str, Any], ended: NDArray[np.int64]) -> None:
+        found = info.get("final_obs", info.get("final_observation"))
+        if found is None:
+            raise UserError(
+                f"{self.spec} resets in the same step but gives no info['final_obs']: without it the value of what a "
+                "time limit cut off is unknown; let it give them, or use the mode NEXT_STEP."
+            )
+        self.final[:] = 0.0
+        for i in ended:
+            one = {key: value[i] for key, value in found.items()} if isinstance(found, dict) else found[i]
+            self.observations.encode(one, self.final[i])
+        self._check_finite(self.final)
+
+    def _show(self, observation: Any) -> None:
+        try:
+            self.observations.encode_batch(self.made.observation_space, observation, self.observation)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise UserError(
+                f"{self.spec} gave an observation that does not fit its space ({reason_of(error)})."
+            ) from error
+        self._check_finite(self.observation)
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.made.close()
+
+
+def autoreset_mode(spec: str, made: Vector) -> AutoresetMode:
+    """How a vector environment resets, from its metadata.
+
+    Raises:
+        UserError: it does not say.
+    """
+    stated = made.metadata.get("autoreset_mode")
+    try:
+        return stated if isinstance(stated, AutoresetMode) else AutoresetMode(stated)
+    except ValueError:
+        raise UserError(
+            f"{spec} does not say how it resets; set its metadata['autoreset_mode'] to a "
+            f"gymnasium.vector.AutoresetMode ({', '.join(m.name for m in AutoresetMode)})."
+        ) from None
+
+
+def environments_of(task: ControlTask, count: int) -> Environments:
+    """Make the training environments of a task."""
+    if task.is_vector or task.stepping != "single":
+        return VectorEnvironments(task.spec, task.vector(count), task.observations, task.actions)
+    return SingleEnvironments(task.spec, task.singles(count), task.observations, task.actions)

@@ -1,0 +1,151 @@
+"""Whole episodes to judge a policy by: its most probable actions, the same episodes every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from polyrl.errors import UserError
+from polyrl.policies.control import ControlPolicy
+from polyrl.sampling.environments import SingleEnvironments, VectorEnvironments, episode_seed
+from polyrl.tasks.control.environment import ControlTask, Environment
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One whole episode with the policy's most probable actions."""
+
+    seed: int
+    total: float
+    """Sum of its rewards, undiscounted."""
+    length: int
+    ended: str
+    """"terminated", "truncated", or "cut" at the limit of evaluation."""
+
+
+@dataclass
+class Judge:
+    """Plays whole episodes with a policy's most probable actions and its statistics as they are.
+
+    Episode `k` starts from a seed that depends on `seed` and `k` alone, whatever the number of environments.
+
+    Attributes:
+        task: what is played.
+        seed: the same for all methods and runs that are compared.
+        lanes: environments that play at the same time.
+        render_mode: Gymnasium's, for environments that show themselves.
+        watch: called with an environment after each of its resets and steps.
+    """
+
+    task: ControlTask
+    seed: int
+    lanes: int = 20
+    render_mode: str | None = None
+    watch: Callable[[Environment], None] | None = None
+    _made: SingleEnvironments | None = None
+
+    def __call__(self, policy: ControlPolicy, episodes: int) -> list[Episode]:
+        """Play episodes 0 to `episodes - 1`.
+
+        Raises:
+            UserError: an environment cannot be made, or fails.
+        """
+        forward = policy.snapshot()
+
+        def decide(observation: NDArray[np.float64]) -> NDArray[Any]:
+            return policy.distribution.decide(forward(policy.normalise(observation)))
+
+        return self._in_rounds(decide, episodes) if self.task.is_vector else self._in_lanes(decide, episodes)
+
+    def close(self) -> None:
+        """Let go of the environments."""
+        if self._made is not None:
+            self._made.close()
+            self._made = None
+
+    def seed_of(self, episode: int) -> int:
+        """The seed of an episode."""
+        return episode_seed(self.seed, 0, episode)
+
+    def _in_lanes(self, decide: Callable[[NDArray[np.float64]], NDArray[Any]], episodes: int) -> list[Episode]:
+        """Single environments: a lane whose episode is over takes the next one."""
+        made = self._singles(min(self.lanes, episodes))
+        waiting = iter(range(episodes))
+        playing: dict[int, int] = {}  # lane -> episode
+        totals = np.zeros(made.count)
+        found: dict[int, Episode] = {}
+        limit = self.task.eval_limit
+
+        def next_in(lane: int) -> None:
+            playing.pop(lane, None)
+            episode = next(waiting, None)
+            if episode is not None:
+                made.reset(lane, self.seed_of(episode))
+                playing[lane], totals[lane] = episode, 0.0
+                self._show(made.made[lane])
+
+        for lane in range(made.count):
+            next_in(lane)
+        while playing:
+            over = made.advance(playing, made.actions.each(decide(made.observation)))
+            totals += made.reward
+            for lane in playing if self.watch is not None else ():
+                self._show(made.made[lane])
+            length = made.length
+            cut = [lane for lane in playing if length[lane] >= limit] if length.max() >= limit else []
+            for lane in dict.fromkeys([*over, *cut]):
+                ended = "terminated" if made.terminated[lane] else "truncated" if lane in over else "cut"
+                episode = playing[lane]
+                found[episode] = Episode(self.seed_of(episode), float(totals[lane]), int(length[lane]), ended)
+                next_in(lane)
+        return [found[k] for k in range(episodes)]
+
+    def _show(self, environment: Environment) -> None:
+        if self.watch is not None:
+            self.watch(environment)
+
+    def _singles(self, count: int) -> SingleEnvironments:
+        if self._made is None or self._made.count != count:
+            self.close()
+            task = self.task
+            if self.render_mode is None:
+                made = task.singles(count)
+            else:
+                shown = [task.create(render_mode=self.render_mode) for _ in range(count)]
+                made = [environment for environment in shown if isinstance(environment, gymnasium.Env)]
+            self._made = SingleEnvironments(task.spec, made, task.observations, task.actions)
+        return self._made
+
+    def _in_rounds(self, decide: Callable[[NDArray[np.float64]], NDArray[Any]], episodes: int) -> list[Episode]:
+        """Vector environments: all are reset together, and the first episode of each counts, as often as it takes."""
+        if self.watch is not None or self.render_mode is not None:
+            raise UserError(f"{self.task.spec} is a vector environment, which cannot be shown; give a single one.")
+        task, found = self.task, list[Episode]()
+        vector = task.create(count=min(self.lanes, episodes))
+        assert not isinstance(vector, gymnasium.Env)
+        made = VectorEnvironments(task.spec, vector, task.observations, task.actions)
+        while len(found) < episodes:
+            number = len(found)
+            made.start(self.seed, [number] * made.count)
+            totals, lengths = np.zeros(made.count), np.zeros(made.count, dtype=np.int64)
+            ended = [""] * made.count
+            while not all(ended):
+                made.step(decide(made.observation))
+                for i in (i for i in range(made.count) if not ended[i]):
+                    totals[i] += made.reward[i]
+                    lengths[i] += 1
+                    ended[i] = "terminated" if made.terminated[i] else "truncated" if made.truncated[i] else ""
+                    if not ended[i] and lengths[i] >= task.eval_limit:
+                        ended[i] = "cut"
+            seed = episode_seed(self.seed, 0, number)
+            found += [
+                Episode(seed, float(total), int(length), end)
+                for total, length, end in zip(totals, lengths, ended, strict=True)
+            ]
+        made.close()
+        return found[:episodes]
