@@ -62,8 +62,8 @@ class Case:
 
 CASES = {
     "grpo-tiny": Case("grpo", "tiny", 2.0),
-    "grpo-small": Case("grpo", "small", 2.5, steps=1),
-    "grpo-small-bf16": Case("grpo", "small", 3.5, precision="bfloat16", steps=1, peers=("trl", "trl-defaults")),
+    "grpo-small": Case("grpo", "small", 2.5, steps=2),
+    "grpo-small-bf16": Case("grpo", "small", 3.5, precision="bfloat16", steps=2, peers=("trl", "trl-defaults")),
     "grpo-tiny-long-prompts": Case("grpo", "tiny", 4.0, prompt_repeat=16, steps=2),
     "rloo-tiny": Case("rloo", "tiny", 2.5),
     "dpo-tiny": Case("dpo", "tiny", 2.0),

@@ -24,11 +24,13 @@ WHAT = ("language", "control", "start", "learning")
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=[*WHAT, []], default=[], metavar="what", help=", ".join(WHAT))
+    parser.add_argument("what", nargs="*", help=f"{', '.join(WHAT)}  [all]")
     parser.add_argument("--only", nargs="+", default=[], help="names of cases")
     parser.add_argument("--repeats", type=int, default=7, help="rounds of turns  [7]")
     parser.add_argument("--quick", action="store_true", help="few short rounds; nothing is written")
     given = parser.parse_args()
+    if wrong := [what for what in given.what if what not in WHAT]:
+        parser.error(f"there is no benchmark {wrong[0]!r}; there are {', '.join(WHAT)}")
     for what in given.what or WHAT:
         importlib.import_module(what).main(given.only, 2 if given.quick else given.repeats, given.quick)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from polyrl.catalogue import build
 from polyrl.experience import Experience
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
-from polyrl.parts.optimise import take_step
 from polyrl.policies.closed_form import ActorCriticPasses, Layers
 from polyrl.policies.control import (
     Bernoulli,
@@ -24,7 +23,7 @@ from polyrl.policies.control import (
     Distribution,
     MultiCategorical,
 )
-from polyrl.policies.flat import FlatParameters
+from polyrl.policies.flat import FlatParameters, VectorAdamW
 from polyrl.policies.mlp import mlp
 from polyrl.recipe import Term
 from polyrl.runtime.budget import Budget
@@ -191,21 +190,20 @@ def test_flat_parameters_stay_one_with_the_module() -> None:
     )
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_short_optimiser_step_is_the_long_one(count: int) -> None:
-    start = [torch.randn(7, generator=stream(i)) for i in range(count)]
-    found = []
-    for step in (take_step, torch.optim.AdamW.step):
-        parameters = [nn.Parameter(x.clone()) for x in start]
-        optimiser = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1, eps=1e-5, fused=True)
+def test_adam_on_one_vector_is_torchs() -> None:
+    start, found = torch.randn(7, generator=stream()), []
+    how: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1, "eps": 1e-5, "betas": (0.9, 0.99)}
+    for kind in (VectorAdamW, lambda p, **k: torch.optim.AdamW([p], fused=True, **k)):
+        vector = nn.Parameter(start.clone())
+        optimiser = kind(vector, **how)
         for k in range(4):
-            for i, p in enumerate(parameters):
-                p.grad = torch.randn(7, generator=stream(10 * k + i))
+            vector.grad = torch.randn(7, generator=stream(k))
             optimiser.param_groups[0]["lr"] = 0.1 / (k + 1)
-            step(optimiser)
-        found.append(torch.stack([p.detach() for p in parameters]))
-        assert float(optimiser.state[parameters[0]]["step"]) == 4
-    assert torch.equal(*found)
+            optimiser.step()
+        found.append({"vector": vector.detach(), **optimiser.state[vector]})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert float((found[0]["vector"] - start).abs().min()) > 0.01
 
 
 # ---------------------------------------------------------------------------------------------------------- updates

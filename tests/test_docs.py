@@ -93,7 +93,7 @@ def logged() -> set[str]:
                 owner = node.value.attr if isinstance(node.value, ast.Attribute) else ""
                 if owner == "metrics" and isinstance(node.ctx, ast.Store):
                     found.add(pattern(node.slice))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "add" and node.args:
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "means.add":
                 found.add(pattern(node.args[0]))
             if isinstance(node, ast.FunctionDef) and node.name == "statistics":
                 keys = [k for d in ast.walk(node) if isinstance(d, ast.Dict) for k in d.keys]

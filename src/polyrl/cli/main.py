@@ -77,7 +77,7 @@ HOW = options(
     click.option("--device", help="auto, cpu, cuda, ...  [auto]"),
     click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="of forward passes  [float32]"),
     click.option("--threads", type=int, help="CPU threads of one run  [1]"),
-    click.option("--micro-batch-tokens", type=int, help="padded tokens at a time: memory, never meaning  [2048]"),
+    click.option("--micro-batch-tokens", type=int, help="padded tokens at a time: memory, never meaning  [1024]"),
     click.option("--max-tokens", type=int, help="longest response"),
     click.option("--eval-prompts", type=int, help="test prompts of an evaluation  [200]"),
     click.option("--eval-episodes", type=int, help="episodes or scenarios of an evaluation, outside language"),

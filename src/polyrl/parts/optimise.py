@@ -13,6 +13,7 @@ from polyrl.errors import NotFinite, UserError
 from polyrl.experience import Experience
 from polyrl.parts.credit import whiten
 from polyrl.parts.score import kl_estimate
+from polyrl.policies.flat import VectorAdamW
 from polyrl.recipe import Improver, Term, knob
 from polyrl.runtime.context import Context
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 OFTEN_READ = frozenset({"weight", "behaviour_logprob", "length_limit"})
 """Fields that the optimiser and the terms read where they are there, whatever a term says that it needs."""
+
+
+AdamW = torch.optim.AdamW | VectorAdamW
 
 
 def schedule_factor(kind: str, progress: float, warmup: float) -> float:
@@ -58,32 +62,6 @@ def _blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
         name: torch.where(counted, x, torch.zeros_like(x)) if x.shape == counted.shape and x.is_floating_point() else x
         for name, x in fields.items()
     }
-
-
-def take_step(optimiser: torch.optim.AdamW) -> None:
-    """`optimiser.step()`; of a fused AdamW over one vector without the hooks around it, which cost several steps."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    state = optimiser.state[parameters[0]] if parameters else {}
-    if len(parameters) != 1 or not state:  # the first step makes the state
-        optimiser.step()
-        return
-    group = optimiser.param_groups[0]
-    state["step"].add_(1)
-    torch._fused_adamw_(
-        parameters,
-        [parameters[0].grad],
-        [state["exp_avg"]],
-        [state["exp_avg_sq"]],
-        [],
-        [state["step"]],
-        lr=group["lr"],
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        amsgrad=False,
-        maximize=False,
-    )
 
 
 class NonFinite(NotFinite):
@@ -149,20 +127,19 @@ class Optimise(Improver):
     )
     target_kl: float | None = knob(None, "stop the epochs when the approximate KL per token exceeds this", above=0)
 
-    def optimisers(self, world: Any) -> dict[str, torch.optim.AdamW]:
+    def optimisers(self, world: Any) -> dict[str, AdamW]:
         """One AdamW for each trained model."""
         rates = {"policy": self.learning_rate, "critic": self.critic_learning_rate}
-        return {
-            model: torch.optim.AdamW(
-                [parameter for _, parameter in named],
-                lr=rates.get(model, self.learning_rate),
-                eps=self.adam_epsilon,
-                weight_decay=self.weight_decay,
-                betas=(0.9, 0.999),
-                fused=True,
-            )
-            for model, named in world.parameters().items()
-        }
+        found: dict[str, AdamW] = {}
+        for model, named in world.parameters().items():
+            how: dict[str, Any] = {"eps": self.adam_epsilon, "weight_decay": self.weight_decay, "betas": (0.9, 0.999)}
+            how["lr"] = rates.get(model, self.learning_rate)
+            parameters = [parameter for _, parameter in named]
+            if len(parameters) == 1 and parameters[0].device.type == "cpu":
+                found[model] = VectorAdamW(parameters[0], **how)
+            else:
+                found[model] = torch.optim.AdamW(parameters, fused=True, **how)
+        return found
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """Improve the models on one batch; metrics go to the context.
@@ -370,10 +347,10 @@ class Optimise(Improver):
         for optimiser in context.optimiser.values():
             if self.adam_form == "tensorflow":
                 self._rescale_epsilon(optimiser)
-            take_step(optimiser)
+            optimiser.step()
         context.spent.updates += 1
 
-    def _rescale_epsilon(self, optimiser: torch.optim.AdamW) -> None:
+    def _rescale_epsilon(self, optimiser: AdamW) -> None:
         """TensorFlow's Adam is PyTorch's with eps / sqrt(1 - beta2^t): there eps joins the uncorrected moment."""
         for group in optimiser.param_groups:
             state = optimiser.state.get(group["params"][0], {})

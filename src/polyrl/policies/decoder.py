@@ -105,7 +105,9 @@ def _agrees(model: Any) -> bool:
     for back, got in zip((-2, -1), logits, strict=True):
         want = torch.stack([one[back] for one in own])
         # weights that are not finite are no fault of the decoder's: what it gives is not finite either
-        if bool(want.isfinite().all()) and not torch.allclose(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max())):
+        if bool(want.isfinite().all()) and not torch.allclose(
+            got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max())
+        ):
             return False
     return True
 
@@ -177,7 +179,7 @@ class Decoder:
         weight, bias = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
         if large and self.device.type == "cpu" and onednn_pays():
             mkldnn: Any = torch.ops.mkldnn
-            packed = mkldnn._reorder_linear_weight(weight.contiguous(), self.rows)
+            packed = mkldnn._reorder_linear_weight(weight.contiguous(), 64)
             return lambda x: mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
         return lambda x: F.linear(x, weight, bias)
 

@@ -164,7 +164,8 @@ class Reader(nn.Module):
         shared = None
         if plan is not None:
             own = self.has_own_passes and plan.longest <= llama.LONGEST
-            weights = llama.Weights(self.backbone, self._product_dtype) if own else None
+            dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+            weights = llama.Weights(self.backbone, dtype) if own else None
             shared = SharedPrompts(self, plan, weights)
         # weights are cast to bfloat16 once and not for every pass: the outermost context keeps what is cast in it
         with torch.autocast(self.device.type, enabled=False):
@@ -178,18 +179,12 @@ class Reader(nn.Module):
             return None
         return make_plan(experience, max_tokens, even=self.shares_even_only, always=self.has_own_passes)
 
-    @property
-    def has_own_passes(self) -> bool:
-        """Whether the passes of `llama` know this backbone as it is now."""
-        return llama.refusal(self.backbone) is None and self._own_passes_agree
-
-    @property
-    def _product_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-
     @cached_property
-    def _own_passes_agree(self) -> bool:
-        return self._agrees(lambda prompts: llama.Prompts(llama.Weights(self.backbone, torch.float32), prompts))
+    def has_own_passes(self) -> bool:
+        """Whether the passes of `llama` know this backbone: by what it is, and tried once."""
+        if llama.refusal(self.backbone) is not None:
+            return False
+        return self._agrees(lambda prompts: llama.Prompts(llama.Weights(self.backbone), prompts))
 
     # ---- keys and values
 

@@ -54,8 +54,6 @@ def refusal(backbone: Any) -> str | None:
             return f"a layer of type {type(module).__name__}"
     if {(p.device.type, p.dtype) for p in backbone.parameters()} != {("cpu", torch.float32)}:
         return "weights that are not float32 on the CPU"
-    if len({p.requires_grad for p in backbone.parameters()}) > 1:
-        return "weights of which some are frozen"
     known = sum(len(list(layer.parameters())) for layer in backbone.layers) + 2  # embedding and last norm
     return None if known == len(list(backbone.parameters())) else "weights that it does not know"
 
@@ -85,6 +83,8 @@ class _Order:
 
 
 def _add_gradient(parameter: nn.Parameter, slope: Tensor) -> None:
+    if not parameter.requires_grad:
+        return
     if parameter.grad is None:
         parameter.grad = slope.clone(memory_format=torch.contiguous_format)
     else:
@@ -196,7 +196,7 @@ class _Layer:
 class Weights:
     """A backbone's weights as they are now, laid out for the passes of one minibatch, and what gradients they have."""
 
-    def __init__(self, backbone: Any, dtype: torch.dtype):
+    def __init__(self, backbone: Any, dtype: torch.dtype = torch.float32):
         """`dtype` is that of the products; norms, attention and sums stay float32."""
         self.backbone, self.eps = backbone, backbone.config.rms_norm_eps
         attention = backbone.layers[0].self_attn
@@ -204,15 +204,15 @@ class Weights:
         self.queries = attention.q_proj.out_features // self.size
         self.keys = attention.k_proj.out_features // self.size
         self.layers = [_Layer(layer, (self.queries, self.keys), dtype) for layer in backbone.layers]
-        self.trained: bool = self.backbone.norm.weight.requires_grad
+        self.trained = any(p.requires_grad for p in backbone.parameters())
         self._last_gain: Tensor | None = None
 
     def turns(self, position: Tensor) -> Tensor:
         """RoPE at positions `[b, T]` as complex numbers `[b T, 1, size / 2]`, by the model's own module."""
-        cos, sin = self.backbone.rotary_emb(torch.zeros(1), position)
+        angles: tuple[Tensor, Tensor] = self.backbone.rotary_emb(torch.zeros(1), position)
+        cos, sin = angles
         half = self.size // 2
-        turns: Tensor = torch.complex(cos[..., :half], sin[..., :half])
-        return turns.view(-1, 1, half)
+        return torch.complex(cos[..., :half], sin[..., :half]).view(-1, 1, half)
 
     def normed(self, x: Tensor) -> Tensor:
         """Last norm of `x [n, D]`."""
@@ -233,6 +233,8 @@ class Weights:
     def embedded_backward(self, slope: Tensor, ids: Tensor) -> None:
         """Keep the gradient of the embeddings: none for the padding token, as in `nn.Embedding`."""
         table = self.backbone.embed_tokens
+        if not table.weight.requires_grad:
+            return
         if table.padding_idx is not None:
             slope = slope.masked_fill((ids == table.padding_idx)[:, None], 0)
         if table.weight.grad is None:
@@ -282,6 +284,8 @@ class _Kept:
     keys: Tensor
     values: Tensor
     """[b K, S, size]"""
+    attention: Tensor | None
+    """[b K, H / K T, S]; None where it takes more room than `gate_up` and is computed again."""
     taken: Tensor
     """[m, H size], what each token took from those before it."""
     middle: Tensor
@@ -325,6 +329,7 @@ class Pass:
         self.ids = ids.flatten() if self.where is None else ids[real]
         self.past, self.source = past, source
         self.prefix = 0 if past is None else past[0][0].shape[2]
+        self.prompts: list[int] = [] if source is None else source.tolist()
         place = torch.arange(length)
         position = place.expand(rows, -1) if start is None else start[:, None] + place
         self.turn = weights.turns(position[real][None])
@@ -362,16 +367,18 @@ class Pass:
                     for before, new in zip(self.past[number], (keys, values), strict=True)
                 )
             query, keys, values = (h.reshape(len(h) * w.keys, -1, w.size) for h in (query, keys, values))
-            taken = torch.bmm(self._attention(query, keys), values).view(self.shape[0], w.queries, -1, w.size)
+            attention = self._attention(query, keys)
+            taken = torch.bmm(attention, values).view(self.shape[0], w.queries, -1, w.size)
             taken = self._by_token(taken).reshape(len(x), -1)
             middle = x + layer.out.forward(taken)
             middle_inverse = _inverse_rms(middle, w.eps)
             gate_up = layer.gate_up.forward(middle * middle_inverse)
             gate, up = gate_up.chunk(2, -1)
             if keep:
-                self.kept.append(
-                    _Kept(x, inverse, hat, hat_inverse, query, keys, values, taken, middle, middle_inverse, gate_up)
-                )
+                small = attention.numel() <= gate_up.numel()
+                kept = x, inverse, hat, hat_inverse, query, keys, values, attention if small else None, taken
+                self.kept.append(_Kept(*kept, middle, middle_inverse, gate_up))
+            del attention
             x = middle + layer.down.forward(F.silu(gate).mul_(up))
         return x
 
@@ -402,7 +409,7 @@ class Pass:
 
             by_taken = layer.out.backward(slope, kept.taken).float().view(len(slope), w.queries, w.size)
             by_taken = self._by_head(by_taken).reshape(kept.query.shape)
-            attention = self._attention(kept.query, kept.keys)
+            attention = self._attention(kept.query, kept.keys) if kept.attention is None else kept.attention
             by_values = torch.bmm(attention.transpose(1, 2), by_taken)
             by_attention = torch.bmm(by_taken, kept.values.transpose(1, 2))
             by_score = torch.ops.aten._softmax_backward_data(by_attention, attention, -1, torch.float32)
@@ -412,7 +419,8 @@ class Pass:
             by_keys, by_values = (h.view(self.shape[0], w.keys, -1, w.size) for h in (by_keys, by_values))
             if past_slopes is not None:
                 for total, more in zip(past_slopes[number], (by_keys, by_values), strict=True):
-                    total.index_add_(0, self.source, more[:, :, : self.prefix])  # type: ignore[arg-type]
+                    for row, prompt in enumerate(self.prompts):  # index_add_ takes six times as long
+                        total[prompt] += more[row, :, : self.prefix]
                 by_keys, by_values = by_keys[:, :, self.prefix :], by_values[:, :, self.prefix :]
             if later is not None:
                 by_keys, by_values = by_keys.add_(later[number][0]), by_values.add_(later[number][1])

@@ -224,7 +224,7 @@ class LanguageWorld(World):
         evaluation: Evaluation | None = None,
         on_reward_error: Literal["stop", "drop", "zero"] = "stop",
         reward_timeout: float | None = 60.0,
-        micro_batch_tokens: int = 2048,
+        micro_batch_tokens: int = 1024,
         monitor_kl_every: int = 5,
         critic: bool = False,
         pair_terms: Sequence[Term] = (),
@@ -384,12 +384,12 @@ class LanguageWorld(World):
     @contextmanager
     def updating(self, batch: Experience, wants: Collection[str]) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
         """See `World.updating`. Each micro-batch must go backward before the next one is read."""
-        plan = self.policy.plan(batch, self.micro_batch_tokens)  # the critic is of the same family
-        shared: dict[Reader, SharedPrompts | None] = {}
+        plan = self.policy.plan(batch, self.micro_batch_tokens)
+        readers: list[Reader] = [self.policy] if {"logprob", "entropy"} & set(wants) else []
+        if "value" in wants:  # the critic is of the policy's family
+            readers.append(self._need_critic())
         with ExitStack() as stack:
-            for reader in (self.policy, self.critic):
-                if reader is not None:
-                    shared[reader] = stack.enter_context(reader.sharing(plan))
+            shared = {reader: stack.enter_context(reader.sharing(plan)) for reader in readers}
             yield lambda rows: self._outputs(batch, wants, rows, shared)
 
     def _outputs(

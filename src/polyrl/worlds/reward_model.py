@@ -41,7 +41,7 @@ class RewardModelWorld(World):
         seed: int = 0,
         device: str = "cpu",
         precision: Precision = "float32",
-        micro_batch_tokens: int = 2048,
+        micro_batch_tokens: int = 1024,
         prompts: int = 200,
         shown: int = 8,
         terms: Sequence[Term] = (),
