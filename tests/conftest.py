@@ -73,7 +73,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return 0.2 <= greedy_accuracy(policy, words, words.rows("test", EVALUATION_SEED, 0, 200)) <= 0.35
 
     teach(rows, 400, 4e-3)
-    teach(mixed, 100, 1e-3, every=4, callback=unsettled)
+    teach(mixed, 100, 1e-3, every=1, callback=unsettled)
     policy.save(folder)
     return folder
 

@@ -36,7 +36,7 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> LanguagePolicy:
 
 
 def sample(policy: LanguagePolicy, sampling: Sampling, seed: int = 0, texts: list[str] = TEXTS, **more) -> Experience:
-    engine = TransformersEngine(policy, **{k: more.pop(k) for k in ("max_rows", "compact_at") if k in more})
+    engine = TransformersEngine(policy, **{k: more.pop(k) for k in ("max_rows", "compact_at", "fast") if k in more})
     more.setdefault("completions_per_prompt", 3)
     prompts = [policy.encode_prompt(text) for text in texts]
     return engine.generate(prompts, sampling, generator=torch.Generator().manual_seed(seed), **more)
@@ -109,7 +109,8 @@ def test_result_does_not_depend_on_compaction_chunks_or_neighbours(policy, monke
     settings = Sampling(max_tokens=24, top_p=0.95)
     whole = sample(policy, settings, completions_per_prompt=4)
     assert whole["present"].sum(1).unique().numel() > 4  # rows do leave at different times
-    for change in ({"compact_at": 0.0}, {"compact_at": 2.0}, {"max_rows": 1}, {"max_rows": 7}):
+    changes = ({"compact_at": 0.0}, {"compact_at": 0.3}, {"compact_at": 2.0}, {"max_rows": 1}, {"max_rows": 7})
+    for change in (*changes, *({**change, "fast": False} for change in changes), {"fast": False}):
         other = sample(policy, settings, completions_per_prompt=4, **change)
         assert same(whole, other)
         torch.testing.assert_close(whole["behaviour_logprob"], other["behaviour_logprob"], rtol=0, atol=1e-5)
@@ -117,7 +118,7 @@ def test_result_does_not_depend_on_compaction_chunks_or_neighbours(policy, monke
     width = few["action"].shape[1]
     assert torch.equal(few["action"], whole["action"][:8, :width])
     monkeypatch.setattr(language, "_selectable", lambda cache: False)
-    assert same(whole, sample(policy, settings, completions_per_prompt=4))
+    assert same(whole, sample(policy, settings, completions_per_prompt=4, fast=False))
 
 
 def test_sharing_the_prompt_changes_nothing(policies):

@@ -15,7 +15,9 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MambaConfig,
+    MistralConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -44,6 +46,11 @@ def config_of(family: str, vocabulary: int, **changes: Any) -> Any:
         return Qwen3Config(vocab_size=vocabulary, tie_word_embeddings=True, **size, **special, **changes)
     if family == "llama":
         return LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **size, **special, **changes)
+    if family == "qwen2":  # queries, keys and values with biases
+        size.pop("head_dim")
+        return Qwen2Config(vocab_size=vocabulary, tie_word_embeddings=True, **size, **special, **changes)
+    if family == "mistral":
+        return MistralConfig(vocab_size=vocabulary, sliding_window=None, **size, **special, **changes)
     if family == "gemma2":  # a window shorter than the responses, and capped logits
         caps = {"sliding_window": 8, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}
         return Gemma2Config(vocab_size=vocabulary, **caps, **size, **special, **changes)

@@ -15,6 +15,7 @@ where it accepts a model it is compared with it once (`refusal`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from polyrl.policies.linear import Linear, onednn_pays
+from polyrl.policies.linear import Linear, onednn_pays, product
 from polyrl.policies.rows import pad_rows
 
 FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -35,10 +36,13 @@ FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCaus
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Kinds of RoPE whose angles depend on the position only, not on how long the text is by now."""
 
-SMALLEST = 2**20
+SMALLEST = 2**21
 """Floating point operations of a product below which calling oneDNN costs more than its kernels save (measured)."""
 
-PREFILL_TOKENS = 2**14
+PACKED_FOR = 64
+"""Rows that oneDNN lays weights out for. The layout serves any number; for a single row it would be the plain one."""
+
+PREFILL_TOKENS = 2**13
 """Prompt tokens, padding included, that are read at a time: what lies between two layers must not fill the memory."""
 
 Product = Callable[[Tensor], Tensor]
@@ -61,6 +65,8 @@ def refusal(model: Any, dtype: torch.dtype) -> str | None:
         return f"RoPE of type {config.rope_parameters['rope_type']}"
     if config.hidden_act not in ("silu", "swish"):
         return f"activation {config.hidden_act}"
+    if type(model.model.embed_tokens) is not nn.Embedding:
+        return f"embeddings of type {type(model.model.embed_tokens).__name__}"
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "modules with hooks"
     for layer in model.model.layers:
@@ -120,7 +126,7 @@ class _Layer:
     """Products and gains of one layer; gains of norms before a product are in its weights."""
 
     qkv: Product
-    heads: Tensor | None
+    gains: Tensor | None
     """Gains [H + K, d] of the norms of each query and key head."""
     out: Product
     gate_up: Product
@@ -136,6 +142,8 @@ class Decoder:
     def __init__(self, model: Any, *, rows: int, dtype: torch.dtype = torch.float32):
         config, backbone = model.config, model.model
         self.dtype, self.rows, self.device = dtype, rows, model.device
+        # attention's products change shape at each step, and a CPU prepares bfloat16 ones anew for each shape
+        self.attention_dtype = torch.float32 if self.device.type == "cpu" else dtype
         self.eps = config.rms_norm_eps
         self.rotary = backbone.rotary_emb
         self.embedding = backbone.embed_tokens.weight.detach()
@@ -148,26 +156,26 @@ class Decoder:
         self.head = self._product(*_read(model.lm_head))
 
     def _layer(self, layer: Any) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
         query, key, value, out, gate, up, down = map(_read, _projections(layer))
-        scale, heads = self.size**-0.5, None
+        scale, gains = self.size**-0.5, None
         if hasattr(attention, "q_norm"):
-            gains = (_gain(attention.q_norm) * scale).expand(self.query_heads, -1), _gain(attention.k_norm)
-            heads = torch.cat([gains[0], gains[1].expand(self.key_heads, -1)])
-            heads = self._side_by_side(heads.reshape(-1)).view(-1, self.size)
+            gain = _gain(attention.q_norm) * scale, _gain(attention.k_norm)
+            count = self.query_heads, self.key_heads
+            gains = torch.cat([self._paired(g).expand(n, -1) for g, n in zip(gain, count, strict=True)])
         else:
-            query = tuple(None if x is None else x * scale for x in query)  # type: ignore[assignment]
-        query, key = (tuple(None if x is None else self._side_by_side(x) for x in pair) for pair in (query, key))  # type: ignore[assignment]
+            query = _each(query, lambda x: x * scale)
+        query, key = _each(query, self._paired), _each(key, self._paired)
         return _Layer(
             qkv=self._product(*_joined(query, key, value), gain=_gain(layer.input_layernorm)),
-            heads=heads,
+            gains=gains,
             out=self._product(*out),
             gate_up=self._product(*_joined(gate, up), gain=_gain(layer.post_attention_layernorm)),
             down=self._product(*down),
         )
 
-    def _side_by_side(self, x: Tensor) -> Tensor:
-        """Reorder the first dimension (heads of `size`) so that i and i + size / 2 become neighbours."""
+    def _paired(self, x: Tensor) -> Tensor:
+        """Reorder the first dimension (heads of `size`): i and i + size / 2, which RoPE turns, become neighbours."""
         halves = x.view(-1, 2, self.size // 2, *x.shape[1:])
         return halves.transpose(1, 2).reshape(x.shape)
 
@@ -178,9 +186,8 @@ class Decoder:
             weight = weight * gain
         weight, bias = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
         if large and self.device.type == "cpu" and onednn_pays():
-            mkldnn: Any = torch.ops.mkldnn
-            packed = mkldnn._reorder_linear_weight(weight.contiguous(), 64)
-            return lambda x: mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+            packed = pack(weight)
+            return lambda x: product(x, packed, bias)
         return lambda x: F.linear(x, weight, bias)
 
     # ---- the model
@@ -192,7 +199,7 @@ class Decoder:
     def cache(self, entries: int, places: int) -> Tensor:
         """Room for keys and values: [L, 2, entries, K, places, d]."""
         shape = len(self.layers), 2, entries, self.key_heads, places, self.size
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        return torch.empty(shape, dtype=self.attention_dtype, device=self.device)
 
     def turns(self, positions: int) -> Tensor:
         """RoPE of the first positions as complex numbers [positions, 1, d / 2], by the model's own module."""
@@ -205,38 +212,48 @@ class Decoder:
         """Last hidden states [m, D] of tokens [m], float32.
 
         `turn` [m, 1, d / 2] is RoPE at their positions; `attend` takes a layer's number, scaled queries [m, H, d] and
-        keys and values [m, 2 K, d] and gives what each token takes from its row, [m, H d].
+        keys and values [m, 2 K, d] and gives what each token takes from its row, [m, H d], all in `attention_dtype`.
         """
         x = F.embedding(tokens, self.embedding)
         turned = self.query_heads + self.key_heads
         for i, layer in enumerate(self.layers):
             heads = layer.qkv(self._normed(x)).view(x.shape[0], -1, self.size).float()
             queries_keys = heads[:, :turned]
-            if layer.heads is not None:
-                queries_keys.mul_(_inverse_rms(queries_keys, self.eps)).mul_(layer.heads)
-            pairs = queries_keys.unflatten(-1, (-1, 2))
+            if layer.gains is not None:
+                queries_keys.mul_(_inverse_rms(queries_keys, self.eps)).mul_(layer.gains)
+            pairs = queries_keys.view(*queries_keys.shape[:2], -1, 2)
             torch.view_as_complex(pairs).mul_(turn)
-            x = x + layer.out(attend(i, heads[:, : self.query_heads].to(self.dtype), heads[:, self.query_heads :]))
+            heads = heads.to(self.attention_dtype)
+            read = attend(i, heads[:, : self.query_heads], heads[:, self.query_heads :])
+            x = x + layer.out(read.to(self.dtype))
             gate, up = layer.gate_up(self._normed(x)).chunk(2, -1)
             x = x + layer.down(F.silu(gate, inplace=True).mul_(up))
         return x
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits [m, V] float32 of last hidden states [m, D]."""
-        return self.head(self._normed(states).mul_(self.norm)).float()
+        normed = (states * _inverse_rms(states, self.eps)).mul_(self.norm)
+        return self.head(normed.to(self.dtype)).float()
 
     def _normed(self, x: Tensor) -> Tensor:
         return (x * _inverse_rms(x, self.eps)).to(self.dtype)
 
 
+def pack(weight: Tensor) -> Tensor:
+    """A weight [n, k] in the layout that oneDNN reads fastest."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)  # type: ignore[no-any-return]
+
+
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(sum of squares + d eps) [..., 1]: RMSNorm's factor but for sqrt(d), which stands in the gain."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(x.shape[-1] * eps).rsqrt_()
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    factor: Tensor = norm.square_().add_(x.shape[-1] * eps).rsqrt_()
+    return factor
 
 
 def _gain(norm: Any) -> Tensor:
     weight: Tensor = norm.weight.detach()
-    return weight * weight.numel() ** 0.5
+    return weight * math.sqrt(weight.numel())
 
 
 def _read(linear: Any) -> tuple[Tensor, Tensor | None]:
@@ -250,14 +267,17 @@ def _read(linear: Any) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
+def _each(pair: tuple[Tensor, Tensor | None], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+    weight, bias = pair
+    return change(weight), None if bias is None else change(bias)
+
+
 def _joined(*parts: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     """Several weights and biases as one: their products one beside the other."""
     weights, biases = zip(*parts, strict=True)
     if all(bias is None for bias in biases):
         return torch.cat(weights), None
-    return torch.cat(weights), torch.cat([
-        weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts
-    ])  # fmt: skip
+    return torch.cat(weights), torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in parts])
 
 
 # --------------------------------------------------------------------------------------------- the rows
@@ -274,6 +294,10 @@ class Decoding:
     """[n, V] float32, of the first token of each row's response."""
     selectable = True
     """Rows can leave."""
+    slot: Tensor
+    """[n K] int64, of each row and head of keys, its slot among those of its prompt and head."""
+    slots: Tensor
+    """[P K G] int64, whose slot each is (number in [n K]); G is the most rows that a prompt has."""
 
     def __init__(self, decoder: Decoder, prompts: Sequence[Sequence[int]], source: Tensor, room: int):
         self.decoder = decoder
@@ -291,7 +315,7 @@ class Decoding:
         """0 at a prompt's tokens and -inf at its padding, [P, 1, width]."""
         if len(set(map(len, prompts))) > 1:
             hidden = torch.arange(self.width, device=decoder.device) >= lengths[:, None, None]
-            self.padding = torch.zeros(hidden.shape, dtype=decoder.dtype, device=decoder.device)
+            self.padding = torch.zeros(hidden.shape, dtype=decoder.attention_dtype, device=decoder.device)
             self.padding.masked_fill_(hidden, float("-inf"))
         at_once = max(1, PREFILL_TOKENS // self.width)
         states = [self._prefill(prompts[i : i + at_once], i) for i in range(0, len(prompts), at_once)]
@@ -306,11 +330,13 @@ class Decoding:
         size, width = ids.shape
 
         def attend(layer: int, queries: Tensor, keys_values: Tensor) -> Tensor:
-            pair = keys_values.to(decoder.dtype).view(size, width, 2, -1, decoder.size).permute(2, 0, 3, 1, 4)
+            pair = keys_values.view(size, width, 2, -1, decoder.size).permute(2, 0, 3, 1, 4)
             self.prompts[layer, :, first : first + size, :, :width] = pair
+            keys, values = pair
             read = F.scaled_dot_product_attention(
                 queries.view(size, width, -1, decoder.size).transpose(1, 2),
-                *pair,
+                keys,
+                values,
                 is_causal=True,  # padding is on the right, where no token of the prompt looks
                 scale=1.0,
                 enable_gqa=decoder.query_heads != decoder.key_heads,
@@ -339,12 +365,13 @@ class Decoding:
         store[:, :, :, end - 1] = keys_values.view(n, 2, -1, size).transpose(0, 1)
         queries = queries.reshape(keys.shape[0], -1)
         grouped = queries.index_select(0, self.slots).view(prompt_keys.shape[0], -1, size)
-        asked = _scores(grouped, prompt_keys)
+        asked = _product(grouped, prompt_keys.transpose(1, 2))
         if self.padding is not None:
             asked.view(self.padding.shape[0], -1, width).add_(self.padding)
         asked = asked.view(self.slots.shape[0], -1).index_select(0, self.slot).view(keys.shape[0], -1, width)
-        said = _scores(queries.view(keys.shape[0], -1, size), keys[:, :end])
-        asked, said = torch.cat([asked, said], -1).softmax(-1).split([width, end], -1)
+        said = _product(queries.view(keys.shape[0], -1, size), keys[:, :end].transpose(1, 2))
+        shares = torch.cat([asked, said], -1).softmax(-1)
+        asked, said = shares[..., :width], shares[..., width:]
         grouped = asked.index_select(0, self.slots).view(prompt_keys.shape[0], -1, width)
         read = _product(grouped, prompt_values).view(self.slots.shape[0], -1).index_select(0, self.slot)
         return _product(said, values[:, :end]).view(n, -1).add_(read.view(n, -1))
@@ -396,13 +423,6 @@ def _close_ranks(cache: Tensor, alive: Tensor) -> Tensor:
     for place, late in zip(free.tolist(), order[free].tolist(), strict=True):
         cache[:, :, place] = cache[:, :, late]
     return order
-
-
-def _scores(queries: Tensor, keys: Tensor) -> Tensor:
-    """Batched queries [b, m, d] times keys [b, s, d], contiguous [b, m, s]."""
-    if keys.dtype is torch.bfloat16 and keys.device.type == "cpu":  # twice as fast in this order there
-        return torch.bmm(keys, queries.transpose(1, 2)).transpose(1, 2).contiguous()
-    return _product(queries, keys.transpose(1, 2))
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

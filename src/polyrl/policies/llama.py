@@ -49,9 +49,11 @@ def refusal(backbone: Any) -> str | None:
         return f"activation {config.hidden_act}"
     if any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules()):
         return "modules with hooks"
-    for module in backbone.modules():
-        if isinstance(module, nn.Linear) and type(module) not in (nn.Linear, Linear):
-            return f"a layer of type {type(module).__name__}"
+    for layer in backbone.layers:
+        a, m = layer.self_attn, layer.mlp
+        for module in (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj):
+            if type(module) not in (nn.Linear, Linear):  # adapters, for one: they start as nothing, and then are not
+                return f"a layer of type {type(module).__name__}"
     if {(p.device.type, p.dtype) for p in backbone.parameters()} != {("cpu", torch.float32)}:
         return "weights that are not float32 on the CPU"
     known = sum(len(list(layer.parameters())) for layer in backbone.layers) + 2  # embedding and last norm
@@ -252,8 +254,9 @@ class Weights:
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean of squares + eps) `[..., 1]`: RMSNorm's factor."""
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-    return square.div_(x.shape[-1]).add_(eps).rsqrt_()
+    square: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    square.div_(x.shape[-1]).add_(eps)
+    return square.rsqrt_()
 
 
 def _turn(heads: Tensor, turn: Tensor) -> None:

@@ -181,7 +181,9 @@ class SharedPrompts:
 
     def _close_prompts(self) -> None:
         if self._open is not None:
-            self._open.close()
+            # the next micro-batch asks for this in the middle of a forward pass
+            with torch.autocast(self.reader.device.type, enabled=False):
+                self._open.close()
         self._open = None
 
     def close(self) -> None:

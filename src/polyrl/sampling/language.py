@@ -91,7 +91,7 @@ class TransformersEngine:
     ):
         """`max_rows` responses at a time bound memory.
 
-        Ended rows leave when they are `compact_at` of the batch: by default at once in the decoder, where that is
+        Ended rows leave when they are `compact_at` of the batch: by default a tenth in the decoder, where that is
         cheap, and a quarter in a model's own cache. Without `fast` every model runs through its own forward pass.
         """
         if max_rows < 1:
@@ -213,7 +213,7 @@ class TransformersEngine:
             reading = decoder.read(list(number), source, room=sampling.max_tokens)
         compact_at = self.compact_at
         if compact_at is None:
-            compact_at = 0.25 if decoder is None else 0.0
+            compact_at = 0.25 if decoder is None else 0.1
         # to look at who is still alive waits for the device, and costs nothing on the CPU
         look_every = LOOK_EVERY if device.type != "cpu" and words is None else 1
         row = torch.tensor(chunk, device=device)
