@@ -213,11 +213,15 @@ def test_every_way_of_drawing(policy, settings):
     assert twins["greedy"].sum() >= len(PROMPTS)
 
 
-def test_rows_leave_and_nobody_notices(policy):
+def test_rows_leave_and_nobody_notices(policy, monkeypatch):
     sampling = Sampling(max_tokens=30)
     whole = assert_both_ways(policy, sampling)
     assert whole["present"].sum(1).unique().numel() > 5
-    for change in ({"compact_at": 2.0}, {"compact_at": 0.4}, {"max_rows": 1}, {"max_rows": 7}, {"max_rows": 30}):
+    changes = ({"compact_at": 2.0}, {"compact_at": 0.0}, {"compact_at": 0.4}, {"max_rows": 1}, {"max_rows": 7})
+    for change in changes:
+        assert_same(whole, sample(policy, sampling, **change))
+    monkeypatch.setattr(language, "_look_every", lambda device: 5)  # as on a GPU
+    for change in ({}, *changes):
         assert_same(whole, sample(policy, sampling, **change))
 
 

@@ -214,8 +214,7 @@ class TransformersEngine:
         compact_at = self.compact_at
         if compact_at is None:
             compact_at = 0.25 if decoder is None else 0.1
-        # to look at who is still alive waits for the device, and costs nothing on the CPU
-        look_every = LOOK_EVERY if device.type != "cpu" and words is None else 1
+        look_every = 1 if words is not None else _look_every(device)
         row = torch.tensor(chunk, device=device)
         alive = torch.ones(len(row), dtype=torch.bool, device=device)
         end_ids = torch.tensor(policy.end_ids, device=device)
@@ -243,8 +242,9 @@ class TransformersEngine:
             logits = reading.next(token)
 
 
-LOOK_EVERY = 16
-"""Steps between two looks at which rows have ended, where looking makes the processor wait for the device."""
+def _look_every(device: torch.device) -> int:
+    """Steps between two looks at which rows have ended: to look makes the processor wait for a GPU."""
+    return 1 if device.type == "cpu" else 16
 
 
 @dataclass
