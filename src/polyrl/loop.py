@@ -70,6 +70,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         """Make the optimisers."""
+        self._stages = self.recipe.stages()
         if self.context.optimiser is None:
             self.context.optimiser = self.recipe.optimise.optimisers(self.world)
 
@@ -82,7 +83,7 @@ class Loop:
         context.metrics, context.touched = {}, False
         before = dataclasses.replace(context.spent)
         experience: Any = None
-        for stage, parts in recipe.stages():
+        for stage, parts in self._stages:
             with self._timed(stage):
                 for part in parts:
                     if stage == "improve":

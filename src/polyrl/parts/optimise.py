@@ -64,6 +64,14 @@ def _blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
     }
 
 
+def _norm(gradients: list[Tensor]) -> float:
+    """Norm of all of them together, with one synchronisation where they are on a device."""
+    norms = [gradient.norm() for gradient in gradients]
+    if norms and norms[0].device.type != "cpu":
+        return math.hypot(*torch.stack(norms).tolist())
+    return math.hypot(*(norm.item() for norm in norms))
+
+
 class NonFinite(NotFinite):
     """A loss or gradient became NaN or infinite; names the culprit."""
 
@@ -173,9 +181,10 @@ class Optimise(Improver):
             if closed is not None:
                 if self.minibatches > 1 or epoch == 0:
                     minibatches = self._minibatches(terms, experience.rows(order))
-                for minibatch in minibatches:
-                    outputs = self._step_in_closed_form(terms, wants, minibatch, closed, means, context)
-                    seen.append((minibatch.rows, outputs))
+                with torch.no_grad():
+                    for minibatch in minibatches:
+                        outputs = self._step_in_closed_form(terms, wants, minibatch, closed, means, context)
+                        seen.append((minibatch.rows, outputs))
                 if self.target_kl is not None or epoch + 1 == self.epochs:
                     self._add_statistics_of(terms, seen, means)
                     seen = []
@@ -207,7 +216,6 @@ class Optimise(Improver):
             found.append(_Minibatch(rows, [weights[term.averaging] for term in terms]))
         return found
 
-    @torch.no_grad()
     def _step_in_closed_form(
         self,
         terms: tuple[Term, ...],
@@ -332,7 +340,7 @@ class Optimise(Improver):
         if self.joint_clip:
             models = {"joint": [gradient for gradients in models.values() for gradient in gradients]}
         for name, gradients in models.items():
-            size = math.hypot(*torch.stack([gradient.norm() for gradient in gradients]).tolist()) if gradients else 0.0
+            size = _norm(gradients)
             if not math.isfinite(size):
                 raise NonFinite(
                     f"The gradient of the {' and '.join(context.optimiser) if self.joint_clip else name} became "

@@ -55,8 +55,8 @@ class VectorAdamW:
             {"params": [vector], "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         ]
         self.state: defaultdict[nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
+        self._numbers = vector.detach()  # the same memory, which may be written to without autograd's leave
 
-    @torch.no_grad()
     def step(self) -> None:
         """Take one step along `vector.grad`."""
         (group,) = self.param_groups
@@ -66,10 +66,10 @@ class VectorAdamW:
         state = self.state[vector]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(vector), torch.zeros_like(vector)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(self._numbers), torch.zeros_like(self._numbers)
         state["step"] += 1
         torch._fused_adamw_(
-            [vector],
+            [self._numbers],
             [vector.grad],
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
