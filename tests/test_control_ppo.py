@@ -334,14 +334,14 @@ def test_a_killed_process_resumes_to_the_same_numbers(
     code = (
         "import os, signal, sys\n"
         "from polyrl.cli.main import main\n"
-        "from polyrl.policies.flat import VectorAdamW\n"
-        "left, original = int(sys.argv.pop(1)), VectorAdamW.step\n"
+        "from polyrl.parts import optimise\n"
+        "left, original = int(sys.argv.pop(1)), optimise.step_together\n"
         "def step(*a, **k):\n"
         "    global left\n"
         "    left -= 1\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if left == 0 else None\n"
         "    return original(*a, **k)\n"
-        "VectorAdamW.step = step\n"
+        "optimise.step_together = step\n"
         "sys.argv[0] = 'polyrl'\n"
         "main()\n"
     )

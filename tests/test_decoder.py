@@ -218,8 +218,10 @@ def test_rows_leave_and_nobody_notices(policy, monkeypatch):
     whole = assert_both_ways(policy, sampling)
     assert whole["present"].sum(1).unique().numel() > 5
     changes = ({"compact_at": 2.0}, {"compact_at": 0.0}, {"compact_at": 0.4}, {"max_rows": 1}, {"max_rows": 7})
-    for change in changes:
-        assert_same(whole, sample(policy, sampling, **change))
+    for lot in (1, 2, 8):  # rows stay in lots of so many
+        monkeypatch.setattr(language, "LOT", lot)
+        for change in changes:
+            assert_same(whole, sample(policy, sampling, **change))
     monkeypatch.setattr(language, "_look_every", lambda device: 5)  # as on a GPU
     for change in ({}, *changes):
         assert_same(whole, sample(policy, sampling, **change))
@@ -234,6 +236,7 @@ def test_prompts_are_read_once_and_leave_with_their_last_row(policy, monkeypatch
         return seen[-1]
 
     monkeypatch.setattr(Decoder, "read", spy)
+    monkeypatch.setattr(language, "LOT", 1)
     prompts = [*PROMPTS, PROMPTS[0]]  # one of them twice, with rows far apart
     sample(policy, Sampling(max_tokens=40), prompts=prompts, each=1)
     (only,) = seen[-1:]

@@ -179,14 +179,14 @@ class GAE(Part):
             gae_lambda=self.gae_lambda,
             final_value=experience["final_value"] if "final_value" in experience else None,  # noqa: SIM401
         )
-        target = advantage + experience["value"] * experience["mask"]
-        mask = experience["mask"]
-        spread = masked_mean((target - masked_mean(target, mask)).square(), mask)
-        error = masked_mean((advantage - masked_mean(advantage, mask)).square(), mask)
-        squared = masked_mean((target - experience["value"]).square(), mask)
-        context.log(value__mean=masked_mean(experience["value"], mask), value__error=squared.sqrt())
-        if float(spread) > 0:
-            context.log(value__explained_variance=1 - error / spread)
+        value, mask = experience["value"], experience["mask"]
+        if bool(mask.any()):
+            values, errors = value[mask], advantage[mask]  # the target is the value plus the advantage
+            context.log(value__mean=values.mean(), value__error=errors.square().mean().sqrt())
+            spread = (values + errors).var(correction=0)
+            if float(spread) > 0:
+                context.log(value__explained_variance=1 - errors.var(correction=0) / spread)
+        target = advantage + value * mask
         return experience.with_fields(advantage=advantage, value_target=target)
 
 

@@ -13,7 +13,7 @@ from polyrl.errors import NotFinite, UserError
 from polyrl.experience import Experience
 from polyrl.parts.credit import whiten
 from polyrl.parts.score import kl_estimate
-from polyrl.policies.flat import VectorAdamW
+from polyrl.policies.flat import VectorAdamW, step_together
 from polyrl.recipe import Improver, Term, knob
 from polyrl.runtime.context import Context
 
@@ -62,6 +62,12 @@ def _blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
         name: torch.where(counted, x, torch.zeros_like(x)) if x.shape == counted.shape and x.is_floating_point() else x
         for name, x in fields.items()
     }
+
+
+def _alike(one: AdamW, other: AdamW) -> bool:
+    """Whether two optimisers take equal steps along equal gradients."""
+    a, b = one.param_groups[0], other.param_groups[0]
+    return (a["lr"], a["eps"]) == (b["lr"], b["eps"])  # the rest is the same for all models
 
 
 def _norm(gradients: list[Tensor]) -> float:
@@ -352,10 +358,15 @@ class Optimise(Improver):
                 for gradient in gradients:
                     gradient.mul_(self.max_grad_norm / (size + 1e-6))
         context.touched = True
-        for optimiser in context.optimiser.values():
-            if self.adam_form == "tensorflow":
+        optimisers = [*context.optimiser.values()]
+        if self.adam_form == "tensorflow":
+            for optimiser in optimisers:
                 self._rescale_epsilon(optimiser)
-            optimiser.step()
+        if len(optimisers) > 1 and all(isinstance(o, VectorAdamW) and _alike(o, optimisers[0]) for o in optimisers):
+            step_together(optimisers)
+        else:
+            for optimiser in optimisers:
+                optimiser.step()
         context.spent.updates += 1
 
     def _rescale_epsilon(self, optimiser: AdamW) -> None:

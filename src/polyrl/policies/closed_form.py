@@ -132,6 +132,12 @@ class ActorCriticPasses:
             found["value"] = torch.from_numpy(self.critic.forward(observation))
         return found
 
+    def values(self, observation: Tensor) -> Tensor:
+        """The critic's values `[...]` of observations `[..., D]`."""
+        assert self.critic is not None
+        flat: Floats = observation.reshape(-1, observation.shape[-1]).numpy()
+        return torch.from_numpy(self.critic.forward(flat)).reshape(observation.shape[:-1])
+
     def backward(self, slopes: Mapping[str, Tensor]) -> None:
         """Write every parameter's gradient, given the loss's slopes `[N, 1]` by the latest forward pass's outputs."""
         if self.actor is not None and self._way_back is not None:

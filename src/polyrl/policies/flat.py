@@ -55,31 +55,43 @@ class VectorAdamW:
             {"params": [vector], "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         ]
         self.state: defaultdict[nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
-        self._numbers = vector.detach()  # the same memory, which may be written to without autograd's leave
+        self.vector = vector
+        self.numbers = vector.detach()  # the same memory, which may be written to without autograd's leave
+
+    @property
+    def moments(self) -> dict[str, torch.Tensor]:
+        """The state of the vector, made when it is first asked for."""
+        state = self.state[self.vector]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(self.numbers), torch.zeros_like(self.numbers)
+        return state
 
     def step(self) -> None:
         """Take one step along `vector.grad`."""
-        (group,) = self.param_groups
-        (vector,) = group["params"]
-        if vector.grad is None:
-            return
-        state = self.state[vector]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(self._numbers), torch.zeros_like(self._numbers)
+        step_together([self])
+
+
+def step_together(optimisers: list[VectorAdamW]) -> None:
+    """Take one step with each of several optimisers of equal hyperparameters, in one call of the kernel."""
+    group = optimisers[0].param_groups[0]
+    ready = [(o, o.vector.grad) for o in optimisers if o.vector.grad is not None]
+    gradients = [gradient for _, gradient in ready]
+    moments = [o.moments for o, _ in ready]
+    for state in moments:
         state["step"] += 1
-        torch._fused_adamw_(
-            [self._numbers],
-            [vector.grad],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+    torch._fused_adamw_(
+        [o.numbers for o, _ in ready],
+        gradients,
+        [state["exp_avg"] for state in moments],
+        [state["exp_avg_sq"] for state in moments],
+        [],
+        [state["step"] for state in moments],
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )

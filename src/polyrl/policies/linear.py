@@ -22,6 +22,9 @@ SETTING = "POLYRL_ONEDNN"
 SMALLEST = 2**22
 """Floating point operations of a product below which calling oneDNN costs more than its kernels save (measured)."""
 
+BLOCK = 64
+"""Rows are filled up to a multiple of this many: oneDNN makes and keeps a kernel for each shape that it meets."""
+
 
 @functools.cache
 def onednn_pays() -> bool:
@@ -61,30 +64,35 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product(x, weight, bias) if fits(x, weight) else F.linear(x, weight, bias)
 
 
+def _filled(x: Tensor) -> Tensor:
+    """`[..., k]` as rows `[m, k]`, zeros behind them up to a whole block."""
+    rows = x.reshape(-1, x.shape[-1])
+    fill = -len(rows) % BLOCK
+    return F.pad(rows, (0, 0, 0, fill)) if fill else rows
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _linear(x, weight, bias)
+        rows = _filled(x)
+        ctx.save_for_backward(rows, weight)
+        ctx.shape = x.shape
+        return product(rows, weight, bias)[: x.numel() // x.shape[-1]].view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows = slope.reshape(-1, slope.shape[-1])
+        rows = _filled(slope)
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_x = product(rows, weight.t()).view(x.shape)
+            to_x = product(rows, weight.t())[: slope.numel() // slope.shape[-1]].view(ctx.shape)
         if ctx.needs_input_grad[1]:
             # oneDNN is slow where its first factor is transposed by strides, and only there: so copy that one
-            to_weight = product(rows.t().contiguous(), x.reshape(-1, x.shape[-1]).t())
+            to_weight = product(rows.t().contiguous(), x.t())
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)
         return to_x, to_weight, to_bias
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 class Linear(nn.Linear):
@@ -94,9 +102,7 @@ class Linear(nn.Linear):
         """`x [..., in]` -> `[..., out]`; differentiable once where oneDNN is used."""
         if not fits(x, self.weight):
             return F.linear(x, self.weight, self.bias)
-        if torch.is_grad_enabled():
-            return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
-        return _linear(x, self.weight, self.bias)
+        return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def quicken(model: nn.Module) -> None:

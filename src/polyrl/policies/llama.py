@@ -27,7 +27,7 @@ from transformers import DynamicCache, LlamaModel, MistralModel, Qwen2Model, Qwe
 from transformers.cache_utils import DynamicLayer
 
 from polyrl.policies.decoder import ROPE_TYPES
-from polyrl.policies.linear import Linear, multiply
+from polyrl.policies.linear import BLOCK, Linear, multiply
 
 FAMILIES = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Model classes whose layers are known here, each of them exactly: a subclass may compute something else."""
@@ -303,7 +303,8 @@ KeysValues = tuple[Tensor, Tensor]
 class Pass:
     """Tokens of rows `[b, T]` that are read after prompts of P places (none: P = 0).
 
-    Only tokens are read, m of them, and no padding; but for attention, which wants rows of one length.
+    Only tokens are read, and no padding, but for attention, which wants rows of one length. `m` of them, of which the
+    last ones only fill up a block: nothing looks at them, and nothing comes back from them.
     """
 
     def __init__(
@@ -329,13 +330,15 @@ class Pass:
         self.weights, self.shape = weights, real.shape
         rows, length = real.shape
         self.where: Tensor | None = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
-        self.ids = ids.flatten() if self.where is None else ids[real]
+        self.tokens = real.numel() if self.where is None else len(self.where)
+        fill = -self.tokens % BLOCK
+        self.ids = F.pad(ids[real], (0, fill))
         self.past, self.source = past, source
         self.prefix = 0 if past is None else past[0][0].shape[2]
         self.prompts: list[int] = [] if source is None else source.tolist()
         place = torch.arange(length)
         position = place.expand(rows, -1) if start is None else start[:, None] + place
-        self.turn = weights.turns(position[real][None])
+        self.turn = weights.turns(F.pad(position[real], (0, fill))[None])
         hidden = F.pad(place > place[:, None], (self.prefix, 0))[None]
         if past_real is not None:
             hidden = hidden | F.pad(~past_real, (0, length))[:, None]
@@ -439,14 +442,22 @@ class Pass:
 
     def _by_head(self, x: Tensor) -> Tensor:
         """`[m, h, size]` -> `[b, h, T, size]`, 0 where there is no token."""
+        x = x[: self.tokens]
         if self.where is not None:
             x = x.new_zeros(self.shape.numel(), *x.shape[1:]).index_copy_(0, self.where, x)
         return x.view(*self.shape, *x.shape[1:]).transpose(1, 2)
 
     def _by_token(self, x: Tensor) -> Tensor:
-        """`[b, h, T, size]` -> `[m, h, size]`."""
+        """`[b, h, T, size]` -> `[m, h, size]`, 0 at what fills them up."""
         x = x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])
-        return x if self.where is None else x.index_select(0, self.where)
+        if len(self.ids) == self.tokens:
+            return x if self.where is None else x.index_select(0, self.where)
+        tokens = x.new_zeros(len(self.ids), *x.shape[1:])
+        if self.where is None:
+            tokens[: self.tokens] = x
+        else:
+            torch.index_select(x, 0, self.where, out=tokens[: self.tokens])
+        return tokens
 
     def _attention(self, query: Tensor, keys: Tensor) -> Tensor:
         """Attention weights `[b K, H / K T, S]`."""

@@ -236,10 +236,17 @@ class TransformersEngine:
                 count = int(alive.sum())
                 if count == 0:
                     break
-                if reading.selectable and len(row) - count >= max(1, compact_at * len(row)):
-                    order = reading.keep(alive)
+                staying = count if decoder is None else -(-count // LOT) * LOT
+                if reading.selectable and len(row) - staying >= max(1, compact_at * len(row)):
+                    stays = alive.clone()
+                    stays[(~alive).nonzero()[: staying - count, 0]] = True
+                    order = reading.keep(stays)
                     row, token, alive = row[order], token[order], alive[order]
             logits = reading.next(token)
+
+
+LOT = 8
+"""Rows of the decoder stay in whole lots, some ended ones among them: oneDNN makes a kernel for each number of rows."""
 
 
 def _look_every(device: torch.device) -> int:

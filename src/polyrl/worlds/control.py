@@ -174,15 +174,19 @@ class ControlWorld(World):
 
     def value(self, experience: Experience) -> Tensor:
         """Critic's value of the state before each step, `[B, T]`."""
-        return self._need_critic().values(experience["observation"])
+        return self._values(experience["observation"])
 
     def final_value(self, experience: Experience) -> Tensor:
         """Critic's value of the state after each truncated step, `[B, T]`; 0 at the others."""
         cut = experience["truncated"]
         result = torch.zeros(cut.shape)
         if bool(cut.any()):
-            result[cut] = self._need_critic().values(experience["final_observation"][cut])
+            result[cut] = self._values(experience["final_observation"][cut])
         return result
+
+    def _values(self, observation: Tensor) -> Tensor:
+        critic = self._need_critic()
+        return critic.values(observation) if self._passes is None else self._passes.values(observation)
 
     @torch.no_grad()
     def divergence(self) -> float:
