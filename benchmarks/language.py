@@ -162,7 +162,7 @@ def print_case(name: str, found: dict[str, Any]) -> None:
     for peer, off in found["same_work"].items():
         print(f"  tokens a step differ from those of {peer} by {off:+.1f} standard errors")
     for peer, ratio in found["ratios"].items():
-        goal = f", goal {case.goal:g}" if peer == case.peers[0] else ""
+        goal = f", goal {case.goal:g}" if case.goal and peer == case.peers[0] else ""
         print(f"  {shown(ratio)} times faster than {peer}{goal}")
     if "same_gradient" in found:
         print(f"  gradient on the same completions: relative difference {found['same_gradient']['relative']:.1e}")

@@ -348,7 +348,7 @@ def test_a_killed_process_resumes_to_the_same_numbers(
 
     monkeypatch.chdir(HERE)
     assert polyrl(*words, "--out", tmp_path / "whole").code == 0
-    killed = [sys.executable, "-c", code, "43", *words, "--out", str(tmp_path / "halved")]
+    killed = [sys.executable, "-c", code, "22", *words, "--out", str(tmp_path / "halved")]
     ended = subprocess.run(killed, env={**os.environ, "PYTHONPATH": str(HERE)}, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert polyrl("resume", tmp_path / "halved", "--quiet").code == 0

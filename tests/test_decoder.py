@@ -218,13 +218,20 @@ def test_rows_leave_and_nobody_notices(policy, monkeypatch):
     whole = assert_both_ways(policy, sampling)
     assert whole["present"].sum(1).unique().numel() > 5
     changes = ({"compact_at": 2.0}, {"compact_at": 0.0}, {"compact_at": 0.4}, {"max_rows": 1}, {"max_rows": 7})
-    for lot in (1, 2, 8):  # rows stay in lots of so many
-        monkeypatch.setattr(language, "LOT", lot)
+    for lot in (language._lot, lambda count: count, lambda count: -(-count // 8) * 8):  # ended rows may stay
+        monkeypatch.setattr(language, "_lot", lot)
         for change in changes:
             assert_same(whole, sample(policy, sampling, **change))
     monkeypatch.setattr(language, "_look_every", lambda device: 5)  # as on a GPU
     for change in ({}, *changes):
         assert_same(whole, sample(policy, sampling, **change))
+
+
+def test_rows_stay_in_lots():
+    assert [language._lot(n) for n in (1, 2, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65, 250)] == [
+        1, 2, 7, 8, 10, 16, 20, 32, 40, 64, 64, 80, 256
+    ]  # fmt: skip
+    assert all(n <= language._lot(n) <= n * 5 / 4 for n in range(1, 2000))
 
 
 def test_prompts_are_read_once_and_leave_with_their_last_row(policy, monkeypatch):
@@ -236,7 +243,6 @@ def test_prompts_are_read_once_and_leave_with_their_last_row(policy, monkeypatch
         return seen[-1]
 
     monkeypatch.setattr(Decoder, "read", spy)
-    monkeypatch.setattr(language, "LOT", 1)
     prompts = [*PROMPTS, PROMPTS[0]]  # one of them twice, with rows far apart
     sample(policy, Sampling(max_tokens=40), prompts=prompts, each=1)
     (only,) = seen[-1:]

@@ -56,19 +56,13 @@ def refusal(model: Any, dtype: torch.dtype) -> str | None:
 
     Decided by its class, configuration and modules; a model that passes is compared with the decoder on a few tokens.
     """
-    config, kind = model.config, type(model).__name__
+    kind = type(model).__name__
     if type(model) not in FAMILIES:
         return f"{kind} is not one of the families that it knows"
-    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
-        return "attention within a window"
-    if config.rope_parameters["rope_type"] not in ROPE_TYPES:
-        return f"RoPE of type {config.rope_parameters['rope_type']}"
-    if config.hidden_act not in ("silu", "swish"):
-        return f"activation {config.hidden_act}"
+    if why := unknown_kind(model):
+        return why
     if type(model.model.embed_tokens) is not nn.Embedding:
         return f"embeddings of type {type(model.model.embed_tokens).__name__}"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        return "modules with hooks"
     for layer in model.model.layers:
         for linear in (*_projections(layer), model.lm_head):
             if not (_is_plain(linear) or _is_lora(linear)):
@@ -78,6 +72,20 @@ def refusal(model: Any, dtype: torch.dtype) -> str | None:
     if {(p.device, p.dtype) for p in model.parameters()} != {(model.device, torch.float32)}:
         return "weights of several kinds"
     return None if _agrees(model) else "it does not give the model's own logits"
+
+
+def unknown_kind(model: Any) -> str | None:
+    """What a model of a known family has that is not computed here: of its attention, RoPE, activation, hooks."""
+    config = model.config
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
+        return "attention within a window"
+    if config.rope_parameters["rope_type"] not in ROPE_TYPES:
+        return f"RoPE of type {config.rope_parameters['rope_type']}"
+    if config.hidden_act not in ("silu", "swish"):
+        return f"activation {config.hidden_act}"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return "modules with hooks"
+    return None
 
 
 def _projections(layer: Any) -> tuple[Any, ...]:

@@ -23,10 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import DynamicCache, LlamaModel, MistralModel, Qwen2Model, Qwen3Model
-from transformers.cache_utils import DynamicLayer
+from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
-from polyrl.policies.decoder import ROPE_TYPES
+from polyrl.policies.decoder import unknown_kind
 from polyrl.policies.linear import BLOCK, Linear, multiply
 
 FAMILIES = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
@@ -38,17 +37,10 @@ LONGEST = 1024
 
 def refusal(backbone: Any) -> str | None:
     """Why a backbone cannot be read here, in a few words; None where it can."""
-    config = backbone.config
     if type(backbone) not in FAMILIES:
         return f"{type(backbone).__name__} is not one of the families that it knows"
-    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
-        return "attention within a window"
-    if config.rope_parameters["rope_type"] not in ROPE_TYPES:
-        return f"RoPE of type {config.rope_parameters['rope_type']}"
-    if config.hidden_act not in ("silu", "swish"):
-        return f"activation {config.hidden_act}"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules()):
-        return "modules with hooks"
+    if why := unknown_kind(backbone):
+        return why
     for layer in backbone.layers:
         a, m = layer.self_attn, layer.mlp
         for module in (a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj):

@@ -236,7 +236,7 @@ class TransformersEngine:
                 count = int(alive.sum())
                 if count == 0:
                     break
-                staying = count if decoder is None else -(-count // LOT) * LOT
+                staying = count if decoder is None else _lot(count)
                 if reading.selectable and len(row) - staying >= max(1, compact_at * len(row)):
                     stays = alive.clone()
                     stays[(~alive).nonzero()[: staying - count, 0]] = True
@@ -245,8 +245,13 @@ class TransformersEngine:
             logits = reading.next(token)
 
 
-LOT = 8
-"""Rows of the decoder stay in whole lots, some ended ones among them: oneDNN makes a kernel for each number of rows."""
+def _lot(count: int) -> int:
+    """How many rows stay in the decoder where `count` are wanted: one of about four sizes between powers of two.
+
+    oneDNN makes a kernel for each number of rows that it meets, which takes time and stays in memory.
+    """
+    step = 1 << max(0, (count - 1).bit_length() - 3)
+    return -(-count // step) * step
 
 
 def _look_every(device: torch.device) -> int:
