@@ -201,6 +201,9 @@ def test_adam_on_one_vector_is_torchs() -> None:
             optimiser.param_groups[0]["lr"] = 0.1 / (k + 1)
             optimiser.step()
         found.append({"vector": vector.detach(), **optimiser.state[vector]})
+    optimiser = VectorAdamW(nn.Parameter(start.clone()), **how)
+    optimiser.step()  # no gradient, no step: as torch's
+    assert torch.equal(optimiser.vector, start)
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert float((found[0]["vector"] - start).abs().min()) > 0.01

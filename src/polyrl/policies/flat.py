@@ -76,6 +76,8 @@ def step_together(optimisers: list[VectorAdamW]) -> None:
     """Take one step with each of several optimisers of equal hyperparameters, in one call of the kernel."""
     group = optimisers[0].param_groups[0]
     ready = [(o, o.vector.grad) for o in optimisers if o.vector.grad is not None]
+    if not ready:
+        return
     gradients = [gradient for _, gradient in ready]
     moments = [o.moments for o, _ in ready]
     for state in moments:
