@@ -431,7 +431,9 @@ def language_tables(cases: dict[str, Any]) -> str:
             sides = (found["sides"][peer], found["sides"]["polyrl"])
             seconds = [f"{side['seconds']['median']:.3f}" for side in sides]
             first = peer == next(iter(found["ratios"]))
-            ratios.append((name, peer, *seconds, spread_text(ratio, 2), f"{found['goal']:g}" if first and found["goal"] else ""))
+            ratios.append(
+                (name, peer, *seconds, spread_text(ratio, 2), f"{found['goal']:g}" if first and found["goal"] else "")
+            )
         for side, values in found["sides"].items():
             milliseconds = [f"{1000 * took:.0f}" for took in values["parts"].values()]
             done = (f"{values['tokens']['mean']:,.0f}", f"{values['updates']:g}", f"{values['peak_mib']:,.0f}")
@@ -449,7 +451,9 @@ def control_tables(cases: dict[str, Any]) -> str:
         for peer, ratio in found["ratios"].items():
             rates = [f"{found['sides'][side]['steps_per_second']['median']:,.0f}" for side in (peer, "polyrl")]
             first = peer == next(iter(found["ratios"]))
-            ratios.append((name, peer, *rates, spread_text(ratio, 2), f"{found['goal']:g}" if first and found["goal"] else ""))
+            ratios.append(
+                (name, peer, *rates, spread_text(ratio, 2), f"{found['goal']:g}" if first and found["goal"] else "")
+            )
         for side, values in found["sides"].items():
             microseconds = [f"{1e6 * took:.1f}" for took in values["parts"].values()]
             done = (f"{values['steps']:,.0f}", f"{values['updates']:.0f}", f"{values['peak_mib']:,.0f}")
