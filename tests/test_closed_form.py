@@ -223,13 +223,21 @@ class Doubt(Averaged):
         return 0.1 * outputs["logprob"].exp() * outputs["value"].square()
 
 
+class Doubled(Doubt):
+    """The same, with weights of its own."""
+
+    def step_weights(self, experience: Experience) -> Tensor:
+        """Twice those of its aggregation."""
+        return 2 * super().step_weights(experience)
+
+
 def an_update(
     task: str, closed: bool, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> tuple[Tensor, dict[str, float]]:
     """Weights and metrics after two iterations of PPO with a term of its own."""
     settings = {"environments": 2, "steps_per_environment": 24, "epochs": 3, "minibatches": 4, **settings}
     config = RunConfig(method="ppo", task=task, budget="steps=96")
-    recipe = build("ppo", settings, wing="control") + Doubt()
+    recipe = build("ppo", settings, wing="control") + Doubt() + Doubled()
     world = make_world(config, make_task(config, Given()), recipe)
     if not closed:
         world.closed_form = lambda wants: None  # type: ignore[method-assign]

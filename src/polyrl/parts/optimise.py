@@ -215,11 +215,13 @@ class Optimise(Improver):
         for rows in table.split(min(self.minibatches, len(table))):
             if self.normalise_advantage:
                 rows = rows.with_fields(advantage=whiten(rows["advantage"]))
-            weights: dict[str, Tensor] = {}
-            for term in terms:
-                if term.averaging not in weights:
-                    weights[term.averaging] = term.step_weights(rows)
-            found.append(_Minibatch(rows, [weights[term.averaging] for term in terms]))
+            weights: dict[Any, Tensor] = {}
+            # a term that weighs steps in a way of its own shares with nobody, whatever it calls its averaging
+            keys = [(type(term).step_weights, term.averaging) for term in terms]
+            for key, term in zip(keys, terms, strict=True):
+                if key not in weights:
+                    weights[key] = term.step_weights(rows)
+            found.append(_Minibatch(rows, [weights[key] for key in keys]))
         return found
 
     def _step_in_closed_form(
