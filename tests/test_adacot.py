@@ -20,9 +20,7 @@ from polyrl.methods.language.adacot import (
     DecisionTokenMask,
     ThinkingPenalty,
     decision_tokens,
-    needs_thought,
     thinking_penalty,
-    threshold,
 )
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.policies.language import LanguagePolicy
@@ -31,12 +29,20 @@ from polyrl.policies.supervised import supervised
 from polyrl.policies.tiny import build_tiny, character_tokenizer
 from polyrl.tasks.language import task
 from polyrl.tasks.language.dataset import DatasetTask
-from polyrl.tasks.language.thinking import EVALUATED, Thinking, decision_quality, read_thought
+from polyrl.tasks.language.thinking import EVALUATED, Thinking, decision_quality, needs_thought, read_thought
 from worlds import make_context
 
 TAGS = ("<think>", "</think>")
 
 # --------------------------------------------------------------------------------------------------------- numbers
+
+
+def threshold(omission: float, overuse: float, gain: float = 0.0) -> float:
+    """How probable it must be that a thought is useful for thinking to pay: (a2 - D) / (a1 + a2).
+
+    `gain` is D, what a thought adds to the expected base reward. Our derivation from the reward; not in the paper.
+    """
+    return (overuse - gain) / (omission + overuse)
 
 
 def flags(*values: int) -> Tensor:

@@ -17,10 +17,11 @@ from polyrl import catalogue
 from polyrl.api import train
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.methods.language.p3o import ClipForm, PairDifference, PairwiseSurrogate, pairwise_objective, partners
+from polyrl.methods.language.p3o import ClipForm, PairDifference, PairwiseSurrogate, pairwise_objective
 from polyrl.methods.language.rloo import leave_one_out
 from polyrl.parts.credit import WhitenAdvantage
 from polyrl.parts.optimise import Optimise
+from polyrl.parts.pairs import partners
 from polyrl.parts.score import TrajectoryKLPenalty
 from polyrl.recipe import Recipe
 from test_learning import MARGIN, learn

@@ -12,7 +12,8 @@ from conftest import read_records
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.methods.language.pf_ppo import Filter, PolicyFilter, draw_probability, r_squared, rank_weights, ranks
+from polyrl.methods.language.pf_ppo import Filter, PolicyFilter, draw_probability, rank_weights, ranks
+from polyrl.parts.proxies import r_squared
 from test_learning import MARGIN, learn
 from worlds import TableWorld, make_context, token_batch
 

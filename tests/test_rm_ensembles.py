@@ -26,7 +26,7 @@ from polyrl.methods.language.rm_ensembles import (
     uncertainty_weighted,
     worst_case,
 )
-from polyrl.parts.best_of_n import best_of_n, best_of_n_kl, best_of_n_weights
+from polyrl.parts.proxies import best_of_n, best_of_n_kl, best_of_n_weights
 from polyrl.parts.score import TaskReward, kl_estimate
 from polyrl.policies.reward_training import bradley_terry_loss
 from polyrl.tasks.language import Reward, learned, task

@@ -51,6 +51,21 @@ def best_versus_worst(score: Tensor, group: Tensor, counted: Tensor) -> tuple[Te
     return pair, preferred, ties
 
 
+def partners(group: Tensor, counted: Tensor) -> Tensor:
+    """Row number of the other response to each row's prompt, int64 `[B]`; -1 unless exactly two of them are `counted`.
+
+    Args:
+        group: `[B]` int64, responses to one prompt share a number.
+        counted: `[B]` bool.
+    """
+    rows = counted.nonzero()[:, 0]
+    _, index, size = torch.unique(group[rows], return_inverse=True, return_counts=True)
+    total = torch.zeros_like(size).index_add(0, index, rows)
+    other = torch.full_like(group, -1)
+    other[rows] = torch.where(size[index] == 2, total[index] - rows, -1)
+    return other
+
+
 def win_shares(probability: Tensor, first: Tensor, second: Tensor, size: int) -> Tensor:
     """Mean probability `[size]` with which each response beats those that it was compared with.
 

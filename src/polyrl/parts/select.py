@@ -15,6 +15,12 @@ from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.runtime.context import Context
 
 
+def order_of(key: Tensor, generator: torch.Generator | None = None, descending: bool = False) -> Tensor:
+    """Indices `[n]` that sort the numbers `key` `[n]`; the order of equal ones is drawn."""
+    drawn = torch.randperm(len(key), generator=generator)
+    return drawn[key[drawn].argsort(stable=True, descending=descending)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AllSteps(Part):
     """Every step that the policy chose counts once; greedy twins never train."""

@@ -31,6 +31,15 @@ def step_ends(tokens: Sequence[int], decode: Decode, end: str) -> list[bool]:
     return [found(window) > found(window[:-1]) for window in windows]
 
 
+def ends_of(experience: Experience, decode: Decode, end: str) -> Tensor:
+    """True at each token of a response that completes the text `end`, `[B, T]` bool."""
+    found = torch.zeros_like(experience["present"])
+    lengths = experience["present"].sum(1).tolist()
+    for i, (tokens, length) in enumerate(zip(experience["action"].tolist(), lengths, strict=True)):
+        found[i, :length] = torch.tensor(step_ends(tokens[:length], decode, end), dtype=torch.bool)
+    return found
+
+
 def step_starts(action: Tensor, mask: Tensor, present: Tensor, decode: Decode, end: str, every: int = 0) -> Tensor:
     """True at the first token of each step.
 

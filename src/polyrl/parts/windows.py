@@ -30,7 +30,7 @@ class WindowedRollouts(Part):
 
     prompts_per_step: int = knob(8, "slots, divided by completions_per_prompt", low=1)
     completions_per_prompt: int = knob(8, "responses sampled for each prompt", low=1)
-    window: int = knob(16, "W, tokens that each slot goes on by in one iteration", low=1)
+    window: int = knob(32, "W, tokens that each slot goes on by in one iteration", low=1)
     carry_on: bool = knob(True, "keep unfinished responses; otherwise they end with their window, and are judged so")
     temperature: float = knob(1.0, "sampling temperature; every log-probability uses it", above=0)
     top_k: int = knob(0, "sample among the k likeliest tokens only; 0 is off", low=0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from polyrl.errors import NotFinite
 from polyrl.experience import Experience
 from polyrl.policies.rows import micro_batches_of
 from polyrl.policies.scalar import RewardModel
@@ -41,7 +43,42 @@ class JointReward:
             found[rows] = self.model.score(experience, rows).float().cpu()
         return found
 
-    def backward(self, experience: Experience, slope: Tensor) -> None:
+    def step(
+        self,
+        objective: Callable[[list[Tensor]], Tensor],
+        batches: Sequence[Experience],
+        optimiser: torch.optim.Optimizer,
+        max_grad_norm: float,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Take one step on a loss of the scores, whose slopes by them are carried through the network.
+
+        Args:
+            objective: loss of the scores of each batch, `[B]` each.
+            batches: what is scored.
+            optimiser: of the model.
+            max_grad_norm: to which the gradient is clipped.
+
+        Returns:
+            The loss and the scores before the step, without gradients.
+
+        Raises:
+            NotFinite: the loss is no number; no step was taken.
+        """
+        scores = [self.scores(batch).requires_grad_() for batch in batches]
+        loss = objective(scores)
+        if not bool(torch.isfinite(loss)):
+            raise NotFinite(f"The loss of the reward became {float(loss)}.")
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.zero_grad()
+        for batch, score in zip(batches, scores, strict=True):
+            assert score.grad is not None
+            self._backward(batch, score.grad)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss.detach(), [score.detach() for score in scores]
+
+    def _backward(self, experience: Experience, slope: Tensor) -> None:
         """Add to the gradients those of `sum(slope * scores)`, `slope` `[B]` a constant."""
         for rows in micro_batches_of(experience, self.world.micro_batch_tokens):
             total = (self.model.score(experience, rows).float().cpu() * slope[rows]).sum()

@@ -12,22 +12,20 @@ paper is silent); the critic learns from it, and it stays in the returns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.methods.language.ppo import recipe as ppo
 from polyrl.parts.score import at_last_step
 from polyrl.parts.select import log_selected
-from polyrl.parts.steps import step_ends
+from polyrl.parts.steps import ends_of
 from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.runtime.context import Context
-from polyrl.tasks.language.thinking import read_thought
+from polyrl.tasks.language.thinking import needs_thought, read_thought
 
 SLUG = "adacot"
 TITLE = "AdaCoT: Pareto-Optimal Adaptive Chain-of-Thought Triggering via Reinforcement Learning"
@@ -49,14 +47,6 @@ def thinking_penalty(
     return omission * (need & ~thinks) + overuse * (~need & thinks) + form * malformed.float()
 
 
-def threshold(omission: float, overuse: float, gain: float = 0.0) -> float:
-    """How probable it must be that a thought is useful for thinking to pay: (a2 - D) / (a1 + a2).
-
-    `gain` is D, what a thought adds to the expected base reward. Our derivation from the reward; not in the paper.
-    """
-    return (overuse - gain) / (omission + overuse)
-
-
 def decision_tokens(opened: Tensor, mask: Tensor) -> Tensor:
     """True at the token that decides whether to think: the one after the first that completes the opening tag.
 
@@ -71,21 +61,6 @@ def decision_tokens(opened: Tensor, mask: Tensor) -> Tensor:
     before[:, 1:] = opened[:, :-1]
     first = before & (before.cumsum(1) == 1)
     return first & mask
-
-
-def needs_thought(labels: Sequence[Any], task: str) -> list[bool]:
-    """The column `need` of a task as truth values.
-
-    Raises:
-        UserError: a row has no label, or one that is neither 0 nor 1.
-    """
-    known = {"0": False, "1": True, "False": False, "True": True}
-    if any(str(label) not in known for label in labels):
-        raise UserError(
-            f"The part 'thinking-penalty' needs to know for which prompts a thought is useful, and the task '{task}' "
-            "does not say; give every row of the data a column 'need' (0 or 1), or take the task thinking."
-        )
-    return [known[str(label)] for label in labels]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +114,7 @@ class DecisionTokenMask(Part):
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 at one token of each response that opens a thought; the critic's stays as it was."""
         world, weight = context.world, experience["weight"]
-        opened = torch.zeros_like(experience["mask"])
-        lengths = experience["present"].sum(1).tolist()
-        for i, (ids, length) in enumerate(zip(experience["action"].tolist(), lengths, strict=True)):
-            ends = step_ends(ids[:length], world.policy.decode, world.task.thinking_tags[0])
-            opened[i, :length] = torch.tensor(ends, dtype=torch.bool)
+        opened = ends_of(experience, world.policy.decode, world.task.thinking_tags[0])
         left_out = decision_tokens(opened, experience["mask"]) & (weight != 0)
         if self.masked == "random":
             drawn = torch.rand(weight.shape, generator=context.generator(self.name)) + (weight != 0).float()

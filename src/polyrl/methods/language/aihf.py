@@ -26,7 +26,7 @@ from polyrl.experience import Experience
 from polyrl.methods.language.rloo import LeaveOneOut
 from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimise import NonFinite, Optimise
+from polyrl.parts.optimise import Optimise
 from polyrl.parts.pairs import numbers_of_step
 from polyrl.parts.score import TokenKLPenalty, paid
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
@@ -117,8 +117,8 @@ class JointImprovement(Optimise):
             self._reward_step(experience, context, self.demonstration_weight)
 
     def _reward_step(self, experience: Experience, context: Context, weight: float) -> None:
-        """One AdamW step on `joint_reward_loss`, whose slopes by the scores are carried through the network."""
-        world, optimiser = context.world, context.optimiser["reward"]
+        """One AdamW step on `joint_reward_loss`."""
+        world = context.world
         reward, pairs, memory = world.joint_reward, world.pairs("train"), context.memory(self.name)
         start, size = memory.get("pairs", 0), min(self.preferences, len(pairs))
         memory["pairs"] = start + self.reward_pairs
@@ -128,26 +128,21 @@ class JointImprovement(Optimise):
         expert = reward.encoded([p for p, _ in told], [d for _, d in told])
         fresh = experience.rows((~experience["greedy"]).nonzero()[:, 0])
         batches = [expert, fresh, labelled] if weight else [labelled]
-        scores = [reward.scores(batch).requires_grad_() for batch in batches]
-        chosen, rejected = scores[-1][labelled["preferred"]], scores[-1][~labelled["preferred"]]
-        ours = (scores[0], scores[1]) if weight else (chosen[:0], chosen[:0])
-        loss = joint_reward_loss(*ours, chosen, rejected, weight, self.kl_coef, self.reward_l2)
-        if not bool(torch.isfinite(loss)):
-            raise NonFinite(f"The loss of the reward became {float(loss)} in iteration {context.iteration}.")
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.zero_grad()
-        for batch, score in zip(batches, scores, strict=True):
-            assert score.grad is not None
-            reward.backward(batch, score.grad)
-        torch.nn.utils.clip_grad_norm_(reward.model.parameters(), self.max_grad_norm)
+        preferred = labelled["preferred"]
+
+        def objective(scores: list[Tensor]) -> Tensor:
+            told = (scores[0], scores[1]) if weight else (scores[0][:0], scores[0][:0])
+            pair = scores[-1][preferred], scores[-1][~preferred]
+            return joint_reward_loss(*told, *pair, weight, self.kl_coef, self.reward_l2)
+
         self._set_reward_rate(context.optimiser)
         context.touched = True
-        optimiser.step()
-        optimiser.zero_grad()
+        loss, scores = reward.step(objective, batches, context.optimiser["reward"], self.max_grad_norm)
         context.spent.updates += 1
-        context.log(joint__loss=loss.detach(), joint__pair_accuracy=(chosen > rejected).float().mean())
+        right = scores[-1][preferred] > scores[-1][~preferred]
+        context.log(joint__loss=loss, joint__pair_accuracy=right.float().mean())
         if weight:
-            context.log(joint__demonstration_gap=(scores[0].mean() - scores[1].mean()).detach())
+            context.log(joint__demonstration_gap=scores[0].mean() - scores[1].mean())
 
 
 def recipe() -> Recipe:

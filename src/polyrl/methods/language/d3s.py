@@ -24,7 +24,7 @@ from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
-from polyrl.parts.select import log_selected
+from polyrl.parts.select import log_selected, order_of
 from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.runtime.context import Context
 
@@ -47,8 +47,7 @@ def most_varied(x: Tensor, count: int, generator: torch.Generator | None = None)
     The best subset is the k smallest and the count - k largest for some k: prefix sums give the variance of each k.
     Which of equal numbers are taken is drawn.
     """
-    order = torch.randperm(len(x), generator=generator)
-    order = order[x[order].argsort(stable=True)]
+    order = order_of(x, generator)
     sums = torch.zeros(2, len(x) + 1, dtype=torch.float64)
     centred = x[order].double() - x.double().mean()  # shifts change no variance, and large ones would cost digits
     sums[:, 1:] = torch.stack([centred, centred.square()]).cumsum(1)
@@ -60,10 +59,8 @@ def most_varied(x: Tensor, count: int, generator: torch.Generator | None = None)
 
 def top_share(key: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
     """True at the largest `share` of the keys `[n]`, rounded, at least one; which of equal ones is drawn."""
-    order = torch.randperm(len(key), generator=generator)
-    order = order[key[order].argsort(stable=True, descending=True)]
     kept = torch.zeros(len(key), dtype=torch.bool)
-    kept[order[: max(1, round(share * len(key)))]] = True
+    kept[order_of(key, generator, descending=True)[: max(1, round(share * len(key)))]] = True
     return kept
 
 

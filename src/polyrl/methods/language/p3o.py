@@ -24,6 +24,7 @@ from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import log_group_metrics
 from polyrl.parts.optimise import Optimise
+from polyrl.parts.pairs import partners
 from polyrl.parts.score import TaskReward, TrajectoryKLPenalty
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
 from polyrl.runtime.context import Context
@@ -35,21 +36,6 @@ YEAR = 2023
 FORMULA = "grad J = 1/2 (r_1 - r_2) w_1 w_2 grad(log pi(y_1) - log pi(y_2)), clipped in w_i or log w_1/w_2"
 
 ClipForm = Literal["separate", "joint"]
-
-
-def partners(group: Tensor, counted: Tensor) -> Tensor:
-    """Row number of the other response to each row's prompt, int64 `[B]`; -1 unless exactly two of them are `counted`.
-
-    Args:
-        group: `[B]` int64, responses to one prompt share a number.
-        counted: `[B]` bool.
-    """
-    rows = counted.nonzero()[:, 0]
-    _, index, size = torch.unique(group[rows], return_inverse=True, return_counts=True)
-    total = torch.zeros_like(size).index_add(0, index, rows)
-    other = torch.full_like(group, -1)
-    other[rows] = torch.where(size[index] == 2, total[index] - rows, -1)
-    return other
 
 
 def pairwise_objective(

@@ -22,8 +22,9 @@ from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE, WhitenAdvantage, check_groups
 from polyrl.parts.improve import ClippedSurrogate, ValueLoss
 from polyrl.parts.optimise import Optimise
+from polyrl.parts.proxies import r_squared
 from polyrl.parts.score import TaskReward, TokenKLPenalty
-from polyrl.parts.select import log_selected
+from polyrl.parts.select import log_selected, order_of
 from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.runtime.context import Context
 
@@ -36,8 +37,6 @@ FORMULA = "train on answers drawn by rank: best-random w = (1/2, 1/(2(N-1)), ...
 TASK = "learned-sort"
 
 Filter = Literal["none", "best", "best-random", "best-worst", "power"]
-BINS = 10
-"""Bins of equal count for R squared; the paper does not say how many it takes."""
 
 
 def rank_weights(size: int, filter: Filter) -> Tensor:
@@ -56,8 +55,7 @@ def rank_weights(size: int, filter: Filter) -> Tensor:
 
 def ranks(score: Tensor, group: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Rank of each score `[n]` within its group, 0 the best, and the group's size, `[n]` int64. Ties are drawn."""
-    order = torch.randperm(len(score), generator=generator)
-    order = order[score[order].argsort(stable=True, descending=True)]
+    order = order_of(score, generator, descending=True)
     _, own, count = torch.unique(group, return_inverse=True, return_counts=True)
     order = order[own[order].argsort(stable=True)]  # by group, and within it best first
     first = count.cumsum(0) - count
@@ -78,20 +76,6 @@ def draw_probability(
     for n in torch.unique(size).tolist():
         weight[size == n] = rank_weights(n, filter).to(score.dtype)[rank[size == n]]
     return weight / weight.sum()
-
-
-def r_squared(reward: Tensor, gold: Tensor, bins: int = BINS) -> float | None:
-    """R squared of a line through bin means of gold over bin means of reward; None where they do not vary.
-
-    Both `[n]`. Bins hold nearly equal numbers of neighbours in reward.
-    """
-    order = reward.argsort(stable=True)
-    x, y = (torch.stack([c.double().mean() for c in v[order].tensor_split(min(bins, len(v)))]) for v in (reward, gold))
-    x, y = x - x.mean(), y - y.mean()
-    if float(x.square().sum()) < 1e-20 or float(y.square().sum()) < 1e-20:
-        return None
-    slope = (x * y).sum() / x.square().sum()
-    return float(1 - (y - slope * x).square().sum() / y.square().sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +123,9 @@ class PolicyFilter(Part):
             return torch.multinomial(chance.double(), len(chance), replacement=True, generator=generator)
         kept = chance > 0
         if self.filter == "best-random":  # the best and one of the others
-            kept = torch.zeros_like(kept)
-            for g in torch.unique(group).tolist():
-                own = (group == g).nonzero()[:, 0]
-                others = own[own != own[chance[own].argmax()]]
-                one = others[torch.randperm(len(others), generator=generator)[:1]]
-                kept[own[chance[own].argmax()]] = True
-                kept[one] = True
+            best = ranks(chance, group, generator)[0] == 0
+            drawn = torch.rand(len(chance), generator=generator).masked_fill(best, 2.0)
+            kept = ranks(drawn, group, generator)[0] <= 1
         return kept.nonzero()[:, 0]
 
     def _log(self, chosen: Experience, context: Context) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polyrl.experience import Experience
 from polyrl.methods.language import ppo
-from polyrl.parts.best_of_n import best_of_n, best_of_n_kl
+from polyrl.parts.proxies import log_best_of_n, pools
 from polyrl.parts.score import paid
 from polyrl.recipe import Improver, Part, Recipe, Stage, Term, knob
 from polyrl.runtime.context import Context
@@ -30,8 +30,6 @@ YEAR = 2023
 FORMULA = "R = mean_i R_i - lambda var_i R_i (UWO), or min_i R_i (WCO)"
 TASK = "learned-reverse"
 
-# ---------------------------------------------------------------------------------------------- pure functions
-
 
 def worst_case(scores: Tensor) -> Tensor:
     """min_i R_i (equation 5): `[B, k]` -> `[B]`."""
@@ -41,9 +39,6 @@ def worst_case(scores: Tensor) -> Tensor:
 def uncertainty_weighted(scores: Tensor, coefficient: float) -> Tensor:
     """mean_i R_i - coefficient * (1/k) sum_i (R_i - mean)^2 (equation 6): `[B, k]` -> `[B]`."""
     return scores.mean(-1) - coefficient * scores.var(-1, correction=0)
-
-
-# ------------------------------------------------------------------------------------------------------- parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +139,7 @@ class BestOfN(Improver):
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """Log `bon/<score>/proxy@<n>` and, where the task knows the truth, `bon/<score>/gold@<n>`; terms are unused."""
         batch = experience.rows((~experience["greedy"]).nonzero()[:, 0])
-        _, size = torch.unique(batch["group"], return_counts=True)
-        pool = int(size.min())  # where rewards failed, the others lose as many
-        order = torch.stack([(batch["group"] == g).nonzero()[:pool, 0] for g in torch.unique(batch["group"])])
+        order = pools(batch["group"])  # where rewards failed, the others lose as many
         members = batch["member_score"][order]  # [prompts, pool, k]
         gold = context.world.measures(batch).get("gold")
         proxies = {
@@ -155,14 +148,7 @@ class BestOfN(Improver):
             "wco": worst_case(members),
             "uwo": uncertainty_weighted(members, self.bon_uwo_coef),
         }
-        if gold is not None:
-            proxies["gold"] = gold[order]
-        for n in (2**i for i in range(pool.bit_length())):
-            for name, proxy in proxies.items():
-                values = {"proxy": proxy} if gold is None else {"proxy": proxy, "gold": gold[order].expand_as(proxy)}
-                for what, value in values.items():
-                    context.metrics[f"bon/{name}/{what}@{n}"] = float(best_of_n(proxy, value, n).mean())
-            context.metrics[f"bon/kl@{n}"] = best_of_n_kl(n)
+        log_best_of_n(proxies, None if gold is None else gold[order], context)
 
 
 def recipe() -> Recipe:

@@ -113,7 +113,7 @@ def recipe() -> Recipe:
     """T-PPO as described: no reference KL, EGAE, the critic from finished responses and alone at first."""
     return Recipe(
         name=SLUG,
-        collect=WindowedRollouts(prompts_per_step=16, completions_per_prompt=4, window=16),
+        collect=WindowedRollouts(prompts_per_step=16, completions_per_prompt=4, window=32),
         score=(TaskReward(),),
         credit=(EGAE(gamma=1.0, gae_lambda=0.95), WhitenAdvantage()),
         select=(WindowSteps(), CriticPretraining(critic_pretraining=10)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from polyrl.errors import UserError
 from polyrl.runtime.chart import Chart
@@ -47,6 +47,21 @@ def read_thought(completion: str, tags: tuple[str, str]) -> tuple[bool, bool]:
         and completion.count(closing) == 1
     )
     return bool(opened) and (bool(thought.strip()) or not closed), not well_formed
+
+
+def needs_thought(labels: Sequence[Any], task: str) -> list[bool]:
+    """The column `need` of a task as truth values.
+
+    Raises:
+        UserError: a row has no label, or one that is neither 0 nor 1.
+    """
+    known = {"0": False, "1": True, "False": False, "True": True}
+    if any(str(label) not in known for label in labels):
+        raise UserError(
+            f"The part 'thinking-penalty' needs to know for which prompts a thought is useful, and the task '{task}' "
+            "does not say; give every row of the data a column 'need' (0 or 1), or take the task thinking."
+        )
+    return [known[str(label)] for label in labels]
 
 
 def decision_quality(need: Sequence[bool], thinks: Sequence[bool]) -> dict[str, float]:
