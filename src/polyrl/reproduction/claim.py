@@ -98,7 +98,7 @@ class Claim:
         question: what the experiment asks, in one or two sentences.
         task, budget: of every arm that names none of its own.
         arms: what is compared; names are unique.
-        hyperparameters: set in every arm; an arm's own stand in its `method`.
+        hyperparameters: set in every arm, over what its `method` says; an arm's own stand there.
         options: other settings of runs (fields of `RunConfig`).
         criteria: what decides.
         seeds: of the test.

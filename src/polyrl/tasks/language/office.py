@@ -114,7 +114,7 @@ class OfficeTask(GeneratedTask):
 
     difficulty: int = 3
     """Entries of a table, 3 to 6."""
-    start_accuracy: float | None = 0.45
+    start_accuracy: float | None = 0.55
 
     name = "office"
     step_end = ";"
