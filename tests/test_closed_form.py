@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from polyrl.catalogue import build
 from polyrl.experience import Experience
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
+from polyrl.parts.optimise import Optimise
 from polyrl.policies.closed_form import ActorCriticPasses, Layers
 from polyrl.policies.control import (
     Bernoulli,
@@ -231,13 +233,29 @@ class Doubled(Doubt):
         return 2 * super().step_weights(experience)
 
 
+class Added(Optimise):
+    """Adds a gradient that no term gives."""
+
+    def add_gradients(self, batch: Experience, context: Context) -> dict[str, float]:
+        """1 for every parameter that has a gradient."""
+        grads = [p.grad for named in context.world.parameters().values() for _, p in named if p.grad is not None]
+        for grad in grads:
+            grad += 1
+        return {"loss/added": float(len(grads))}
+
+
 def an_update(
-    task: str, closed: bool, monkeypatch: pytest.MonkeyPatch, **settings: Any
+    task: str,
+    closed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    improver: type[Optimise] = Optimise,
+    **settings: Any,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weights and metrics after two iterations of PPO with a term of its own."""
     settings = {"environments": 2, "steps_per_environment": 24, "epochs": 3, "minibatches": 4, **settings}
     config = RunConfig(method="ppo", task=task, budget="steps=96")
     recipe = build("ppo", settings, wing="control") + Doubt() + Doubled()
+    recipe = replace(recipe, optimise=improver(**vars(recipe.optimise)))
     world = make_world(config, make_task(config, Given()), recipe)
     if not closed:
         world.closed_form = lambda wants: None  # type: ignore[method-assign]
@@ -278,3 +296,11 @@ def test_updates_in_closed_form_are_those_of_autograd(
     assert float((fast - plain).norm() / plain.norm()) < 1e-5
     assert fast_metrics.keys() == plain_metrics.keys()
     assert {k: pytest.approx(v, rel=1e-3, abs=2e-4) for k, v in plain_metrics.items()} == fast_metrics
+
+
+def test_added_gradients_are_stepped_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, _ = an_update("CartPole-v1", False, monkeypatch)
+    added, metrics = an_update("CartPole-v1", False, monkeypatch, Added)
+    assert metrics["loss/added"] >= 1 and bool((added != plain).any())
+    with pytest.raises(TypeError, match="NoneType"):  # autograd's way is asked for, though there is a closed form
+        an_update("CartPole-v1", True, monkeypatch, Added)

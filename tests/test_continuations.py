@@ -137,7 +137,7 @@ def test_tools_and_stop_strings_know_what_was_said_before(tmp_path: Path) -> Non
     hash_sign = Sampling(max_tokens=12, stop=("##",))
     (bang, number) = (policy.encode("!")[0], policy.encode("#")[0])
     forced = {0: bang}
-    drawn = "polyrl.sampling.continuations._draw"
+    drawn = "polyrl.sampling.decoding.draw"
     with pytest.MonkeyPatch.context() as patch:
         steps = iter(range(100))
 

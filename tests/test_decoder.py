@@ -25,7 +25,8 @@ from polyrl.policies.folders import LoraSettings
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.linear import SETTING, onednn_pays
 from polyrl.policies.tiny import character_tokenizer
-from polyrl.sampling import language
+from polyrl.sampling import decoding, language
+from polyrl.sampling.cached import Cached
 from polyrl.sampling.language import Sampling, TransformersEngine
 from tiny_models import config_of, multi_character_tokenizer
 
@@ -97,13 +98,13 @@ def spies(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             super().__init__(*args, **kwargs)
             seen["fast"] += 1
 
-    class Plain(language._Cached):
+    class Plain(Cached):
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
             seen["plain"] += 1
 
     monkeypatch.setattr(language, "Decoder", Fast)
-    monkeypatch.setattr(language, "_Cached", Plain)
+    monkeypatch.setattr(language, "Cached", Plain)
     return seen
 
 
@@ -218,20 +219,20 @@ def test_rows_leave_and_nobody_notices(policy, monkeypatch):
     whole = assert_both_ways(policy, sampling)
     assert whole["present"].sum(1).unique().numel() > 5
     changes = ({"compact_at": 2.0}, {"compact_at": 0.0}, {"compact_at": 0.4}, {"max_rows": 1}, {"max_rows": 7})
-    for lot in (language._lot, lambda count: count, lambda count: -(-count // 8) * 8):  # ended rows may stay
-        monkeypatch.setattr(language, "_lot", lot)
+    for lot in (decoding._lot, lambda count: count, lambda count: -(-count // 8) * 8):  # ended rows may stay
+        monkeypatch.setattr(decoding, "_lot", lot)
         for change in changes:
             assert_same(whole, sample(policy, sampling, **change))
-    monkeypatch.setattr(language, "_look_every", lambda device: 5)  # as on a GPU
+    monkeypatch.setattr(decoding, "_look_every", lambda device: 5)  # as on a GPU
     for change in ({}, *changes):
         assert_same(whole, sample(policy, sampling, **change))
 
 
 def test_rows_stay_in_lots():
-    assert [language._lot(n) for n in (1, 2, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65, 250)] == [
+    assert [decoding._lot(n) for n in (1, 2, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65, 250)] == [
         1, 2, 7, 8, 10, 16, 20, 32, 40, 64, 64, 80, 256
     ]  # fmt: skip
-    assert all(n <= language._lot(n) <= n * 5 / 4 for n in range(1, 2000))
+    assert all(n <= decoding._lot(n) <= n * 5 / 4 for n in range(1, 2000))
 
 
 def test_prompts_are_read_once_and_leave_with_their_last_row(policy, monkeypatch):

@@ -81,7 +81,7 @@ def test_every_command_and_option_is_documented(pages: dict[str, str]) -> None:
 
 
 def logged() -> set[str]:
-    """Names that the sources log as metrics: `context.log(...)`, `metrics[...]` and terms' statistics."""
+    """Names that the sources log as metrics: `context.log(...)`, `metrics[...]` terms' statistics, added gradients."""
     found: set[str] = set()
     for file in (ROOT / "src/polyrl").rglob("*.py"):
         if file.parent.name == "report":
@@ -95,7 +95,7 @@ def logged() -> set[str]:
                     found.add(pattern(node.slice))
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "means.add":
                 found.add(pattern(node.args[0]))
-            if isinstance(node, ast.FunctionDef) and node.name == "statistics":
+            if isinstance(node, ast.FunctionDef) and node.name in ("statistics", "add_gradients"):
                 keys = [k for d in ast.walk(node) if isinstance(d, ast.Dict) for k in d.keys]
                 found |= {str(k.value) for k in keys if isinstance(k, ast.Constant)}
             if isinstance(node, ast.FunctionDef) and node.name == "summary":  # of a task, over a whole evaluation

@@ -11,8 +11,9 @@ from torch import Tensor
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies.language import LanguagePolicy
-from polyrl.sampling import language
-from polyrl.sampling.language import Sampling, TransformersEngine, filtered
+from polyrl.sampling import cached
+from polyrl.sampling.drawing import draw, filtered
+from polyrl.sampling.language import Sampling, TransformersEngine
 from tiny_models import FAMILIES, make_policy, multi_character_tokenizer, naive_logits
 
 TEXTS = ["a", "What is 17 times 3?", "The quick brown fox jumps over the lazy dog", "12+30=", "Zz"]
@@ -117,7 +118,7 @@ def test_result_does_not_depend_on_compaction_chunks_or_neighbours(policy, monke
     few = sample(policy, settings, completions_per_prompt=4, texts=TEXTS[:2])
     width = few["action"].shape[1]
     assert torch.equal(few["action"], whole["action"][:8, :width])
-    monkeypatch.setattr(language, "_selectable", lambda cache: False)
+    monkeypatch.setattr(cached, "_selectable", lambda cache: False)
     assert same(whole, sample(policy, settings, completions_per_prompt=4, fast=False))
 
 
@@ -204,7 +205,7 @@ def test_first_tokens_come_as_often_as_the_softmax_says(policy, top_p):
 def test_uniform_numbers_at_the_ends_draw_possible_tokens():
     logits = torch.tensor([[-1e9, 1.0, -1e9, 1.0, -1e9]]).repeat(2, 1)
     uniform = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    token, _ = language._draw(logits, torch.ones(2), torch.zeros(2, dtype=torch.bool), uniform, Sampling())
+    token, _ = draw(logits, torch.ones(2), torch.zeros(2, dtype=torch.bool), uniform, Sampling())
     assert token.tolist() == [1, 3]
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.parts.optimise import Optimise, _Means
-from polyrl.recipe import Recipe, Term, knob
+from polyrl.parts.optimise import Optimise
+from polyrl.recipe import Recipe, knob
 from polyrl.runtime.context import Context
 
 
@@ -33,17 +33,9 @@ class OptimiseWithDemonstrations(Optimise):
                 "--ptx-coef 0."
             )
 
-    def _accumulate(
-        self,
-        terms: tuple[Term, ...],
-        wants: frozenset[str],
-        batch: Experience,
-        together: str,
-        means: _Means,
-        context: Context,
-    ) -> None:
-        """Add the gradients of one minibatch, and of as many demonstrations as a step takes."""
-        super()._accumulate(terms, wants, batch, together, means, context)
-        if self.ptx_coef and bool((batch["weight"] != 0).any()):
-            loss = context.world.demonstration_loss(self.ptx_coef, context.spent.updates * self.ptx_rows, self.ptx_rows)
-            means.add("loss/demonstrations", loss, 1.0)
+    def add_gradients(self, batch: Experience, context: Context) -> dict[str, float]:
+        """Add the gradients of as many demonstrations as a step takes."""
+        if not self.ptx_coef or not bool((batch["weight"] != 0).any()):
+            return {}
+        loss = context.world.demonstration_loss(self.ptx_coef, context.spent.updates * self.ptx_rows, self.ptx_rows)
+        return {"loss/demonstrations": loss}

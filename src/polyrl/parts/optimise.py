@@ -189,7 +189,8 @@ class Optimise(Improver):
                 needs = frozenset[str]().union(*(t.required() for t in terms))
                 experience = experience.only(context.world.reads | needs | OFTEN_READ)
             experience = experience.steps()
-            if not any(t.together for t in terms) and "value_weight" not in experience:
+            alone = type(self).add_gradients is Optimise.add_gradients  # else autograd's gradients are added to
+            if alone and not any(t.together for t in terms) and "value_weight" not in experience:
                 closed = context.world.closed_form(wants)
         rows = _counted(terms, experience).any(1).nonzero()[:, 0]
         if len(rows) == 0:
@@ -222,12 +223,26 @@ class Optimise(Improver):
                     if self.normalise_advantage:
                         batch = batch.with_fields(advantage=whiten(batch["advantage"], batch["weight"] != 0))
                     self._accumulate(terms, wants, batch, together, means, context)
+                    for key, value in self.add_gradients(batch, context).items():
+                        means.add(key, value, 1.0)
                     self._step(means, context)
             if self.target_kl is not None and means.since("approx_kl", before) > self.target_kl:
                 break
         context.metrics.update(means.found())
         for term in terms:
             term.updated(context.metrics, context)
+
+    def add_gradients(self, batch: Experience, context: Context) -> dict[str, float]:
+        """Add to the gradients of one minibatch before its step is taken: here nothing, a subclass may override it.
+
+        Args:
+            batch: the minibatch; the terms' gradients, averages over it, are in the parameters' `grad` already.
+            context: of the run; `context.spent.updates` optimiser steps were taken before this one.
+
+        Returns:
+            What is logged of this step, by the metric's name; a record has the mean over its steps.
+        """
+        return {}
 
     def _minibatches(self, terms: tuple[Term, ...], table: Experience) -> list[_Minibatch]:
         """Runs of `table`'s rows, shuffled steps that all count, with their advantages and weights made ready."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class WindowedRollouts(Part):
                 "sample whole responses, as ppo does."
             )
         limit = world.task.max_tokens
-        slots = _Slots(context, self.name, self.prompts_per_step * self.completions_per_prompt, limit)
+        slots = _Slots.of(context, self.name, self.prompts_per_step * self.completions_per_prompt, limit)
         begun = slots.refill()
         numbers = slots.number // self.completions_per_prompt
         rows = {n: world.task.rows("train", context.seed, n, 1)[0] for n in set(numbers.tolist())}
@@ -97,7 +97,7 @@ class WindowedRollouts(Part):
         new, ended = added["present"].sum(1), added["ended"]
         slots.extend(added, context.iteration, world.policy.pad_id)
         finished = ended | (slots.length >= limit) | (not self.carry_on)
-        slots.keep(finished)
+        slots.keep(finished, context, self.name)
         width = int(slots.length.max())
         place = torch.arange(width)
         present = place < slots.length[:, None]
@@ -131,57 +131,74 @@ class WindowedRollouts(Part):
         )
 
 
+@dataclass
 class _Slots:
-    """What the slots hold, in the run's own store: tensors are replaced, never written into."""
+    """What B slots hold from one iteration to the next: tensors are replaced, never written into."""
 
-    def __init__(self, context: Context, name: str, size: int, limit: int):
-        self.kept, self.memory, self.size = context.tensors(name), context.memory(name), size
-        if not self.kept:
-            self.memory["begun"] = 0
-            self.kept.update(
-                token=torch.zeros(size, limit, dtype=torch.long),
-                logprob=torch.zeros(size, limit),
-                version=torch.zeros(size, limit, dtype=torch.long),
-                length=torch.zeros(size, dtype=torch.long),
-                number=torch.zeros(size, dtype=torch.long),
-                free=torch.ones(size, dtype=torch.bool),
-            )
+    token: Tensor
+    """[B, limit] int64."""
+    logprob: Tensor
+    """[B, limit] float32."""
+    version: Tensor
+    """[B, limit] int64, the iteration of each token."""
+    length: Tensor
+    """[B] int64, tokens so far."""
+    number: Tensor
+    """[B] int64, of the response: those that begin are numbered on."""
+    free: Tensor
+    """[B] bool, slots whose response is finished."""
+    begun: int
+    """Responses that have begun so far."""
 
-    def __getattr__(self, name: str) -> Any:
-        """A tensor of the store: `token`, `logprob`, `version` [B, limit]; `length`, `number`, `free` [B]."""
-        try:
-            return self.kept[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    @classmethod
+    def of(cls, context: Context, name: str, size: int, limit: int) -> _Slots:
+        """What the iteration before left in the run's store, or `size` slots that are free."""
+        kept = context.tensors(name)
+        if kept:
+            return cls(**kept, begun=context.memory(name)["begun"])
+        return cls(
+            token=torch.zeros(size, limit, dtype=torch.long),
+            logprob=torch.zeros(size, limit),
+            version=torch.zeros(size, limit, dtype=torch.long),
+            length=torch.zeros(size, dtype=torch.long),
+            number=torch.zeros(size, dtype=torch.long),
+            free=torch.ones(size, dtype=torch.bool),
+            begun=0,
+        )
 
     def refill(self) -> int:
         """Begin new responses, numbered on, in the slots that are free; return how many."""
-        free: Tensor = self.free
-        count = int(free.sum())
+        count = int(self.free.sum())
         number = self.number.clone()
-        number[free] = self.memory["begun"] + torch.arange(count)
-        self.memory["begun"] += count
-        blank = {name: self.kept[name].masked_fill(free[:, None], 0) for name in ("token", "logprob", "version")}
-        self.kept.update(number=number, length=self.length.masked_fill(free, 0), **blank)
+        number[self.free] = self.begun + torch.arange(count)
+        self.number, self.begun = number, self.begun + count
+        self.length = self.length.masked_fill(self.free, 0)
+        blank = self.free[:, None]
+        self.token = self.token.masked_fill(blank, 0)
+        self.logprob = self.logprob.masked_fill(blank, 0)
+        self.version = self.version.masked_fill(blank, 0)
         return count
 
     def extend(self, added: Experience, iteration: int, pad_id: int) -> None:
         """Put the added tokens behind what is there."""
         row, column = added["present"].nonzero(as_tuple=True)
-        place = self.length[row] + column
-        fresh = {
-            "token": added["action"],
-            "logprob": added["behaviour_logprob"],
-            "version": torch.full_like(added["action"], iteration),
-        }
-        for name, values in fresh.items():
-            whole = self.kept[name].clone()
-            whole[row, place] = values[row, column]
-            self.kept[name] = whole
-        self.kept["length"] = self.length + added["present"].sum(1)
-        beyond = torch.arange(self.token.shape[1]) >= self.length[:, None]
-        self.kept["token"] = self.token.masked_fill(beyond, pad_id)
+        place = row, self.length[row] + column
+        token = self.token.index_put(place, added["action"][row, column])
+        self.logprob = self.logprob.index_put(place, added["behaviour_logprob"][row, column])
+        self.version = self.version.index_put(place, torch.tensor(iteration))
+        self.length = self.length + added["present"].sum(1)
+        beyond = torch.arange(token.shape[1]) >= self.length[:, None]
+        self.token = token.masked_fill(beyond, pad_id)
 
-    def keep(self, finished: Tensor) -> None:
-        """Remember which slots are free next time."""
-        self.kept["free"] = finished
+    def keep(self, finished: Tensor, context: Context, name: str) -> None:
+        """Leave everything in the run's store; the slots of `finished` [B] bool responses are free next time."""
+        self.free = finished
+        context.tensors(name).update(
+            token=self.token,
+            logprob=self.logprob,
+            version=self.version,
+            length=self.length,
+            number=self.number,
+            free=self.free,
+        )
+        context.memory(name)["begun"] = self.begun

@@ -13,24 +13,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from polyrl.errors import Diverged
 from polyrl.experience import Experience
 from polyrl.policies.decoder import Decoder, Decoding
 from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import pad_rows
-from polyrl.sampling.language import (
-    Sampling,
-    TransformersEngine,
-    _Cached,
-    _draw,
-    _look_every,
-    _lot,
-    _new_cache,
-    _Rows,
-    _Words,
-)
+from polyrl.sampling.cached import Cached, Cut
+from polyrl.sampling.decoding import Rows, decode_rows
+from polyrl.sampling.drawing import Sampling
+from polyrl.sampling.language import TransformersEngine
+from polyrl.sampling.words import Words
 from polyrl.tasks.language.base import Tool
 
 
@@ -105,6 +96,27 @@ def _lots(which: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[l
         yield lot
 
 
+@dataclass(frozen=True)
+class _Beginnings:
+    """What n rows go on from: row i continues the first `length[j]` tokens of `texts[text[j]]`, j being `source[i]`."""
+
+    texts: list[tuple[int, ...]]
+    text: Tensor
+    """[p] int64."""
+    length: Tensor
+    """[p] int64."""
+    source: Tensor
+    """[n] int64."""
+
+    def read(self, policy: LanguagePolicy, room: int, decoder: Decoder | None, *, share: bool) -> Decoding | Cached:
+        """Read them, with room for `room` more tokens; without `share` every beginning is a text by itself."""
+        if decoder is not None:
+            return decoder.read_cut(self.texts, self.text, self.length, self.source, room=room)
+        if share:
+            return Cut(policy, self.texts, self.text, self.length, self.source, room)
+        return Cached(policy, self.texts, self.source, room)
+
+
 @torch.no_grad()  # not inference_mode, see TransformersEngine.generate
 def go_on(
     engine: TransformersEngine,
@@ -142,44 +154,37 @@ def go_on(
     room = room if limit is None else torch.minimum(room, limit)
     if int(room.min()) < 1:
         raise ValueError("a state has no room for another token")
-    size, width = len(states) * count, int(room.max())
-    room = room.repeat_interleave(count).to(device)
+    size = len(states) * count
     greedy = torch.full((size,), sampling.greedy, device=device)
-    uniform = torch.rand(size, width, dtype=torch.float64, generator=generator)
     words = None
     if sampling.stop or tool is not None:
         words = _words(policy, states, sampling, count, tool)
-    rows = _Rows.new(sampling, greedy, uniform.to(device), heard=words is not None)
+    rows = Rows.new(sampling, greedy, room.repeat_interleave(count), generator, heard=words is not None)
     texts = [state.text for state in states]
-    decoder = None
-    if engine.plain_because is None:
-        decoder = Decoder(policy.causal_lm, rows=min(size, engine.max_rows), dtype=engine._dtype)
-    elif not policy.can_share or policy.shares_even_only:
+    decoder = engine.decoder(size)
+    if decoder is None and (not policy.can_share or policy.shares_even_only):
         share = False
     longest, which = shared_texts(texts) if share else (texts, [*range(len(texts))])
-    ended = torch.zeros(size, dtype=torch.bool, device=device)
     with policy.autocast() if decoder is None else nullcontext():
         for lot in _lots(which, [len(text) for text in longest], max(1, engine.max_rows // count)):
             number = {w: i for i, w in enumerate(dict.fromkeys(which[i] for i in lot))}
-            read = [longest[w] for w in number]
-            text = torch.tensor([number[which[i]] for i in lot], device=device)
-            length = torch.tensor([len(texts[i]) for i in lot], device=device)
+            cut = _Beginnings(
+                texts=[longest[w] for w in number],
+                text=torch.tensor([number[which[i]] for i in lot], device=device),
+                length=torch.tensor([len(texts[i]) for i in lot], device=device),
+                source=torch.arange(len(lot), device=device).repeat_interleave(count),
+            )
             row = (torch.tensor(lot, device=device)[:, None] * count + torch.arange(count, device=device)).flatten()
-            source = torch.arange(len(lot), device=device).repeat_interleave(count)
-            most = int(room[row].max())
-            reading: Decoding | _Cached
-            if decoder is not None:
-                reading = decoder.read_cut(read, text, length, source, room=most)
-            elif share:
-                reading = _Cut(policy, read, text, length, source, most)
-            else:
-                reading = _Cached(policy, read, source, most)
-            _decode(engine, reading, row, most, room, sampling, rows, words, ended)
-    del decoder
-    found = rows.found(policy.pad_id)
-    if not bool(torch.isfinite(found["behaviour_logprob"]).all()):
-        raise Diverged("The model's logits are not finite: its weights diverged or are damaged; lower the step size.")
-    return Experience({**found, "ended": ended}).to("cpu")
+            decode_rows(
+                cut.read(policy, int(room[lot].max()), decoder, share=share),
+                row,
+                rows,
+                words,
+                end_ids=policy.end_ids,
+                compact_at=engine.compact_at,
+            )
+    del decoder  # its copy of the weights
+    return Experience(rows.found(policy.pad_id)).to("cpu")
 
 
 def _words(
@@ -188,92 +193,13 @@ def _words(
     sampling: Sampling,
     count: int,
     tool: Tool | Sequence[Tool | None] | None,
-) -> _Words:
+) -> Words:
     """What follows stop strings and tools, knowing what the states have said."""
     said = [policy.decode(state.response) for state in states]
     of_each = tool if isinstance(tool, Sequence) else [tool] * len(states) * count
     tools = [None if own is None else _Prefixed(own, said[i // count]) for i, own in enumerate(of_each)]
-    words = _Words(policy, sampling.stop, [*tools])
+    words = Words(policy, sampling.stop, [*tools])
     for i, state in enumerate(states):
-        tail = [t for t in state.response[state.heard :] if t not in words.special][-words.window :]
         for k in range(count):
-            words.said[i * count + k] = [*tail]
+            words.begin(i * count + k, state.response[state.heard :])
     return words
-
-
-def _decode(
-    engine: TransformersEngine,
-    reading: Decoding | _Cached,
-    row: Tensor,
-    most: int,
-    room: Tensor,
-    sampling: Sampling,
-    rows: _Rows,
-    words: _Words | None,
-    over: Tensor,
-) -> None:
-    """Fill `rows` and `over` [N] for the rows numbered `row`, each with at most `room` [N] tokens."""
-    policy, device = engine.policy, engine.policy.device
-    compact_at = engine.compact_at
-    if compact_at is None:
-        compact_at = 0.1 if isinstance(reading, Decoding) else 0.25
-    look_every = 1 if words is not None else _look_every(device)
-    alive = torch.ones(len(row), dtype=torch.bool, device=device)
-    end_ids = torch.tensor(policy.end_ids, device=device)
-    logits = reading.logits
-    for step in range(most):
-        token, logprob = _draw(logits, *rows.drawing(row, step), sampling)
-        chosen = alive
-        if words is not None and words.replies:
-            chosen = words.force(row.tolist(), token, alive)
-        ended = chosen & torch.isin(token, end_ids)
-        rows.write(row, step, token, logprob, chosen)
-        if words is not None:
-            ended = ended | words.hear(row, token, chosen & ~ended, rows.token.t(), step)
-        over[row] = over[row] | ended
-        alive = alive & ~ended & (step + 1 < room[row])
-        rows.going[step].index_copy_(0, row, alive)
-        if step + 1 == most:
-            break
-        if step % look_every == 0:
-            left = int(alive.sum())
-            if left == 0:
-                break
-            staying = _lot(left) if isinstance(reading, Decoding) else left
-            if reading.selectable and len(row) - staying >= max(1, compact_at * len(row)):
-                stays = alive.clone()
-                stays[(~alive).nonzero()[: staying - left, 0]] = True
-                order = reading.keep(stays)
-                row, token, alive = row[order], token[order], alive[order]
-        logits = reading.next(token)
-
-
-class _Cut(_Cached):
-    """Rows that go on from beginnings of texts, each text read once by the model's own forward pass.
-
-    The last token of each beginning is read once more: its logits are needed, and a forward pass gives the last ones.
-    """
-
-    def __init__(
-        self,
-        policy: LanguagePolicy,
-        texts: Sequence[Sequence[int]],
-        text: Tensor,
-        length: Tensor,
-        source: Tensor,
-        room: int,
-    ):
-        """Row i of [n] goes on from the first `length[j]` tokens of `texts[text[j]]`, where j is `source[i]`."""
-        self.policy = policy
-        self.cache = _new_cache(policy.causal_lm, room=room + 1)
-        self.selectable = True
-        # padded on the right, where no token of a text looks
-        ids = pad_rows(texts, policy.pad_id, "right")[0].to(policy.device)
-        place = torch.arange(ids.shape[1], device=policy.device)
-        self._forward(ids, None, place.expand(len(ids), -1))
-        self.cache.reorder_cache(text)
-        self.length, self.position = ids.shape[1], length[:, None] - 2
-        self.seen = pad((place < length[:, None] - 1).long(), (0, room + 1), value=1)
-        logits = self.next(ids[text, length - 1])
-        self.cache.reorder_cache(source)
-        self.logits, self.position, self.seen = logits[source], self.position[source], self.seen[source]

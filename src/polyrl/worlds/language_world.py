@@ -126,6 +126,7 @@ class LanguageWorld(World):
         self.on_reward_error: Literal["stop", "drop", "zero"] = on_reward_error
         self.reward_timeout = reward_timeout
         self.rewards: RewardRunner | None = None
+        self._ensembles: dict[int, RewardRunner] = {}
         if task.rewards or not task.fixed_pairs:  # preference pairs can be learned from and judged by without any
             self.rewards = RewardRunner(task.rewards, on_error=on_reward_error, timeout=reward_timeout)
 
@@ -256,10 +257,12 @@ class LanguageWorld(World):
 
     def member_scores(self, experience: Experience, members: int) -> tuple[Tensor, int]:
         """Scores of the task's reward ensemble, float32 `[B, k]` (NaN: dropped), and how many samples were scored."""
-        runner = RewardRunner(self.task.ensemble(members), on_error=self.on_reward_error, timeout=self.reward_timeout)
+        if members not in self._ensembles:
+            rewards = self.task.ensemble(members)
+            self._ensembles[members] = RewardRunner(rewards, on_error=self.on_reward_error, timeout=self.reward_timeout)
         columns = dict(experience.columns)
         prompts, completions = columns.pop("prompt"), columns.pop("completion")
-        scores = runner(prompts, completions, **columns)
+        scores = self._ensembles[members](prompts, completions, **columns)
         found = torch.tensor([*scores.parts.values()], dtype=torch.float32).T
         return found.nan_to_num(0.0) if self.on_reward_error == "zero" else found, scores.calls
 

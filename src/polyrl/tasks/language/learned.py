@@ -48,7 +48,7 @@ class Preferences:
 
 
 @dataclass
-class LearnedReward(LanguageTask):
+class ScoredByModel(LanguageTask):
     """What tasks with a learned reward have in common; it goes before a generated task that has a `gold` score.
 
     The protocol of arXiv:2210.10760: the starting model answers each of `pairs` train prompts twice, an imperfect judge
@@ -272,15 +272,15 @@ class LearnedReward(LanguageTask):
 
 
 @dataclass
-class LearnedReverse(LearnedReward, ReverseDense):
-    """Write a word of up to `difficulty` letters backwards, rewarded by a reward model (see `LearnedReward`)."""
+class LearnedReverse(ScoredByModel, ReverseDense):
+    """Write a word of up to `difficulty` letters backwards, rewarded by a reward model (see `ScoredByModel`)."""
 
     name = "learned-reverse"
 
 
 @dataclass
-class LearnedSort(LearnedReward, SortPairs):
-    """Sort 4 to `difficulty` digits, taught badly as in `sort-pairs`, rewarded by a reward model (see `LearnedReward`).
+class LearnedSort(ScoredByModel, SortPairs):
+    """Sort 4 to `difficulty` digits, taught badly as in `sort-pairs`, rewarded by a reward model (see `ScoredByModel`).
 
     Its gold is that of `sort-pairs`, from about -4 to 4. Which digits belong into an answer is harder to learn from a
     few labels than that digits rise and letters are wrong, so a reward model can be pleased without being right.

@@ -1,0 +1,132 @@
+"""Decoding by a model's own forward pass, with a key-value cache of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from polyrl.policies.language import LanguagePolicy
+from polyrl.policies.rows import pad_rows
+
+
+class Cached:
+    """Rows that are being decoded by the model's own forward pass, with a key-value cache of transformers."""
+
+    def __init__(self, policy: LanguagePolicy, prompts: list[tuple[int, ...]], source: Tensor, room: int):
+        self.policy = policy
+        device = policy.device
+        ids, real = (t.to(device) for t in pad_rows(prompts, policy.pad_id, "left"))
+        self.cache = _new_cache(policy.causal_lm, room=room)
+        self.selectable = _selectable(self.cache)
+        if not self.selectable:  # then every row reads its own prompt and stays to the end
+            ids, real, source = ids[source], real[source], torch.arange(len(source), device=device)
+        ragged = not bool(real.all())
+        position = (real.cumsum(1) - 1).clamp(min=0)
+        self.length = ids.shape[1]
+        logits = self._forward(ids, real.long() if ragged else None, position)
+        if self.selectable:
+            self.cache.reorder_cache(source)
+        self.logits, self.position = logits[source], position[source, -1:]
+        self.seen = pad(real[source].long(), (0, room), value=1) if ragged else None
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, position: Tensor) -> Tensor:
+        return self.policy.next_logits(ids, attention_mask=mask, position_ids=position, cache=self.cache)
+
+    def next(self, token: Tensor) -> Tensor:
+        """Logits [n, V] float32 after one more token [n] of each row."""
+        self.position = self.position + 1
+        self.length += 1
+        return self._forward(token[:, None], None if self.seen is None else self.seen[:, : self.length], self.position)
+
+    def keep(self, alive: Tensor) -> Tensor:
+        """Let rows go that are not `alive` [n]; return which rows stay [m]."""
+        order = alive.nonzero()[:, 0]
+        self.cache.reorder_cache(order)
+        self.position = self.position[order]
+        self.seen = None if self.seen is None else self.seen[order]
+        return order
+
+
+class Cut(Cached):
+    """Rows that go on from beginnings of texts, each text read once by the model's own forward pass.
+
+    The last token of each beginning is read once more: its logits are needed, and a forward pass gives the last ones.
+    """
+
+    def __init__(
+        self,
+        policy: LanguagePolicy,
+        texts: Sequence[Sequence[int]],
+        text: Tensor,
+        length: Tensor,
+        source: Tensor,
+        room: int,
+    ):
+        """Row i of [n] goes on from the first `length[j]` tokens of `texts[text[j]]`, where j is `source[i]`."""
+        self.policy = policy
+        self.cache = _new_cache(policy.causal_lm, room=room + 1)
+        self.selectable = True
+        # padded on the right, where no token of a text looks
+        ids = pad_rows(texts, policy.pad_id, "right")[0].to(policy.device)
+        place = torch.arange(ids.shape[1], device=policy.device)
+        self._forward(ids, None, place.expand(len(ids), -1))
+        self.cache.reorder_cache(text)
+        self.length, self.position = ids.shape[1], length[:, None] - 2
+        self.seen = pad((place < length[:, None] - 1).long(), (0, room + 1), value=1)
+        logits = self.next(ids[text, length - 1])
+        self.cache.reorder_cache(source)
+        self.logits, self.position, self.seen = logits[source], self.position[source], self.seen[source]
+
+
+# ------------------------------------------------------------------------------------------- key-value cache
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values with room for the tokens to come: adding a token copies that token, not the cache."""
+
+    def __init__(self, room: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.room = room
+        self.stores: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        new = (key_states, value_states)
+        if not self.is_initialized or self.keys is None or self.values is None:
+            self.lazy_initialization(*new)
+            self.keys, self.values = new
+            return new
+        start = self.keys.shape[-2]
+        end = start + key_states.shape[-2]
+        if not self.stores or end > self.stores[0].shape[-2]:
+            self.stores = [self._grown(old, end) for old in (self.keys, self.values)]
+        for store, states in zip(self.stores, new, strict=True):
+            store[..., start:end, :] = states
+        self.keys, self.values = (store[..., :end, :] for store in self.stores)
+        return self.keys, self.values
+
+    def _grown(self, old: Tensor, end: int) -> Tensor:
+        new = old.new_empty((*old.shape[:-2], end + self.room, old.shape[-1]))
+        new[..., : old.shape[-2], :] = old
+        return new
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        super().reorder_cache(beam_idx)
+        self.stores = []
+
+
+def _new_cache(model: Any, room: int) -> Any:
+    cache = DynamicCache(config=model.config)
+    if all(type(layer) is DynamicLayer for layer in cache.layers):
+        cache.layers = [_RoomyLayer(room) for _ in cache.layers]
+    return cache
+
+
+def _selectable(cache: Any) -> bool:
+    """Whether rows can be picked from the cache: the layers of transformers itself can, a model's own may not."""
+    return all(type(layer).__module__ in ("transformers.cache_utils", __name__) for layer in cache.layers)
