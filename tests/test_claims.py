@@ -578,7 +578,8 @@ def test_list_and_show_tell_the_verdict(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "hdpo.json").write_text('{"format": 1, "verdict": "refuted"}', encoding="utf-8")
     monkeypatch.setattr(ledger, "committed_ledger", lambda: tmp_path)
     assert all_claims.verdict("hdpo") == "refuted" and all_claims.verdict("grpo") is None
-    assert "claim re-tested: refuted" in " ".join(run_command("list", "methods").output.split())
+    listed = " ".join(run_command("list", "methods").output.split())
+    assert "hdpo refuted Differentiate the simulated cost" in listed and "grpo - The answers" in listed
     assert "the paper's claim: refuted" in run_command("show", "hdpo").output
     assert "the paper's claim: not yet re-tested" in run_command("show", "grpo").output
 

@@ -22,11 +22,13 @@ def print_list(what: str) -> None:
         for family, members in catalogue.families().items():
             rows = []
             for info in members:
-                wings = ", ".join(i.wing for i in catalogue.variants()[info.slug])
-                tested = f"\nclaim re-tested: {said}" if (said := verdict(info.slug)) else ""
-                rows.append((info.slug, wings, f"{info.title}\n{info.paper} ({info.year})", info.summary + tested))
+                wings = [i.wing for i in catalogue.variants()[info.slug]]
+                places = f"; for {' and '.join(wings)}" if len(wings) > 1 else ""
+                paper = f"{info.title}, {info.paper} ({info.year}){places}"
+                tested = (verdict(info.slug) or "-").removesuffix(" at this scale")
+                rows.append((info.slug, tested, f"{info.summary}\n{paper}"))
             title = f"{catalogue.FAMILIES.get(family, 'Methods')} ({family})"
-            print_table(title, ("method", "for", "paper", "what it does"), rows)
+            print_table(title, ("method", "its claim", "what it does, and the paper"), rows)
     if what in ("all", "parts"):
         parts = [(part.name, part.stage, part.summary) for part in catalogue.parts().values()]
         print_table("Parts, to add with +", ("part", "stage", "what it does"), parts)
@@ -40,7 +42,7 @@ def print_list(what: str) -> None:
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table as wide as the terminal: names unbroken, no other column wider than a quarter but the last one.
 
-    Cells may have several lines.
+    The last cell of a row may have a second paragraph, behind a line break, which is dimmed.
     """
     room = shutil.get_terminal_size().columns
     widths = [max(len(line) for row in [head, *rows] for line in row[i].split("\n")) for i in range(len(head) - 1)]
@@ -50,10 +52,12 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     click.secho(GAP.join(name.ljust(width) for name, width in zip(head, widths, strict=True)).rstrip(), dim=True)
     for row in rows:
         cells = [folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+        own = len(folded(row[-1].partition("\n")[0], widths[-1]))
         for i in range(max(map(len, cells))):
             line = [(cell[i] if i < len(cell) else "").ljust(width) for cell, width in zip(cells, widths, strict=True)]
             first = click.style(line[0], bold=True) if line[0].strip() else line[0]
-            click.echo(GAP.join([first, *line[1:]]).rstrip())
+            last = click.style(line[-1].rstrip(), dim=True) if i >= own else line[-1]
+            click.echo(GAP.join([first, *line[1:-1], last]).rstrip())
 
 
 def folded(text: str, width: int) -> list[str]:
