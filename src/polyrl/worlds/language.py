@@ -21,7 +21,8 @@ from polyrl.tasks.language.judge import load_preference
 from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task, give_pairs
 from polyrl.tasks.language.rewards import load_reward
 from polyrl.worlds.joint_reward import JointReward
-from polyrl.worlds.language_world import CHECKED_ROWS, EVALUATION_SEED, Evaluation, LanguageWorld
+from polyrl.worlds.language_evaluation import EVALUATION_SEED, Evaluation
+from polyrl.worlds.language_world import CHECKED_ROWS, LanguageWorld
 from polyrl.worlds.reward_model import FOLDER as REWARD_MODEL
 from polyrl.worlds.reward_model import RewardModelWorld
 

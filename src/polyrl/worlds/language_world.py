@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,17 +26,16 @@ from polyrl.policies.scalar import Critic
 from polyrl.policies.start import fingerprint
 from polyrl.runtime.context import Context
 from polyrl.runtime.memory import keep_freed_memory
-from polyrl.runtime.seeding import generator
 from polyrl.sampling.continuations import go_on, states_of
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row, Split
-from polyrl.tasks.language.base import replayed, reports, sessions, table_rows
+from polyrl.tasks.language.base import replayed, reports, sessions
 from polyrl.tasks.language.judge import compared
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores
 from polyrl.tasks.language.rewards import check_signature
 from polyrl.worlds.base import World
 from polyrl.worlds.joint_reward import JointReward
-from polyrl.worlds.pairs import judged_pairs
+from polyrl.worlds.language_evaluation import Evaluation, evaluate, seen_rows, several
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -50,39 +48,6 @@ READ = frozenset({"prompt_ids", "prompt_mask", "action", "present", "mask", "tem
 
 KEPT = "reference-logprobs.safetensors"
 """File of a checkpoint with the reference's log-probabilities of fixed pairs, as far as they are known."""
-
-EVALUATION_SEED = 1234
-"""Every method and seed is judged on the same prompts."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a run is judged, apart from training: the same prompts of the test split each time.
-
-    Attributes:
-        prompts: how many.
-        greedy: argmax decoding; otherwise one sampled response each (temperature 1), with the same random numbers
-            at every evaluation.
-        shown: how many responses are kept in samples.jsonl.
-    """
-
-    prompts: int = 200
-    greedy: bool = True
-    shown: int = 8
-    seed: int = EVALUATION_SEED
-
-
-def _several(scores: Scores) -> dict[str, Tensor]:
-    """What each reward function gave, `[B]`; nothing where there is one alone, which would only repeat the total."""
-    if len(scores.parts) < 2:
-        return {}
-    return {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.parts.items()}
-
-
-def _seen(experience: Experience) -> list[Row]:
-    """The row of each response, with what its session reported."""
-    columns = {name: values for name, values in experience.columns.items() if name not in ("prompt", "completion")}
-    return table_rows(experience.columns["prompt"], columns)
 
 
 class LanguageWorld(World):
@@ -178,7 +143,7 @@ class LanguageWorld(World):
         """
         states = states_of(experience, row, tokens)
         engine = self.engine if isinstance(self.engine, TransformersEngine) else TransformersEngine(self.policy)
-        seen = _seen(experience)
+        seen = seen_rows(experience)
         begun = [(seen[i], self.policy.decode(s.response)) for i, s in zip(row.tolist(), states, strict=True)]
         tools = [replayed(self.task, *one) for one in begun for _ in range(count)]
         tool = None if all(t is None for t in tools) else tools
@@ -240,7 +205,8 @@ class LanguageWorld(World):
         b = [experience.columns["completion"][i] for i in second]
         return compared(self.task.preference, prompts, a, b, columns)
 
-    def _scores(self, experience: Experience) -> Scores:
+    def scores(self, experience: Experience) -> Scores:
+        """What the rewards say of all responses; raises `UserError` where the run has none."""
         if self.rewards is None:
             raise UserError(
                 "There is no reward, and the data has none by itself; give --reward with file.py:function, a reward "
@@ -252,8 +218,8 @@ class LanguageWorld(World):
 
     def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
         """Scores `[B]` (NaN: dropped), the parts of each reward function `[B]`, and how many samples were scored."""
-        scores = self._scores(experience)
-        return torch.tensor(scores.total, dtype=torch.float32), _several(scores), scores.calls
+        scores = self.scores(experience)
+        return torch.tensor(scores.total, dtype=torch.float32), several(scores), scores.calls
 
     def member_scores(self, experience: Experience, members: int) -> tuple[Tensor, int]:
         """Scores of the task's reward ensemble, float32 `[B, k]` (NaN: dropped), and how many samples were scored."""
@@ -268,7 +234,7 @@ class LanguageWorld(World):
 
     def measures(self, experience: Experience) -> dict[str, Tensor]:
         """What the task measures beside the reward, float32 `[B]` each: to be logged, never trained on."""
-        pairs = zip(_seen(experience), experience.columns["completion"], strict=True)
+        pairs = zip(seen_rows(experience), experience.columns["completion"], strict=True)
         found = [self.task.measures(row, text) for row, text in pairs]
         return {name: torch.tensor([f[name] for f in found], dtype=torch.float32) for name in found[0]}
 
@@ -411,61 +377,9 @@ class LanguageWorld(World):
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
-    @torch.no_grad()
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Accuracy, reward and length on the fixed test prompts, and the first few responses.
-
-        Where the task has preference pairs, also how well held-out ones are told apart, and of sampled responses the KL
-        to the start. Without rewards there is neither accuracy nor reward.
-        """
-        how = self.evaluation
-        size = self.task.size("test")  # no prompt of a small test set is counted twice
-        rows = self.task.rows("test", how.seed, 0, how.prompts if size is None else min(how.prompts, size))
-        sampling = Sampling(max_tokens=self.task.max_tokens, stop=tuple(self.task.stop), greedy=how.greedy)
-        stream = generator(how.seed, "evaluation")
-        batch = self.sample(rows, sampling, completions_per_prompt=1, generator=stream)
-        rows = _seen(batch)
-        metrics: dict[str, float] = {}
-        samples: list[dict[str, Any]] = [
-            {"split": "test", "prompt": row["prompt"], "completion": text}
-            for row, text in zip(rows[: how.shown], batch.columns["completion"], strict=False)
-        ]
-        if self.rewards is not None:
-            judged, seen = self._judged(rows, batch)
-            metrics |= judged
-            samples = [{**s, **more} for s, more in zip(samples, seen, strict=False)]
-        metrics["eval/mean_length"] = float(batch["present"].sum(1).float().mean())
-        metrics |= {f"eval/{name}": float(values.mean()) for name, values in self.measures(batch).items()}
-        summary = self.task.summary(rows, batch.columns["completion"])
-        metrics |= {f"eval/{name}": value for name, value in summary.items()}
-        if self.task.fixed_pairs:
-            if not how.greedy:
-                log_ratio = (batch["behaviour_logprob"] - self.reference_of(batch)) * batch["mask"]
-                metrics["eval/kl"] = float(log_ratio.sum(1).mean())
-            metrics |= judged_pairs(self, self.pairs("test"), self.pair_terms, most=how.prompts)
-        return metrics, samples
-
-    def _judged(self, rows: Sequence[Row], batch: Experience) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """What rewards and checker say of one response to each row; for every response its score and verdict."""
-        texts = batch.columns["completion"]
-        scored = self._scores(batch)
-        scores, parts = torch.tensor(scored.total, dtype=torch.float32), _several(scored)
-        earned = [dict(zip(scored.parts, values, strict=True)) for values in zip(*scored.parts.values(), strict=True)]
-        right = [self.task.judged(row, text, e) for row, text, e in zip(rows, texts, earned, strict=True)]
-        kept = ~torch.isnan(scores)
-        metrics = {
-            "eval/accuracy": sum(right) / len(right),
-            "eval/reward": float(scores[kept].mean()) if bool(kept.any()) else 0.0,
-        }
-        for name, values in parts.items():
-            known = values[~torch.isnan(values)]
-            if len(known):
-                metrics[f"eval/rewards/{name}"] = float(known.mean())
-        seen = [
-            {"score": score, "correct": bool(r), "expected": self.task.expected(row)}
-            for row, score, r in zip(rows, scores.tolist(), right, strict=True)
-        ]
-        return metrics, seen
+        """What `polyrl.worlds.language_evaluation.evaluate` measures, and the first few responses."""
+        return evaluate(self)
 
     # -------------------------------------------------------------------------------------------------- folders
 

@@ -1,0 +1,114 @@
+"""How a language run is judged, apart from training: one response to each prompt of the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polyrl.experience import Experience
+from polyrl.runtime.seeding import generator
+from polyrl.sampling.language import Sampling
+from polyrl.tasks.language import Row
+from polyrl.tasks.language.base import table_rows
+from polyrl.tasks.language.reward_runner import Scores
+from polyrl.worlds.pairs import judged_pairs
+
+if TYPE_CHECKING:
+    from polyrl.worlds.language_world import LanguageWorld
+
+EVALUATION_SEED = 1234
+"""Every method and seed is judged on the same prompts."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a run is judged, apart from training: the same prompts of the test split each time.
+
+    Attributes:
+        prompts: how many.
+        greedy: argmax decoding; otherwise one sampled response each (temperature 1), with the same random numbers
+            at every evaluation.
+        shown: how many responses are kept in samples.jsonl.
+    """
+
+    prompts: int = 200
+    greedy: bool = True
+    shown: int = 8
+    seed: int = EVALUATION_SEED
+
+
+def several(scores: Scores) -> dict[str, Tensor]:
+    """What each reward function gave, `[B]`; nothing where there is one alone, which would only repeat the total."""
+    if len(scores.parts) < 2:
+        return {}
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.parts.items()}
+
+
+def seen_rows(experience: Experience) -> list[Row]:
+    """The row of each response, with what its session reported."""
+    columns = {name: values for name, values in experience.columns.items() if name not in ("prompt", "completion")}
+    return table_rows(experience.columns["prompt"], columns)
+
+
+@torch.no_grad()
+def evaluate(world: LanguageWorld) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Accuracy, reward and length on the fixed test prompts, and the first few responses.
+
+    Where the task has preference pairs, also how well held-out ones are told apart, and of sampled responses the KL
+    to the start. Without rewards there is neither accuracy nor reward.
+    """
+    how = world.evaluation
+    size = world.task.size("test")  # no prompt of a small test set is counted twice
+    rows = world.task.rows("test", how.seed, 0, how.prompts if size is None else min(how.prompts, size))
+    sampling = Sampling(max_tokens=world.task.max_tokens, stop=tuple(world.task.stop), greedy=how.greedy)
+    stream = generator(how.seed, "evaluation")
+    batch = world.sample(rows, sampling, completions_per_prompt=1, generator=stream)
+    rows = seen_rows(batch)
+    metrics: dict[str, float] = {}
+    samples: list[dict[str, Any]] = [
+        {"split": "test", "prompt": row["prompt"], "completion": text}
+        for row, text in zip(rows[: how.shown], batch.columns["completion"], strict=False)
+    ]
+    if world.rewards is not None:
+        judged, seen = _judged(world, rows, batch)
+        metrics |= judged
+        samples = [{**s, **more} for s, more in zip(samples, seen, strict=False)]
+    metrics["eval/mean_length"] = float(batch["present"].sum(1).float().mean())
+    metrics |= {f"eval/{name}": float(values.mean()) for name, values in world.measures(batch).items()}
+    summary = world.task.summary(rows, batch.columns["completion"])
+    metrics |= {f"eval/{name}": value for name, value in summary.items()}
+    if world.task.fixed_pairs:
+        if not how.greedy:
+            log_ratio = (batch["behaviour_logprob"] - world.reference_of(batch)) * batch["mask"]
+            metrics["eval/kl"] = float(log_ratio.sum(1).mean())
+        metrics |= judged_pairs(world, world.pairs("test"), world.pair_terms, most=how.prompts)
+    return metrics, samples
+
+
+def _judged(
+    world: LanguageWorld, rows: Sequence[Row], batch: Experience
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What rewards and checker say of one response to each row; for every response its score and verdict."""
+    texts = batch.columns["completion"]
+    scored = world.scores(batch)
+    scores, parts = torch.tensor(scored.total, dtype=torch.float32), several(scored)
+    earned = [dict(zip(scored.parts, values, strict=True)) for values in zip(*scored.parts.values(), strict=True)]
+    right = [world.task.judged(row, text, e) for row, text, e in zip(rows, texts, earned, strict=True)]
+    kept = ~torch.isnan(scores)
+    metrics = {
+        "eval/accuracy": sum(right) / len(right),
+        "eval/reward": float(scores[kept].mean()) if bool(kept.any()) else 0.0,
+    }
+    for name, values in parts.items():
+        known = values[~torch.isnan(values)]
+        if len(known):
+            metrics[f"eval/rewards/{name}"] = float(known.mean())
+    seen = [
+        {"score": score, "correct": bool(r), "expected": world.task.expected(row)}
+        for row, score, r in zip(rows, scores.tolist(), right, strict=True)
+    ]
+    return metrics, seen
