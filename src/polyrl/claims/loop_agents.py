@@ -80,6 +80,6 @@ CLAIM = Claim(
     "the same rate. A model of 1.2 million parameters and jobs of a few turns, with about thirty tokens of the "
     "agent's, where AppWorld has thousands: the ratio of a whole rollout has far less room to leave its range. "
     "AppWorld's numbers, and what transfers to unseen apps, are not touched.",
-    minutes=13,
+    minutes=8,
     quick=Quick(share=0.125, options={"evaluations": 1, "eval_prompts": 40}),
 )
