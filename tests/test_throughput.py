@@ -112,6 +112,8 @@ def test_speed_counts_the_five_stages_only() -> None:
     seconds = {"collect": 2.0, "score": 1.0, "improve": 3.0, "evaluate": 50.0, "checkpoint": 9.0}
     assert throughput(seconds, spent) == {"unit": "tokens", "collect": 300.0, "overall": 100.0}
     assert throughput(seconds, {**spent, "tokens": 0}) == {"unit": "steps", "collect": 250.0, "overall": 500 / 6}
+    went_on = throughput({**seconds, "credit": 4.0}, spent, ("collect", "credit"))["collect"]
+    assert went_on == 100.0
     assert throughput({}, {"tokens": 0, "steps": 0, "samples": 0}) == {"unit": "samples"}
 
 

@@ -74,6 +74,7 @@ class Loop:
     tensorboard: bool = True
     health: Health = field(default_factory=Health)
     seconds: dict[str, float] = field(default_factory=dict)
+    sampled: set[str] = field(default_factory=lambda: {"collect"})
     start: dict[str, float] = field(default_factory=dict)
     final: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -93,7 +94,7 @@ class Loop:
         context.metrics, context.touched = {}, False
         before = dataclasses.replace(context.spent)
         experience: Any = None
-        sampling = 0.0  # seconds of the stages in which tokens are sampled: not collect alone, where credit goes on
+        sampling = 0.0  # seconds of the stages in which tokens are sampled
         for stage, parts in self._stages:
             tokens = context.spent.tokens
             with self._timed(stage):
@@ -111,6 +112,7 @@ class Loop:
                         observe(stage, recipe.optimise, experience, experience, time.perf_counter() - began)
             if context.spent.tokens > tokens:
                 sampling += context.metrics[f"seconds/{stage}"]
+                self.sampled.add(stage)
             if stage == "select":
                 with self._timed("monitor"):
                     self.world.monitor(experience, context)
@@ -315,7 +317,7 @@ class Loop:
                 "start": self.start,
                 "final": self.final,
                 "seconds_by_stage": {k: round(v, 4) for k, v in self.seconds.items()},
-                "throughput": throughput(self.seconds, spent),
+                "throughput": throughput(self.seconds, spent, self.sampled),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "warnings": self.warnings,
             }

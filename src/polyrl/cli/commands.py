@@ -74,7 +74,7 @@ def time_lines(summary: dict[str, Any]) -> list[str]:
         return []
     largest = sorted(seconds.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{s} {took:.1f} s ({100 * took / total:.0f}%)" for s, took in largest if took >= 0.01 * total)
-    speed = throughput(seconds, summary["spent"])
+    speed = summary.get("throughput") or throughput(seconds, summary["spent"])
     rates = " and ".join(
         f"{speed[key]:,.0f} {speed['unit']}/s {words}"
         for key, words in (("overall", "in training"), ("collect", "in collecting"))

@@ -82,7 +82,7 @@ def measure(loop: Loop, *, warm_up: int = WARM_UP, iterations: int = MEASURED) -
     if loop.seconds.get("monitor"):
         add("monitor", "", loop.seconds["monitor"])
     after = dataclasses.asdict(loop.context.spent)
-    profile.speed = throughput(loop.seconds, {name: after[name] - before[name] for name in after})
+    profile.speed = throughput(loop.seconds, {name: after[name] - before[name] for name in after}, loop.sampled)
     return profile
 
 

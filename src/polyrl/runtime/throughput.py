@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +32,23 @@ PEAK_SECONDS = 0.2
 # ------------------------------------------------------------------------------------------------- per second
 
 
-def throughput(seconds: Mapping[str, float], spent: Mapping[str, float]) -> dict[str, Any]:
+def throughput(
+    seconds: Mapping[str, float], spent: Mapping[str, float], sampled: Collection[str] = ("collect",)
+) -> dict[str, Any]:
     """Speed of a run in collecting and overall.
 
     Args:
         seconds: wall time by stage; what is no stage (evaluation, checkpoints) does not count.
         spent: counts since the start of the run, as `polyrl.runtime.budget.Spent` has them.
+        sampled: stages in which they were collected: not collect alone, where credit goes on from states.
 
     Returns:
         "unit" ("tokens", "steps" or "samples"), and per second "collect" and "overall"; a number is missing where there
         is nothing to divide by.
     """
     unit = next((name for name in COUNTED if spent[name]), COUNTED[-1])
-    times = {"collect": seconds.get("collect", 0.0), "overall": sum(seconds.get(stage, 0.0) for stage in STAGES)}
+    stages = {"collect": sampled, "overall": STAGES}
+    times = {name: sum(seconds.get(stage, 0.0) for stage in counted) for name, counted in stages.items()}
     return {"unit": unit, **{name: spent[unit] / took for name, took in times.items() if took > 0}}
 
 
