@@ -286,7 +286,7 @@ def test_one_win_among_many_pairs_must_survive_the_correction(tmp_path: Path) ->
     many = {"a": a, "b": b, "c": [0.50, 0.50, 0.51, 0.50, 0.50], "d": [0.51, 0.49, 0.50, 0.52, 0.50]}
     said = verdict(load_comparison(_finals(tmp_path / "many", many)))
     assert said[0].startswith("a looks better than b") and "after correcting for 6 comparisons" in said[0]
-    assert said[1].startswith("This budget shows no difference in 5 of 6 pairs: a and d, a and c, d and c, ")
+    assert said[1].startswith("This budget shows no difference in 5 of 6 pairs: a and d; a and c; d and c; ")
 
 
 def test_few_seeds_failed_seeds_and_uneven_budgets_are_said(tmp_path: Path) -> None:

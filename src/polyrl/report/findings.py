@@ -228,7 +228,7 @@ def _pair_sentences(comparison: Comparison) -> list[str]:
     elif len(none) == len(compared):
         sentences.append(f"This budget shows no difference between any two of {_listed(comparison.methods)}.")
     else:
-        named = _listed([f"{pair.first} and {pair.second}" for pair in none])
+        named = "; ".join(f"{pair.first} and {pair.second}" for pair in none)
         sentences.append(f"This budget shows no difference in {len(none)} of {len(compared)} pairs: {named}.")
     if len(few) <= MOST_PAIRS_IN_WORDS:
         return sentences + said(few)
