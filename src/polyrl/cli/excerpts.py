@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from polyrl.cli.responses import escaped, indented, signed
+from polyrl.cli.responses import TokenTable, escaped, indented, signed
 from polyrl.experience import Experience
 
 MOST_STEPS = 8
@@ -122,6 +122,8 @@ def _cell(value: Tensor, name: str) -> Text:
         return Text("yes" if bool(flat.all()) else "-", style="" if bool(flat.any()) else "dim")
     if flat.numel() == 1 and name == "advantage":
         return signed(float(flat[0]))
+    if flat.numel() > 2 and bool((flat >= 0).all()) and abs(float(flat.sum()) - 1) < 1e-3 and bool((flat < 1).all()):
+        return Text(f"{int(flat.argmax())}: {float(flat.max()):.2f}")  # probabilities: the largest, and whose it is
     figures = 3 if flat.numel() == 1 else 2
     written = [f"{float(x):.{figures}g}" if x.is_floating_point() else str(int(x)) for x in flat[:2]]
     return Text(" ".join(written) + (" .." if flat.numel() > 2 else ""), style="cyan" if name == "action" else "")
@@ -145,16 +147,13 @@ def steps(experience: Experience, names: Sequence[str] | None = None, caption: s
     blocks: list[Any] = []
     for i in rows:
         count = min(MOST_STEPS, length)
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column(f"row {i}", header_style="dim", style="dim", no_wrap=True)
-        for t in range(count):
-            table.add_column(str(t), header_style="dim", justify="right", no_wrap=True)
+        lines = [(f"row {i}", [Text(str(t), style="dim") for t in range(count)])]
         for name in shown:
             values = experience[name][i, :count]
             if names is None and values.dtype == torch.bool and not bool(values.any()):
                 continue  # flags that are not raised here
-            table.add_row(name, *[_cell(value, name) for value in values])
-        blocks.append(table)
+            lines.append((name, [_cell(value, name) for value in values]))
+        blocks += [*([Text("")] if blocks else []), TokenTable(lines)]
     more = f" (of {length})" if length > MOST_STEPS else ""
     which = f"{len(rows)} of {len(experience)} rows" if len(experience) > 1 else "the one row"
     said = caption or f"the first steps{more} of {which}"

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
@@ -103,16 +103,15 @@ def title(spec: str, recipe: Recipe) -> Panel:
     return Panel(head, title=f"[bold]{info.slug}[/]  {info.title}", title_align="left", border_style="blue")
 
 
-def stage_heading(stage: Stage, recipe: Recipe) -> Text:
+def stage_heading(stage: Stage, recipe: Recipe) -> Group:
     """The stage's number, name and question, and what the recipe notes on it."""
     number = f"{STAGES.index(stage) + 1} " if stage in STAGES else ""
     heading = Text.assemble(
         (f"\n{number}{stage.upper()}", f"bold {STAGE_COLOURS[stage]}"),
         (f"  {QUESTIONS[stage]}", "dim italic"),
     )
-    if stage in recipe.notes:
-        heading.append(f"\n    {recipe.notes[stage]}")
-    return heading
+    note = recipe.notes.get(stage)
+    return Group(heading, *([Padding(Text(note), (0, 0, 0, 4), expand=False)] if note else []))
 
 
 def part_name(part: Part, recipe: Recipe) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.recipe import Part
 
 MOST_ROWS = 4
+ROUNDING = 1e-6
+"""Smaller rewards, scores and differences of them are shown as 0."""
 MOST_TOKENS = 24
 MOST_TEXT = 160
 """Characters of a prompt or a response that are shown."""
-MOST_COLUMNS = 3
+MOST_COLUMNS = 4
 WIDEST_COLUMN = 12
 """What the task says of a row is shown where it is short: so many columns, of so many characters."""
 STEPS_THAT_SAY_LITTLE = ("terminated", "truncated", "value_target")
@@ -55,7 +58,7 @@ def differs(old: Tensor, new: Tensor) -> Tensor:
     """Where two tables of one shape differ by more than rounding."""
     if not new.is_floating_point():
         return old != new
-    return ~torch.isclose(old.to(new.dtype), new, rtol=1e-5, atol=1e-6, equal_nan=True)
+    return ~torch.isclose(old.to(new.dtype), new, rtol=1e-5, atol=ROUNDING, equal_nan=True)
 
 
 def other_rows(part: Part, before: Experience | None, changed: Sequence[str]) -> bool:
@@ -123,8 +126,18 @@ class Example:
             picked = [by_move[-1], by_worth[-1], by_worth[0], by_move[0], *picked]
         if worth is None:
             picked = rows.tolist()
+        shown = [*dict.fromkeys(picked)][:MOST_ROWS]
+        kinds = [moved > 0, moved == 0]
+        if "finished" in after:
+            kinds += [after["finished"], ~after["finished"]]
+        extra = []
+        for kind in kinds:  # of each kind one, where there is one
+            others = (kind & sampled).nonzero()[:, 0]
+            if len(others) and not bool(kind[shown].any()):
+                extra.append(int(others[moved[others].argmax()]))
+        shown = [*shown[: MOST_ROWS - len(extra)], *extra]
         where = _places_in_group(group)
-        self.places = tuple(where[i] for i in sorted([*dict.fromkeys(picked)][:MOST_ROWS]))
+        self.places = tuple(where[i] for i in sorted(shown))
         again, self.judged = bool(mine), worth is not None
         return again
 
@@ -192,10 +205,15 @@ _ANY = next(iter(FIELDS.values()))
 def _said_of(experience: Experience, rows: Sequence[int]) -> tuple[list[str], dict[str, str]]:
     """Columns of the task that are short enough to show: those that differ between rows, and what all rows share."""
     differ, shared = [], {}
+    prompts = [str(prompt) for prompt in experience.columns.get("prompt", [""] * len(experience))]
     for name, values in experience.columns.items():
         if name in ("prompt", "completion") or not all(isinstance(values[i], str | int | float) for i in rows):
             continue
         said = [str(values[i]) for i in rows]
+        if max(map(len, said)) > 1 and all(
+            x in re.findall(r"\w+", prompts[i]) for i, x in zip(rows, said, strict=True)
+        ):
+            continue  # the prompt says it
         if len(set(said)) == 1 and len(said[0]) <= MOST_TEXT // 4:
             shared[name] = said[0]
         elif len(set(said)) > 1 and max(map(len, said)) <= WIDEST_COLUMN:
@@ -263,7 +281,7 @@ def completions(
     heading = Text(f"{caption}: ", style="italic dim")
     if shared:
         heading.append(escaped(prompts[0]), style="not italic not dim bold")
-    if shared and common:
+    if common:
         heading.append(f"  ({', '.join(f'{name} {escaped(value)}' for name, value in common.items())})", style="dim")
     return indented(heading, table)
 
@@ -304,7 +322,7 @@ def _keys(experience: Experience) -> list[bytes]:
 # ----------------------------------------------------------------------------------------------------------- tokens
 
 
-def token_fields(part: Part, experience: Experience, changed: Sequence[str]) -> list[str]:
+def token_fields(part: Part, before: Experience | None, experience: Experience, changed: Sequence[str]) -> list[str]:
     """Fields with a value a token that a part has read or given, in this order, those that nobody can read left out."""
     size = experience["mask"].shape
     hidden = (*LANGUAGE_FIELDS - {"behaviour_logprob"}, *STEPS_THAT_SAY_LITTLE)
@@ -312,6 +330,7 @@ def token_fields(part: Part, experience: Experience, changed: Sequence[str]) -> 
     gives = [
         name for name in changed if name in part.gives and not (part.stage == "collect" and name in LANGUAGE_FIELDS)
     ]
+    gives.sort(key=lambda name: before is not None and name in before)  # what is new before what it has changed
     if "advantage" in gives and "value" in experience and "value" not in reads:
         reads.append("value")
     return [name for name in [*reads, *gives] if tuple(experience[name].shape) == tuple(size) and name not in hidden]
@@ -347,10 +366,18 @@ class TokenTable:
         """Tables one below the other, each as wide as there is room for."""
         label = max(len(name) for name, _ in self.lines)
         widths = [max(cell_len(cells[t].plain) for _, cells in self.lines) for t in range(len(self.lines[0][1]))]
+        rounds, used = 1, label + 1
+        for width in widths:
+            rounds, used = (
+                (rounds, used + width + 1) if used + width + 1 <= options.max_width else (rounds + 1, label + 1)
+            )
+        most = -(-len(widths) // rounds)  # rounds of equal length
         start = 0
         while start < len(widths):
             end, used = start, label + 1
             while end < len(widths) and (end == start or used + widths[end] + 1 <= options.max_width):
+                if end - start >= most and len(widths) - end > 1:
+                    break
                 used, end = used + widths[end] + 1, end + 1
             for name, cells in self.lines:
                 line = Text(no_wrap=True, overflow="crop")
@@ -384,10 +411,16 @@ def tokens(
     """
     moved = {i: _moved(experience, before, i, names) for i in rows}
     size = {i: float(moved[i].sum()) for i in rows}
+    told = before is not None and "advantage" in before and torch.equal(before["advantage"], experience["advantage"])
     alike = len({round(x, 6) for x in size.values()}) == 1
-    if "advantage" in experience and (alike or "advantage" in names):
+    if "advantage" in experience and (alike or ("advantage" in names and not told)):
         size = {i: float(experience["advantage"][i].sum()) for i in rows}
     ranked = sorted(rows, key=lambda i: size[i])
+    if "finished" in experience:  # one response that goes on, and one that has ended
+        done = experience["finished"][ranked].tolist()
+        ranked = [i for i, ended in zip(ranked, done, strict=True) if not ended] + [
+            i for i, ended in zip(ranked, done, strict=True) if ended
+        ]
     blocks = []
     for i in dict.fromkeys((ranked[0], ranked[-1])):
         here = experience["present"][i].nonzero()[:, 0].tolist()
@@ -395,11 +428,9 @@ def tokens(
         lines = [("action", [_piece(experience, i, t, tokenizer) for t in places])]
         for name in names:
             old = before[name] if before is not None and name in before else None
-            if (
-                old is not None
-                and not torch.equal(old[i], experience[name][i])
-                and bool((old[i][here] != old[i][here[0]]).any())
-            ):
+            own = experience["mask"][i]
+            moves = old is not None and bool(differs(old[i], experience[name][i])[own].any())
+            if old is not None and moves and len({*old[i][own].tolist()}) > 1:
                 lines.append((f"{name} before", _line(old[i], experience, i, places, name)))
             lines.append((name, _line(experience[name][i], experience, i, places, name)))
         blocks.append(TokenTable(lines))

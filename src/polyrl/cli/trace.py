@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -17,6 +18,7 @@ from polyrl.cli import excerpts, responses
 from polyrl.cli.explain import console, first_sentence, part_name, stage_heading, title, written
 from polyrl.experience import FIELDS, Experience
 from polyrl.parts.optimise import Optimise
+from polyrl.parts.tools import turns
 from polyrl.recipe import STAGES, Part, Recipe, Stage, Term
 from polyrl.report.labels import STEP, metric_label
 from polyrl.runtime.config import RunConfig
@@ -84,30 +86,35 @@ class Tracer:
         told = [name for name in changed if not moved or before is None or name not in before]
         self._part(part, before, after, told, seconds)
         for sentence in self._sentences(part, None if moved else before, after, changed, moved):
-            self.out.print(Text(f"    {sentence}"))
+            self._say(sentence)
         for block in self._excerpts(part, before, after, changed, moved):
             self.out.print(block)
         paired = any(term.together == "pair" for term in self.recipe.terms)
         if paired and not self.rho and {"pair", "preferred", "ref_logprob"} <= set(after.fields()):
             self.rho = excerpts.log_ratios(after, self.loop.world)
 
+    def _say(self, text: Text | str, indent: int = 4, style: str = "") -> None:
+        """A line, or several that begin alike."""
+        said = Text(text, style=style) if isinstance(text, str) else text
+        self.out.print(Padding(said, (0, 0, 0, indent), expand=False))
+
     # --------------------------------------------------------------------------------------------- one part
 
     def _part(
         self, part: Part, before: Experience | None, after: Experience, changed: Sequence[str], seconds: float
     ) -> None:
-        line = Text("  ")
-        line.append_text(part_name(part, self.recipe)).stylize("bold")
+        line = part_name(part, self.recipe)
+        line.stylize("bold")
         line.append(f"  {first_sentence(type(part))}")
         line.append(f"  {1000 * seconds:.0f} ms", style="dim")
-        self.out.print(line)
+        self._say(line, 2)
         needs = sorted(part.required())
         if needs:
-            self.out.print(Text(f"    reads {', '.join(needs)}", style="dim"))
+            self._say(f"reads {', '.join(needs)}", style="dim")
         if changed:
             self.out.print(field_table(before, after, changed, self.out.width))
         if said := self._news():
-            self.out.print(Text(f"    measured: {said}"))
+            self._say(f"measured: {said}")
 
     def _news(self, skip: frozenset[str] = frozenset()) -> str:
         """Metrics that are new since this was asked last, in words."""
@@ -124,6 +131,19 @@ class Tracer:
         self, part: Part, before: Experience | None, after: Experience, changed: Sequence[str], moved: bool
     ) -> Iterator[str]:
         """What the numbers of the table do not say by themselves."""
+        if part.stage == "collect" and "mask" in after and "present" in after:
+            said = after["present"] & ~after["mask"]
+            if bool(said.any()):
+                number = turns(after["mask"], after["present"]).amax(1) + 1
+                share = 100 * int(said.sum()) / int(after["present"].sum())
+                yield (
+                    f"{float(number.float().mean()):.2g} turns a response, at most {int(number.max())}: {share:.0f}% "
+                    "of its tokens are what tools said; they are read, and never trained on"
+                )
+        if before is not None and not changed:
+            yield "it leaves this batch as it is"
+        if "advantage" in changed and not bool(after["advantage"].any()):
+            yield "every advantage of this batch is 0"
         if "ref_logprob" in changed and not moved and "behaviour_logprob" in after:
             gap = (after["behaviour_logprob"] - after["ref_logprob"])[after["mask"]].abs()
             if len(gap) and float(gap.max()) < SAME_POLICY:
@@ -160,7 +180,7 @@ class Tracer:
         """Responses of the example, whole and token by token."""
         if moved and before is not None:
             sentence, table = responses.drawn(before, after, self.example.prompt_rows(before))
-            yield Text(f"    {sentence}")
+            self._say(sentence)
             yield table
             return
         old = before if part.stage != "collect" else None
@@ -173,10 +193,18 @@ class Tracer:
             asked = "some prompts" if many else "one prompt"
             caption = f"{asked} and what was sampled for {'them' if many else 'it'}"
             if part.stage != "collect":
-                caption = "others, which show more" if others else "the same responses"
+                caption = "others, of which there is more to see" if others else "the same responses"
             yield responses.completions(after, rows, caption, fields, old, self.tokenizer)
-        names = responses.token_fields(part, after, changed)
+        names = responses.token_fields(part, old, after, changed)
         real = [name for name in names if name in changed and _really(old, after, name)]
+        whole = part.stage == "score" and "score" in changed  # paid once, at the last token: the table above says it
+        logprobs = all(FIELDS[name].unit == "nats" for name in real if name in FIELDS)
+        if (
+            whole
+            or (part.stage == "collect" and logprobs)
+            or ("advantage" in real and not bool(after["advantage"].any()))
+        ):
+            return
         if (part.name in self.recipe.adds and real) or "advantage" in real:
             caption = "what each token will be pushed by:" if "advantage" in real else "token by token:"
             yield responses.tokens(after, old, rows, names, self.tokenizer, caption)
@@ -186,16 +214,16 @@ class Tracer:
     def _improve(self, experience: Experience, seconds: float) -> None:
         recipe, metrics, out = self.recipe, self.loop.context.metrics, self.out
         for term in recipe.terms:
-            line = Text("  ")
-            line.append_text(part_name(term, recipe)).stylize("bold")
+            line = part_name(term, recipe)
+            line.stylize("bold")
             line.append(f"  {first_sentence(type(term))}")
-            out.print(line)
-            out.print(Text(f"    {_term_facts(term, metrics)}", style="dim"))
+            self._say(line, 2)
+            self._say(_term_facts(term, metrics), style="dim")
         o = recipe.optimise
         took = f"  {duration(seconds) if seconds >= 1 else f'{1000 * seconds:.0f} ms'}"
         name = part_name(o, recipe)
         name.stylize("bold")
-        out.print(Text.assemble("  ", name, f"  {first_sentence(type(o))}", (took, "dim")))
+        self._say(Text.assemble(name, f"  {first_sentence(type(o))}", (took, "dim")), 2)
         if isinstance(o, Optimise):
             self._gradient_steps(o, experience)
         else:
@@ -203,52 +231,49 @@ class Tracer:
             logged = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if not k.startswith("seconds/"))
             for said in (knobs, f"logged: {logged}" if logged else ""):
                 if said:
-                    out.print(Text(f"    {said}", style="dim"))
+                    self._say(said, style="dim")
         if self.rho:
             moved = excerpts.log_ratios(experience, self.loop.world)
             out.print(excerpts.preference_pairs(experience, self.rho, moved, self.tokenizer))
 
     def _gradient_steps(self, o: Optimise, experience: Experience) -> None:
-        context, metrics, out = self.loop.context, self.loop.context.metrics, self.out
+        context, metrics = self.loop.context, self.loop.context.metrics
         own = [f for f in dataclasses.fields(o) if f.name not in {g.name for g in dataclasses.fields(Optimise)}]
         knobs = ", ".join(f"{f.name}={written(getattr(o, f.name))}" for f in own)
         taken = context.spent.updates - self.spent
-        out.print(
-            Text(
-                f"    {taken} step{'s' * (taken != 1)} of AdamW: {o.epochs} epoch{'s' * (o.epochs > 1)} of "
-                f"{o.minibatches} minibatch{'es' * (o.minibatches > 1)}, learning rate "
-                f"{metrics.get('learning_rate', 0):.2g}{'; ' * bool(knobs)}{knobs}",
-                style="dim",
-            )
+        self._say(
+            f"{taken} step{'s' * (taken != 1)} of AdamW: {o.epochs} epoch{'s' * (o.epochs > 1)} of {o.minibatches} "
+            f"minibatch{'es' * (o.minibatches > 1)}, learning rate {metrics.get('learning_rate', 0):.2g}"
+            f"{'; ' * bool(knobs)}{knobs}",
+            style="dim",
         )
         norms = {name.removeprefix("grad_norm/"): v for name, v in metrics.items() if name.startswith("grad_norm/")}
         idle = "weight" in experience and not bool((experience["weight"] != 0).any())
-        said = [f"{v:.3g} of the {name}" for name, v in norms.items() if v or not idle]
+        whose = {name: "policy and critic together" if name == "joint" else f"the {name}" for name in norms}
+        said = [f"{v:.3g} of {whose[name]}" for name, v in norms.items() if v]
         if said:
-            out.print(Text(f"    gradient norm {', '.join(said)} (clipped at {o.max_grad_norm:g})", style="dim"))
+            self._say(f"gradient norm {', '.join(said)} (clipped at {o.max_grad_norm:g})", style="dim")
         if idle:
-            out.print(
-                Text(
-                    "    the policy stays as it is: none of its steps counts in this iteration; "
-                    f"`polyrl trace {self.recipe.name} --iteration N` explains a later one"
-                )
+            first = 1 + max((getattr(part, "critic_pretraining", 0) for part in self.recipe.select), default=0)
+            later = f"--iteration {first if first > self.loop.context.iteration else 'N'}"
+            self._say(
+                "the policy stays as it is: none of its steps counts in this iteration; "
+                f"`polyrl trace {self.recipe.name} {later}` explains a later one"
             )
         if {"clip_ratio", "ratio", "approx_kl"} <= metrics.keys():
             step = STEP.get(self.wing, "step")
             unit, away = self._clipped_unit(experience, step), figure(metrics["approx_kl"])
-            out.print(
-                Text(
-                    f"    on average over the steps: ratio {metrics['ratio']:.4f}, {100 * metrics['clip_ratio']:.1f}% "
-                    f"of {unit}s had left the clip range, KL to the sampler {away} nats a {step}",
-                    style="dim",
-                )
+            self._say(
+                f"on average over the steps: ratio {metrics['ratio']:.4f}, {100 * metrics['clip_ratio']:.1f}% of "
+                f"{unit}s had left the clip range, KL to the sampler {away} nats a {step}",
+                style="dim",
             )
         told = frozenset(k for k in metrics if k in TOLD_ALONE or k.startswith(TOLD))
         if said := self._news(told):  # type: ignore[assignment]
-            out.print(Text(f"    measured: {said}"))
+            self._say(f"measured: {said}")
         if "logprob_gap" in metrics:
-            text = f"    check: sampler and trainer agree on every log-probability to {metrics['logprob_gap']:.1e} nats"
-            out.print(Text(text, style="dim"))
+            gap = f"{metrics['logprob_gap']:.1e} nats"
+            self._say(f"check: sampler and trainer agree on every log-probability to {gap}", style="dim")
 
     def _clipped_unit(self, experience: Experience, step: str) -> str:
         """What a ratio belongs to: a response where the policy's term weighs rows."""
@@ -326,7 +351,8 @@ def metric_words(wing: str, key: str, value: float) -> str:
     label, unit, _ = metric_label(wing, key)
     if unit == "share" or (unit.startswith("share of ") and "," not in unit):
         return f"{label} {100 * value:.3g}%{unit.removeprefix('share')}"
-    return f"{label} {'0' if abs(value) < 1e-7 else f'{value:.3g}'}{f' ({unit})' if unit else ''}"
+    number = "0" if abs(value) < 1e-7 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{label} {number}{f' ({unit})' if unit else ''}"
 
 
 def counted(after: Experience, before: Experience | None, wing: str) -> str:
@@ -371,17 +397,17 @@ def field_table(before: Experience | None, after: Experience, changed: Sequence[
     """
     lines = [line for name in changed for line in _field_lines(before, after, name)]
     if width < WIDE:
-        text = Text("    gives", style="dim")
+        blocks: list[Padding] = [Padding(Text("gives", style="dim"), (0, 0, 0, 4))]
         for name, shape, unit, low, mean, high, meaning in lines:
             if shape:
-                text.append(f"\n      {name}", style="not dim").append(f"  {meaning}", style="not dim")
+                blocks.append(Padding(Text(f"{name}  {meaning}"), (0, 0, 0, 6)))
                 start = "  ".join(filter(None, (shape, unit if unit != "-" else "")))
             else:
                 start = f"before ({meaning})"
             middle = mean if "%" in mean or "different" in mean else mean and f"mean {mean}"
             numbers = "  ".join(filter(None, (low and f"min {low}", middle, high and f"max {high}")))
-            text.append(f"\n        {start}{'  ' * bool(numbers)}{numbers}")
-        return text
+            blocks.append(Padding(Text(f"{start}{'  ' * bool(numbers)}{numbers}", style="dim"), (0, 0, 0, 8)))
+        return Group(*blocks)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("    gives", "shape", "unit", "min", "mean", "max", "meaning"):
         table.add_column(column, header_style="dim", justify="right" if column in ("min", "mean", "max") else "left")
@@ -425,5 +451,5 @@ def value_range(experience: Experience, name: str) -> tuple[str, str, str]:
         return "", f"{100 * float(numbers.mean()):.0f}% true", ""
     found = [float(v) for v in (numbers.min(), numbers.mean(), numbers.max())]
     largest = max(abs(found[0]), abs(found[2]))
-    low, mean, high = ("0" if abs(v) < 1e-6 * largest else f"{v:.3g}" for v in found)
+    low, mean, high = ("0" if abs(v) < responses.ROUNDING * max(largest, 1.0) else f"{v:.3g}" for v in found)
     return low, mean, high

@@ -172,7 +172,7 @@ def recipe() -> Recipe:
         name=SLUG,
         adds=("uwo",),
         notes={
-            "score": "several reward models score each answer; what they disagree about is worth less",
-            "improve": "PPO as ever; `+best-of-n` measures best-of-n curves and trains nothing",
+            "score": "several reward models score each answer; the score is their mean less a multiple of their variance",
+            "improve": "PPO's, unchanged; `+best-of-n` measures best-of-n curves and trains nothing",
         },
     )
