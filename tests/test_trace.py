@@ -278,6 +278,19 @@ def test_of_single_responses_those_are_shown_that_differ() -> None:
     assert "prompt 7" in said and "hhhh" in said and "0.70" in said and "right7" in said
 
 
+def test_greedy_twins_stand_below_the_responses_to_their_prompt() -> None:
+    twin = torch.tensor([False, True] * 4)
+    batch = responses_of([0, 0, 1, 1, 2, 2, 3, 3], [0.0, 1.0, 0.5, 0.5, 1.0, 0.0, 0.2, 0.2], greedy=twin)
+    batch = batch.with_fields(advantage=batch["score"][:, None].expand(8, 4).clone())
+    example = responses.Example()
+    example.follow(None, batch, ["score"])
+    shown = example.rows(batch)
+    assert [bool(twin[i]) for i in shown] == [False, True, False, True]
+    assert all(shown[k + 1] == shown[k] + 1 for k in (0, 2))
+    said = text(responses.tokens(batch, None, shown, ["advantage"], _Letters()))
+    assert not {chr(97 + i) for i in range(8) if twin[i]} & {*row(said, "action")}  # they are not trained
+
+
 def test_responses_stand_with_what_changed_and_what_the_task_says() -> None:
     before = responses_of([0, 0], [1.0, 1.0], finished=torch.tensor([True, False]))
     after = before.with_fields(score=torch.tensor([0.5, 1.0]), member_score=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))

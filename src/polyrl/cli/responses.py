@@ -142,13 +142,17 @@ class Example:
         return again
 
     def rows(self, experience: Experience) -> list[int]:
-        """Row numbers, greedy twins of the prompt last."""
+        """Row numbers; greedy twins follow the responses to their prompt."""
         where = {place: i for i, place in enumerate(_places_in_group(experience["group"]))}
         mine = [where[place] for place in self.places if place in where]
-        twins = experience["greedy"].nonzero()[:, 0].tolist()
-        groups = {g for g, _ in self.places}
-        twins = [i for i in twins if int(experience["group"][i]) in groups]
-        return [*[i for i in mine if i not in twins][: max(1, MOST_ROWS - len(twins))], *twins]
+        group, greedy = experience["group"].tolist(), experience["greedy"].tolist()
+        mine = [i for i in mine if not greedy[i]]
+        twins = {group[i]: i for i in range(len(group)) if greedy[i]}
+        if any(group[i] in twins for i in mine):
+            several = len({group[i] for i in mine}) > 1
+            mine = mine[: MOST_ROWS // 2 if several else MOST_ROWS - 1]
+        shown = [*dict.fromkeys(group[i] for i in mine)]
+        return [i for g in shown for i in [*(j for j in mine if group[j] == g), *([twins[g]] if g in twins else [])]]
 
     def prompt_rows(self, experience: Experience) -> list[int]:
         """Row numbers of all responses to the prompts, at most twice as many as are shown elsewhere."""
@@ -409,6 +413,7 @@ def tokens(
         tokenizer: reads the tokens.
         caption: what is to be seen.
     """
+    rows = [i for i in rows if not bool(experience["greedy"][i])]  # greedy twins are never trained
     moved = {i: _moved(experience, before, i, names) for i in rows}
     size = {i: float(moved[i].sum()) for i in rows}
     told = before is not None and "advantage" in before and torch.equal(before["advantage"], experience["advantage"])

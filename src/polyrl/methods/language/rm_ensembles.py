@@ -172,7 +172,7 @@ def recipe() -> Recipe:
         name=SLUG,
         adds=("uwo",),
         notes={
-            "score": "several reward models score each answer; the score is their mean less a multiple of their variance",
+            "score": "several reward models score each answer: their mean less a multiple of their variance counts",
             "improve": "PPO's, unchanged; `+best-of-n` measures best-of-n curves and trains nothing",
         },
     )
