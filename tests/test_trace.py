@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from conftest import Command
-from polyrl.cli import excerpts
+from polyrl import catalogue
+from polyrl.cli import excerpts, responses
+from polyrl.cli.trace import counted, field_table, metric_words, value_range, whats_new
 from polyrl.experience import Experience
 
 STAGES = ["COLLECT", "SCORE", "CREDIT", "SELECT", "IMPROVE"]
@@ -152,7 +155,7 @@ def test_show_has_the_policy_before_the_first_stage(
         ),
         (
             ["hdpo", "--scenarios", 16, "--periods", 6],
-            ["POLICY", "demand", "AdamW at learning rate 0.003", "= 1 step "],
+            ["POLICY", "demand", "learning rate 0.003", "1 step of AdamW"],
         ),
         (["reinforce", "--scenarios", 16, "--periods", 6], ["what each step will be pushed by", "behaviour_logprob"]),
         (["dr-rpo"], ["next_state", "bonus", "regularised-softmax", "logged: "]),
@@ -175,6 +178,176 @@ def test_trace_explains_an_iteration_of_every_wing(
     order = [told.out.index(f"{i} {stage}") for i, stage in enumerate(STAGES, 1)]
     assert order == sorted(order)  # stages without parts stand in their place, too
     assert "; ;" not in told.out and "nan" not in told.out
-    norm = re.search(r"([\d.]+) was the gradient's norm", told.out)
+    norm = re.search(r"gradient norm ([\d.]+) of", told.out)
     assert norm is None or float(norm[1]) > 0
     assert list(tmp_path.iterdir()) == []  # a trace writes nothing
+
+
+# -------------------------------------------------------------------------------------------------- what a part did
+
+
+class _Letters:
+    """Reads token 1 as a, 2 as b, ..."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return "".join(chr(96 + i) for i in ids)
+
+
+def responses_of(groups: list[int], scores: list[float], length: int = 4, **fields: torch.Tensor) -> Experience:
+    """Responses a, b, ... of equal length with scores, two words of the task each."""
+    count = len(groups)
+    ones = torch.ones(count, length, dtype=torch.bool)
+    return Experience(
+        {
+            "action": torch.arange(1, count + 1)[:, None].expand(count, length).clone(),
+            "mask": ones,
+            "present": ones,
+            "group": torch.tensor(groups),
+            "greedy": torch.zeros(count, dtype=torch.bool),
+            "score": torch.tensor(scores),
+            "weight": ones.float(),
+            **fields,
+        },
+        {
+            "prompt": [f"prompt {g}" for g in groups],
+            "completion": [chr(97 + i) * length for i in range(count)],
+            "calls": list(range(count)),
+            "answer": [f"right{g}" for g in groups],
+        },
+    )
+
+
+def test_what_was_there_before_stands_below_what_is_there_now() -> None:
+    before = responses_of([0, 0, 0, 0], [-4.0, 1.0, 2.0, 0.5])
+    after = before.with_fields(score=torch.tensor([-0.8, 0.8, 0.8, 0.5 + 1e-8]))
+    said = text(field_table(before, after, ["score"], 140))
+    assert row(said, "score")[3:6] == ["-0.8", "0.325", "0.8"]
+    assert row(said, "before")[:3] == ["-4", "-0.125", "2"] and "differs in 3 of 4 rows" in said  # rounding is none
+    weight = before["weight"].clone()
+    weight[1, 2:] = 0
+    weight[3] = 0
+    masked = before.with_fields(weight=weight)
+    narrow = text(field_table(before, masked, ["weight"], 80))
+    assert "before (differs in 6 of 16 steps)  min 1  mean 1  max 1" in narrow
+    assert "weight  how much each step counts" in narrow and "min 0  mean 0.625  max 1" in narrow
+    said = counted(masked, before, "language")
+    assert said.startswith("what counts for the policy: 10 of 16 tokens, in 3 of 4 responses (6 tokens were left out")
+    told = counted(masked.with_fields(value_weight=before["weight"]), None, "control")
+    assert "10 of 16 steps, in 3 of 4 rows; for the critic: 16 of 16 steps, in 4 of 4 rows" in told
+
+
+def test_ranges_of_indices_and_of_unfinished_responses() -> None:
+    batch = responses_of([7, 7, 9, 9], [0.0, 1.0, 0.0, 0.0], finished=torch.tensor([True, True, False, False]))
+    assert value_range(batch, "group") == ("", "2 different", "")
+    assert value_range(batch, "action") == ("", "", "")  # token ids have no mean
+    assert value_range(batch, "score") == ("0", "0.5", "1")  # what goes on has none yet
+    copies = batch.with_fields(copies=torch.tensor([1, 2, 3, 2]))
+    assert value_range(copies, "copies") == ("1", "2", "3")
+
+
+def test_metrics_are_told_in_words() -> None:
+    assert metric_words("language", "score/clipped", 0.398) == "Clipped scores 39.8% of responses"
+    assert metric_words("language", "capo/rejected", 0.03) == "Rejected by CAPO 3% of tokens"
+    assert metric_words("control", "advice/weight", 0.372) == "Weight of the advice 37.2%"
+    assert metric_words("language", "continuations/tokens", 38412.0).split()[-4] == "38,412"
+    assert metric_words("language", "kl", -6e-9).startswith("KL to the start 0 ")  # rounding, not a negative KL
+
+
+def test_the_example_is_kept_until_a_part_does_what_it_does_not_show() -> None:
+    scores = [0.0, 0.0, 1.0, 0.0, 1.0, 1.0]
+    first = responses_of([0, 0, 1, 1, 2, 2], scores)
+    example = responses.Example()
+    assert not example.follow(None, first, ["score"]) and example.rows(first) == [2, 3]  # where scores differ
+    weight = first["weight"].clone()
+    weight[3, 0] = 0
+    seen = first.with_fields(weight=weight)
+    assert not example.follow(first, seen, ["weight"]) and example.rows(seen) == [2, 3]  # it shows what was done
+    reward = torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0, 0.3])
+    charged = seen.with_fields(score=reward)
+    assert example.follow(seen, charged, ["score"]) and 5 in example.rows(charged)  # it does not
+    assert example.rows(charged.rows([0, 1])) == []
+
+
+def test_of_single_responses_those_are_shown_that_differ() -> None:
+    scores = [0.1 * i for i in range(8)]
+    batch = responses_of(list(range(8)), scores)
+    example = responses.Example()
+    example.follow(None, batch, ["score"])
+    assert {0, 7} <= set(example.rows(batch)) and len(example.rows(batch)) == responses.MOST_ROWS
+    said = text(responses.completions(batch, example.rows(batch), "scored", ["score"]))
+    assert "prompt 7" in said and "hhhh" in said and "0.70" in said and "right7" in said
+
+
+def test_greedy_twins_stand_below_the_responses_to_their_prompt() -> None:
+    twin = torch.tensor([False, True] * 4)
+    batch = responses_of([0, 0, 1, 1, 2, 2, 3, 3], [0.0, 1.0, 0.5, 0.5, 1.0, 0.0, 0.2, 0.2], greedy=twin)
+    batch = batch.with_fields(advantage=batch["score"][:, None].expand(8, 4).clone())
+    example = responses.Example()
+    example.follow(None, batch, ["score"])
+    shown = example.rows(batch)
+    assert [bool(twin[i]) for i in shown] == [False, True, False, True]
+    assert all(shown[k + 1] == shown[k] + 1 for k in (0, 2))
+    said = text(responses.tokens(batch, None, shown, ["advantage"], _Letters()))
+    assert not {chr(97 + i) for i in range(8) if twin[i]} & {*row(said, "action")}  # they are not trained
+
+
+def test_responses_stand_with_what_changed_and_what_the_task_says() -> None:
+    before = responses_of([0, 0], [1.0, 1.0], finished=torch.tensor([True, False]))
+    after = before.with_fields(score=torch.tensor([0.5, 1.0]), member_score=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    said = text(responses.completions(after, [0, 1], "scored", ["score", "member_score"], before))
+    assert "scored: prompt 0  (answer right0)" in said  # what all rows share is said once
+    lines = [line.split() for line in said.splitlines() if line.split()[:1] == ["sample"]]
+    assert lines[0] == ["sample", "1.00", "0.50", "1.00", "2.00", "0", "aaaa"]
+    assert lines[1] == ["sample", "not", "yet", "not", "yet", "3.00", "4.00", "1", "bbbb"]  # unfinished: no score
+
+
+def test_rows_that_were_drawn_are_counted() -> None:
+    before = responses_of([0, 0, 0, 1], [0.2, 0.9, 0.1, 0.0])
+    after = before.rows([1, 1, 0, 1])
+    sentence, table = responses.drawn(before, after, [0, 1, 2])
+    assert sentence == "4 rows, where there were 4: 2 of the 4 different ones are left, the commonest 3 times"
+    cells = [line.split() for line in text(table).splitlines()[2:5]]
+    assert cells == [["3", "0.90", "bbbb"], ["1", "0.20", "aaaa"], ["0", "0.10", "cccc"]]  # best first
+
+
+def test_tokens_are_shown_with_what_a_part_read_and_gave() -> None:
+    before = responses_of([0, 0], [0.0, 1.0], length=30)
+    entropy = torch.full((2, 30), 0.01)
+    entropy[1, 15] = 0.87
+    weight = torch.ones(2, 30)
+    weight[1, 15] = 0
+    before = before.with_fields(entropy_at_collection=entropy, advantage=torch.ones(2, 30))
+    after = before.with_fields(weight=weight)
+    said = text(responses.tokens(after, before, [0, 1], ["entropy_at_collection", "weight"], _Letters(), "x:"))
+    last = said.rindex("action")
+    assert "b" in said[last:] and "0.87" in said[last:] and "..." in said[last:]  # around the change, in the middle
+    assert "0" in [c for line in said[last:].splitlines() if line.split()[:1] == ["weight"] for c in line.split()[1:]]
+    present = torch.ones(2, 30, dtype=torch.bool)
+    mask = present.clone()
+    mask[:, 2:5] = False  # what a tool said
+    tool = before.with_fields(mask=mask, present=present).rows([0, 1])
+    line = text(responses.tokens(tool, None, [0], ["advantage"], _Letters())).splitlines()
+    assert row("\n".join(line), "action")[:8] == ["a"] * 8
+    assert row("\n".join(line), "advantage").count("+1.00") == row("\n".join(line), "action").count("a") - 3
+
+
+def test_a_table_of_tokens_is_broken_where_the_terminal_ends() -> None:
+    lines = [("action", [Text("x")] * 20), ("advantage", [Text("+0.25")] * 20)]
+    console = Console(width=80)
+    with console.capture() as said:
+        console.print(responses.TokenTable(lines))
+    found = said.get().splitlines()
+    assert max(map(len, found)) <= 80 and said.get().count("+0.25") == 20
+    assert [line.count("+0.25") for line in found if "+0.25" in line] == [10, 10]  # rounds of equal length
+
+
+def test_probabilities_are_shown_by_the_largest() -> None:
+    advice = torch.tensor([[[0.1, 0.7, 0.2]] * 3])
+    batch = Experience({"action": torch.zeros(1, 3, dtype=torch.int64), "advice": advice})
+    assert row(text(excerpts.steps(batch)), "advice") == ["1:", "0.70"] * 3
+
+
+def test_what_is_new_in_a_method_is_said_by_stage() -> None:
+    assert whats_new(catalogue.build("d3s")) == "select (varied-rollouts, telling-tokens)"
+    assert whats_new(catalogue.build("aihf")).startswith("collect (demonstrated-prompts); score (learned-reward, ")
+    assert "improve (joint-improvement)" in whats_new(catalogue.build("aihf"))

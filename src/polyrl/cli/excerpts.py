@@ -1,4 +1,4 @@
-"""A few real rows of an experience for `polyrl trace`: completions and tokens, preference pairs, steps of episodes."""
+"""A few real rows of an experience for `polyrl trace`: preference pairs, steps of episodes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from polyrl.cli.responses import TokenTable, escaped, indented, signed
 from polyrl.experience import Experience
 
 MOST_STEPS = 8
@@ -20,82 +20,6 @@ MOST_PAIRS = 2
 FIRST = ("demand", "state", "observation", "action", "next_state", "reward", "value", "advantage", "cost")
 """Fields in the order of time: what was seen, what was done, what came of it."""
 MASKS = ("mask", "present", "weight")
-
-
-def _indented(caption: str, *blocks: Any) -> Padding:
-    return Padding(Group(Text(caption, style="italic dim"), *blocks), (0, 0, 0, 4))
-
-
-def _escaped(text: object) -> str:
-    return repr(str(text))[1:-1]
-
-
-# ---------------------------------------------------------------------------------------------------- language
-
-
-def chosen_group(experience: Experience) -> list[int]:
-    """Rows of the group whose scores differ most, at most four of them and its greedy twin."""
-    groups = experience["group"].tolist()
-    best = groups[0]
-    if "score" in experience:
-        score = experience["score"]
-        spread = {g: float(score[experience["group"] == g].std(correction=0)) for g in dict.fromkeys(groups)}
-        best = max(spread, key=lambda g: spread[g])
-    rows = [i for i, g in enumerate(groups) if g == best]
-    twins = [i for i in rows if bool(experience["greedy"][i])]
-    return [*[i for i in rows if i not in twins][: 4 - len(twins)], *twins]
-
-
-def completions(experience: Experience, columns: Sequence[str], caption: str) -> Padding:
-    """One prompt with what was sampled for it, and its score where `columns` names it."""
-    rows = chosen_group(experience)
-    prompt = experience.columns.get("prompt", [""] * len(experience))[rows[0]]
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for i in rows:
-        cells = [Text("greedy" if bool(experience["greedy"][i]) else "sample", style="dim")]
-        if "score" in columns:
-            value = float(experience["score"][i])
-            cells.append(Text(f"{value:.2f}", style="bold green" if value > 0 else "bold red"))
-        cells.append(Text(_escaped(experience.columns["completion"][i]), style="cyan"))
-        table.add_row(*cells)
-    heading = Text.assemble((f"{caption}: ", "italic dim"), (str(prompt), "bold"))
-    return Padding(Group(heading, table), (0, 0, 0, 4))
-
-
-def tokens(experience: Experience, tokenizer: Any) -> Padding:
-    """The first and last tokens of two rows with their advantages: what the update will push up or down."""
-    blocks: list[Any] = []
-    rows = [i for i in chosen_group(experience) if not bool(experience["greedy"][i])]
-    if len(rows) < 2:  # one response a prompt: take the best and the worst instead
-        trained = (~experience["greedy"]).nonzero()[:, 0]
-        ranked = trained[experience["advantage"].sum(1)[trained].argsort()].tolist()
-        rows = [ranked[0], ranked[-1]]
-    ranked = sorted(rows, key=lambda i: float(experience["advantage"][i].sum()))
-    for i in dict.fromkeys((ranked[0], ranked[-1])):
-        table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
-        steps = experience["mask"][i].nonzero()[:, 0].tolist()
-        cut = len(steps) > 12
-        if cut:
-            steps = [*steps[:6], *steps[-6:]]
-        for name in ("action", "value", "advantage"):
-            if name not in experience:
-                continue
-            cells: list[Text] = []
-            for t in steps:
-                if name == "action":
-                    piece = tokenizer.decode([int(experience["action"][i, t])])
-                    cells.append(Text(_escaped(piece), style="cyan"))
-                else:
-                    cells.append(_signed(float(experience[name][i, t])))
-            if cut:
-                cells.insert(6, Text("...", style="dim"))
-            table.add_row(Text(name, style="dim"), *cells)
-        blocks.append(table)
-    return _indented("what each token will be pushed by:", *blocks)
-
-
-def _signed(value: float) -> Text:
-    return Text(f"{value:+.2f}", style="green" if value > 0 else "red" if value < 0 else "dim")
 
 
 # ------------------------------------------------------------------------------------------------------- pairs
@@ -157,12 +81,12 @@ def preference_pairs(
         table.add_column(column, header_style="dim")
     for chosen, rejected in some_pairs(experience):
         if prompt := _texts(experience, chosen, tokenizer)[0]:
-            table.add_row(*[""] * (3 if moved else 1), Text(_escaped(prompt), style="bold"))
+            table.add_row(*[""] * (3 if moved else 1), Text(escaped(prompt), style="bold"))
         for row, name, style in ((chosen, "chosen", "green"), (rejected, "rejected", "red")):
             cells = [Text(name, style=style)]
             if before and after:
                 cells += [Text(f"{round(ratios.get(row, 0.0), 4) + 0.0:+.4f}") for ratios in (before, after)]
-            table.add_row(*cells, Text(_escaped(_texts(experience, row, tokenizer)[1]), style="cyan"))
+            table.add_row(*cells, Text(escaped(_texts(experience, row, tokenizer)[1]), style="cyan"))
         if before and after:
             h = [ratios.get(chosen, 0.0) - ratios.get(rejected, 0.0) for ratios in (before, after)]
             table.add_row(
@@ -171,7 +95,7 @@ def preference_pairs(
                 Text("rho - rho'"),
             )
     said = "how the log-ratios rho to the reference (nats) and their difference h moved:" if moved else "some pairs:"
-    return _indented(said, table)
+    return indented(said, table)
 
 
 # ---------------------------------------------------------------------------------------------- steps of episodes
@@ -197,7 +121,9 @@ def _cell(value: Tensor, name: str) -> Text:
     if flat.dtype == torch.bool:
         return Text("yes" if bool(flat.all()) else "-", style="" if bool(flat.any()) else "dim")
     if flat.numel() == 1 and name == "advantage":
-        return _signed(float(flat[0]))
+        return signed(float(flat[0]))
+    if flat.numel() > 2 and bool((flat >= 0).all()) and abs(float(flat.sum()) - 1) < 1e-3 and bool((flat < 1).all()):
+        return Text(f"{int(flat.argmax())}: {float(flat.max()):.2f}")  # probabilities: the largest, and whose it is
     figures = 3 if flat.numel() == 1 else 2
     written = [f"{float(x):.{figures}g}" if x.is_floating_point() else str(int(x)) for x in flat[:2]]
     return Text(" ".join(written) + (" .." if flat.numel() > 2 else ""), style="cyan" if name == "action" else "")
@@ -221,20 +147,17 @@ def steps(experience: Experience, names: Sequence[str] | None = None, caption: s
     blocks: list[Any] = []
     for i in rows:
         count = min(MOST_STEPS, length)
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column(f"row {i}", header_style="dim", style="dim", no_wrap=True)
-        for t in range(count):
-            table.add_column(str(t), header_style="dim", justify="right", no_wrap=True)
+        lines = [(f"row {i}", [Text(str(t), style="dim") for t in range(count)])]
         for name in shown:
             values = experience[name][i, :count]
             if names is None and values.dtype == torch.bool and not bool(values.any()):
                 continue  # flags that are not raised here
-            table.add_row(name, *[_cell(value, name) for value in values])
-        blocks.append(table)
+            lines.append((name, [_cell(value, name) for value in values]))
+        blocks += [*([Text("")] if blocks else []), TokenTable(lines)]
     more = f" (of {length})" if length > MOST_STEPS else ""
     which = f"{len(rows)} of {len(experience)} rows" if len(experience) > 1 else "the one row"
     said = caption or f"the first steps{more} of {which}"
-    return _indented(f"{said}:", *blocks)
+    return indented(f"{said}:", *blocks)
 
 
 def _two_rows(experience: Experience) -> list[int]:
@@ -256,4 +179,4 @@ def _one_step(experience: Experience, shown: Sequence[str], names: Sequence[str]
     for i in range(min(MOST_STEPS, len(experience))):
         table.add_row(*[_cell(experience[name][i], name) for name in columns])
     more = f" of {len(experience)}" if len(experience) > MOST_STEPS else ""
-    return _indented(f"{caption or f'the first rows{more}, one step each'}:", table)
+    return indented(f"{caption or f'the first rows{more}, one step each'}:", table)

@@ -318,9 +318,16 @@ def show(method: str, task: str | None) -> None:
 @WHAT
 @HOW
 @click.option("--seed", type=int, help="of everything random  [0]")
+@click.option(
+    "--iteration",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="which iteration is explained; those before it run in silence",
+)
 @click.option("--profile", is_flag=True, help="only where the time of a few iterations goes, by stage and part")
 @click.pass_context
-def trace(ctx: click.Context, /, method: str, profile: bool, **given: Any) -> None:
+def trace(ctx: click.Context, /, method: str, iteration: int, profile: bool, **given: Any) -> None:
     """Run one iteration of METHOD and explain it stage by stage: fields, shapes, ranges, seconds."""
     hyperparameters = read_hyperparameters(ctx.args, ctx)
     check_options((method,), hyperparameters, ctx)
@@ -330,9 +337,9 @@ def trace(ctx: click.Context, /, method: str, profile: bool, **given: Any) -> No
 
         profile_method(config)
         return
-    from polyrl.cli.explain import trace_method
+    from polyrl.cli.trace import trace_method
 
-    trace_method(config)
+    trace_method(config, iteration)
 
 
 @polyrl.command("eval", context_settings=HELP)

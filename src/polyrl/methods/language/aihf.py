@@ -158,6 +158,7 @@ def recipe() -> Recipe:
         notes={
             "collect": "samples of the present policy on the prompts of the demonstrations",
             "score": "the reward as it has been learned so far; the KL to the start is charged token by token",
+            "credit": "a response's baseline is what the others to its prompt earned; no critic",
             "improve": "a step of the policy; then steps of the reward, up on demonstrations and down on the samples",
         },
     )

@@ -144,7 +144,7 @@ def recipe() -> Recipe:
         adds=("offline-steps", "step-advantage", "drop-small-gaps", "step-regression", "value-cross-entropy"),
         notes={
             "collect": "once: solutions, and continuations from each of their steps; then passes over these states",
-            "credit": "the critic, frozen by now, says what the state behind each step is worth",
+            "credit": "the critic says what the state behind each step is worth, once it has learned and is frozen",
             "select": "one row for each distinct step; states where all steps are equally good are left out",
             "improve": "first the critic alone, by cross-entropy; then the policy alone, by least squares",
         },

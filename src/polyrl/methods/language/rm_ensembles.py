@@ -158,7 +158,7 @@ def recipe() -> Recipe:
         name=SLUG,
         adds=("uwo",),
         notes={
-            "score": "several reward models score each answer; what they disagree about is worth less",
-            "improve": "PPO as ever; `+best-of-n` measures best-of-n curves and trains nothing",
+            "score": "several reward models score each answer: their mean less a multiple of their variance counts",
+            "improve": "PPO's, unchanged; `+best-of-n` measures best-of-n curves and trains nothing",
         },
     )

@@ -144,6 +144,6 @@ def recipe() -> Recipe:
             "score": "a DPO policy says of every token whether it is better than the start would have it; the score "
             "still comes at the end, and the KL is charged token by token",
             "credit": "PPO's: a critic and GAE, which now see reward before the end",
-            "improve": "PPO as ever",
+            "improve": "PPO's clipped surrogate and value loss, unchanged",
         },
     )
