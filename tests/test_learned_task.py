@@ -12,7 +12,11 @@ import torch
 from polyrl.errors import UserError
 from polyrl.parts.score import TaskReward
 from polyrl.policies import reward_training
+from polyrl.policies.language import LanguagePolicy
+from polyrl.policies.scalar import RewardModel
+from polyrl.runs import make_loop
 from polyrl.runtime.budget import Budget
+from polyrl.runtime.config import RunConfig
 from polyrl.runtime.context import Context
 from polyrl.sampling.language import Sampling
 from polyrl.tasks.language import Reward, learned, task
@@ -178,3 +182,42 @@ def test_the_world_logs_the_gold_beside_the_reward(start: str):
     TaskReward()(batch.with_columns(completion=texts), context)
     assert context.metrics["gold"] == 1.0  # twins do not count
     assert "gold" not in LanguageWorld(task("reverse", difficulty=3), start).evaluate()[0]
+
+
+def test_a_critic_begins_as_the_reward_model(start: str, tmp_path: Path):
+    """Value of the state before the last token is then the score of the answer without it, offsets aside."""
+    knobs = {"critic_start": "reward-model", "critic_pretraining": "1", "prompts_per_step": "4", "ptx_coef": "0"}
+    task_name = "learned-reverse(pairs=40,difficulty=3)"
+    config = RunConfig(method="ppo-max", task=task_name, model=start, budget="samples=8", hyperparameters=knobs)
+    loop, _ = make_loop(config)
+    world, made = loop.world, loop.world.task
+    scores = made.reward_model
+    assert isinstance(scores, RewardModel)
+    for name, value in scores.state_dict().items():
+        assert torch.equal(world.critic.state_dict()[name], value), name
+    rows = made.rows("train", 0, 0, 3)
+    stream = torch.Generator().manual_seed(0)
+    batch = world.sample(rows, Sampling(max_tokens=6), completions_per_prompt=1, generator=stream)
+    last = batch["present"].sum(1) - 1
+    shorter = batch["present"].clone()
+    shorter[torch.arange(3), last] = False
+    wanted = scores.score(batch.with_fields(present=shorter))
+    assert torch.allclose(world.critic.evaluate(batch)[torch.arange(3), last], wanted, atol=1e-5)
+    kept = {n: v.clone() for n, v in scores.state_dict().items()}
+    loop.iterate()
+    assert all(torch.equal(v, kept[n]) for n, v in scores.state_dict().items())  # what scores stays as it is
+    assert any(not torch.equal(v, kept[n]) for n, v in world.critic.state_dict().items())
+
+    config.hyperparameters["critic_start"] = "policy"
+    assert not make_loop(config)[0].world.critic.head.weight.any()
+
+
+def test_no_reward_model_to_begin_with(start: str, tmp_path: Path):
+    asked = {"critic_start": "reward-model"}
+    with pytest.raises(UserError, match="needs a reward model that scores the task 'reverse'"):
+        make_loop(RunConfig(method="ppo-max", task="reverse", model=start, budget="samples=8", hyperparameters=asked))
+    other = RewardModel.like(LanguagePolicy.load(start))
+    other.tokenizer.add_tokens(["another"])
+    other.save(tmp_path / "judge")
+    with pytest.raises(UserError, match="reads other tokens than the policy"):
+        LanguageWorld(small(), start, critic=str(tmp_path / "judge"))

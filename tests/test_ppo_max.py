@@ -120,6 +120,19 @@ def test_learning_rate():
     assert schedule_factor("inverse-sqrt", 0.5, 0.0) == 1.0
 
 
+def test_the_critic_has_a_schedule_of_its_own():
+    rates = []
+    for knobs in ({}, {"critic_schedule": "constant", "critic_warmup": 0.0}, {"critic_warmup": 0.5}):
+        recipe = build("ppo", {"schedule": "linear", "warmup": "0.2", **{k: str(v) for k, v in knobs.items()}})
+        world = TableWorld()
+        context = make_context(world, recipe)
+        context.spent.samples = context.budget.limits()["samples"] * 6 // 10
+        recipe.optimise.run(recipe.terms, credited(recipe, token_batch(TableWorld(seed=0)), context), context)
+        rates.append([context.optimiser[name].param_groups[0]["lr"] for name in ("policy", "critic")])
+    assert [policy for policy, _ in rates] == pytest.approx([1e-4 * 0.5] * 3)
+    assert [critic for _, critic in rates] == pytest.approx([1e-3 * 0.5, 1e-3, 1e-3 * 0.8])
+
+
 def test_perplexity_is_of_the_mean_per_token():
     assert math.exp(2.0) == pytest.approx(7.389, abs=1e-3) and math.exp(2 / 150) == pytest.approx(1.01342, abs=1e-5)
 
@@ -195,6 +208,8 @@ def test_share_of_clipped_values():
 def test_composition_and_bad_settings():
     with pytest.raises(UserError, match="nothing here trains a critic; set --critic-pretraining 0 or start from ppo"):
         build("grpo+ppo-max")
+    with pytest.raises(UserError, match="nothing here trains a critic"):
+        build("grpo+ppo-max", {"critic_pretraining": 0, "critic_start": "reward-model"})
     mixed = build("grpo+ppo-max", {"critic_pretraining": 0})
     assert isinstance(mixed.optimise, Optimise) and mixed.optimise.minibatches == 2  # grpo's own settings stay
     assert [p.name for p in mixed.score] == ["task-reward", "normalise-score", "token-kl-penalty"]

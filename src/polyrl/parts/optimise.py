@@ -28,7 +28,10 @@ OFTEN_READ = frozenset({"weight", "value_weight", "behaviour_logprob", "length_l
 AdamW = torch.optim.AdamW | VectorAdamW
 
 
-def schedule_factor(kind: str, progress: float, warmup: float) -> float:
+Schedule = Literal["constant", "linear", "cosine", "inverse-sqrt"]
+
+
+def schedule_factor(kind: Schedule, progress: float, warmup: float) -> float:
     """Learning-rate factor at a share `progress` of the budget: linear warm-up, then as `kind` says.
 
     "inverse-sqrt" is sqrt(warmup / progress) after a warm-up from 0.1 (arXiv:2307.04964's code); without a warm-up it
@@ -141,10 +144,10 @@ class Optimise(Improver):
 
     learning_rate: float = knob(1e-4, "AdamW step size of the policy", low=0, high=1e37)
     critic_learning_rate: float = knob(1e-3, "AdamW step size of the critic", low=0, high=1e37)
-    schedule: Literal["constant", "linear", "cosine", "inverse-sqrt"] = knob(
-        "constant", "learning rate over the budget"
-    )
+    schedule: Schedule = knob("constant", "learning rate over the budget")
     warmup: float = knob(0.0, "share of the budget over which the learning rate rises", low=0, high=1)
+    critic_schedule: Schedule | None = knob(None, "the same for the critic; none is the policy's")
+    critic_warmup: float | None = knob(None, "the same for the critic; none is the policy's", low=0, high=1)
     epochs: int = knob(1, "passes over each batch", low=1)
     minibatches: int = knob(1, "optimiser steps in one pass", low=1)
     minibatch_of: Literal["rows", "steps"] = knob(
@@ -425,9 +428,13 @@ class Optimise(Improver):
             group["eps"] = self.adam_epsilon / math.sqrt(1 - group["betas"][1] ** step)
 
     def _set_rates(self, context: Context) -> None:
-        factor = schedule_factor(self.schedule, context.progress, self.warmup)
-        rates = {"policy": self.learning_rate, "critic": self.critic_learning_rate}
+        rate = self.learning_rate * schedule_factor(self.schedule, context.progress, self.warmup)
+        rates = {"critic": self.critic_learning_rate * self._critic_factor(context.progress)}
         for name, optimiser in context.optimiser.items():
             for group in optimiser.param_groups:
-                group["lr"] = rates.get(name, self.learning_rate) * factor
-        context.log(learning_rate=self.learning_rate * factor)
+                group["lr"] = rates.get(name, rate)
+        context.log(learning_rate=rate)
+
+    def _critic_factor(self, progress: float) -> float:
+        warmup = self.warmup if self.critic_warmup is None else self.critic_warmup
+        return schedule_factor(self.critic_schedule or self.schedule, progress, warmup)

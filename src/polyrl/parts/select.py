@@ -132,10 +132,15 @@ class CriticPretraining(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
 
     critic_pretraining: int = knob(10, "iterations in which only the critic learns; 0 is off", low=0)
+    critic_start: Literal["policy", "reward-model"] = knob(
+        "policy", "what the critic begins as a copy of: the policy with a new head, or the reward model that scores"
+    )
 
     def check_within(self, recipe: Recipe) -> None:
         """Without a critic there is nothing to train first."""
-        if self.critic_pretraining and not any("value" in t.wants for t in recipe.terms):
+        if (self.critic_pretraining or self.critic_start != "policy") and not any(
+            "value" in t.wants for t in recipe.terms
+        ):
             raise UserError(
                 f"{recipe.name}: part 'critic-pretraining' trains the critic before the policy, and nothing here "
                 "trains a critic; set --critic-pretraining 0 or start from ppo."

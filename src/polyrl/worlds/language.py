@@ -97,12 +97,20 @@ def make_world(
     if "reward-model" in recipe.models():
         return load_reward_model(config, task, model, terms)
     torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
-    world = load_world(config, task, model, critic="critic" in recipe.models(), terms=terms)
+    world = load_world(config, task, model, critic=_critic(recipe, task, model), terms=terms)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
     world.check_rows(some, getattr(recipe.collect, "max_tokens", None) or task.max_tokens)
     if "joint-reward" in recipe.models():
         world.joint_reward = JointReward(world)
     return world
+
+
+def _critic(recipe: Recipe, task: LanguageTask, model: str) -> bool | str:
+    """Whether there is a critic, or the folder of the reward model that it begins as."""
+    starts = [getattr(part, "critic_start", "policy") for part in recipe.select]
+    if "critic" in recipe.models() and "reward-model" in starts:
+        return task.scoring_folder(model)
+    return "critic" in recipe.models()
 
 
 def load_reward_model(
@@ -137,7 +145,7 @@ def load_world(
     task: LanguageTask,
     model: str,
     *,
-    critic: bool = False,
+    critic: bool | str = False,
     terms: Sequence[Term] = (),
     reference: str | None = None,
 ) -> LanguageWorld:

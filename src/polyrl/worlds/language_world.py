@@ -67,7 +67,7 @@ class LanguageWorld(World):
         reward_timeout: float | None = 60.0,
         micro_batch_tokens: int = 1024,
         monitor_kl_every: int = 5,
-        critic: bool = False,
+        critic: bool | str = False,
         pair_terms: Sequence[Term] = (),
         reference: str | None = None,
     ):
@@ -83,7 +83,7 @@ class LanguageWorld(World):
         self.evaluation = evaluation or Evaluation()
         self.lora = lora
         self.policy = LanguagePolicy.load(model, device=device, precision=precision, lora=lora)
-        self.critic = Critic.like(self.policy) if critic else None
+        self.critic = self._first_critic(critic) if critic else None
         self.engine: Engine = TransformersEngine(self.policy)
         self._frozen: dict[str, LanguagePolicy] = {}
         self.joint_reward: JointReward | None = None
@@ -369,6 +369,18 @@ class LanguageWorld(World):
         policy = LanguagePolicy.load(self.reference_name, device=self.device, precision=self.precision)
         policy.requires_grad_(False)
         return policy
+
+    def _first_critic(self, start: bool | str) -> Critic:
+        """A critic that begins as a copy of the policy, or of the reward model in a folder."""
+        if not isinstance(start, str):
+            return Critic.like(self.policy)
+        critic = Critic.load(start, device=self.device, precision=self.precision)
+        if critic.tokenizer.get_vocab() != self.policy.tokenizer.get_vocab():
+            raise UserError(
+                f"The reward model in '{start}' reads other tokens than the policy, so no critic can begin as it; take "
+                "--critic-start policy."
+            )
+        return critic
 
     def _need_critic(self) -> Critic:
         if self.critic is None:

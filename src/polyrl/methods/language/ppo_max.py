@@ -5,7 +5,7 @@ brought to its running mean and deviation and clipped, the KL to the start is ch
 trained before the policy moves, and demonstrations keep being imitated. Advantages are left as they are, because
 normalising them as well is found to conflict. This is the paper's text; its scripts (OpenLMLab/MOSS-RLHF) only divide
 the score by its deviation (`score_form=scale,score_clip=0`), without critic pre-training and without demonstrations.
-Not here: a critic that starts from the reward model; it starts from the policy, as in ppo.
+The paper's critic begins as the reward model (`critic_start="reward-model"`); here it begins as the policy, as in ppo.
 """
 
 from __future__ import annotations

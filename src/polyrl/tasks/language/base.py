@@ -112,6 +112,8 @@ class Reward:
     name: str
     function: Callable[..., list[float | None]]
     weight: float = 1.0
+    folder: str = ""
+    """Of the reward model, where one gives the scores."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,20 @@ class LanguageTask(ABC):
         Called once, before the first reward. What takes long belongs into the cache (`polyrl.policies.start`), since
         every run of a comparison calls this. `say` is told what is going on.
         """
+
+    def scoring_folder(self, model: str) -> str:
+        """Return the folder of the reward model that scores answers, the first of several.
+
+        Raises:
+            UserError: no reward model scores them.
+        """
+        folder = next((reward.folder for reward in self.rewards if reward.folder), "")
+        if not folder:
+            raise UserError(
+                f"--critic-start reward-model needs a reward model that scores the task '{self.name}': give its folder "
+                "with --reward, or leave --critic-start policy."
+            )
+        return folder
 
     def ensemble(self, members: int) -> list[Reward]:
         """Return rewards that are to be judged together as an ensemble; those that a task makes itself are `members`.

@@ -132,6 +132,12 @@ class ScoredByModel(LanguageTask):
         scores = score_texts(self.reward_models[member], prompts, [content(c) for c in completions]).tolist()
         return [score + self.offset(prompt) for score, prompt in zip(scores, prompts, strict=True)]
 
+    def scoring_folder(self, model: str) -> str:
+        """Return the folder of the reward model that `prepare` makes, or that of a user's own."""
+        if any(r.function == self.model_score for r in self.rewards):
+            return str(self.reward_folder(model))
+        return super().scoring_folder(model)
+
     def ensemble(self, members: int) -> list[Reward]:
         """Return `members` reward models as rewards, made by `prepare`; a user's own rewards are members themselves."""
         if not any(r.function == self.model_score for r in self.rewards):

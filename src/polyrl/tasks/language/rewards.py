@@ -157,7 +157,8 @@ def model_reward(folder: str, weight: float = 1.0) -> Reward:
             loaded.append(RewardModel.load(found, device=make_device("auto")).requires_grad_(False))
         return list(score_texts(loaded[0], prompts, completions).tolist())
 
-    return Reward(found.resolve().parent.name if found.name == "model" else found.resolve().name, score, weight)
+    name = found.resolve().parent.name if found.name == "model" else found.resolve().name
+    return Reward(name, score, weight, folder=str(found))
 
 
 def check_signature(name: str, function: Callable[..., Any], columns: Sequence[str] | None = None) -> None:
