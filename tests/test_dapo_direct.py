@@ -276,5 +276,7 @@ def test_composition() -> None:
     assert [p.name for p in catalogue.build("grpo+dapo-direct").credit] == ["step-advantage"]
     with pytest.raises(UserError, match="needs the field 'reward'"):
         catalogue.build("dapo-direct+gae")
+    with pytest.raises(UserError, match="judges steps by the task's own reward, so 'uwo' would change nothing"):
+        catalogue.build("dapo-direct+uwo")
     with pytest.raises(UserError, match="at least 2"):
         catalogue.build("dapo-direct", {"continuations": 1})

@@ -216,6 +216,8 @@ def test_composition() -> None:
         catalogue.build("vineppo", {"sample_responses.temperature": 0.6})
     with pytest.raises(UserError, match="judged by 'uwo'"):
         catalogue.build("vineppo+uwo")
+    with pytest.raises(UserError, match="'thinking-penalty' would change the score of responses"):
+        catalogue.build("vineppo+adacot")
     with pytest.raises(UserError, match="at least 1"):
         catalogue.build("vineppo", {"continuations": 0})
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.parts.steps import Continuing, continued, step_starts, task_steps
@@ -60,7 +61,13 @@ class OfflineSteps(Continuing):
     )
 
     def check_within(self, recipe: Recipe) -> None:
-        """Its own samples are its responses, and it asks the task itself what they are worth."""
+        """Its own samples are its responses, and it asks the task itself what they are worth: nobody else can say."""
+        others = [p.name for p in recipe.score if "score" in p.gives and p.name != "task-reward"]
+        if others:
+            raise UserError(
+                f"{recipe.name}: '{self.name}' judges steps by the task's own reward, so "
+                f"{' and '.join(map(repr, others))} would change nothing; leave one of the two away."
+            )
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return the rows of some states; see the fields `copies`, `outcome`, `state_outcome` and `critic_turn`."""

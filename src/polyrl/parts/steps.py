@@ -103,7 +103,7 @@ class Continuing(Part):
         """Values must be of the policy that sampled, under the reward that is trained on.
 
         Raises:
-            UserError: responses are sampled otherwise, or judged by another part than `task-reward`.
+            UserError: responses are sampled otherwise, or their score is not `task-reward`'s alone.
         """
         for knob_name in ("temperature", "top_k", "top_p"):
             mine = getattr(self, knob_name)
@@ -118,6 +118,12 @@ class Continuing(Part):
             raise UserError(
                 f"{recipe.name}: '{self.name}' scores continuations with the task's own reward, but responses are "
                 f"judged by {' and '.join(repr(j) for j in judges) or 'nothing'}; leave one of the two away."
+            )
+        changers = [p.name for p in recipe.score if p.slot != "judge" and "score" in p.gives]
+        if changers:
+            raise UserError(
+                f"{recipe.name}: '{self.name}' scores continuations with the task's own reward, but "
+                f"{' and '.join(map(repr, changers))} would change the score of responses; leave one of the two away."
             )
 
     def starts(self, experience: Experience, context: Context) -> Tensor:
