@@ -17,7 +17,7 @@ from polyrl.claims import claims, verdict
 from polyrl.reproduction import ledger
 from polyrl.reproduction.claim import RULE, Arm, Claim, fingerprint
 from polyrl.reproduction.judging import interval, outcome_of, verdict_of_entry
-from polyrl.reproduction.running import shortened
+from polyrl.reproduction.running import problems, shortened
 from polyrl.runs import make_recipe, make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
@@ -134,6 +134,12 @@ def test_the_defaults_are_those_that_the_arms_were_run_with(slug: str) -> None:
         then = stated["hyperparameters"]
         changed = {k: (v, now.get(k)) for k, v in then.items() if now.get(k, ...) != v}
         assert not changed, f"{slug}, {arm.name}: {changed}; polyrl reproduce {slug}"
+
+
+@pytest.mark.parametrize("slug", [slug for slug in ENTERED if entry_of(slug).get("problems")])
+def test_the_tasks_ask_what_they_asked(slug: str) -> None:
+    """So is a task whose problems, demonstrations or start have changed."""
+    assert entry_of(slug)["problems"] == problems(claims()[slug]), f"polyrl reproduce {slug}"
 
 
 # ----------------------------------------------------------------------------------------------------- tables, pages

@@ -26,6 +26,7 @@ from polyrl.reproduction import ledger
 from polyrl.reproduction.claim import RULE, Arm, Claim, fingerprint
 from polyrl.reproduction.judging import Judged, Observed, judge, verdict_of
 from polyrl.reproduction.quantities import curve_of, named
+from polyrl.runs import make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.metric import Metric
@@ -202,12 +203,19 @@ def make_entry(
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         "seeds": list(seeds),
+        "problems": problems(claim),
         "exact": claim.exact,
         "metric": metric.stated(),
         "curve": {"key": key, "x": x, "from": claim.curve_from},
         "criteria": [_criterion(j, observed) for j in judged],
         "arms": [_arm(claim, arm, [o for o in observed if o.arm == arm.name], key, x) for arm in claim.arms],
     }
+
+
+def problems(claim: Claim) -> dict[str, str]:
+    """Of each of the claim's language tasks a hash of what it asks: a task that changed is another experiment."""
+    tasks = {key: make_task(_base(claim, *key)) for key in groups(claim)}
+    return {name: task.problems() for (name, _), task in tasks.items() if hasattr(task, "problems")}
 
 
 def shown_metric(claim: Claim, observed: Sequence[Observed]) -> Metric:

@@ -399,9 +399,15 @@ class GeneratedTask(LanguageTask):
 
     def fingerprint(self) -> str:
         """Return a hash of the name, the settings and some rows with their worked completions."""
+        return digest([self.name, self.start_settings(), self.max_tokens, self._some_problems()])
+
+    def problems(self) -> str:
+        """Return a hash of some rows with their demonstrations and of how far the start is taught: what runs face."""
+        return digest([self.start_accuracy, self.max_tokens, self._some_problems()])
+
+    def _some_problems(self) -> list[tuple[Row, str]]:
         rows = self.rows("train", 0, 0, 8) + self.rows("test", 0, 0, 8)
-        shown = [(row, self.demonstrated(row)) for row in rows]
-        return digest([self.name, self.start_settings(), self.max_tokens, shown])
+        return [(row, self.demonstrated(row)) for row in rows]
 
     def start_settings(self) -> dict[str, Any]:
         """Return the settings that a starting model depends on: all of them, unless a task knows better."""
