@@ -37,7 +37,7 @@ bench: $(VENV)/.installed ## ratios to TRL and Stable-Baselines3 on the same wor
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python docs/hooks.py
 
-reproduce: $(VENV)/.installed ## every claim put to the test again: about two hours on two cores
+reproduce: $(VENV)/.installed ## every claim put to the test again: about an hour and a half on two cores
 	$(BIN)/polyrl reproduce --all
 	$(BIN)/python docs/hooks.py
 

@@ -193,7 +193,7 @@ def test_gradient_of_demonstrations(small_model: Path):
         prompt, ids, learned = demonstration(policy, words, row)  # type: ignore[misc]
         tokens = torch.tensor([[*prompt, *ids]])
         logits = policy.model(tokens).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
-        total -= float(logits.gather(1, torch.tensor(ids)[:, None]).sum())
+        total -= float(logits.gather(1, torch.tensor(ids)[:, None]).detach().sum())
         count += sum(learned)
     assert first == pytest.approx(0.5 * total / count, rel=1e-4)
 
