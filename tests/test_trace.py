@@ -12,8 +12,9 @@ from rich.text import Text
 
 from conftest import Command
 from polyrl import catalogue
-from polyrl.cli import excerpts, responses
-from polyrl.cli.trace import counted, field_table, metric_words, value_range, whats_new
+from polyrl.cli import excerpts, responses, tokens
+from polyrl.cli.fields import field_table, value_range
+from polyrl.cli.trace import counted, metric_words, whats_new
 from polyrl.experience import Experience
 
 STAGES = ["COLLECT", "SCORE", "CREDIT", "SELECT", "IMPROVE"]
@@ -287,7 +288,7 @@ def test_greedy_twins_stand_below_the_responses_to_their_prompt() -> None:
     shown = example.rows(batch)
     assert [bool(twin[i]) for i in shown] == [False, True, False, True]
     assert all(shown[k + 1] == shown[k] + 1 for k in (0, 2))
-    said = text(responses.tokens(batch, None, shown, ["advantage"], _Letters()))
+    said = text(tokens.token_table(batch, None, shown, ["advantage"], _Letters()))
     assert not {chr(97 + i) for i in range(8) if twin[i]} & {*row(said, "action")}  # they are not trained
 
 
@@ -318,7 +319,7 @@ def test_tokens_are_shown_with_what_a_part_read_and_gave() -> None:
     weight[1, 15] = 0
     before = before.with_fields(entropy_at_collection=entropy, advantage=torch.ones(2, 30))
     after = before.with_fields(weight=weight)
-    said = text(responses.tokens(after, before, [0, 1], ["entropy_at_collection", "weight"], _Letters(), "x:"))
+    said = text(tokens.token_table(after, before, [0, 1], ["entropy_at_collection", "weight"], _Letters(), "x:"))
     last = said.rindex("action")
     assert "b" in said[last:] and "0.87" in said[last:] and "..." in said[last:]  # around the change, in the middle
     assert "0" in [c for line in said[last:].splitlines() if line.split()[:1] == ["weight"] for c in line.split()[1:]]
@@ -326,7 +327,7 @@ def test_tokens_are_shown_with_what_a_part_read_and_gave() -> None:
     mask = present.clone()
     mask[:, 2:5] = False  # what a tool said
     tool = before.with_fields(mask=mask, present=present).rows([0, 1])
-    line = text(responses.tokens(tool, None, [0], ["advantage"], _Letters())).splitlines()
+    line = text(tokens.token_table(tool, None, [0], ["advantage"], _Letters())).splitlines()
     assert row("\n".join(line), "action")[:8] == ["a"] * 8
     assert row("\n".join(line), "advantage").count("+1.00") == row("\n".join(line), "action").count("a") - 3
 
@@ -335,7 +336,7 @@ def test_a_table_of_tokens_is_broken_where_the_terminal_ends() -> None:
     lines = [("action", [Text("x")] * 20), ("advantage", [Text("+0.25")] * 20)]
     console = Console(width=80)
     with console.capture() as said:
-        console.print(responses.TokenTable(lines))
+        console.print(tokens.TokenTable(lines))
     found = said.get().splitlines()
     assert max(map(len, found)) <= 80 and said.get().count("+0.25") == 20
     assert [line.count("+0.25") for line in found if "+0.25" in line] == [10, 10]  # rounds of equal length

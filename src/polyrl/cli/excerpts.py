@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from polyrl.cli.responses import TokenTable, escaped, indented, signed
+from polyrl.cli.responses import escaped, indented
+from polyrl.cli.tokens import TokenTable, signed
 from polyrl.experience import Experience
 
 MOST_STEPS = 8
