@@ -58,12 +58,14 @@ CLAIM = Claim(
             primary=False,
         ),
     ),
-    seeds=(20, 21, 22, 23, 24),
+    seeds=tuple(range(30, 42)),
     tuning_seeds=(0, 1, 2, 3, 4, 100, 101),
     tuning="The task and the KL penalty, on seed 100, so that PPO on all answers does not lose gold: words written "
-    "backwards gave a reward model that says too little about it. With a third of the penalty best-worst and the best "
-    "alone both ended lower than all answers on that seed; with the present one best-worst was 0.05 lower, "
-    "and its rewards explained gold less well (R squared 0.19 against 0.26).",
+    "backwards gave a reward model that says too little about it. With a third of the penalty best-worst and "
+    "the best alone both ended lower than all answers on that seed; with the present one best-worst was 0.05 "
+    "lower, and its rewards explained gold less well (R squared 0.19 against 0.26). A first run with seeds 20 "
+    "to 24 was inconclusive (best-worst 0.09 below all answers, with an interval up to 0); all that was "
+    "changed after it is the number of seeds, twelve new ones.",
     equal="Sampled answers, items in backward passes, the start, the reward model, the KL penalty, learning rates, "
     "test prompts.",
     refuted_by="An R squared of best-worst below that of all answers, a best-of-five that does not end lower, or a "

@@ -119,14 +119,16 @@ CLAIM = Claim(
             primary=False,
         ),
     ),
-    seeds=(20, 21, 22, 23, 24),
+    seeds=tuple(range(30, 40)),
     tuning_seeds=(0, 1, 2, 3, 4, 100, 101),
     tuning="Pairs, passes over them and PPO's learning rate, such that a single model is over-optimised, and the "
-    "weight of the KL, on seeds 100 and 101 with other labels and reward models (reward_seed 0).",
+    "weight of the KL, on seeds 100 and 101 with other labels and reward models (reward_seed 0). A first run "
+    "with seeds 20 to 24 was inconclusive, its intervals four points wide; all that was changed after it is "
+    "the number of seeds, ten new ones.",
     equal="Sampled answers, the start, pairs and label flips, size and training of the reward models, PPO's settings.",
     refuted_by="A single model that is not over-optimised, or WCO or UWO that ends less than 0.3 above it.",
     limits="One set of labels, models of 0.1 million parameters, an exact gold. The setting was chosen so that a "
     "single reward model fails: it shows the mechanism, not how often it is needed.",
-    minutes=6,
+    minutes=9,
     quick=Quick(share=0.1, options={"evaluations": 1, "eval_prompts": 50}),
 )
