@@ -41,7 +41,7 @@ class Evaluation:
     seed: int = EVALUATION_SEED
 
 
-def several(scores: Scores) -> dict[str, Tensor]:
+def scores_by_reward(scores: Scores) -> dict[str, Tensor]:
     """What each reward function gave, `[B]`; nothing where there is one alone, which would only repeat the total."""
     if len(scores.parts) < 2:
         return {}
@@ -95,7 +95,7 @@ def _judged(
     """What rewards and checker say of one response to each row; for every response its score and verdict."""
     texts = batch.columns["completion"]
     scored = world.scores(batch)
-    scores, parts = torch.tensor(scored.total, dtype=torch.float32), several(scored)
+    scores, parts = torch.tensor(scored.total, dtype=torch.float32), scores_by_reward(scored)
     earned = [dict(zip(scored.parts, values, strict=True)) for values in zip(*scored.parts.values(), strict=True)]
     right = [world.task.judged(row, text, e) for row, text, e in zip(rows, texts, earned, strict=True)]
     kept = ~torch.isnan(scores)

@@ -35,7 +35,7 @@ from polyrl.tasks.language.reward_runner import RewardRunner, Scores
 from polyrl.tasks.language.rewards import check_signature
 from polyrl.worlds.base import World
 from polyrl.worlds.joint_reward import JointReward
-from polyrl.worlds.language_evaluation import Evaluation, evaluate, seen_rows, several
+from polyrl.worlds.language_evaluation import Evaluation, evaluate, scores_by_reward, seen_rows
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -219,7 +219,7 @@ class LanguageWorld(World):
     def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
         """Scores `[B]` (NaN: dropped), the parts of each reward function `[B]`, and how many samples were scored."""
         scores = self.scores(experience)
-        return torch.tensor(scores.total, dtype=torch.float32), several(scores), scores.calls
+        return torch.tensor(scores.total, dtype=torch.float32), scores_by_reward(scores), scores.calls
 
     def member_scores(self, experience: Experience, members: int) -> tuple[Tensor, int]:
         """Scores of the task's reward ensemble, float32 `[B, k]` (NaN: dropped), and how many samples were scored."""
