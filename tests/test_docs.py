@@ -236,3 +236,15 @@ def test_links_of_the_repository_lead_somewhere(file: Path, pages: dict[str, str
             continue
         path = (home / target).resolve()
         assert path.is_file() or str(path.relative_to(DOCS)) in pages, f"{file.name}: {target}"
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    promised = text("failing.md").partition("## What is promised")[2]
+    rows = [line for line in promised.splitlines() if line.startswith("| ") and line not in ("| promise | test |",)]
+    for row in rows:
+        if set(row) <= set("| -"):
+            continue
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.split("|")[-2])
+        assert named, f"no `test_file.py::test_name` in: {row}"
+        for file, name in named:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
