@@ -23,6 +23,7 @@ from polyrl.methods.language.d3s import (
 )
 from polyrl.methods.language.grpo import group_advantage
 from polyrl.parts.select import EntropyAtCollection
+from polyrl.runtime.budget import Spent
 from test_learning import MARGIN, learn
 from worlds import TableWorld, make_context, token_batch
 
@@ -159,8 +160,8 @@ def test_the_schedule_follows_the_budget() -> None:
     world = EntropyWorld()
     batch, context = batch_of(world), make_context(world)
     sizes = []
-    for samples in (0, 500, 1000):
-        context.spent.samples = samples
+    for done in (0, 500, 999):
+        context.began = Spent(samples=done, iterations=done)
         sizes.append(int(VariedRollouts()(batch, context)["weight"].any(1).sum()))
     assert sizes == [2, 4, 6]  # of 8
     assert context.metrics["d3s/rollouts"] == 6 and context.metrics["d3s/useful"] == 1

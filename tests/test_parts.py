@@ -27,7 +27,7 @@ from polyrl.parts.improve import (
     clipped_surrogate,
     value_loss,
 )
-from polyrl.parts.optimise import schedule_factor
+from polyrl.parts.schedules import schedule_factor
 from polyrl.parts.score import (
     OverlongPenalty,
     TaskReward,

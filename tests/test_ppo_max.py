@@ -16,10 +16,12 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.methods.language.ppo_max import Moments, NormaliseScore
 from polyrl.parts.improve import ValueLoss
-from polyrl.parts.optimise import Optimise, schedule_factor
+from polyrl.parts.optimise import Optimise
+from polyrl.parts.schedules import schedule_factor
 from polyrl.parts.score import TaskReward, TokenKLPenalty, last_step
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.pretrain import demonstration, supervised_gradient
+from polyrl.runtime.budget import Spent
 from polyrl.tasks.language import task
 from worlds import TableWorld, credited, make_context, token_batch
 
@@ -126,7 +128,7 @@ def test_the_critic_has_a_schedule_of_its_own():
         recipe = build("ppo", {"schedule": "linear", "warmup": "0.2", **{k: str(v) for k, v in knobs.items()}})
         world = TableWorld()
         context = make_context(world, recipe)
-        context.spent.samples = context.budget.limits()["samples"] * 6 // 10
+        context.began = Spent(samples=600, iterations=6)  # of 1000
         recipe.optimise.run(recipe.terms, credited(recipe, token_batch(TableWorld(seed=0)), context), context)
         rates.append([context.optimiser[name].param_groups[0]["lr"] for name in ("policy", "critic")])
     assert [policy for policy, _ in rates] == pytest.approx([1e-4 * 0.5] * 3)

@@ -92,12 +92,14 @@ class Loop:
         context, recipe = self.context, self.recipe
         context.iteration += 1
         context.metrics, context.touched = {}, False
-        before = dataclasses.replace(context.spent)
+        before = context.began = dataclasses.replace(context.spent)
         experience: Any = None
         sampling = 0.0  # seconds of the stages in which tokens are sampled
         for stage, parts in self._stages:
             tokens = context.spent.tokens
             with self._timed(stage):
+                if stage == "select":
+                    recipe.optimise.set_rates(context)
                 for part in parts:
                     if stage == "improve":
                         continue

@@ -164,6 +164,9 @@ class Improver(Part):
         """Return the torch optimisers whose state belongs in checkpoints, by model; none by default."""
         return {}
 
+    def set_rates(self, context: Context) -> None:
+        """Set the step sizes of this iteration; called before *select*, whose parts may read the coming step's."""
+
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """Improve what acts on one batch; metrics go to the context."""
         raise NotImplementedError

@@ -55,7 +55,7 @@ class DemonstratedPairs(OfflinePairs):
             context.seed, len(shown), iteration * self.demonstrations_per_step, self.demonstrations_per_step
         )
         if self.sft_share:
-            numbers, which = ([], which) if context.progress < self.sft_share else (numbers, [])
+            numbers, which = ([], which) if context.schedule_progress < self.sft_share else (numbers, [])
         batch: Experience = pairs.batch(numbers, {n: demonstration_ids(world.policy, shown[n]) for n in which})
         context.spent.samples += len(batch)
         lengths = batch["present"].sum(1).float()

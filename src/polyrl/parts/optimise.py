@@ -12,6 +12,7 @@ from torch import Tensor
 from polyrl.errors import NotFinite, UserError
 from polyrl.experience import Experience
 from polyrl.parts.credit import whiten
+from polyrl.parts.schedules import Schedule, schedule_factor
 from polyrl.parts.score import kl_estimate
 from polyrl.policies.flat import VectorAdamW, step_together
 from polyrl.recipe import Improver, Term, knob
@@ -26,27 +27,6 @@ OFTEN_READ = frozenset({"weight", "value_weight", "behaviour_logprob", "length_l
 
 
 AdamW = torch.optim.AdamW | VectorAdamW
-
-
-Schedule = Literal["constant", "linear", "cosine", "inverse-sqrt"]
-
-
-def schedule_factor(kind: Schedule, progress: float, warmup: float) -> float:
-    """Learning-rate factor at a share `progress` of the budget: linear warm-up, then as `kind` says.
-
-    "inverse-sqrt" is sqrt(warmup / progress) after a warm-up from 0.1 (arXiv:2307.04964's code); without a warm-up it
-    has no scale and stays constant.
-    """
-    if progress < warmup:
-        return max(progress / warmup, 0.1 if kind == "inverse-sqrt" else 0.01)
-    if kind == "inverse-sqrt":
-        return math.sqrt(warmup / progress) if warmup else 1.0
-    left = (progress - warmup) / max(1 - warmup, 1e-12)
-    if kind == "linear":
-        return 1 - left
-    if kind == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * left))
-    return 1.0
 
 
 def _units(experience: Experience, terms: tuple[Term, ...]) -> tuple[Tensor, str]:
@@ -199,7 +179,8 @@ class Optimise(Improver):
         if len(rows) == 0:
             context.log(updates__skipped=1)
             return
-        self._set_rates(context)
+        self.set_rates(context)
+        context.log(learning_rate=self._rate(context))
         unit, together = _units(experience, terms)
         units = torch.unique(unit[rows])
         means, seen = _Means(), list[tuple[Experience, dict[str, Tensor]]]()
@@ -427,14 +408,17 @@ class Optimise(Improver):
             step = float(state.get("step", 0)) + 1
             group["eps"] = self.adam_epsilon / math.sqrt(1 - group["betas"][1] ** step)
 
-    def _set_rates(self, context: Context) -> None:
-        rate = self.learning_rate * schedule_factor(self.schedule, context.progress, self.warmup)
-        rates = {"critic": self.critic_learning_rate * self._critic_factor(context.progress)}
+    def set_rates(self, context: Context) -> None:
+        """Set the learning rates of this iteration's steps, which are the same for all of them."""
+        critic = self._factor(self.critic_schedule or self.schedule, self.critic_warmup, context)
+        rates = {"critic": self.critic_learning_rate * critic}
         for name, optimiser in context.optimiser.items():
             for group in optimiser.param_groups:
-                group["lr"] = rates.get(name, rate)
-        context.log(learning_rate=rate)
+                group["lr"] = rates.get(name, self._rate(context))
 
-    def _critic_factor(self, progress: float) -> float:
-        warmup = self.warmup if self.critic_warmup is None else self.critic_warmup
-        return schedule_factor(self.critic_schedule or self.schedule, progress, warmup)
+    def _rate(self, context: Context) -> float:
+        return self.learning_rate * self._factor(self.schedule, self.warmup, context)
+
+    def _factor(self, kind: Schedule, warmup: float | None, context: Context) -> float:
+        step = context.iteration_share(self.epochs * self.minibatches)
+        return schedule_factor(kind, context.schedule_progress, self.warmup if warmup is None else warmup, step)

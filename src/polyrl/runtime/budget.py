@@ -85,5 +85,25 @@ class Budget:
         """Share of the budget that is spent, in [0, 1]; 1 means the run is over."""
         return min(1.0, max(float(getattr(spent, unit)) / limit for unit, limit in self.limits().items()))
 
+    def expected_iterations(self, spent: Spent) -> float:
+        """Iterations that the whole run has, those done and those to come, if they go on to cost what they did so far.
+
+        Rounded up, because the iteration that crosses a limit is finished; infinite where no cost is known yet. Whole
+        numbers are divided as such, so that a constant cost gives the same number after every iteration, in any unit.
+        """
+        to_come = math.inf
+        for unit, limit in self.limits().items():
+            cost = getattr(spent, unit)  # of all iterations so far
+            if cost:
+                to_come = min(to_come, -((cost - limit) * spent.iterations // cost))
+        return spent.iterations + max(to_come, 0)
+
+    def schedule_progress(self, began: Spent) -> float:
+        """Share of the run's iterations that are done where the spending `began` begins the next one, in [0, 1).
+
+        A function of iterations done and to come, and so the same in every unit; 0 at the first iteration.
+        """
+        return began.iterations / self.expected_iterations(began) if began.iterations else 0.0
+
     def __str__(self) -> str:
         return ",".join(f"{unit}={value!r}" for unit, value in self.limits().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
@@ -21,6 +22,7 @@ class Context:
         world: task and models (`polyrl.worlds.base.World`, and what the wing's parts ask of it).
         seed: the run's seed.
         budget, spent: limits and spending; parts that collect or score add to `spent`.
+        began: what was spent when the present iteration began.
         iteration: number of the present iteration, from 1.
         metrics: what this iteration logs.
         memories: state that parts keep between iterations (plain numbers), saved in checkpoints.
@@ -33,6 +35,7 @@ class Context:
     seed: int
     budget: Budget
     spent: Spent = field(default_factory=Spent)
+    began: Spent = field(default_factory=Spent)
     iteration: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     memories: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -42,8 +45,27 @@ class Context:
 
     @property
     def progress(self) -> float:
-        """Share of the budget spent, for schedules."""
+        """Share of the budget spent, for what ends a run and what is spread over it; schedules: `schedule_progress`."""
         return self.budget.progress(self.spent)
+
+    @property
+    def schedule_progress(self) -> float:
+        """What schedules follow: the share of the run's iterations that are done, in [0, 1), 0 in the first.
+
+        It stands still during an iteration, and is the same whatever unit the budget is in.
+        """
+        return self.budget.schedule_progress(self.began)
+
+    def iteration_share(self, updates: int) -> float:
+        """Share of the run that the present iteration is, asked after collecting; 0 where nothing tells it yet.
+
+        Args:
+            updates: optimiser steps that the iteration is going to take.
+        """
+        spent = self.began
+        if not spent.iterations:  # the first one's own cost is all that is known
+            spent = dataclasses.replace(self.spent, iterations=1, updates=self.began.updates + updates)
+        return 1 / self.budget.expected_iterations(spent)
 
     def generator(self, *names: object) -> torch.Generator:
         """A random stream of this iteration; the same names give the same numbers."""

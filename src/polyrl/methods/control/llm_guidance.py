@@ -100,7 +100,7 @@ class GuidedEnvironments(StepEnvironments):
         return UncertainAdvice(found, describe, self.weigher(0.0), passes, seed)
 
     def weigher(self, progress: float) -> Callable[[Tensor], Tensor]:
-        """What turns Hbar into the advice's weight at a share of the budget."""
+        """What turns Hbar into the advice's weight at a share of the run."""
         return lambda entropy: advice_weight(entropy, self.shaper, progress, self.advice_share, self.entropy_floor)
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
@@ -108,7 +108,7 @@ class GuidedEnvironments(StepEnvironments):
         guide: UncertainAdvice | None = context.world.guide
         if guide is None:
             return super().__call__(experience, context)
-        guide.weigh = self.weigher(context.progress)
+        guide.weigh = self.weigher(context.schedule_progress)
         if not self.fixed_advice and self.shaper != "uncalibrated":
             guide.visits = int(torch.randint(2**62, (1,), generator=context.generator("advice")))
         batch = super().__call__(experience, context)

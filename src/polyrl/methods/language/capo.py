@@ -6,8 +6,7 @@ gradient g = A v h^T, its step alpha D, and u = D h, what a step of size 1 adds 
 Choices, after the authors' code (luckeciano/stable-pg-llm): the test of the objective's shift has two sides; an Adam
 model that has seen nothing gives the raw gradient; it learns from the mean gradient over kept tokens. Ours: softmax of
 the whole vocabulary at the sampling temperature; tokens without an advantage are kept unseen, since nothing steps for
-them; responses of which nothing is kept are not counted in the mean. alpha is the rate of the optimiser's last step
-(before the first its nominal one): under a schedule one iteration late.
+them; responses of which nothing is kept are not counted in the mean. alpha is the rate of the step to come.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class CurvatureMask(Part):
 
 
 def learning_rate(context: Context) -> float:
-    """The policy's step size; 0 where nothing trains, which keeps every token."""
+    """The policy's next step size; 0 where nothing trains, which keeps every token."""
     optimiser = (context.optimiser or {}).get("policy")
     return float(optimiser.param_groups[0]["lr"]) if optimiser is not None else 0.0
 

@@ -87,7 +87,7 @@ class VariedRollouts(Part):
             value = (experience["advantage"] * counted).sum(1) / counted.sum(1).clamp(min=1)
         else:
             value = experience["reward"].sum(1)
-        share = scheduled(self.rollouts_start, self.rollouts_end, context.progress)
+        share = scheduled(self.rollouts_start, self.rollouts_end, context.schedule_progress)
         group = experience["group"][rows] if self.within == "group" else torch.zeros_like(rows)
         kept = torch.zeros(len(weight), dtype=torch.bool)
         for g in torch.unique(group).tolist():
@@ -133,7 +133,7 @@ class TellingTokens(Part):
         """Set `weight` [B, T] to 0 at the other tokens."""
         weight, draws = experience["weight"].clone(), context.generator("telling-tokens")
         where = weight != 0
-        share = scheduled(self.tokens_start, self.tokens_end, context.progress)
+        share = scheduled(self.tokens_start, self.tokens_end, context.schedule_progress)
         if share < 1 and bool(where.any()):
             key = torch.zeros(int(where.sum()))
             if self.token_rule == "entropy":
