@@ -117,7 +117,8 @@ def replayed(loop: Loop, record: dict[str, Any]) -> Any:
         greedy=torch.zeros(len(batch), dtype=torch.bool),
         group=torch.tensor([group[prompt] for prompt in record["prompts"]]),
         length_limit=torch.full((len(batch),), world.task.max_tokens),
-    ).with_columns(prompt=record["prompts"], completion=record["texts"], target=record["targets"])
+    ).with_columns(prompt=record["prompts"], completion=record["texts"])
+    batch = batch.answering([{"prompt": p, "target": t} for p, t in zip(record["prompts"], record["targets"])])
 
     def sample(*_: Any, **__: Any) -> Experience:
         return batch

@@ -39,6 +39,19 @@ def test_with_columns_adds_and_replaces() -> None:
     assert new.columns == {"text": list("wxyz"), "more": [1, 2, 3, 4]} and old.columns == {"text": list("abcd")}
 
 
+def test_rows_of_the_task_follow_their_rows_and_share_no_name_with_columns() -> None:
+    asked = [{"text": n, "self": -n} for n in range(4)]
+    made = table().answering(asked)
+    for new in (made, made.with_fields(score=torch.zeros(4)), made.with_columns(more=[1, 2, 3, 4]), made.to("cpu")):
+        assert new.columns["text"] == list("abcd") and new.task_column("text") == [0, 1, 2, 3]
+    taken = made.rows([3, 0, 3])
+    assert taken.columns["text"] == ["d", "a", "d"] and taken.task_column("self") == [-3, 0, -3]
+    assert made.task_column("more") is None and table().task_column("text") is None
+    assert table().with_columns(self=[1, 2, 3, 4]).columns["self"] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="2 rows of the task for 4 rows"):
+        table().answering(asked[:2])
+
+
 def test_a_missing_field_is_named_with_those_there_are() -> None:
     with pytest.raises(KeyError, match="no field 'advantage'; it has mask, score"):
         table()["advantage"]

@@ -97,12 +97,26 @@ FIELDS: dict[str, Field] = {
 class Experience:
     """A batch of episodes: tensors with a common first dimension `B`, and Python values per row.
 
+    Python values are kept in two places that never mix, so that no name of the data can take the place of what a stage
+    has made, nor the other way round:
+
+    - `columns`, made by stages: `prompt` and `completion` (the text that was sampled), what sessions of tools report
+      (such as `calls`), and what parts add.
+    - `task_rows`, the task's own row that each row of the batch answers, with the data's columns under their own names.
+      Empty where there are none.
+
     Treat it as immutable: `with_fields` returns a new table that shares the old columns.
     """
 
-    def __init__(self, data: Mapping[str, Tensor], columns: Mapping[str, Sequence[Any]] | None = None):
+    def __init__(
+        self,
+        data: Mapping[str, Tensor],
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        task_rows: Sequence[Mapping[str, Any]] = (),
+    ):
         self.data: dict[str, Tensor] = dict(data)
         self.columns: dict[str, list[Any]] = {k: list(v) for k, v in (columns or {}).items()}
+        self.task_rows: list[Mapping[str, Any]] = list(task_rows)
         size = self._size = next(iter(self.data.values())).shape[0]
         for name, tensor in self.data.items():
             if tensor.shape[0] != size:
@@ -110,6 +124,8 @@ class Experience:
         for name, values in self.columns.items():
             if len(values) != size:
                 raise ValueError(f"column '{name}' has {len(values)} values for {size} rows")
+        if self.task_rows and len(self.task_rows) != size:
+            raise ValueError(f"{len(self.task_rows)} rows of the task for {size} rows")
 
     def __len__(self) -> int:
         return self._size
@@ -127,13 +143,23 @@ class Experience:
         """Names of the tensor fields."""
         return [*self.data]
 
-    def with_fields(self, **fields: Tensor) -> Experience:
+    def with_fields(self, /, **fields: Tensor) -> Experience:
         """Return the same rows with these fields added or replaced."""
-        return Experience({**self.data, **fields}, self.columns)
+        return Experience({**self.data, **fields}, self.columns, self.task_rows)
 
-    def with_columns(self, **columns: Sequence[Any]) -> Experience:
-        """Return the same rows with these Python columns added or replaced."""
-        return Experience(self.data, {**self.columns, **columns})
+    def with_columns(self, /, **columns: Sequence[Any]) -> Experience:
+        """Return the same rows with these Python columns added or replaced; the task's own rows stay as they are."""
+        return Experience(self.data, {**self.columns, **columns}, self.task_rows)
+
+    def answering(self, task_rows: Sequence[Mapping[str, Any]]) -> Experience:
+        """Return the same rows, each as an answer to its row of the task, `B` of them."""
+        return Experience(self.data, self.columns, task_rows)
+
+    def task_column(self, name: str) -> list[Any] | None:
+        """Return the data's column of this name, one value a row; None where no row of the task has it."""
+        if not any(name in row for row in self.task_rows):
+            return None
+        return [row.get(name) for row in self.task_rows]
 
     def only(self, names: Collection[str]) -> Experience:
         """Return the same rows with none but these fields, and no columns; names that it has not are passed over."""
@@ -141,7 +167,7 @@ class Experience:
 
     def to(self, device: torch.device | str) -> Experience:
         """Return the same rows on a device."""
-        return Experience({name: x.to(device) for name, x in self.data.items()}, self.columns)
+        return Experience({name: x.to(device) for name, x in self.data.items()}, self.columns, self.task_rows)
 
     def steps(self) -> Experience:
         """Return each step that counts (some weight is not 0) as a row of its own: `[B, T, ...]` becomes `[N, 1, ...]`.
@@ -171,4 +197,5 @@ class Experience:
         return Experience(
             {name: x[where.to(x.device)] for name, x in self.data.items()},
             {k: [v[i] for i in where.tolist()] for k, v in self.columns.items()} if self.columns else None,
+            [self.task_rows[i] for i in where.tolist()] if self.task_rows else (),
         )

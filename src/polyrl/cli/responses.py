@@ -18,6 +18,7 @@ from torch import Tensor
 from polyrl.experience import FIELDS, Experience
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.recipe import Part
+from polyrl.tasks.language.columns import told_columns
 
 MOST_ROWS = 4
 ROUNDING = 1e-6
@@ -203,12 +204,13 @@ def row_fields(part: Part, experience: Experience, changed: Sequence[str]) -> li
 _ANY = next(iter(FIELDS.values()))
 
 
-def _said_of(experience: Experience, rows: Sequence[int]) -> tuple[list[str], dict[str, str]]:
+def _said_of(experience: Experience, rows: Sequence[int]) -> tuple[dict[str, list[Any]], dict[str, str]]:
     """Columns of the task that are short enough to show: those that differ between rows, and what all rows share."""
-    differ, shared = [], {}
+    differ: dict[str, list[Any]] = {}
+    shared: dict[str, str] = {}
     prompts = [str(prompt) for prompt in experience.columns.get("prompt", [""] * len(experience))]
-    for name, values in experience.columns.items():
-        if name in ("prompt", "completion") or not all(isinstance(values[i], str | int | float) for i in rows):
+    for name, values in told_columns(experience.task_rows, experience.columns).items():
+        if not all(isinstance(values[i], str | int | float) for i in rows):
             continue
         said = [str(values[i]) for i in rows]
         if max(map(len, said)) > 1 and all(
@@ -218,8 +220,8 @@ def _said_of(experience: Experience, rows: Sequence[int]) -> tuple[list[str], di
         if len(set(said)) == 1 and len(said[0]) <= MOST_TEXT // 4:
             shared[name] = said[0]
         elif len(set(said)) > 1 and max(map(len, said)) <= WIDEST_COLUMN:
-            differ.append(name)
-    return differ[:MOST_COLUMNS], shared
+            differ[name] = values
+    return dict([*differ.items()][:MOST_COLUMNS]), shared
 
 
 def _number(experience: Experience, name: str, row: int) -> Text:
@@ -274,7 +276,7 @@ def completions(
             if before is not None and name in before:
                 cells.append(_number(before, name, i))
             cells.append(_number(experience, name, i))
-        cells += [Text(str(experience.columns[name][i])) for name in said]
+        cells += [Text(escaped(values[i])) for values in said.values()]
         if not shared:
             cells.append(Text(escaped(prompt), style="bold"))
         cells.append(Text(escaped(experience.columns["completion"][i]), style="cyan"))

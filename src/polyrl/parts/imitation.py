@@ -11,7 +11,7 @@ from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import AGGREGATION_HELP, Aggregation, Averaged
 from polyrl.parts.pairs import OfflinePairs, numbers_of_step
-from polyrl.policies.demonstrations import demonstration_ids, demonstrations
+from polyrl.policies.demonstrations import Demonstration, demonstration_ids, demonstrations
 from polyrl.recipe import knob
 from polyrl.runtime.context import Context
 from polyrl.tasks.language.base import Row
@@ -26,7 +26,16 @@ class DemonstratedPrompts(SampleResponses):
     demonstrations: int = knob(200, "answers of an expert that there are, the run's own", low=1)
 
     def rows(self, context: Context) -> list[Row]:
-        """The next few demonstrations, epoch after epoch; the column `demonstration` holds the expert's answer."""
+        """The prompts of the next few demonstrations, epoch after epoch."""
+        return [shown.row for shown in self._shown(context)]
+
+    def __call__(self, experience: Experience | None, context: Context) -> Experience:
+        """Return a fresh batch of responses; the column `demonstration` holds the expert's answer to each prompt."""
+        batch = super().__call__(experience, context)
+        answers = [shown.answer for shown in self._shown(context)]
+        return batch.with_columns(demonstration=[answers[g] for g in batch["group"].tolist()])
+
+    def _shown(self, context: Context) -> list[Demonstration]:
         found = demonstrations(context.world.task, context.seed, self.demonstrations)
         start = (context.iteration - 1) * self.prompts_per_step
         return [found[n] for n in numbers_of_step(context.seed, len(found), start, self.prompts_per_step)]

@@ -91,9 +91,9 @@ class OfflineSteps(Continuing):
         chosen = [problem[i] for i in batch["problem"].tolist()]
         said = [ids[real].tolist() for ids, real in zip(batch["action"], batch["present"], strict=True)]
         context.log(offline__epoch=epoch, offline__states=states)
-        columns = {name: [row.get(name) for row in chosen] for name in chosen[0]}
-        columns["completion"] = [context.world.policy.decode(ids) for ids in said]
-        return batch.with_fields(critic_turn=turn).with_columns(**columns)
+        texts = [context.world.policy.decode(ids) for ids in said]
+        batch = batch.with_columns(prompt=[row["prompt"] for row in chosen], completion=texts)
+        return batch.answering(chosen).with_fields(critic_turn=turn)
 
     def _passes(self, states: int) -> float:
         return float("inf") if self.policy_epochs is None else self.critic_epochs + self.policy_epochs

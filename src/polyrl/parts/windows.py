@@ -64,7 +64,7 @@ class WindowedRollouts(Part):
         prompt_ids, prompt_mask = pad_rows([ids[n] for n in numbers.tolist()], world.policy.pad_id, "left")
         size, before = len(numbers), slots.length
         present = torch.arange(limit) < before[:, None]
-        columns = {name: [rows[n].get(name) for n in numbers.tolist()] for name in next(iter(rows.values()))}
+        answered = [rows[n] for n in numbers.tolist()]
         batch = Experience(
             {
                 "prompt_ids": prompt_ids,
@@ -77,7 +77,8 @@ class WindowedRollouts(Part):
                 "greedy": torch.zeros(size, dtype=torch.bool),
                 "length_limit": torch.full((size,), limit),
             },
-            columns,
+            {"prompt": [row["prompt"] for row in answered]},
+            answered,
         )
         added = world.continuations(
             batch,
@@ -128,6 +129,7 @@ class WindowedRollouts(Part):
                 "finished": finished,
             },
             {**batch.columns, "completion": added.columns["completion"]},
+            batch.task_rows,
         )
 
 

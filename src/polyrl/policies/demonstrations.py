@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from polyrl.policies.language import Reader
@@ -12,17 +13,25 @@ STREAM = 3_000_003
 """Added to a run's seed: demonstrations are of other prompts than training, pretraining and learned rewards."""
 
 
-def demonstrations(task: LanguageTask, seed: int, count: int) -> list[Row]:
-    """Rows of the train split with the column `demonstration`, the task's worked answer.
+@dataclass(frozen=True)
+class Demonstration:
+    """A row of the task and an expert's answer to it, kept beside the row: its columns belong to the data."""
+
+    row: Row
+    answer: str
+
+
+def demonstrations(task: LanguageTask, seed: int, count: int) -> list[Demonstration]:
+    """Rows of the train split with the task's worked answers.
 
     Raises:
         UserError: the data has no answers.
     """
     rows = task.rows("train", STREAM + seed, 0, count)
-    return [{**row, "demonstration": task.worked(row)} for row in rows]
+    return [Demonstration(row, task.worked(row)) for row in rows]
 
 
-def demonstration_ids(reader: Reader, row: Row) -> PairIds:
+def demonstration_ids(reader: Reader, shown: Demonstration) -> PairIds:
     """A demonstration as token ids: the chosen response of a pair without a rejected one."""
-    prompt: Any = row["prompt"]
-    return PairIds(reader.encode_prompt(prompt), encode_response(reader, prompt, row["demonstration"]), [])
+    prompt: Any = shown.row["prompt"]
+    return PairIds(reader.encode_prompt(prompt), encode_response(reader, prompt, shown.answer), [])

@@ -20,7 +20,8 @@ from polyrl.policies.supervised import Example, demonstrations, supervised
 from polyrl.policies.tiny import build_tiny
 from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Sampling, TransformersEngine
-from polyrl.tasks.language.base import LanguageTask, Row, reports, sessions, tool_spans
+from polyrl.tasks.language.base import LanguageTask, Row, reports, sessions, table_rows, tool_spans
+from polyrl.tasks.language.columns import told_columns
 
 DEMONSTRATIONS = 1_000_003
 """Seed of the rows that models are taught with (plus the model's own): far from those of training runs."""
@@ -188,7 +189,6 @@ def greedy_accuracy(policy: LanguagePolicy, task: LanguageTask, rows: Sequence[R
         generator=torch.Generator(),
         tools=tools,
     )
-    told = reports(tools)
-    seen = [{**row, **{name: values[i] for name, values in told.items()}} for i, row in enumerate(rows)]
+    seen = table_rows([r["prompt"] for r in rows], told_columns(rows, reports(tools)))
     right = [task.correct(row, text) for row, text in zip(seen, batch.columns["completion"], strict=True)]
     return sum(right) / len(right)

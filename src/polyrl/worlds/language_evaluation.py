@@ -14,6 +14,7 @@ from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Sampling
 from polyrl.tasks.language import Row
 from polyrl.tasks.language.base import table_rows
+from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.reward_runner import Scores
 from polyrl.worlds.pairs import judged_pairs
 
@@ -48,10 +49,14 @@ def scores_by_reward(scores: Scores) -> dict[str, Tensor]:
     return {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.parts.items()}
 
 
+def told(experience: Experience) -> dict[str, list[Any]]:
+    """What rewards and checkers are told beside prompts and responses: the data's columns, and what was made."""
+    return told_columns(experience.task_rows, experience.columns)
+
+
 def seen_rows(experience: Experience) -> list[Row]:
-    """The row of each response, with what its session reported."""
-    columns = {name: values for name, values in experience.columns.items() if name not in ("prompt", "completion")}
-    return table_rows(experience.columns["prompt"], columns)
+    """The task's row of each response, with what its session reported."""
+    return table_rows(experience.columns["prompt"], told(experience))
 
 
 @torch.no_grad()

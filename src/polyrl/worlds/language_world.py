@@ -30,12 +30,13 @@ from polyrl.sampling.continuations import go_on, states_of
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row, Split
 from polyrl.tasks.language.base import replayed, reports, sessions
+from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.judge import compared
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores
 from polyrl.tasks.language.rewards import check_signature
 from polyrl.worlds.base import World
 from polyrl.worlds.joint_reward import JointReward
-from polyrl.worlds.language_evaluation import Evaluation, evaluate, scores_by_reward, seen_rows
+from polyrl.worlds.language_evaluation import Evaluation, evaluate, scores_by_reward, seen_rows, told
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -106,9 +107,9 @@ class LanguageWorld(World):
         generator: torch.Generator,
         greedy_twin: bool = False,
     ) -> Experience:
-        """Answer each row's prompt; the row's columns are repeated for each of its responses.
+        """Answer each row's prompt; every response keeps the row that it answers (`Experience.task_rows`).
 
-        What sessions of a tool report becomes columns too.
+        Columns: `prompt`, `completion` and what sessions of a tool report.
         """
         tools = sessions(self.task, rows, completions_per_prompt + int(greedy_twin))
         batch = self.engine.generate(
@@ -119,12 +120,11 @@ class LanguageWorld(World):
             greedy_twin=greedy_twin,
             tools=tools,
         )
-        names = list(rows[0])
-        columns = {name: [rows[g].get(name) for g in batch["group"].tolist()] for name in names}
+        answered = [rows[g] for g in batch["group"].tolist()]
         # experience lives in main memory; models take to their device what they read, micro-batch by micro-batch
         batch = batch.to("cpu")
         batch = batch.with_fields(length_limit=torch.full((len(batch),), sampling.max_tokens))
-        return batch.with_columns(**{**columns, **reports(tools)})
+        return batch.with_columns(prompt=[row["prompt"] for row in answered], **reports(tools)).answering(answered)
 
     def continuations(
         self,
@@ -139,7 +139,7 @@ class LanguageWorld(World):
     ) -> Experience:
         """Go on `count` times from rows `row` [S] after `tokens` [S] of their tokens: see `go_on`.
 
-        The columns are those of the rows; `completion` is the whole response, what was there before included.
+        Columns and task rows are those of the rows; `completion` is the whole response, what was there before included.
         """
         states = states_of(experience, row, tokens)
         engine = self.engine if isinstance(self.engine, TransformersEngine) else TransformersEngine(self.policy)
@@ -152,7 +152,8 @@ class LanguageWorld(World):
         texts = [self.policy.decode([*states[i // count].response, *ids[:n]]) for i, (ids, n) in enumerate(added)]
         repeated = [i for i in row.tolist() for _ in range(count)]
         columns = {name: [values[i] for i in repeated] for name, values in experience.columns.items()}
-        return batch.with_columns(**{**columns, **reports(tools), "completion": texts})
+        batch = batch.with_columns(**{**columns, **reports(tools), "completion": texts})
+        return batch.answering([experience.task_rows[i] for i in repeated] if experience.task_rows else ())
 
     def check_rows(self, rows: Sequence[Row], max_tokens: int) -> None:
         """Find what is wrong with prompts and rewards before a run begins.
@@ -161,7 +162,8 @@ class LanguageWorld(World):
             UserError: a prompt that cannot be encoded or leaves no room for `max_tokens`, or a reward that needs a
                 column that the rows do not have.
         """
-        columns = [name for name in rows[0] if name != "prompt"] + [*reports(sessions(self.task, rows[:1]))]
+        reported = reports(sessions(self.task, rows[:1]))
+        columns = [*told_columns(rows[:1], reported)]
         for reward in self.task.rewards:
             check_signature(reward.name, reward.function, columns)
             if reward.function.__module__ == check_signature.__module__:  # ours say by themselves what they miss
@@ -200,10 +202,10 @@ class LanguageWorld(World):
                 f"The part 'preference-label' needs a preference function, and the task '{self.task.name}' has none; "
                 "give --preference file.py:function."
             )
-        columns = {name: [values[i] for i in first] for name, values in experience.columns.items()}
-        prompts, a = columns.pop("prompt"), columns.pop("completion")
+        winners = experience.rows(first)
+        prompts, a = winners.columns["prompt"], winners.columns["completion"]
         b = [experience.columns["completion"][i] for i in second]
-        return compared(self.task.preference, prompts, a, b, columns)
+        return compared(self.task.preference, prompts, a, b, told(winners))
 
     def scores(self, experience: Experience) -> Scores:
         """What the rewards say of all responses; raises `UserError` where the run has none."""
@@ -212,9 +214,7 @@ class LanguageWorld(World):
                 "There is no reward, and the data has none by itself; give --reward with file.py:function, a reward "
                 "model's folder, or one of numeric, exact and contains."
             )
-        columns = dict(experience.columns)
-        prompts, completions = columns.pop("prompt"), columns.pop("completion")
-        return self.rewards(prompts, completions, **columns)
+        return self.rewards(experience.columns["prompt"], experience.columns["completion"], **told(experience))
 
     def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
         """Scores `[B]` (NaN: dropped), the parts of each reward function `[B]`, and how many samples were scored."""
@@ -226,9 +226,8 @@ class LanguageWorld(World):
         if members not in self._ensembles:
             rewards = self.task.ensemble(members)
             self._ensembles[members] = RewardRunner(rewards, on_error=self.on_reward_error, timeout=self.reward_timeout)
-        columns = dict(experience.columns)
-        prompts, completions = columns.pop("prompt"), columns.pop("completion")
-        scores = self._ensembles[members](prompts, completions, **columns)
+        columns = experience.columns
+        scores = self._ensembles[members](columns["prompt"], columns["completion"], **told(experience))
         found = torch.tensor([*scores.parts.values()], dtype=torch.float32).T
         return found.nan_to_num(0.0) if self.on_reward_error == "zero" else found, scores.calls
 

@@ -82,7 +82,7 @@ class ThinkingPenalty(Part):
             UserError: the task does not say for which prompts a thought is useful.
         """
         task = context.world.task
-        need = torch.tensor(needs_thought(experience.columns.get("need", [None]), task.name))
+        need = torch.tensor(needs_thought(experience.task_column("need") or [None], task.name))
         read = [read_thought(text, task.thinking_tags) for text in experience.columns["completion"]]
         thinks, malformed = (torch.tensor(x) for x in zip(*read, strict=True))
         off = thinking_penalty(

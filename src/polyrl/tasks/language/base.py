@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from polyrl.errors import UserError
 from polyrl.runtime.chart import Chart
 from polyrl.runtime.metric import Metric
+from polyrl.tasks.language.columns import check_reported_names
 
 Row = dict[str, Any]
 """`prompt` is a string or a list of `{"role", "content"}` messages; the other columns go to the reward functions."""
@@ -54,7 +55,10 @@ class Session(Tool, Protocol):
         ...
 
     def report(self) -> dict[str, Any]:
-        """Return what rewards and checkers may see of the session: columns of the experience, always the same ones."""
+        """Return what rewards and checkers may see of the session: columns of the experience, always the same ones.
+
+        Not `prompt` or `completion`, nor a name that the task's rows have.
+        """
         ...
 
 
@@ -319,6 +323,7 @@ def reports(made: Sequence[Tool | None] | None) -> dict[str, list[Any]]:
     found = [session.report() for session in made or () if isinstance(session, Session)]
     if not found or len(found) < len(made or ()):
         return {}
+    check_reported_names(found[0])
     return {name: [report[name] for report in found] for name in found[0]}
 
 

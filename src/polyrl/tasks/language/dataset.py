@@ -21,6 +21,7 @@ from typing import Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, digest, stable_hash
+from polyrl.tasks.language.columns import check_data_names
 from polyrl.tasks.language.reward_runner import RewardRunner
 from polyrl.tasks.language.rewards import CHECKERS, built_in, last_number, truth_column, truth_text
 
@@ -78,9 +79,7 @@ def _row(where: str, given: Any) -> Row:
         row = _from_pair(where, row)
     if "prompt" not in row:
         raise UserError(f"{where}: no column 'prompt'; it has {', '.join(map(str, row)) or 'no columns'}.")
-    for name in ("prompts", "completions"):
-        if name in row:
-            raise UserError(f"{where}: the column '{name}' must have another name, since rewards are called with it.")
+    check_data_names(where, row)
     prompt = row["prompt"]
     if isinstance(prompt, list):
         _check_messages(where, prompt)
@@ -177,6 +176,9 @@ def _read_csv(path: Path) -> Iterable[tuple[int, Any]]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     number = 0
     try:
+        names = reader.fieldnames or []
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{path}: the header names the column '{twice[0]}' twice; each needs its own name.")
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
                 width = len(reader.fieldnames or [])

@@ -32,6 +32,7 @@ from polyrl.tasks.language.base import (
     sessions,
     table_rows,
 )
+from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.dataset import DatasetTask, load_rows
 from polyrl.tasks.language.judge import compared
 from polyrl.tasks.language.phrases import shortened
@@ -215,15 +216,14 @@ def _labelled(task: LanguageTask, policy: Any, rows: list[Row], name: str) -> li
     )
     texts, ended = batch.columns["completion"], batch["ended"].tolist()
     prompts = [row["prompt"] for row in rows]
-    columns = {k: [row.get(k) for row in rows] for k in rows[0] if k != "prompt"}
     dice = random.Random(stream_seed(0, "labels", task.name, name))
     scores: list[list[float]] | None = None
     if task.rewards:
         runner = RewardRunner(task.rewards)
         told = [{name: values[side::2] for name, values in reports(tools).items()} for side in (0, 1)]
-        scores = [runner(prompts, texts[side::2], **{**columns, **told[side]}).total for side in (0, 1)]
+        scores = [runner(prompts, texts[side::2], **told_columns(rows, told[side])).total for side in (0, 1)]
     if task.preference is not None:
-        wins = compared(task.preference, prompts, texts[0::2], texts[1::2], columns)
+        wins = compared(task.preference, prompts, texts[0::2], texts[1::2], told_columns(rows, {}))
     else:
         assert scores is not None
         wins = [0.5 if a == b else float(a > b) for a, b in zip(*scores, strict=True)]

@@ -104,7 +104,7 @@ class RewardRunner:
         self.timeout = timeout
         self._checked: frozenset[str] | None = None
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Sequence[Any]) -> Scores:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], /, **columns: Sequence[Any]) -> Scores:
         """Score `completions`, plain texts, one for each of `prompts`; `columns` are the data's other columns.
 
         Raises `RewardError` when a sample fails and `on_error` is "stop", and `UserError` when a reward needs a column

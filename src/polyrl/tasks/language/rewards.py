@@ -7,6 +7,7 @@ is `[{"role": "assistant", "content": text}]`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
@@ -195,6 +196,24 @@ def check_signature(name: str, function: Callable[..., Any], columns: Sequence[s
             f"The reward '{name}' needs {quoted(unknown)}, which the data does not have; its columns are "
             f"{', '.join(sorted(columns)) or 'only the prompt'}."
         )
+    taken = _name_of_itself(function)
+    if taken in columns and any(p.kind is kinds.VAR_KEYWORD for p in parameters):
+        raise UserError(
+            f"The reward '{name}' is a method whose own first parameter is '{taken}', and the data has a column of that "
+            "name; rename the column, or give a plain function."
+        )
+
+
+def _name_of_itself(function: Callable[..., Any]) -> str | None:
+    """Name by which a bound method, or an object that can be called, knows itself; None for a plain function."""
+    called = function.func if isinstance(function, functools.partial) else function
+    if inspect.ismethod(called):
+        own = parameters_of(called.__func__)
+    elif inspect.isroutine(called) or inspect.isclass(called):
+        return None
+    else:
+        own = parameters_of(type(called).__call__)
+    return own[0].name if own and own[0].kind is own[0].POSITIONAL_OR_KEYWORD else None
 
 
 def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
