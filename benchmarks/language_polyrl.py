@@ -118,7 +118,9 @@ def replayed(loop: Loop, record: dict[str, Any]) -> Any:
         group=torch.tensor([group[prompt] for prompt in record["prompts"]]),
         length_limit=torch.full((len(batch),), world.task.max_tokens),
     ).with_columns(prompt=record["prompts"], completion=record["texts"])
-    batch = batch.answering([{"prompt": p, "target": t} for p, t in zip(record["prompts"], record["targets"])])
+    batch = batch.answering(
+        [{"prompt": p, "target": t} for p, t in zip(record["prompts"], record["targets"], strict=True)]
+    )
 
     def sample(*_: Any, **__: Any) -> Experience:
         return batch

@@ -50,7 +50,7 @@ class Spy:
         self.completions: list[Any] = []
         self.columns: dict[str, list[Any]] = {}
 
-    def reward(this, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:  # noqa: N805
+    def reward(this, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
         this.prompts, this.completions, this.columns = prompts, completions, columns
         return [float(len(c)) for c in completions]
 

@@ -29,7 +29,9 @@ def check_data_names(where: str, names: Collection[Any]) -> None:
     """Raise `UserError` where a column of the data has a name that cannot be passed on as what it is."""
     for name in names:
         if not isinstance(name, str):
-            raise UserError(f"{where}: the column {name!r} must be named by text, since rewards are told it by its name.")
+            raise UserError(
+                f"{where}: the column {name!r} must be named by text, since rewards are told it by its name."
+            )
         if name in CALLED_WITH:
             raise UserError(f"{where}: the column '{name}' must have another name, since {CALLED_WITH[name]}.")
 
@@ -43,9 +45,7 @@ def check_reported_names(names: Collection[str]) -> None:
             )
 
 
-def told_columns(
-    task_rows: Sequence[Mapping[str, Any]], made: Mapping[str, Sequence[Any]]
-) -> dict[str, list[Any]]:
+def told_columns(task_rows: Sequence[Mapping[str, Any]], made: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     """Return the columns that rewards and checkers are told beside prompts and completions.
 
     Args:

@@ -199,8 +199,8 @@ def check_signature(name: str, function: Callable[..., Any], columns: Sequence[s
     taken = _name_of_itself(function)
     if taken in columns and any(p.kind is kinds.VAR_KEYWORD for p in parameters):
         raise UserError(
-            f"The reward '{name}' is a method whose own first parameter is '{taken}', and the data has a column of that "
-            "name; rename the column, or give a plain function."
+            f"The reward '{name}' is a method whose own first parameter is '{taken}', and the data has a column of "
+            "that name; rename the column, or give a plain function."
         )
 
 
