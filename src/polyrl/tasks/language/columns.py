@@ -41,7 +41,7 @@ def check_reported_names(names: Collection[str]) -> None:
     for name in names:
         if name in MADE or name in CALLED_WITH:
             raise UserError(
-                f"A tool's session reports '{name}', which is the name of what was sampled; report it under another name."
+                f"A tool's session reports '{name}', which is the name of what was sampled; report it as another."
             )
 
 
