@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -21,6 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies import llama
+from polyrl.policies.families import cache_argument, keeps_keys, takes
 from polyrl.policies.folders import (
     LoraSettings,
     check_source,
@@ -69,8 +68,7 @@ class Reader(nn.Module):
 
     def accepts(self, argument: str) -> bool:
         """Whether the backbone's forward pass has an argument of this name: families differ."""
-        kind: Any = type(self.backbone)
-        return _accepts(kind, argument)
+        return takes(type(self.backbone), argument)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -194,8 +192,18 @@ class Reader(nn.Module):
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Any) -> Tensor:
         """Last hidden states [n, L, d] of tokens [n, L] that follow what is in `cache`; extends it in place."""
-        inputs = self._inputs(input_ids, attention_mask, position_ids)
-        return self.backbone(**inputs, past_key_values=cache, use_cache=True).last_hidden_state  # type: ignore[no-any-return]
+        inputs = self._inputs(input_ids, attention_mask, position_ids) | self._cached(cache)
+        return self.backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+
+    def _cached(self, cache: Any) -> dict[str, Any]:
+        """Arguments of a forward pass that goes on from `cache`, or that keeps none."""
+        name = cache_argument(type(self.backbone))
+        return {"use_cache": False} if cache is None or name is None else {"use_cache": True, name: cache}
+
+    @cached_property
+    def keeps_cache(self) -> bool:
+        """Whether the backbone goes on from the keys and values of what it has read: a state is none."""
+        return cache_argument(type(self.backbone)) is not None and keeps_keys(self.empty_cache())
 
     @cached_property
     def shares_even_only(self) -> bool:
@@ -205,7 +213,7 @@ class Reader(nn.Module):
     @cached_property
     def can_share(self) -> bool:
         """Whether responses can be read after a prompt's keys and values: families differ, so try it."""
-        if not (self.accepts("past_key_values") and self.accepts("position_ids")):
+        if not (self.keeps_cache and self.accepts("position_ids")):
             return False
         if not {type(layer) for layer in self.empty_cache().layers} <= {DynamicLayer, DynamicSlidingWindowLayer}:
             return False
@@ -345,8 +353,7 @@ class LanguagePolicy(Reader):
         self, input_ids: Tensor, *, attention_mask: Tensor | None, position_ids: Tensor, cache: Any = None
     ) -> Tensor:
         """Logits [n, V] float32 of the token after the last column of `input_ids` [n, L]; extends `cache` in place."""
-        inputs = self._inputs(input_ids, attention_mask, position_ids)
-        inputs |= {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        inputs = self._inputs(input_ids, attention_mask, position_ids) | self._cached(cache)
         if self._plain_head:
             return self._logits(self.backbone(**inputs).last_hidden_state[:, -1]).float()
         return self.causal_lm(**inputs).logits[:, -1].float()  # type: ignore[no-any-return]
@@ -452,12 +459,6 @@ class _Scores(torch.autograd.Function):
         if by_logprob is not None:
             slope.scatter_add_(-1, target[:, None], by_logprob[:, None])
         return (slope / temperature[:, None]).to(ctx.dtype), None, None, None
-
-
-@functools.cache
-def _accepts(kind: type, argument: str) -> bool:
-    forward: Any = kind.forward  # type: ignore[attr-defined]
-    return argument in inspect.signature(forward).parameters
 
 
 def with_pad(tokenizer: Any) -> Any:

@@ -99,6 +99,7 @@ class Prompts:
         ids = torch.tensor([p + [reader.pad_id] * (longest - len(p)) for p in prompts], device=device)
         states = reader.read(ids, None, place.expand(len(ids), -1), self.cache)
         self.last = states[torch.arange(len(ids), device=device), self.length - 1]
+        self.kinds = [(layer.keys.dtype, layer.values.dtype) for layer in self.cache.layers]
         self._cuts: list[tuple[Tensor, Tensor]] = []
         self._closed = False
 
@@ -137,15 +138,17 @@ class Prompts:
         if steps < 1:
             return states[row, column]
         cache = copy.copy(self.cache)
-        cache.layers = [self._picked(layer, source) for layer in self.cache.layers]
+        cache.layers = [self._picked(*pair, source) for pair in zip(self.cache.layers, self.kinds, strict=True)]
         mask = None if self.even else torch.nn.functional.pad(self.real[source].long(), (0, steps), value=1)
         position = self.length[source, None] + torch.arange(steps, device=action.device)
         after = self.reader.read(action[:, :steps], mask, position, cache)
         return torch.cat([states.to(after.dtype), after], 1)[row, column]
 
-    def _picked(self, layer: Any, source: Tensor) -> Any:
+    def _picked(self, layer: Any, kinds: tuple[torch.dtype, torch.dtype], source: Tensor) -> Any:
         layer = copy.copy(layer)
-        layer.keys, layer.values = (x.index_select(0, source).to(layer.dtype) for x in (layer.keys, layer.values))
+        layer.keys, layer.values = (
+            x.index_select(0, source).to(kind) for x, kind in zip((layer.keys, layer.values), kinds, strict=True)
+        )
         return layer
 
 

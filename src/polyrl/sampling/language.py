@@ -170,7 +170,7 @@ class TransformersEngine:
         """Raise UserError where `generate` would because of the prompts or the model."""
         if not prompts:
             raise UserError("There are no prompts to answer.")
-        if not self.policy.accepts("past_key_values"):  # it would ignore the cache and forget what came before
+        if not self.policy.keeps_cache:  # it would ignore the cache and forget what came before
             kind = type(self.policy.causal_lm).__name__
             raise UserError(f"{kind} keeps no key-value cache, so polyrl cannot sample from it; choose another model.")
         context = self.policy.context
