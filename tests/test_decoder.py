@@ -312,9 +312,10 @@ def test_packed_weights(family, packed):
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_bfloat16(family, packed):
-    del packed  # on processors without it, the other products are tested all the same
     policy = policy_of(config(family, initializer_range=0.1), precision="bfloat16")
     batch = sample(policy, Sampling(max_tokens=16), each=30)
+    # weights that are tried in float32 are packed; those in bfloat16 only where the processor can
+    assert len(packed) >= (2 if decoder.can_pack(torch.bfloat16) else 1) * (4 * 2 + 1)
     assert batch["behaviour_logprob"].dtype == torch.float32
     exact = policy_of(config(family, initializer_range=0.1)).evaluate(batch)["logprob"]
     own = policy.evaluate(batch)["logprob"]
@@ -322,6 +323,22 @@ def test_bfloat16(family, packed):
     usual = (own - exact).abs()[batch["mask"]]
     assert 0 < error.mean() < 2 * usual.mean()  # no worse than autocast
     assert error.max() < 3 * usual.max()
+
+
+def test_bfloat16_weights_that_cannot_be_packed_stay_plain(packed, monkeypatch):
+    """As on a processor without AVX-512, where oneDNN raises an error."""
+    pack = decoder.pack
+
+    def strict(weight: torch.Tensor) -> torch.Tensor:
+        if weight.dtype is not torch.float32:
+            raise RuntimeError("bf16 path needs the cpu support avx512bw, avx512vl and avx512dq")
+        return pack(weight)
+
+    monkeypatch.setattr(decoder, "pack", strict)
+    monkeypatch.setattr(decoder, "can_pack", lambda dtype: dtype is torch.float32)
+    batch = sample(policy_of(config(), precision="bfloat16"), Sampling(max_tokens=8))
+    assert batch["present"].any() and len(packed) == 4 * 2 + 1  # of the trial in float32 alone
+    assert sample(policy_of(config()), Sampling(max_tokens=8))["present"].any() and len(packed) == 3 * (4 * 2 + 1)
 
 
 def test_lora_is_added_in():

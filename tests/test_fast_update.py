@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from polyrl.experience import Experience
 from polyrl.policies import linear, llama
-from polyrl.policies.folders import LoraSettings
 from polyrl.policies.families import CACHE_ARGUMENTS
+from polyrl.policies.folders import LoraSettings
 from polyrl.policies.language import LanguagePolicy, Reader, _score_logits
 from polyrl.policies.linear import Linear, quicken
 from polyrl.policies.prefix import distinct_prompts

@@ -193,7 +193,7 @@ class Decoder:
         if gain is not None:
             weight = weight * gain
         weight, bias = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
-        if large and self.device.type == "cpu" and onednn_pays():
+        if large and self.device.type == "cpu" and onednn_pays() and can_pack(self.dtype):
             packed = pack(weight)
             return lambda x: product(x, packed, bias)
         return lambda x: F.linear(x, weight, bias)
@@ -255,6 +255,11 @@ class Decoder:
 
     def _normed(self, x: Tensor) -> Tensor:
         return (x * _inverse_rms(x, self.eps)).to(self.dtype)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN lays out weights of this kind here: bfloat16 ones only where the processor has AVX-512."""
+    return dtype is torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def pack(weight: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ class Reader(nn.Module):
 
     def accepts(self, argument: str) -> bool:
         """Whether the backbone's forward pass has an argument of this name: families differ."""
-        return takes(type(self.backbone), argument)
+        kind: Any = type(self.backbone)
+        return takes(kind, argument)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
