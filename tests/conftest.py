@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,25 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
 
 import pytest
+
+import polyrl as package
+
+SOURCE = Path(package.__file__).parents[1]
+"""Folder of the package that is tested: what child processes have to run, whatever else is installed."""
+
+
+def search_path(*folders: object) -> str:
+    """PYTHONPATH of a child process: `folders`, the tested package, and what is on it here."""
+    here = [f for f in os.environ.get("PYTHONPATH", "").split(os.pathsep) if f]
+    return os.pathsep.join(dict.fromkeys([*map(str, folders), str(SOURCE), *here]))
+
+
+def child_environment(*folders: object, **more: str) -> dict[str, str]:
+    """Environment of a child process, with `folders` on its path before the tested package."""
+    return {**os.environ, "PYTHONPATH": search_path(*folders), **more}
+
+
+os.environ["PYTHONPATH"] = search_path()  # children that inherit the environment
 
 TASK, DIFFICULTY = "reverse", 4
 SMALL = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 128, "context": 64}
@@ -38,6 +58,30 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["POLYRL_CACHE"]
     else:
         os.environ["POLYRL_CACHE"] = before
+
+
+def check_child(command: Any, environment: Mapping[str, str]) -> None:
+    """Refuse a child process of this interpreter that would import another polyrl."""
+    words = [command] if isinstance(command, str | os.PathLike) else [*command]
+    if str(words[0]) != sys.executable:
+        return
+    folders = map(Path, filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)))
+    found = next((f for f in folders if (f / "polyrl" / "__init__.py").is_file()), None)
+    assert found == SOURCE, f"{words[:4]} would run the polyrl of {found or 'the environment'}, not of {SOURCE}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def children_run_what_is_tested() -> Iterator[None]:
+    """No test starts a Python that runs an installed polyrl instead of this one."""
+    original = subprocess.Popen.__init__
+
+    def checked(self: Any, args: Any, *more: Any, env: Mapping[str, str] | None = None, **how: Any) -> None:
+        check_child(args, os.environ if env is None else env)
+        original(self, args, *more, env=env, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", checked)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Command, read_records
+from conftest import Command, child_environment, read_records
 from control_environments import OneState, Walk, random_walk, walks
 from polyrl import catalogue
 from polyrl.errors import UserError
@@ -349,7 +348,7 @@ def test_a_killed_process_resumes_to_the_same_numbers(
     monkeypatch.chdir(HERE)
     assert polyrl(*words, "--out", tmp_path / "whole").code == 0
     killed = [sys.executable, "-c", code, "22", *words, "--out", str(tmp_path / "halved")]
-    ended = subprocess.run(killed, env={**os.environ, "PYTHONPATH": str(HERE)}, check=False)
+    ended = subprocess.run(killed, env=child_environment(HERE), check=False)
     assert ended.returncode == -signal.SIGKILL
     assert polyrl("resume", tmp_path / "halved", "--quiet").code == 0
     assert told(tmp_path / "halved") == told(tmp_path / "whole")

@@ -186,9 +186,26 @@ def compositions() -> list[str]:
     return sorted(found)
 
 
+def number(value: object) -> object:
+    """A setting as text or as what it became, comparable."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value).lower()
+
+
 @pytest.mark.parametrize("spec", compositions())
 def test_every_composition_in_the_text_builds(spec: str) -> None:
-    build(spec)
+    """All that it names is in the recipe: the method's settings, and what is added to it."""
+    wing = catalogue.methods()[re.split(r"(?<!\+)\+(?!\+)|\(", spec)[0]].wing
+    _, *added = re.split(r"(?<=[\w)+])\+(?=[a-z./])", spec)
+    recipe = build(spec, wing=wing).check()
+    values = recipe.hyperparameters()
+    for name, given in re.findall(r"([\w.-]+)=([^,()]+)", spec):
+        found = [v for k, v in values.items() if k == name or k.endswith(f".{name}")]
+        assert number(given) in map(number, found), (name, given, found)
+    names = {part.name for part in recipe.parts()} | {catalogue.kebab(type(recipe.policy).__name__)}
+    assert {part.split("(")[0] for part in added if part.split("(")[0] in catalogue.parts()} <= names
 
 
 def test_options_in_the_text_exist() -> None:

@@ -40,7 +40,8 @@ def test_each_method_learns(method: str, small_model: Path, tmp_path: Path) -> N
     assert done.final["eval/reward"] == pytest.approx(final)  # the reward of this task is whether the answer is right
     records = read_records(tmp_path / "run")
     assert records[-1]["samples"] >= 1024 > records[-2]["samples"]  # the budget is what ended it
-    assert records[-1]["kl"] > 0.05 if "kl" in records[-1] else True  # it went somewhere
+    measured = [r["kl"] for r in records if "kl" in r]  # some iterations only, where no part needs the reference
+    assert measured[0] == pytest.approx(0, abs=1e-4) and measured[-1] > 0.05  # from the start it went somewhere
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo", "rloo", "reinforce++", "remax"])

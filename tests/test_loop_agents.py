@@ -29,7 +29,7 @@ from polyrl.parts.improve import ClippedSurrogate, PolicyGradient
 from polyrl.parts.tools import turns
 from polyrl.tasks.language import task
 from polyrl.tasks.language.base import replayed, table_rows, tool_spans
-from polyrl.tasks.language.office import Office, OfficeTask, checks
+from polyrl.tasks.language.office import TURN_LIMIT, Office, OfficeTask, checks
 from test_learning import MARGIN, learn
 from worlds import TableWorld, credited, make_context, token_batch
 
@@ -255,9 +255,12 @@ def test_no_two_rollouts_share_a_world() -> None:
     before = str(row["world"])
     first, second = made.session(row), made.session(row)
     assert isinstance(first, Office) and isinstance(second, Office)
-    for table, entries in first.world.items():
-        for name in entries:
-            assert first.reply(f"{table}.set({name},5)") in ("k;", None) or first.ended
+    names = [(table, name) for table, entries in first.world.items() for name in entries]
+    assert len(names) > TURN_LIMIT
+    for i, (table, name) in enumerate(names, 1):
+        assert first.reply(f"{table}.set({name},5)") == "k;"
+        assert first.ended == (i >= TURN_LIMIT)
+    assert {value for entries in first.world.values() for value in entries.values()} == {5}
     assert str(row["world"]) == before == str(second.world) and str(first.world) != before
     assert str(first.report()["world_after"]) == str(first.world)
     first.report()["world_after"].clear()

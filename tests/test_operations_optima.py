@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import poisson
 from torch import Tensor
 
 from polyrl.policies import inventory as policies
@@ -98,6 +99,31 @@ def test_an_order_that_costs_something_is_larger_and_rarer() -> None:
     free, dear = optima.lost_sales(1, 9.0, 5.0), optima.lost_sales(1, 9.0, 5.0, 1.0, 10.0)
     assert dear.order.max() > free.order.max() and (dear.order > 0).mean() < (free.order > 0).mean()
     assert free.cost + 1 < dear.cost < free.cost + 10
+
+
+@pytest.mark.parametrize(("penalty", "ordering_cost"), [(4.0, 0.0), (9.0, 0.0), (4.0, 1.5), (9.0, 3.0)])
+def test_lost_sales_cost_what_policy_iteration_finds(penalty: float, ordering_cost: float) -> None:
+    """Another algorithm on the same problem: Howard's, with the gain of each policy from linear equations."""
+    mean, stock, most = 1.5, 14, 9
+    demand = poisson.pmf(np.arange(80), mean)
+    left = np.maximum(np.arange(stock + 1)[:, None] - np.arange(80), 0)
+    held, lost = left @ demand, np.maximum(np.arange(80) - np.arange(stock + 1)[:, None], 0) @ demand
+    after = np.stack([[demand[row == j].sum() for j in range(stock + 1)] for row in left])
+    into = np.minimum(np.arange(stock + 1)[:, None] + np.arange(most + 1), stock)
+    order, states = np.zeros(stock + 1, dtype=int), np.arange(stock + 1)
+    while True:  # the order is placed before the demand is known, and arrives after it
+        move = np.stack([after[i] @ np.eye(stock + 1)[into[:, order[i]]] for i in states])
+        paid = held + penalty * lost + ordering_cost * (order > 0)
+        system = np.eye(stock + 1) - move
+        system[:, 0] = 1.0  # the relative value of state 0 is 0, and its column is the gain's
+        solved = np.linalg.solve(system, paid)
+        value = np.concatenate([[0.0], solved[1:]])
+        future = after @ value[into] + ordering_cost * (np.arange(most + 1) > 0)
+        kept = future[states, order] <= future.min(1) + 1e-10
+        if kept.all():
+            break
+        order = np.where(kept, order, future.argmin(1))
+    assert optima.lost_sales(1, penalty, mean, 1.0, ordering_cost).cost == pytest.approx(solved[0], abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- fact hdpo, 4

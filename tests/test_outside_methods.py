@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import DIFFICULTY, TASK, Command, read_records, timeless
+from conftest import DIFFICULTY, TASK, Command, child_environment, read_records, search_path, timeless
 
 METHOD = '''"""Best-of-group: only the answers that are better than their group's mean are imitated."""
 
@@ -192,7 +191,7 @@ def test_both_are_compared_with_a_method_of_the_package(
     file: Path, installed: Path, words: list[str], tmp_path: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker processes find them too."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", search_path(installed))
     out = tmp_path / "comparison"
     more = [*words, "--budget", "samples=64", "--seeds", "1", "--workers", "1", "--out", out, "--quiet"]
     told = polyrl("compare", "grpo", file, "best-of-group", *more)
@@ -206,7 +205,7 @@ def test_both_are_compared_with_a_method_of_the_package(
 
 
 def test_an_installed_method_in_a_real_shell(installed: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "160"}
+    environment = child_environment(installed, COLUMNS="160")
     done = subprocess.run(
         [sys.executable, "-m", "polyrl", "list"], capture_output=True, text=True, timeout=60, env=environment
     )

@@ -16,6 +16,8 @@ from polyrl.cli import excerpts, responses, tokens
 from polyrl.cli.fields import field_table, value_range
 from polyrl.cli.trace import counted, metric_words, whats_new
 from polyrl.experience import Experience
+from polyrl.runs import make_loop
+from polyrl.runtime.config import RunConfig
 
 STAGES = ["COLLECT", "SCORE", "CREDIT", "SELECT", "IMPROVE"]
 
@@ -148,24 +150,31 @@ def test_show_has_the_policy_before_the_first_stage(
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "words", "norms"),
     [
         (
             ["ppo", "--task", "CartPole-v1", "--steps-per-environment", 16],
             ["POLICY", "an untrained policy", "observation", "advantage", "of steps had left the clip range"],
+            ["policy and critic together"],
         ),
         (
             ["hdpo", "--scenarios", 16, "--periods", 6],
             ["POLICY", "demand", "learning rate 0.003", "1 step of AdamW"],
+            ["policy"],
         ),
-        (["reinforce", "--scenarios", 16, "--periods", 6], ["what each step will be pushed by", "behaviour_logprob"]),
-        (["dr-rpo"], ["next_state", "bonus", "regularised-softmax", "logged: "]),
-        (["nash-mp"], ["one step each", "score", "mirror-prox", "prox_steps"]),
+        (
+            ["reinforce", "--scenarios", 16, "--periods", 6],
+            ["what each step will be pushed by", "behaviour_logprob"],
+            ["policy"],
+        ),
+        (["dr-rpo"], ["next_state", "bonus", "regularised-softmax", "logged: "], []),
+        (["nash-mp"], ["one step each", "score", "mirror-prox", "prox_steps"], []),
     ],
 )
 def test_trace_explains_an_iteration_of_every_wing(
     line: list[object],
     words: list[str],
+    norms: list[str],
     polyrl: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -179,9 +188,30 @@ def test_trace_explains_an_iteration_of_every_wing(
     order = [told.out.index(f"{i} {stage}") for i, stage in enumerate(STAGES, 1)]
     assert order == sorted(order)  # stages without parts stand in their place, too
     assert "; ;" not in told.out and "nan" not in told.out
-    norm = re.search(r"gradient norm ([\d.]+) of", told.out)
-    assert norm is None or float(norm[1]) > 0
+    said = re.search(r"gradient norm (.+) \(clipped", told.out)
+    assert [whose for whose, _ in norms_said(said)] == norms
+    assert all(float(size) > 0 for _, size in norms_said(said))
     assert list(tmp_path.iterdir()) == []  # a trace writes nothing
+
+
+def norms_said(line: re.Match[str] | None) -> list[tuple[str, str]]:
+    """Whose gradient norms a trace names, and what it says that they are."""
+    found = [] if line is None else re.findall(r"([-\d.e]+) of (?:the )?(policy and critic together|\w+)", line[1])
+    return [(whose, size) for size, whose in found]
+
+
+def test_the_gradient_norms_of_a_trace_are_those_of_the_iteration(
+    polyrl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    line = ["ppo", "--task", "CartPole-v1", "--steps-per-environment", 16, "--joint-clip", "false"]
+    told = norms_said(re.search(r"gradient norm (.+) \(clipped", polyrl("trace", *line).out))
+    settings = {"steps_per_environment": "16", "joint_clip": "false"}
+    loop = make_loop(RunConfig(method="ppo", task="CartPole-v1", hyperparameters=settings))[0]
+    loop.iterate()
+    metrics = loop.context.metrics
+    assert told == [(name, f"{metrics[f'grad_norm/{name}']:.3g}") for name in ("policy", "critic")]
 
 
 # -------------------------------------------------------------------------------------------------- what a part did

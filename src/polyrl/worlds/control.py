@@ -21,6 +21,7 @@ from polyrl.policies.closed_form import ActorCriticPasses
 from polyrl.policies.control import ControlCritic, ControlPolicy, distribution_of
 from polyrl.policies.flat import FlatParameters
 from polyrl.policies.mixture import Guide, Mixing, mixed_logprob
+from polyrl.runtime.seeding import stream_seed
 from polyrl.sampling.control import Collector, Standing
 from polyrl.sampling.environments import environments_of
 from polyrl.sampling.judge import Judge
@@ -77,6 +78,11 @@ def make_world(config: RunConfig, task: ControlTask, recipe: Recipe, say: Say = 
     return world
 
 
+def training_seed(seed: int) -> int:
+    """The seed of a run's training episodes: its own, unless the evaluation's episodes start from that one."""
+    return seed if seed != EVALUATION_SEED else stream_seed(seed, "training")
+
+
 class ControlWorld(World):
     """Implements `polyrl.worlds.base.World` for Gymnasium environments.
 
@@ -124,7 +130,7 @@ class ControlWorld(World):
             if self.collector is not None:
                 self.collector.environments.close()
             made = environments_of(self.task, environments)
-            self.collector = Collector(made, self.policy, self.seed, self.say)
+            self.collector = Collector(made, self.policy, training_seed(self.seed), self.say)
             self.collector.go_on_from(self._standing)
         mixing = None if self.guide is None else Mixing(self.guide)
         rollout = self.collector.collect(steps, generator, mixing)
