@@ -40,6 +40,23 @@ def child_environment(*folders: object, **more: str) -> dict[str, str]:
 
 os.environ["PYTHONPATH"] = search_path()  # children that inherit the environment
 
+SEED = int(os.environ.get("POLYRL_TEST_SEED", "0"))
+"""The seed of learning tests: `make margins` runs them with several, and on plain instruction sets."""
+
+
+def reached(found: float, least: float) -> None:
+    """Fail unless what a learning test measured is at least `least`; `make margins` has both written down.
+
+    The least must be what every seed and instruction set reaches with room to spare: see the comments beside them.
+    """
+    file = os.environ.get("POLYRL_MARGINS")
+    if file:
+        test = os.environ["PYTEST_CURRENT_TEST"].removesuffix(" (call)")
+        with open(file, "a", encoding="utf-8") as out:
+            out.write(json.dumps({"test": test, "seed": SEED, "found": found, "least": least}) + "\n")
+    assert found >= least, f"{found:.4g} where at least {least:.4g} is learned"
+
+
 TASK, DIFFICULTY = "reverse", 4
 SMALL = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 128, "context": 64}
 """Size of the small model."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import SEED, reached
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.experience import Experience
@@ -136,12 +137,13 @@ def test_padding_and_order_of_rows_do_not_count() -> None:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def loop_of(model: Path, method: str = "aihf", *, micro: Any = 1024, **settings: Any) -> Any:
+def loop_of(model: Path, method: str = "aihf", *, micro: Any = 1024, seed: int = 0, **settings: Any) -> Any:
     config = RunConfig(
         method=method,
         task="sort-pairs(pairs=64)",
         model=str(model),
         budget="iterations=40",
+        seed=seed,
         tensorboard=False,
         eval_prompts=200,
         micro_batch_tokens=micro,
@@ -166,15 +168,14 @@ def test_the_size_of_micro_batches_does_not_count(taught: Path) -> None:
 
 def test_the_reward_separates_and_the_policy_follows_its_step(taught: Path) -> None:
     """With the policy still, demonstrations come out ahead of its samples; nothing of the policy is touched."""
-    loop = loop_of(
-        taught, **{**SMALL, "learning_rate": "0", "demonstration_weight": "0.1", "reward_learning_rate": "2e-3"}
-    )
+    settings = {"learning_rate": "0", "demonstration_weight": "0.1", "reward_learning_rate": "2e-3"}
+    loop = loop_of(taught, seed=SEED, **{**SMALL, **settings})
     before = [p.clone() for p in loop.world.policy.parameters()]
     gaps = []
     for _ in range(12):
         loop.iterate()
         gaps.append(loop.context.metrics["joint/demonstration_gap"])
-    assert sum(gaps[-3:]) > sum(gaps[:3]) + 0.3
+    reached(sum(gaps[-3:]) - sum(gaps[:3]), 0.3)
     assert all(torch.equal(a, b) for a, b in zip(before, loop.world.policy.parameters(), strict=True))
     assert loop.context.spent.reward_calls == 0
 
@@ -183,6 +184,7 @@ def test_aihf_dpo_learns_from_both(taught: Path) -> None:
     loop = loop_of(
         taught,
         "dpo+demonstrated-pairs+demonstration-nll",
+        seed=SEED,
         pairs_per_step=8,
         demonstrations_per_step=16,
         demonstrations=64,
@@ -193,7 +195,7 @@ def test_aihf_dpo_learns_from_both(taught: Path) -> None:
     start = loop.world.evaluate()[0]["eval/gold"]
     for _ in range(20):
         loop.iterate()
-    assert loop.world.evaluate()[0]["eval/gold"] > start + 0.4
+    reached(loop.world.evaluate()[0]["eval/gold"] - start, 0.4)
 
 
 def test_first_demonstrations_then_pairs(taught: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import read_records
+from conftest import SEED, reached, read_records
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.experience import Experience
@@ -207,9 +207,9 @@ def test_everything_chosen_is_grpo_to_the_last_bit(small_model: Path, tmp_path: 
 
 
 def test_it_learns_from_a_fraction_of_the_tokens(small_model: Path, tmp_path: Path) -> None:
-    done = learn("d3s", small_model, tmp_path / "run", samples=1536, prompts_per_step=8)
+    done = learn("d3s", small_model, tmp_path / "run", samples=1536, prompts_per_step=8, seed=SEED)
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    assert final >= start + MARGIN, f"{start:.3f} -> {final:.3f}"
+    reached(final - start, MARGIN)
     records = read_records(tmp_path / "run")
     assert sum(r["select/steps"] for r in records[1:]) < 0.35 * records[-1]["steps"]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import polyrl as package
-from conftest import Command, read_records, timeless
+from conftest import SEED, Command, reached, read_records, timeless
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.methods.operations.hdpo import PathwiseCost
@@ -63,16 +63,16 @@ def test_one_level_finds_the_newsvendors() -> None:
     knobs: dict[str, Any] = {"unit": 1.0, "learning_rate": 0.5, "scenarios": 256, "max_grad_norm": 1e9}
     world, recipe = made("backlog", "hdpo+base-stock", **knobs)
     assert world.policy.level().item() == pytest.approx(10)
-    context = iterate(world, recipe, 125)
-    assert world.policy.level().item() == pytest.approx(29.55, abs=0.15)
+    context = iterate(world, recipe, 125, SEED)
+    reached(-abs(world.policy.level().item() - 29.55), -0.15)
     assert context.spent.samples == 125 * 256 and context.spent.steps == 125 * 256 * 50
     assert context.metrics["reward"] == pytest.approx(-context.metrics["loss"], rel=1e-5)
 
 
 def test_the_default_unit_takes_the_networks_learning_rate() -> None:
     world, recipe = made("backlog", "hdpo+base-stock", scenarios=64)
-    iterate(world, recipe, 125)
-    assert world.policy.level().item() == pytest.approx(29.55, abs=0.5)
+    iterate(world, recipe, 125, SEED)
+    reached(-abs(world.policy.level().item() - 29.55), -0.5)
 
 
 def test_a_network_learns_to_order(tmp_path: Path) -> None:
@@ -80,6 +80,7 @@ def test_a_network_learns_to_order(tmp_path: Path) -> None:
         "hdpo",
         task="lost-sales",
         budget="iterations=100",
+        seed=SEED,
         out=tmp_path / "run",
         quiet=True,
         options={"evaluations": 2, "eval_episodes": 512},
@@ -87,7 +88,8 @@ def test_a_network_learns_to_order(tmp_path: Path) -> None:
     )
     optimum = optima.lost_sales(2, 9.0, 5.0).cost
     assert done.start["eval/cost"] > 2 * optimum
-    assert optimum * 0.98 < done.final["eval/cost"] < 1.05 * optimum
+    assert optimum * 0.98 < done.final["eval/cost"]
+    reached(-done.final["eval/cost"] / optimum, -1.05)
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "higher_is_better: false" in config and "optimum: 6.09" in config
 
@@ -99,23 +101,25 @@ def test_reinforce_finds_the_same_level_less_exactly() -> None:
         knobs = {"start": 10.0, "unit": 1.0, "learning_rate": 0.1, "scenarios": 128, "periods": 20}
         world, recipe = made("backlog(lead_time=1)", method + "+base-stock", **knobs)
         found = []
-        for seed in range(3):
+        for seed in range(3 * SEED, 3 * SEED + 3):
             with torch.no_grad():
                 world.policy.level.parameter.zero_()
             iterate(world, recipe, 80, seed)
             found.append(world.policy.level().item())
         misses[method] = statistics.fmean(abs(s - level) for s in found)
-    assert misses["hdpo"] < 0.15 < level - 10 - 2.5
-    assert misses["hdpo"] < misses["reinforce"] < 0.8
+    assert level - 10 > 2.5
+    reached(-misses["hdpo"], -0.15)
+    reached(-misses["reinforce"], -0.8)
+    reached(misses["reinforce"] - misses["hdpo"], 0)
 
 
 @pytest.mark.parametrize("spec", ["serial", "transshipment", "one-warehouse"])
 @pytest.mark.parametrize("method", ["hdpo", "hdpo+echelon-stock"])
 def test_every_setting_improves(spec: str, method: str) -> None:
-    world, recipe = made(spec, method, scenarios=64)
+    world, recipe = made(spec, method, SEED, scenarios=64)
     before = world.cost(world.policy)
-    iterate(world, recipe, 25)
-    assert world.cost(world.policy) < 0.9 * before
+    iterate(world, recipe, 25, SEED)
+    reached(-world.cost(world.policy) / before, -0.9)
 
 
 # ------------------------------------------------------------------------------------------------------ score function

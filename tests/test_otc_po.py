@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import SEED, reached
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.experience import Experience
@@ -233,7 +234,7 @@ def test_calls_fall(method: str, small_model: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "built_in_task", lambda name, **settings: Words(difficulty=4))
     knobs = {"learning_rate": "1e-3", "prompts_per_step": "8", "completions_per_prompt": "8"}
     config = RunConfig(
-        method=method, task="reverse", model=str(small_model), budget="iterations=8", hyperparameters=knobs
+        method=method, task="reverse", model=str(small_model), budget="iterations=8", hyperparameters=knobs, seed=SEED
     )
     loop, _ = make_loop(config)
     calls = []
@@ -241,4 +242,4 @@ def test_calls_fall(method: str, small_model: Path, tmp_path: Path, monkeypatch:
         loop.context.metrics.clear()
         loop.iterate()
         calls.append(loop.context.metrics["tool_calls"])
-    assert sum(calls[-2:]) < 0.6 * sum(calls[:2]), calls
+    reached(-sum(calls[-2:]) / sum(calls[:2]), -0.6)

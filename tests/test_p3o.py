@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import DIFFICULTY, TASK, read_records, timeless
+from conftest import DIFFICULTY, SEED, TASK, reached, read_records, timeless
 from polyrl import catalogue
 from polyrl.api import train
 from polyrl.errors import UserError
@@ -359,7 +359,7 @@ def test_recipes_that_cannot_be(spec: str, says: str) -> None:
 
 
 def test_it_learns(small_model: Path, tmp_path: Path) -> None:
-    done = learn("p3o", small_model, tmp_path / "run", samples=896)
+    done = learn("p3o", small_model, tmp_path / "run", samples=896, seed=SEED)
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    assert final >= start + MARGIN, f"{start:.3f} -> {final:.3f}"
+    reached(final - start, MARGIN)
     assert max(r["clip_ratio"] for r in read_records(tmp_path / "run") if "clip_ratio" in r) > 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import read_records
+from conftest import SEED, reached, read_records
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.experience import Experience
@@ -169,8 +169,8 @@ def test_keeping_everything_is_ppo_to_the_last_bit(small_model: Path, tmp_path: 
 
 
 def test_it_learns(small_model: Path, tmp_path: Path) -> None:
-    done = learn("pf-ppo(value_clip_range=none)", small_model, tmp_path / "run")
+    done = learn("pf-ppo(value_clip_range=none)", small_model, tmp_path / "run", seed=SEED)
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    assert final >= start + MARGIN, f"{start:.3f} -> {final:.3f}"
+    reached(final - start, MARGIN)
     rows = read_records(tmp_path / "run")[1:]
     assert sum(r["filter/score"] > r["reward"] for r in rows) > 0.8 * len(rows)  # the best are drawn more often

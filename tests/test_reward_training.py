@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import SEED, reached
 from polyrl.errors import UserError
 from polyrl.policies.reward_training import (
     bradley_terry_loss,
@@ -98,15 +99,17 @@ def test_learns_what_separates_the_pairs(folder: Path):
     facts = train_reward_model(
         model,
         vowel_pairs(600, 0),
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator().manual_seed(SEED),
         held_out=held,
         epochs=4,
         batch_size=32,
         lr=3e-3,
     )
     assert before < 0.9
-    assert facts["accuracy"] > 0.95 and facts["accuracy"] == pair_accuracy(model, held)
-    assert facts["loss"] < 0.25 and facts["held_out_pairs"] == 200 and facts["pairs"] == 600
+    reached(facts["accuracy"], 0.95)
+    reached(-facts["loss"], -0.25)
+    assert facts["accuracy"] == pair_accuracy(model, held)
+    assert facts["held_out_pairs"] == 200 and facts["pairs"] == 600
     assert facts["steps"] == 4 * (600 // 32)
 
 

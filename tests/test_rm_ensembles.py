@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import DIFFICULTY, read_records
+from conftest import DIFFICULTY, SEED, reached, read_records
 from polyrl.api import train
 from polyrl.catalogue import build
 from polyrl.errors import UserError
@@ -236,13 +236,14 @@ def test_a_users_own_rewards_are_members_and_it_learns(small_model: Path, tmp_pa
         model=small_model,
         reward=[opinion(0.2), opinion(-0.2)],
         budget="samples=1024",
+        seed=SEED,
         out=tmp_path / "run",
         quiet=True,
         uwo_coef=0.5,
         learning_rate=1e-3,
         options={"difficulty": DIFFICULTY, "evaluations": 1, "tensorboard": False},
     )
-    assert done.final["eval/accuracy"] >= done.start["eval/accuracy"] + 0.15
+    reached(done.final["eval/accuracy"] - done.start["eval/accuracy"], 0.15)
     assert read_records(tmp_path / "run")[1]["ensemble/variance"] > 0
 
 

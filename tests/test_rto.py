@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import read_records, timeless
+from conftest import SEED, reached, read_records, timeless
 from polyrl.api import train
 from polyrl.catalogue import build
 from polyrl.errors import UserError
@@ -312,6 +312,7 @@ def test_it_learns_on_pairs_of_its_own(taught: Path, tmp_path: Path) -> None:
         task="learned-sort(pairs=400,reward_epochs=8,label_temperature=0)",
         model=taught,
         budget="samples=768",
+        seed=SEED,
         out=tmp_path / "run",
         quiet=True,
         kl_coef=0.05,
@@ -321,6 +322,6 @@ def test_it_learns_on_pairs_of_its_own(taught: Path, tmp_path: Path) -> None:
         learning_rate=2e-3,
         options={"evaluations": 1, "tensorboard": False},
     )
-    assert done.final["eval/gold"] >= done.start["eval/gold"] + 0.3
+    reached(done.final["eval/gold"] - done.start["eval/gold"], 0.3)
     rows = read_records(tmp_path / "run")[1:]
     assert all({"gold", "dpo/reward", "dpo/log_ratio", "dpo/clipped", "dpo/agreement"} <= set(r) for r in rows)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import DIFFICULTY, TASK, read_records, timeless
+from conftest import DIFFICULTY, SEED, TASK, reached, read_records, timeless
 from polyrl import catalogue
 from polyrl.api import train
 from polyrl.errors import UserError
@@ -240,15 +240,13 @@ def test_tools_are_refused(model: Path) -> None:
 def run(model: Path, out: Path, budget: Any, **knobs: Any) -> Any:
     options = {"difficulty": DIFFICULTY, "evaluations": 1, "tensorboard": False, "checkpoint_every": 3}
     settings = {"window": 4, "learning_rate": 4e-4, "gae_lambda": 1.0, "critic_pretraining": 8, **knobs}
-    return train(
-        "t-ppo", task=TASK, model=model, budget=budget, seed=0, out=out, quiet=True, options=options, **settings
-    )
+    return train("t-ppo", task=TASK, model=model, budget=budget, out=out, quiet=True, options=options, **settings)
 
 
 def test_it_learns(small_model: Path, tmp_path: Path) -> None:
-    done = run(small_model, tmp_path / "run", {"samples": 700})
+    done = run(small_model, tmp_path / "run", {"samples": 700}, seed=SEED)
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    assert final >= start + 0.2, f"{start:.3f} -> {final:.3f}"
+    reached(final - start, 0.2)
     records = read_records(tmp_path / "run")[1:]
     assert all(r["decode_steps"] <= 4 for r in records)
     assert all("grad_norm/policy" not in r or r["grad_norm/policy"] == 0 for r in records[:8])  # the critic alone

@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from conftest import Command, read_records
+from conftest import SEED, Command, reached, read_records
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.experience import Experience
@@ -325,13 +325,14 @@ def test_the_backup_against_a_naive_one(divergence: str, constraint: str) -> Non
     ],
 )
 def test_what_is_learnt_in_1500_episodes_is_the_exact_plan(method: str, task: str, wanted: list[float]) -> None:
-    world = iterated(method, task, 1500)
+    world = iterated(method, task, 1500, SEED)
     found = world.task.returns(world.policy)
-    assert list(found.values()) == pytest.approx(wanted, abs=0.05)
+    assert len(found) == len(wanted)
+    reached(-max(abs(a - b) for a, b in zip(found.values(), wanted, strict=True)), -0.05)
     measures = world.evaluate()[0]
-    assert measures["eval/return_error"] < 0.05
+    reached(-measures["eval/return_error"], -0.05)
     if method == "dr-rpo":
-        assert measures["eval/suboptimality"] < 0.002
+        reached(-measures["eval/suboptimality"], -0.002)
         assert 0.003 < measures["eval/regret"] < 0.01  # the average over all episodes, the first ones included
     if method == "dr-rpo(rho=0)":  # judged by the worst case that it did not plan for
         assert measures["eval/suboptimality"] > 0.1
@@ -370,8 +371,8 @@ def test_an_unseen_shift_costs_who_did_not_plan_for_it() -> None:
 
 
 def test_mirror_form_learns_too() -> None:
-    world = iterated("dr-rpo(alpha=20)", "linear-mdp", 600)
-    assert world.evaluate()[0]["eval/suboptimality"] < 0.02
+    world = iterated("dr-rpo(alpha=20)", "linear-mdp", 600, SEED)
+    reached(-world.evaluate()[0]["eval/suboptimality"], -0.02)
 
 
 # --------------------------------------------------------------------------- commands, resume, bad input

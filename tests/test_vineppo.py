@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import SEED, reached
 from polyrl import catalogue
 from polyrl.api import train
 from polyrl.errors import UserError
@@ -230,7 +231,7 @@ def test_it_learns(small_model: Path, tmp_path: Path) -> None:
         task=TASK,
         model=small_model,
         budget={"samples": 352},
-        seed=0,
+        seed=SEED,
         out=tmp_path / "run",
         quiet=True,
         options={"difficulty": DIFFICULTY, "evaluations": 1, "tensorboard": False, "keep_checkpoints": 1},
@@ -241,4 +242,4 @@ def test_it_learns(small_model: Path, tmp_path: Path) -> None:
         step_tokens=1,
     )
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    assert final >= start + 0.2, f"{start:.3f} -> {final:.3f}"
+    reached(final - start, 0.2)
