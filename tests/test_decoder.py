@@ -25,7 +25,7 @@ from polyrl.policies.folders import LoraSettings
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.linear import SETTING, onednn_pays
 from polyrl.policies.tiny import character_tokenizer
-from polyrl.sampling import decoding, language
+from polyrl.sampling import cached, decoding, language
 from polyrl.sampling.cached import Cached
 from polyrl.sampling.language import Sampling, TransformersEngine
 from tiny_models import config_of, multi_character_tokenizer
@@ -104,7 +104,7 @@ def spies(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             seen["plain"] += 1
 
     monkeypatch.setattr(language, "Decoder", Fast)
-    monkeypatch.setattr(language, "Cached", Plain)
+    monkeypatch.setattr(cached, "Cached", Plain)
     return seen
 
 

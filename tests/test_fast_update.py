@@ -15,10 +15,11 @@ from polyrl.experience import Experience
 from polyrl.policies import linear, llama
 from polyrl.policies.families import CACHE_ARGUMENTS
 from polyrl.policies.folders import LoraSettings
-from polyrl.policies.language import LanguagePolicy, Reader, _score_logits
+from polyrl.policies.language import LanguagePolicy, Reader
 from polyrl.policies.linear import Linear, quicken
 from polyrl.policies.prefix import distinct_prompts
 from polyrl.policies.rows import micro_batches_of
+from polyrl.policies.token_scores import score_logits
 from polyrl.tasks.language import task
 from polyrl.worlds.language import LanguageWorld
 from test_language_policy import random_batch
@@ -137,7 +138,7 @@ def test_scores_equal_autograd_s(entropy: bool) -> None:
     logits, target = torch.randn(7, 11, dtype=torch.double).mul(3), torch.arange(7)
     temperature, slopes = torch.rand(7) + 0.5, torch.randn(2, 7)
     found, want = logits.float().requires_grad_(), logits.requires_grad_()
-    scores = _score_logits(found, target, temperature, entropy)
+    scores = score_logits(found, target, temperature, entropy)
     logs = (want / temperature[:, None]).log_softmax(-1)
     plain = logs[torch.arange(7), target], -(logs.exp() * logs).sum(-1)
     assert (scores[1] is not None) == entropy

@@ -39,7 +39,7 @@ def config_of(family: str, vocabulary: int, **changes: Any) -> Any:
         "num_key_value_heads": 2,
         "head_dim": 8,
         "intermediate_size": 48,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": changes.pop("max_position_embeddings", 128),
         "initializer_range": changes.pop("initializer_range", 0.25),
     }
     if family == "qwen3":

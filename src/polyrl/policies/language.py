@@ -11,7 +11,6 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -19,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies import llama
-from polyrl.policies.families import cache_argument, keeps_keys, takes
+from polyrl.policies.families import backbone_of, cache_argument, keeps_keys, rope_limit, rope_switches, side, takes
 from polyrl.policies.folders import (
     LoraSettings,
     check_source,
@@ -33,6 +32,7 @@ from polyrl.policies.folders import (
 from polyrl.policies.linear import quicken
 from polyrl.policies.prefix import Plan, Prompts, SharedPrompts, distinct_prompts, make_plan, worth_sharing
 from polyrl.policies.rows import Index, Layout, PaddingSide, as_experience, lay_out, take, to_device
+from polyrl.policies.token_scores import score_logits
 
 Precision = Literal["float32", "bfloat16"]
 """float32, or bfloat16 forward passes (autocast) over float32 weights."""
@@ -125,6 +125,42 @@ class Reader(nn.Module):
         inputs = self._inputs(layout.input_ids, layout.attention_mask, layout.position_ids)
         return self.backbone(**inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
+    @cached_property
+    def rope_switches(self) -> tuple[int, ...]:
+        """Lengths of a text, in tokens, beyond which the backbone's RoPE is another one."""
+        return rope_switches(self.backbone.config)
+
+    def changes_rope(self, longest: int) -> bool:
+        """Whether texts of up to `longest` tokens do not all have the same RoPE."""
+        return bool(self.rope_switches) and longest > self.rope_switches[0]
+
+    def _check_length(self, longest: int) -> None:
+        """Refuse rows whose RoPE is another one for each length: what a token is worth would depend on its row."""
+        limit = rope_limit(self.backbone.config)
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"A prompt and response have {longest} tokens together, but the model's dynamic RoPE gives each length "
+                f"beyond {limit} other values; shorten them, or set another rope_type in the model's config.json."
+            )
+
+    def _read_at(self, layout: Layout, row: Tensor, place: Tensor, read: Callable[[Layout], Tensor]) -> Tensor:
+        """What `read` [b, L, ...] gives of a layout padded on the right, at `row`, `place` [n].
+
+        It is what the text up to there gives by itself: where RoPE depends on the length of what is read, places on
+        different sides are read apart, each in texts of its own side.
+        """
+        if not self.changes_rope(layout.input_ids.shape[1]):
+            return read(layout)[row, place]
+        sides = side(place + 1, self.rope_switches)
+        order, found = [], []
+        for number in sorted(set(sides.tolist())):
+            here = (sides == number).nonzero()[:, 0]
+            rows, renumbered = torch.unique(row[here], return_inverse=True)
+            width = int(place[here].max()) + 1
+            order.append(here)
+            found.append(read(layout.beginning(rows, width))[renumbered, place[here]])
+        return torch.cat(found)[torch.cat(order).argsort()]
+
     def _states_before(
         self,
         experience: Experience,
@@ -135,8 +171,10 @@ class Reader(nn.Module):
     ) -> Tensor:
         """Hidden states [n, d] before the response tokens that `where` [b, T] marks, row by row."""
         row, column = where.nonzero(as_tuple=True)
+        longest = self._longest(experience, rows)
+        self._check_length(longest)
         found = None
-        if padding_side == "right":
+        if padding_side == "right" and not self.changes_rope(longest):
             found = self._read_prompts(experience, rows) if shared is None else shared.of(rows)
         if found is not None:
             prompts, source = found
@@ -144,8 +182,16 @@ class Reader(nn.Module):
             longest = int(present.sum(1).max())
             action, present = (x[:, :longest].to(self.device) for x in (action, present))
             return prompts.states(source, action, present, row, column)
-        layout = to_device(lay_out(experience, self.pad_id, rows, padding_side=padding_side), self.device)
-        return self._hidden(layout)[row, layout.place[row, column] - 1]
+        layout = self._lay_out(experience, rows, padding_side)
+        return self._read_at(layout, row, layout.place[row, column] - 1, self._hidden)
+
+    def _longest(self, experience: Experience, rows: Index | None) -> int:
+        prompt_mask, present = (take(experience[name], rows) for name in ("prompt_mask", "present"))
+        return int((prompt_mask.sum(1) + present.sum(1)).max())
+
+    def _lay_out(self, experience: Experience, rows: Index | None, padding_side: PaddingSide = "right") -> Layout:
+        side: PaddingSide = "right" if self.rope_switches else padding_side  # beginnings of rows may be read
+        return to_device(lay_out(experience, self.pad_id, rows, padding_side=side), self.device)
 
     def _read_prompts(self, experience: Experience, rows: Index | None) -> tuple[Prompts, Tensor] | None:
         """The rows' distinct prompts, and which of them each row has; None where to share them gains nothing."""
@@ -175,6 +221,8 @@ class Reader(nn.Module):
     def plan(self, experience: Experience, max_tokens: int) -> Plan | None:
         """How to read the batch's prompts once, `max_tokens` at a time; None where it gains nothing or cannot be."""
         if not (self.share_prompts and self.can_share):
+            return None
+        if self.changes_rope(self._longest(experience, None)):
             return None
         return make_plan(experience, max_tokens, even=self.shares_even_only, always=self.has_own_passes)
 
@@ -302,7 +350,7 @@ class LanguagePolicy(Reader):
     @property
     def backbone(self) -> Any:
         """The transformers model without its output head."""
-        return self.causal_lm.base_model
+        return backbone_of(self.causal_lm)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -342,13 +390,18 @@ class LanguagePolicy(Reader):
                 states = self._states_before(experience, rows, mask, padding_side, shared)
                 logprob, entropy = self._score(states, target, temperature, "entropy" in want)
             else:  # the head is not one we can apply by ourselves: the model's own logits, all of them
-                layout = to_device(lay_out(experience, self.pad_id, rows, padding_side=padding_side), self.device)
-                inputs = self._inputs(layout.input_ids, layout.attention_mask, layout.position_ids)
-                logits = self.causal_lm(**inputs, use_cache=False).logits[row, layout.place[row, column] - 1]
-                logprob, entropy = _score_logits(logits, target, temperature, "entropy" in want)
+                self._check_length(self._longest(experience, rows))
+                layout = self._lay_out(experience, rows, padding_side)
+                logits = self._read_at(layout, row, layout.place[row, column] - 1, self._whole_logits)
+                logprob, entropy = score_logits(logits, target, temperature, "entropy" in want)
         found = {"logprob": logprob} if entropy is None else {"logprob": logprob, "entropy": entropy}
         blank = torch.zeros(mask.shape, device=self.device)
         return {name: blank.index_put((row, column), found[name]) for name in found if name in want}
+
+    def _whole_logits(self, layout: Layout) -> Tensor:
+        """The model's own logits [b, L, V]."""
+        inputs = self._inputs(layout.input_ids, layout.attention_mask, layout.position_ids)
+        return self.causal_lm(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
 
     def next_logits(
         self, input_ids: Tensor, *, attention_mask: Tensor | None, position_ids: Tensor, cache: Any = None
@@ -376,7 +429,7 @@ class LanguagePolicy(Reader):
         self, states: Tensor, target: Tensor, temperature: Tensor, want_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         def score(states: Tensor, target: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor | None]:
-            return _score_logits(self._logits(states), target, temperature, want_entropy)
+            return score_logits(self._logits(states), target, temperature, want_entropy)
 
         vocabulary = self.causal_lm.get_output_embeddings().weight.shape[0]
         size = max(1, self.head_budget // vocabulary)
@@ -417,49 +470,6 @@ class LanguagePolicy(Reader):
         with no_progress_bar():
             model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-def _score_logits(
-    logits: Tensor, target: Tensor, temperature: Tensor, want_entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    logprob, entropy = _Scores.apply(logits, target, temperature, want_entropy)  # type: ignore[no-untyped-call]
-    return logprob, entropy
-
-
-class _Scores(torch.autograd.Function):
-    """Log-probability of a token and entropy [n] of softmax(logits [n, V] / temperature [n]), float32.
-
-    One table [n, V] is kept and one is made on the way back; and nothing is done for an entropy without a gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, target: Tensor, temperature: Tensor, want_entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        ctx.set_materialize_grads(False)
-        logs = (logits.float() / temperature[:, None]).log_softmax(-1)
-        logprob = logs.gather(-1, target[:, None])[:, 0]
-        # 0 log 0 = 0, also where a logit is -inf
-        entropy = -(logs.exp() * logs.clamp(min=-1e38)).sum(-1) if want_entropy else None
-        ctx.save_for_backward(logs, target, temperature, entropy)
-        ctx.dtype = logits.dtype
-        return logprob, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None
-    ) -> tuple[Tensor | None, None, None, None]:
-        logs, target, temperature, entropy = ctx.saved_tensors
-        slope = logs.exp()
-        along = torch.zeros_like(temperature) if by_logprob is None else -by_logprob
-        if by_entropy is None:
-            slope *= along[:, None]
-        else:  # d H / d logit = -p (log p + H)
-            slope *= along[:, None] - by_entropy[:, None] * (logs.clamp(min=-1e38) + entropy[:, None])
-        if by_logprob is not None:
-            slope.scatter_add_(-1, target[:, None], by_logprob[:, None])
-        return (slope / temperature[:, None]).to(ctx.dtype), None, None, None
 
 
 def with_pad(tokenizer: Any) -> Any:

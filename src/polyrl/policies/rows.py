@@ -31,6 +31,12 @@ class Layout:
     `place - 1` is the position that predicts the token: the state before the action.
     """
 
+    def beginning(self, rows: Tensor, width: int) -> Layout:
+        """The first `width` tokens of some rows `[m]` int64, of a layout that is padded on the right."""
+        if self.attention_mask is not None:
+            raise ValueError("rows that are padded on the left do not begin at their first token")
+        return Layout(self.input_ids[rows, :width], None, self.position_ids[rows, :width], self.place[rows])
+
 
 def lay_out(
     experience: Experience, pad_id: int, rows: Index | None = None, *, padding_side: PaddingSide = "right"

@@ -16,12 +16,13 @@ from transformers import AutoModel
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
+from polyrl.policies.families import backbone_of
 from polyrl.policies.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
 from polyrl.policies.language import LanguagePolicy, Precision, Reader, with_pad
 from polyrl.policies.linear import quicken
 from polyrl.policies.pairs import encode_response
 from polyrl.policies.prefix import SharedPrompts
-from polyrl.policies.rows import Index, as_experience, lay_out, take, to_device
+from polyrl.policies.rows import Index, as_experience, take
 
 _HEAD_FILE = "head.safetensors"
 
@@ -119,11 +120,12 @@ class RewardModel(_ScalarModel):
 
     def score(self, experience: Experience, rows: Index | None = None) -> Tensor:
         """Score of each row at its last present token (its last prompt token if the response is empty): float32 [B]."""
-        layout = to_device(lay_out(experience, self.pad_id, rows), self.device)
+        self._check_length(self._longest(experience, rows))
+        layout = self._lay_out(experience, rows)
         prompt_mask, present = (take(experience[name], rows).to(self.device) for name in ("prompt_mask", "present"))
         last = prompt_mask.sum(1) + present.sum(1) - 1
         with self.autocast():
-            states = self._hidden(layout)[torch.arange(len(last), device=self.device), last]
+            states = self._read_at(layout, torch.arange(len(last), device=self.device), last, self._hidden)
         return self._read_head(states)
 
     def as_batch(self, prompts: Sequence[Any], completions: Sequence[Any], *, end: bool = True) -> Experience:
@@ -144,5 +146,5 @@ def _copy_backbone(policy: LanguagePolicy) -> nn.Module:
     model: Any = copy.deepcopy(policy.model)
     if is_lora(model):
         model = model.merge_and_unload()
-    backbone: nn.Module = model.base_model
+    backbone: nn.Module = backbone_of(model)
     return backbone.requires_grad_(True)

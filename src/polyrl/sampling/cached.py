@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from polyrl.policies.families import side
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import pad_rows
 
@@ -53,6 +54,82 @@ class Cached:
         return order
 
 
+class Switching:
+    """Rows of a model whose RoPE changes with the length of the text: those on each side of a switch are read apart.
+
+    A row that crosses it is read anew, as the model would read its text by itself: its keys were turned otherwise.
+    """
+
+    def __init__(self, policy: LanguagePolicy, prompts: list[tuple[int, ...]], source: Tensor, room: int):
+        """Row i of [n] answers `prompts[source[i]]` with at most `room` tokens."""
+        self.policy, self.room = policy, room
+        self.texts = [list(prompts[i]) for i in source.tolist()]
+        self.parts: list[tuple[Tensor, Cached]] = []
+        """Rows [m] int64 that are decoded together, all on one side."""
+        read = self._read(list(range(len(self.texts))))
+        self.logits = torch.cat([part.logits for _, part in read])[torch.cat([rows for rows, _ in read]).argsort()]
+        self.selectable = all(part.selectable for _, part in read)
+
+    def _side(self, length: int) -> int:
+        return int(side(torch.tensor(length), self.policy.rope_switches))
+
+    def _read(self, rows: list[int]) -> list[tuple[Tensor, Cached]]:
+        """Read the texts of some rows as new parts, and give these."""
+        sides: dict[int, list[int]] = {}
+        for row in rows:
+            sides.setdefault(self._side(len(self.texts[row])), []).append(row)
+        device, found = self.policy.device, []
+        for together in sides.values():
+            number: dict[tuple[int, ...], int] = {}
+            source = [number.setdefault(tuple(self.texts[row]), len(number)) for row in together]
+            part = Cached(self.policy, list(number), torch.tensor(source, device=device), self.room)
+            found.append((torch.tensor(together, device=device), part))
+        self.parts += found
+        return found
+
+    def next(self, token: Tensor) -> Tensor:
+        """Logits [n, V] float32 after one more token [n] of each row."""
+        crossed = torch.zeros(len(self.texts), dtype=torch.bool, device=token.device)
+        for row, more in enumerate(token.tolist()):
+            text = self.texts[row]
+            text.append(more)
+            crossed[row] = self._side(len(text)) != self._side(len(text) - 1)
+        logits, parts, anew = torch.empty_like(self.logits), self.parts, list[int]()
+        self.parts = []
+        for rows, part in parts:
+            gone = crossed[rows]
+            if bool(gone.all()) or (bool(gone.any()) and not part.selectable):
+                anew += rows.tolist()
+                continue
+            if bool(gone.any()):
+                anew += rows[gone].tolist()
+                rows = rows[part.keep(~gone)]
+            logits[rows] = part.next(token[rows])
+            self.parts.append((rows, part))
+        for rows, part in self._read(anew):
+            logits[rows] = part.logits
+        self.logits = logits
+        return logits
+
+    def keep(self, alive: Tensor) -> Tensor:
+        """Let rows go that are not `alive` [n]; return which rows stay [m]."""
+        order = alive.nonzero()[:, 0]
+        number = alive.cumsum(0) - 1
+        parts, self.parts = self.parts, []
+        for rows, part in parts:
+            if bool(alive[rows].any()):
+                self.parts.append((number[rows[part.keep(alive[rows])]], part))
+        self.texts = [self.texts[row] for row in order.tolist()]
+        self.logits = self.logits[order]
+        return order
+
+
+def read_plainly(policy: LanguagePolicy, prompts: list[tuple[int, ...]], source: Tensor, room: int) -> Plain:
+    """Read distinct prompts by the model's own forward pass; row i of [n] answers `prompts[source[i]]`."""
+    crosses = policy.changes_rope(max(len(prompt) for prompt in prompts) + room)
+    return (Switching if crosses else Cached)(policy, prompts, source, room)
+
+
 class Cut(Cached):
     """Rows that go on from beginnings of texts, each text read once by the model's own forward pass.
 
@@ -82,6 +159,10 @@ class Cut(Cached):
         logits = self.next(ids[text, length - 1])
         self.cache.reorder_cache(source)
         self.logits, self.position, self.seen = logits[source], self.position[source], self.seen[source]
+
+
+Plain = Cached | Switching
+"""Rows that are decoded by the model's own forward pass."""
 
 
 # ------------------------------------------------------------------------------------------- key-value cache

@@ -17,7 +17,7 @@ from torch import Tensor
 from polyrl.experience import Experience
 from polyrl.policies.decoder import Decoder, Decoding
 from polyrl.policies.language import LanguagePolicy
-from polyrl.sampling.cached import Cached, Cut
+from polyrl.sampling.cached import Cut, Plain, read_plainly
 from polyrl.sampling.decoding import Rows, decode_rows
 from polyrl.sampling.drawing import Sampling
 from polyrl.sampling.language import TransformersEngine
@@ -108,13 +108,13 @@ class _Beginnings:
     source: Tensor
     """[n] int64."""
 
-    def read(self, policy: LanguagePolicy, room: int, decoder: Decoder | None, *, share: bool) -> Decoding | Cached:
+    def read(self, policy: LanguagePolicy, room: int, decoder: Decoder | None, *, share: bool) -> Decoding | Plain:
         """Read them, with room for `room` more tokens; without `share` every beginning is a text by itself."""
         if decoder is not None:
             return decoder.read_cut(self.texts, self.text, self.length, self.source, room=room)
         if share:
             return Cut(policy, self.texts, self.text, self.length, self.source, room)
-        return Cached(policy, self.texts, self.source, room)
+        return read_plainly(policy, self.texts, self.source, room)
 
 
 @torch.no_grad()  # not inference_mode, see TransformersEngine.generate
@@ -162,7 +162,8 @@ def go_on(
     rows = Rows.new(sampling, greedy, room.repeat_interleave(count), generator, heard=words is not None)
     texts = [state.text for state in states]
     decoder = engine.decoder(size)
-    if decoder is None and (not policy.can_share or policy.shares_even_only):
+    longest_text = max(len(text) for text in texts) + int(room.max())
+    if decoder is None and (not policy.can_share or policy.shares_even_only or policy.changes_rope(longest_text)):
         share = False
     longest, which = shared_texts(texts) if share else (texts, [*range(len(texts))])
     with policy.autocast() if decoder is None else nullcontext():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polyrl.errors import Diverged
 from polyrl.policies.decoder import Decoding
-from polyrl.sampling.cached import Cached
+from polyrl.sampling.cached import Plain
 from polyrl.sampling.drawing import Sampling, draw
 from polyrl.sampling.words import Words
 
@@ -113,7 +113,7 @@ class Rows:
 
 
 def decode_rows(
-    reading: Decoding | Cached,
+    reading: Decoding | Plain,
     row: Tensor,
     rows: Rows,
     words: Words | None,

@@ -14,7 +14,7 @@ from polyrl.experience import Experience
 from polyrl.policies.decoder import Decoder, Decoding, refusal
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import pad_rows
-from polyrl.sampling.cached import Cached
+from polyrl.sampling.cached import Plain, read_plainly
 from polyrl.sampling.decoding import Rows, decode_rows
 from polyrl.sampling.drawing import Sampling
 from polyrl.sampling.words import Words
@@ -157,13 +157,13 @@ class TransformersEngine:
             {"completion": texts},
         )
 
-    def _read(self, prompts: list[tuple[int, ...]], room: int, decoder: Decoder | None) -> Decoding | Cached:
+    def _read(self, prompts: list[tuple[int, ...]], room: int, decoder: Decoder | None) -> Decoding | Plain:
         """Read the prompts of some rows, each distinct one once; every row has room for `room` tokens."""
         number: dict[tuple[int, ...], int] = {}
         answered = [number.setdefault(prompt, len(number)) for prompt in prompts]
         source = torch.tensor(answered, device=self.policy.device)
         if decoder is None:
-            return Cached(self.policy, list(number), source, room)
+            return read_plainly(self.policy, list(number), source, room)
         return decoder.read(list(number), source, room=room)
 
     def check(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
