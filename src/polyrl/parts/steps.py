@@ -14,7 +14,7 @@ from polyrl.recipe import Part, Recipe, knob
 from polyrl.runtime.context import Context
 
 Decode = Callable[[list[int]], str]
-"""Text of token ids, without special tokens."""
+"""Text of token ids, without the tokens that end and pad."""
 
 
 def step_ends(tokens: Sequence[int], decode: Decode, end: str) -> list[bool]:
@@ -49,7 +49,7 @@ def step_starts(action: Tensor, mask: Tensor, present: Tensor, decode: Decode, e
     Args:
         action: `[B, T]` int64 tokens.
         mask, present: `[B, T]` bool, tokens that the policy chose, and all tokens.
-        decode: text of token ids, without special tokens.
+        decode: text of token ids, without the tokens that end and pad.
         end: text that ends a step; it belongs to the step.
         every: tokens of a step instead, counting those of the policy; 0: `end` decides.
 

@@ -60,7 +60,7 @@ class WindowedRollouts(Part):
         begun = slots.refill()
         numbers = slots.number // self.completions_per_prompt
         rows = {n: world.task.rows("train", context.seed, n, 1)[0] for n in set(numbers.tolist())}
-        ids = {n: world.policy.encode_prompt(row["prompt"]) for n, row in rows.items()}
+        ids = {n: world.policy.encode_row(row) for n, row in rows.items()}
         prompt_ids, prompt_mask = pad_rows([ids[n] for n in numbers.tolist()], world.policy.pad_id, "left")
         size, before = len(numbers), slots.length
         present = torch.arange(limit) < before[:, None]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from polyrl.policies.language import Reader
-from polyrl.policies.pairs import PairIds, encode_response
+from polyrl.policies.pairs import PairIds
 from polyrl.tasks.language.base import LanguageTask, Row
+from polyrl.tasks.language.formats import template_columns
 
 STREAM = 3_000_003
 """Added to a run's seed: demonstrations are of other prompts than training, pretraining and learned rewards."""
@@ -33,5 +33,6 @@ def demonstrations(task: LanguageTask, seed: int, count: int) -> list[Demonstrat
 
 def demonstration_ids(reader: Reader, shown: Demonstration) -> PairIds:
     """A demonstration as token ids: the chosen response of a pair without a rejected one."""
-    prompt: Any = shown.row["prompt"]
-    return PairIds(reader.encode_prompt(prompt), encode_response(reader, prompt, shown.answer), [])
+    row = shown.row
+    answer = reader.encode_response(row["prompt"], shown.answer, **template_columns(row))
+    return PairIds(reader.encode_row(row), answer, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies import llama
+from polyrl.policies.encoding import TextEncoding
 from polyrl.policies.families import backbone_of, cache_argument, keeps_keys, rope_limit, rope_switches, side, takes
 from polyrl.policies.folders import (
     LoraSettings,
@@ -38,10 +39,9 @@ Precision = Literal["float32", "bfloat16"]
 """float32, or bfloat16 forward passes (autocast) over float32 weights."""
 
 
-class Reader(nn.Module):
+class Reader(TextEncoding, nn.Module):
     """A backbone that reads prompts and responses. Dropout is off, always."""
 
-    tokenizer: Any
     precision: Precision
     backbone: Any
     """The transformers model without its output head."""
@@ -72,47 +72,9 @@ class Reader(nn.Module):
         return takes(kind, argument)
 
     @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Token ids that end a response."""
-        return () if self.tokenizer.eos_token_id is None else (int(self.tokenizer.eos_token_id),)
-
-    @property
     def context(self) -> int | None:
         """Longest prompt plus response, in tokens, or None when the model states none."""
         return getattr(self.backbone.config.get_text_config(decoder=True), "max_position_embeddings", None)
-
-    # ---- text
-
-    def encode_prompt(self, prompt: str | list[dict[str, Any]]) -> list[int]:
-        """Token ids of a plain or conversational prompt (chat template, with the assistant's turn opened).
-
-        Errors: UserError when the tokenizer has no chat template, or an empty prompt cannot start with a bos token.
-        """
-        if not isinstance(prompt, str):
-            if not getattr(self.tokenizer, "chat_template", None):
-                raise UserError(
-                    "The prompt is a conversation but the model's tokenizer has no chat template; "
-                    "give plain text prompts or set tokenizer.chat_template."
-                )
-            ids = self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        else:
-            ids = self.tokenizer(prompt)["input_ids"]
-        if not ids:
-            if self.tokenizer.bos_token_id is None:
-                raise UserError("A prompt is empty and the tokenizer has no start token; give a prompt with text.")
-            ids = [self.tokenizer.bos_token_id]
-        return [int(i) for i in ids]
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of text inside a response: nothing is added."""
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids, without special tokens and without cleaning up spaces."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}

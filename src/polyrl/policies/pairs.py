@@ -15,7 +15,7 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies.language import Reader
 from polyrl.policies.rows import as_experience
-from polyrl.tasks.language.base import content
+from polyrl.tasks.language.formats import SIDES, pair_of, template_columns
 
 # ---------------------------------------------------------------------------------------------- pure functions
 
@@ -71,47 +71,30 @@ class PairIds:
 
 
 def encode_response(reader: Reader, prompt: Any, response: Any, *, ended: bool = True) -> list[int]:
-    """Token ids of a given response, with the end token that the model would have to say.
-
-    Args:
-        reader: gives tokenizer and end tokens.
-        prompt: text or messages.
-        response: text or messages; after a conversation the chat template lays it out, up to the end of its turn.
-        ended: false for a response that a length limit cut off: it has no end token.
-    """
-    if isinstance(prompt, str):
-        ids = reader.encode(content(response))
-    else:
-        messages = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-        before = reader.encode_prompt(prompt)
-        whole = reader.tokenizer.apply_chat_template([*prompt, *messages], tokenize=True, return_dict=False)
-        if whole[: len(before)] == before:
-            ids = [int(i) for i in whole[len(before) :]]
-        else:  # a template that writes an answered turn otherwise than one that is to be answered
-            ids = reader.encode(content(messages))
-        last = max((i for i, token in enumerate(ids) if token in reader.end_ids), default=len(ids))
-        ids = ids[: last + 1]  # templates may write more behind the end of a turn
-    while ids and ids[-1] in reader.end_ids and not ended:
-        ids = ids[:-1]
-    if ended and not (ids and ids[-1] in reader.end_ids) and reader.tokenizer.eos_token_id is not None:
-        ids = [*ids, int(reader.tokenizer.eos_token_id)]
-    return ids
+    """See `TextEncoding.encode_response`."""
+    return reader.encode_response(prompt, response, ended=ended)
 
 
 def encode_pair(reader: Reader, row: Mapping[str, Any], where: str) -> PairIds:
-    """Token ids of a row with `prompt`, `chosen` and `rejected`.
+    """Token ids of a row with `prompt`, `chosen` and `rejected`, in any form that `pair_of` knows.
 
     Where a row says `chosen_ended` or `rejected_ended` false, that response was cut off and has no end token.
 
     Raises:
-        UserError: the pair does not fit into the model's context, a response has no tokens, or both are the same.
+        UserError: the pair does not fit into the model's context, a response has no tokens, both are the same, or the
+            chat template does not write them as the model would.
     """
-    ended = tuple(bool(row.get(f"{side}_ended", True)) for side in ("chosen", "rejected"))
-    prompt = reader.encode_prompt(row["prompt"])
-    chosen, rejected = (
-        encode_response(reader, row["prompt"], row[side], ended=end)
-        for side, end in zip(("chosen", "rejected"), ended, strict=True)
-    )
+    ended = tuple(_ended(row.get(f"{side}_ended"), f"{where}: the column '{side}_ended'") for side in SIDES)
+    row = pair_of(where, dict(row))
+    given = template_columns(row)
+    try:
+        prompt = reader.encode_prompt(row["prompt"], **given)
+        chosen, rejected = (
+            reader.encode_response(row["prompt"], row[side], ended=end, **given)
+            for side, end in zip(SIDES, ended, strict=True)
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     for side, ids in (("chosen", chosen), ("rejected", rejected)):
         if not ids:
             raise UserError(f"{where}: the {side} response has no tokens; leave the pair out.")
@@ -124,6 +107,15 @@ def encode_pair(reader: Reader, row: Mapping[str, Any], where: str) -> PairIds:
     if chosen == rejected:
         raise UserError(f"{where}: chosen and rejected are the same tokens; leave the pair out.")
     return PairIds(prompt, chosen, rejected, (ended[0], ended[1]))
+
+
+def _ended(value: Any, what: str) -> bool:
+    """Whether a response ended by itself: where nothing is said it did. Files without kinds write it as text."""
+    said = {"": True, "none": True, "true": True, "1": True, "false": False, "0": False}
+    found = said.get(str(value).strip().lower())
+    if found is None:
+        raise UserError(f"{what} must be true or false, not {value!r}.")
+    return found
 
 
 class FixedPairs:

@@ -22,6 +22,7 @@ from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Sampling, TransformersEngine
 from polyrl.tasks.language.base import LanguageTask, Row, reports, sessions, table_rows, tool_spans
 from polyrl.tasks.language.columns import told_columns
+from polyrl.tasks.language.formats import template_columns
 
 DEMONSTRATIONS = 1_000_003
 """Seed of the rows that models are taught with (plus the model's own): far from those of training runs."""
@@ -137,9 +138,12 @@ def demonstration(policy: LanguagePolicy, task: LanguageTask, row: Row) -> Examp
     """Token ids of a row's prompt and demonstration with its end token, and which of the latter are learned.
 
     A tool's words are encoded by themselves, as the sampler inserts them, and are not learned. Where a call ends the
-    response there is no end token.
+    response there is no end token. After a conversation the chat template closes the turn.
     """
     text, session = task.demonstrated(row), task.session(row)
+    if session is None and not isinstance(row["prompt"], str):
+        answer = policy.encode_response(row["prompt"], text, **template_columns(row))
+        return policy.encode_row(row), answer, [True] * len(answer)
     ids: list[int] = []
     learned: list[bool] = []
     at = 0
@@ -151,7 +155,7 @@ def demonstration(policy: LanguagePolicy, task: LanguageTask, row: Row) -> Examp
         at = end
     if not getattr(session, "ended", False):
         ids, learned = [*ids, policy.tokenizer.eos_token_id], [*learned, True]
-    return policy.encode_prompt(row["prompt"]), ids, learned
+    return policy.encode_row(row), ids, learned
 
 
 def supervised_gradient(
@@ -183,7 +187,7 @@ def greedy_accuracy(policy: LanguagePolicy, task: LanguageTask, rows: Sequence[R
     """Share of the rows that the policy answers rightly, decoding greedily."""
     tools = sessions(task, rows)
     batch = TransformersEngine(policy).generate(
-        [policy.encode_prompt(r["prompt"]) for r in rows],
+        [policy.encode_row(r) for r in rows],
         Sampling(max_tokens=task.max_tokens, stop=tuple(task.stop), greedy=True),
         completions_per_prompt=1,
         generator=torch.Generator(),

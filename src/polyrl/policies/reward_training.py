@@ -118,15 +118,23 @@ def _preference(pair: Pair) -> float:
 
 @torch.no_grad()
 def score_texts(
-    model: RewardModel, prompts: Sequence[Any], completions: Sequence[Any], *, max_tokens: int = 16384
+    model: RewardModel,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    *,
+    max_tokens: int = 16384,
+    rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> Tensor:
-    """Score of each completion, float32 `[B]` on the CPU, in batches of similar length with at most `max_tokens`."""
+    """Score of each completion, float32 `[B]` on the CPU, in batches of similar length with at most `max_tokens`.
+
+    `rows` hold what a chat template is given beside the prompts (see `RewardModel.as_batch`).
+    """
     scores = torch.zeros(len(completions))
     if not completions:
         return scores
-    batch = model.as_batch(prompts, completions)
-    for rows in micro_batches(batch["prompt_mask"].sum(1) + batch["present"].sum(1), max_tokens):
-        scores[rows] = model.score(batch, rows).float().cpu()
+    batch = model.as_batch(prompts, completions, rows=rows)
+    for part in micro_batches(batch["prompt_mask"].sum(1) + batch["present"].sum(1), max_tokens):
+        scores[part] = model.score(batch, part).float().cpu()
     return scores
 
 

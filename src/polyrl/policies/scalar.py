@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,13 +16,15 @@ from transformers import AutoModel
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
+from polyrl.policies.encoding import UnwritableResponse
 from polyrl.policies.families import backbone_of
 from polyrl.policies.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
 from polyrl.policies.language import LanguagePolicy, Precision, Reader, with_pad
 from polyrl.policies.linear import quicken
-from polyrl.policies.pairs import encode_response
 from polyrl.policies.prefix import SharedPrompts
 from polyrl.policies.rows import Index, as_experience, take
+from polyrl.tasks.language.base import content
+from polyrl.tasks.language.formats import template_columns
 
 _HEAD_FILE = "head.safetensors"
 
@@ -128,13 +130,29 @@ class RewardModel(_ScalarModel):
             states = self._read_at(layout, torch.arange(len(last), device=self.device), last, self._hidden)
         return self._read_head(states)
 
-    def as_batch(self, prompts: Sequence[Any], completions: Sequence[Any], *, end: bool = True) -> Experience:
+    def as_batch(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        *,
+        end: bool = True,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Experience:
         """Prompts and completions, texts or messages, as a batch to score.
 
-        With `end` the end token follows each completion, as if it ended by itself.
+        With `end` the end token follows each completion, as if it ended by itself. `rows` are the prompts' rows, whose
+        columns `tools` and `chat_template_kwargs` the chat template is given. A completion that the template does not
+        write so, or that has an end token inside, is another model's: its text stands there as that one wrote it.
         """
-        asked = [self.encode_prompt(p) for p in prompts]
-        said = [encode_response(self, p, c, ended=end) for p, c in zip(prompts, completions, strict=True)]
+        asked, said = [], []
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            given = {} if rows is None else template_columns({**rows[i], "prompt": prompt})
+            asked.append(self.encode_prompt(prompt, **given))
+            try:
+                said.append(self.encode_response(prompt, completion, ended=end, **given))
+            except UnwritableResponse:
+                close = self.end_ids[:1] if end else ()
+                said.append([*self.encode(content(completion)), *close])
         return as_experience(asked, said, pad_id=self.pad_id)
 
     def score_texts(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Tensor:

@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Sample `completions_per_prompt` responses to each prompt, and a greedy one after them with `greedy_twin`.
 
         Rows are prompt-major. Fields: prompt_ids, prompt_mask, action, present, mask, behaviour_logprob, temperature,
-        ended, group, greedy. Column: completion, the response's text without special tokens.
+        ended, group, greedy. Column: completion, the response's text without the tokens that end and pad.
 
         `tools`: one for all, one for each prompt, or one for each response (a session).
         """

@@ -22,20 +22,21 @@ class Words:
         self.replies: dict[int, list[int]] = {}
         """Tokens of a tool's reply that a row has still to take, last one first."""
         self.said: list[list[int]] = [[] for _ in tools]
-        """The policy's tokens since the tool last spoke, special tokens left out."""
-        self.special = set(policy.tokenizer.all_special_ids)
+        """The policy's tokens since the tool last spoke, those left out that no text shows."""
+        self.hidden = policy.hidden_ids
         strings = {*stop, *(tool.stop for tool in tools if tool is not None)}
         if not all(strings):
             raise UserError("A tool's stop string is empty; give the text that calls the tool.")
         # every token says at least one byte; some more so that decoders that treat a first token apart do no harm
         self.window = max(len(s.encode()) for s in strings) + 8
         self.closing = {s[-1] for s in strings}
-        self.anchor = next(i for i in range(len(policy.tokenizer)) if i not in self.special)
+        special = set(policy.tokenizer.all_special_ids)
+        self.anchor = next(i for i in range(len(policy.tokenizer)) if i not in special)
         self.pieces: dict[int, bool] = {}
 
     def begin(self, number: int, tokens: Sequence[int]) -> None:
         """Let a row begin with `tokens`, said before and heard by no tool."""
-        self.said[number] = [token for token in tokens if token not in self.special][-self.window :]
+        self.said[number] = [token for token in tokens if token not in self.hidden][-self.window :]
 
     def force(self, rows: list[int], token: Tensor, alive: Tensor) -> Tensor:
         """Replace tokens of rows inside a tool's reply, in place; return which tokens the policy chose."""
@@ -53,7 +54,7 @@ class Words:
         ended = torch.zeros_like(chosen)
         heard = zip(row.tolist(), token.tolist(), chosen.tolist(), strict=True)
         for i, (number, word, mine) in enumerate(heard):
-            if not mine or word in self.special:
+            if not mine or word in self.hidden:
                 continue
             said = self.said[number]
             said.append(word)

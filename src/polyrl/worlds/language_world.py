@@ -113,7 +113,7 @@ class LanguageWorld(World):
         """
         tools = sessions(self.task, rows, completions_per_prompt + int(greedy_twin))
         batch = self.engine.generate(
-            [self.policy.encode_prompt(row["prompt"]) for row in rows],
+            [self.policy.encode_row(row) for row in rows],
             sampling,
             completions_per_prompt=completions_per_prompt,
             generator=generator,
@@ -168,7 +168,7 @@ class LanguageWorld(World):
             check_signature(reward.name, reward.function, columns)
             if reward.function.__module__ == check_signature.__module__:  # ours say by themselves what they miss
                 reward.function(prompts=[], completions=[], **{name: [] for name in columns})
-        self.engine.check([self.policy.encode_prompt(row["prompt"]) for row in rows], max_tokens)
+        self.engine.check([self.policy.encode_row(row) for row in rows], max_tokens)
         for split in self.task.fixed_pairs:
             self.pairs(split).check(CHECKED_ROWS)
 

@@ -22,6 +22,7 @@ from typing import Any
 from polyrl.errors import UserError, nearest
 from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, digest, stable_hash
 from polyrl.tasks.language.columns import check_data_names
+from polyrl.tasks.language.formats import check_messages, check_template_columns, implicit_prompt
 from polyrl.tasks.language.reward_runner import RewardRunner
 from polyrl.tasks.language.rewards import CHECKERS, built_in, last_number, truth_column, truth_text
 
@@ -57,10 +58,10 @@ def load_rows(source: str) -> list[Row]:
             f"There is no data '{source}'; give a file that ends in {', '.join(_SUFFIXES)}, or a data set on the "
             "Hugging Face hub as 'org/name', 'org/name:config' or 'org/name@split'."
         )
-    return _prepared(source, rows)
+    return prepared(source, rows)
 
 
-def _prepared(source: str, rows: Iterable[tuple[int, Any]]) -> list[Row]:
+def prepared(source: str, rows: Iterable[tuple[int, Any]]) -> list[Row]:
     """Return the rows, checked and with the same columns each; `rows` are numbered as their source numbers them."""
     ready = [_row(f"{source}, row {number}", row) for number, row in rows]
     if not ready:
@@ -75,19 +76,19 @@ def _row(where: str, given: Any) -> Row:
     row: Row = dict(given)
     if "prompt" not in row and "question" in row and "answer" in row:
         row = _from_gsm8k(where, row)
-    if "prompt" not in row and "chosen" in row and "rejected" in row:
-        row = _from_pair(where, row)
+    if row.get("prompt") is None and row.get("chosen") is not None and row.get("rejected") is not None:
+        row = implicit_prompt(where, row)
     if "prompt" not in row:
         raise UserError(f"{where}: no column 'prompt'; it has {', '.join(map(str, row)) or 'no columns'}.")
     check_data_names(where, row)
     prompt = row["prompt"]
     if isinstance(prompt, list):
-        _check_messages(where, prompt)
+        row["prompt"] = check_messages(where, "prompt", prompt)
     elif not isinstance(prompt, str):
         raise UserError(f"{where}: the column 'prompt' must be text or a list of messages, not {_kind(prompt)}.")
     elif not prompt.strip():
         raise UserError(f"{where}: the column 'prompt' is empty.")
-    return row
+    return check_template_columns(where, row)
 
 
 def _from_gsm8k(where: str, row: Row) -> Row:
@@ -101,34 +102,6 @@ def _from_gsm8k(where: str, row: Row) -> Row:
     if last_number(answer) is None:
         raise UserError(f"{where}: the column 'answer' has no number after its '####'.")
     return {"solution": answer, **row, "answer": answer.rpartition("####")[2].strip()}
-
-
-def _from_pair(where: str, row: Row) -> Row:
-    """Take the prompt out of chosen and rejected: what both begin with, less a last space (TRL's `extract_prompt`)."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
-        raise UserError(f"{where}: the columns 'chosen' and 'rejected' must both be text or both be lists of messages.")
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    if shared and isinstance(chosen, str) and chosen[shared - 1] == " ":
-        shared -= 1
-    if shared == 0:
-        raise UserError(f"{where}: no column 'prompt', and chosen and rejected begin with nothing in common.")
-    return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
-
-
-def _check_messages(where: str, messages: list[Any]) -> None:
-    for i, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise UserError(
-                f"{where}: message {i} of the column 'prompt' must be an object with 'role' and 'content', "
-                f"not {json.dumps(message, default=str)[:80]}."
-            )
-        if not isinstance(message["content"], str):
-            raise UserError(f"{where}: the content of message {i} of the column 'prompt' must be text.")
-    if not messages:
-        raise UserError(f"{where}: the column 'prompt' has no messages.")
 
 
 def _kind(value: Any) -> str:
@@ -340,7 +313,7 @@ def _order(split: Split, seed: int, epoch: int, size: int) -> list[int]:
 def _loaded(data: str | Path | Sequence[Row], label: str) -> tuple[list[Row], str]:
     if isinstance(data, (str, Path)):
         return load_rows(str(data)), f"'{data}'"
-    return _prepared(label, enumerate(data, start=1)), label
+    return prepared(label, enumerate(data, start=1)), label
 
 
 def _prompt_hash(row: Row) -> int:

@@ -268,7 +268,7 @@ class ScoredByModel(LanguageTask):
         from polyrl.sampling.language import Sampling, TransformersEngine
 
         batch = TransformersEngine(policy).generate(
-            [policy.encode_prompt(row["prompt"]) for row in rows],
+            [policy.encode_row(row) for row in rows],
             Sampling(max_tokens=self.max_tokens, stop=tuple(self.stop)),
             completions_per_prompt=2,
             generator=generator(self.reward_seed, "reward samples"),

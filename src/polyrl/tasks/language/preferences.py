@@ -33,7 +33,8 @@ from polyrl.tasks.language.base import (
     table_rows,
 )
 from polyrl.tasks.language.columns import told_columns
-from polyrl.tasks.language.dataset import DatasetTask, load_rows
+from polyrl.tasks.language.dataset import DatasetTask, load_rows, prepared
+from polyrl.tasks.language.formats import SIDES, check_messages, check_template_columns, pair_of
 from polyrl.tasks.language.judge import compared
 from polyrl.tasks.language.phrases import shortened
 
@@ -84,28 +85,36 @@ def dataset_task(data: Any, test_data: Any = None, rewards: Sequence[Reward] = (
 
 
 def _checked(data: Any, label: str) -> list[Row]:
-    """Rows of preference pairs, each with two responses that have text and differ."""
+    """Rows of preference pairs in one form, each with two responses that have text and differ."""
     name = f"'{data}'" if isinstance(data, str | Path) else label
-    rows = load_rows(str(data)) if isinstance(data, str | Path) else list(data)
-    for number, row in enumerate(rows, start=1):
-        where = f"{name}, pair {number}"
-        for side in ("chosen", "rejected"):
-            if side not in row:
-                raise UserError(f"{where}: no column '{side}'; it has {', '.join(map(str, row))}.")
-            _check_response(where, side, row[side])
-        if row["chosen"] == row["rejected"]:
-            raise UserError(f"{where}: chosen and rejected are equal ({_excerpt(row['chosen'])}); leave the pair out.")
-    return rows
+    rows = load_rows(str(data)) if isinstance(data, str | Path) else prepared(label, enumerate(data, start=1))
+    return [_checked_pair(f"{name}, pair {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _checked_pair(where: str, row: Row) -> Row:
+    for side in SIDES:
+        if row.get(side) is None:
+            raise UserError(f"{where}: no column '{side}'; it has {', '.join(k for k in row if row[k] is not None)}.")
+        _check_response(where, side, row[side])
+    row = pair_of(where, row)
+    for side in SIDES:
+        if not content(row[side]).strip() and not _calls_tools(row[side]):
+            raise UserError(f"{where}: the column '{side}' is empty; leave the pair out.")
+    if row["chosen"] == row["rejected"]:
+        raise UserError(f"{where}: chosen and rejected are equal ({_excerpt(row['chosen'])}); leave the pair out.")
+    # a text prompt has become messages where the responses are messages, and they take columns of the template
+    return check_template_columns(where, row)
 
 
 def _check_response(where: str, side: str, response: Any) -> None:
-    messages = [{"content": response}] if isinstance(response, str) else response
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages
-    ):
+    if not isinstance(response, str | list):
         raise UserError(f"{where}: the column '{side}' must be text or a list of messages with 'role' and 'content'.")
-    if not content(messages).strip():
-        raise UserError(f"{where}: the column '{side}' is empty; leave the pair out.")
+    if isinstance(response, list):
+        check_messages(where, side, response)
+
+
+def _calls_tools(response: Any) -> bool:
+    return isinstance(response, list) and any(message.get("tool_calls") for message in response)
 
 
 def _excerpt(response: Any) -> str:
@@ -208,7 +217,7 @@ def _labelled(task: LanguageTask, policy: Any, rows: list[Row], name: str) -> li
 
     tools = sessions(task, rows, 2)
     batch = TransformersEngine(policy).generate(
-        [policy.encode_prompt(row["prompt"]) for row in rows],
+        [policy.encode_row(row) for row in rows],
         Sampling(max_tokens=task.max_tokens, stop=tuple(task.stop)),
         completions_per_prompt=2,
         generator=generator(0, "pairs", task.name, name),

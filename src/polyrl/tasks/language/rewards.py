@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polyrl.errors import UserError, nearest
-from polyrl.tasks.language.base import Reward, content
+from polyrl.tasks.language.base import Reward, content, table_rows
 from polyrl.tasks.language.phrases import quoted, shortened
 from polyrl.tasks.user_code import load_function
 
@@ -156,7 +156,8 @@ def model_reward(folder: str, weight: float = 1.0) -> Reward:
 
         if not loaded:
             loaded.append(RewardModel.load(found, device=make_device("auto")).requires_grad_(False))
-        return list(score_texts(loaded[0], prompts, completions).tolist())
+        rows = table_rows(prompts, columns)
+        return list(score_texts(loaded[0], prompts, completions, rows=rows).tolist())
 
     name = found.resolve().parent.name if found.name == "model" else found.resolve().name
     return Reward(name, score, weight, folder=str(found))
