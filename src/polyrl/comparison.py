@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import shutil
 import threading
 import time
 from collections import Counter
@@ -29,12 +28,21 @@ from rich.text import Text
 
 from polyrl.errors import UserError
 from polyrl.report.scale import mean
+from polyrl.runtime import ownership
 from polyrl.runtime.budget import Budget, Spent
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.figures import format_value
+from polyrl.runtime.files import read_yaml, short_name, write_atomically, writing
+from polyrl.runtime.interrupt import stopped_by_signals
+from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.metric import Metric
+from polyrl.runtime.parent import end_with_parent
 from polyrl.runtime.progress import duration, sparkline
-from polyrl.runtime.run_folder import RunFolder, provenance, write_atomically
+from polyrl.runtime.run_folder import RunFolder, check_place, provenance
+
+STOPPED = "it was stopped; the same command goes on with it"
+"""What a run says that was asked to stop."""
+KILLED = "its process was killed, perhaps because memory ran out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +59,13 @@ class Arm:
 
 
 def folder_name(label: str) -> str:
-    """A label as a folder name: letters, digits, `+`, `-` and `.` stay."""
-    return "".join(c if c.isalnum() or c in "+-." else "-" for c in label).strip("-.") or "method"
+    """A label as a folder name: letters, digits, `+`, `-` and `.` stay; a hash stands for the end of a long one."""
+    return short_name("".join(c if c.isalnum() or c in "+-." else "-" for c in label).strip("-.") or "method")
+
+
+def arm_folder(label: str, seed: int) -> str:
+    """The name of a run's folder in its comparison."""
+    return f"{folder_name(label)}-seed{seed}"
 
 
 def run_comparison(
@@ -88,24 +101,35 @@ def run_comparison(
     labels = {name: "" if name == method else name for name, method in called.items()}
     configs = [dataclasses.replace(base, method=called[n], label=labels[n], seed=s) for s in seeds for n in called]
     folder = out or _free_folder(base)
-    arms = [Arm(c, folder / f"{folder_name(c.label or c.method)}-seed{c.seed}") for c in configs]
+    arms = [Arm(c, folder / arm_folder(c.label or c.method, c.seed)) for c in configs]
     for key, count in Counter(a.key for a in arms).items():
         if count > 1:
             raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
     stated = _state(folder, methods, base, seeds, overwrite)
-    stated |= _prepare(configs, console, quiet)
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
-    metric = Metric.read(stated)
-    _run_all([a for a in arms if not _finished(a)], arms, metric, workers, console, quiet, base.threads)
-    stated["finished"] = datetime.datetime.now().isoformat(timespec="seconds")
-    write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
-    if not any(_finished(a) for a in arms):
-        raise UserError(f"Every run of the comparison failed; the first said: {_error(arms[0])}")
-    _conclude(folder, arms, console, quiet or not sentences)
+    with stopped_by_signals():
+        stated |= _prepare(configs, console, quiet)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder, "comparison")
+        try:
+            stated = {**stated, **_state(folder, methods, base, seeds, overwrite)}  # another process may have begun it
+            if overwrite:
+                _clear(folder)
+            _write(folder, stated)
+            metric = Metric.read(stated)
+            _run_all([a for a in arms if not _finished(a)], arms, metric, workers, console, quiet, base.threads)
+            _write(folder, {**stated, "finished": datetime.datetime.now().isoformat(timespec="seconds")})
+            if not any(_finished(a) for a in arms):
+                raise UserError(f"Every run of the comparison failed; the first said: {_error(arms[0])}")
+            _conclude(folder, arms, console, quiet or not sentences)
+        finally:
+            lock.release()
     return folder
+
+
+def _write(folder: Path, stated: dict[str, Any]) -> None:
+    with writing(folder / "compare.yaml"):
+        write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
 
 
 def _free_folder(base: RunConfig) -> Path:
@@ -126,17 +150,20 @@ def _state(
     """The comparison's compare.yaml; checks that an existing folder holds this very comparison."""
     named = dict(methods) if isinstance(methods, Mapping) else list(methods)
     question = {"methods": named, "seeds": list(seeds), "base": base.as_dict()}
-    file = folder / "compare.yaml"
-    if file.is_file() and not overwrite:
-        before = read_comparison(folder)
-        if before["question"] != question:
-            raise UserError(f"{folder} holds another comparison; choose another --out or say --overwrite.")
-        return dict(before)
-    above = next(p for p in folder.absolute().parents if p.exists())
-    if not above.is_dir() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} cannot be a folder, because {above if above.is_file() else folder} is a file.")
-    if folder.exists() and any(folder.iterdir()) and not file.is_file():
-        raise UserError(f"The folder {folder} exists already and is no comparison; choose another --out.")
+    check_place(folder, "comparison")
+    if folder.exists() and not ownership.is_unbegun(folder):
+        if not (folder / "compare.yaml").is_file():
+            raise UserError(f"The folder {folder} exists already and is no comparison; choose another --out.")
+        if not overwrite:
+            before = read_comparison(folder)
+            if not _same(before["question"], question):
+                raise UserError(f"{folder} holds another comparison; choose another --out or say --overwrite.")
+            return dict(before)
+        if (holding := _holding(folder)).foreign:
+            raise UserError(
+                f"The comparison {folder} holds what polyrl did not write ({holding.named()}), so it is not "
+                "overwritten; move that away, or choose another --out."
+            )
     return {
         **{k: v for k, v in provenance().items() if k in ("command", "versions", "commit")},
         "task": base.task,
@@ -148,6 +175,43 @@ def _state(
     }
 
 
+def _same(before: dict[str, Any], question: dict[str, Any]) -> bool:
+    """Whether two questions are the same; settings that an older version did not know have their defaults."""
+    try:
+        return {**before, "base": RunConfig.from_dict(before["base"]).as_dict()} == question
+    except UserError:
+        return False
+
+
+def _holding(folder: Path) -> ownership.Holding:
+    """What a comparison's folder holds, by what its compare.yaml says that was compared.
+
+    Raises:
+        UserError: it is no comparison.
+    """
+    if not ownership.is_comparison(folder):
+        raise UserError(f"{folder} holds something else than a comparison; choose another --out.")
+    question = read_comparison(folder)["question"]
+    arms = [arm_folder(name, seed) for name in question["methods"] for seed in question["seeds"]]
+    return ownership.comparison_holding(folder, arms)
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier comparison: its runs, page and question, and nothing that polyrl did not write.
+
+    Raises:
+        FolderInUse: one of its runs is being written.
+    """
+    with writing(folder):
+        if not (folder / "compare.yaml").is_file():
+            return
+        holding = _holding(folder)
+        held = [FolderLock(f) for f in holding.folders if f.parent == folder and f.is_dir()]
+        for lock in held:
+            lock.release()
+        holding.remove()
+
+
 def read_comparison(folder: Path) -> dict[str, Any]:
     """Read the compare.yaml of a comparison.
 
@@ -155,13 +219,23 @@ def read_comparison(folder: Path) -> dict[str, Any]:
         UserError: it cannot be read, or does not say what was compared.
     """
     file = folder / "compare.yaml"
-    try:
-        stated = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as YAML: {str(error).splitlines()[0]}.") from None
-    if not isinstance(stated, dict) or not isinstance(stated.get("question"), dict):
+    stated = read_yaml(file)
+    question = stated.get("question")
+    if not isinstance(question, dict) or not _is_question(question):
         raise UserError(f"{file} does not say what was compared; choose another --out or start with --overwrite.")
     return stated
+
+
+def _is_question(question: dict[str, Any]) -> bool:
+    methods, seeds = question.get("methods"), question.get("seeds")
+    named = [*methods.keys(), *methods.values()] if isinstance(methods, dict) else methods
+    return (
+        isinstance(named, list)
+        and all(isinstance(method, str) for method in named)
+        and isinstance(seeds, list)
+        and all(type(seed) is int for seed in seeds)
+        and isinstance(question.get("base"), dict)
+    )
 
 
 def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> dict[str, Any]:
@@ -175,9 +249,7 @@ def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> dic
 
 
 def _status(arm: Arm) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        return str(RunFolder(arm.folder).read_summary().get("status", "running"))
-    return "running"
+    return str(RunFolder(arm.folder).read_summary().get("status", "running"))
 
 
 def _finished(arm: Arm) -> bool:
@@ -196,19 +268,32 @@ def work(values: dict[str, Any], folder: str) -> str:
 
     config, path = RunConfig.from_dict(values), Path(folder)
     progress = Progress(config.arm, config.budget, quiet=True, console=Console(file=open(os.devnull, "w")))  # noqa: SIM115
+    begun = False
     try:
         if checkpoints(path / "checkpoints") and (path / "config.yaml").is_file():
             loop = resume_run(path, progress=progress)
         else:
             loop = start_run(config, path, progress=progress, overwrite=True)
+        begun = True
         loop.run()
+    except KeyboardInterrupt:
+        return STOPPED
     except UserError as error:
-        folder_made = RunFolder(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if not folder_made.read_summary().get("error"):
-            folder_made.summary({"status": "failed", "error": str(error)})
+        if not begun:  # else the run has said so itself
+            _note_failure(path, str(error))
         return str(error)
     return ""
+
+
+def _note_failure(path: Path, said: str) -> None:
+    """Write why a run could not begin or go on, where its folder is polyrl's, nobody uses it, and the disk allows it."""
+    folder = RunFolder(path)
+    with contextlib.suppress(UserError, OSError):
+        path.mkdir(parents=True, exist_ok=True)
+        if ownership.is_run(path) or ownership.is_unbegun(path):
+            folder.hold()
+            folder.summary({**folder.read_summary(), "status": "failed", "error": said})
+    folder.release()
 
 
 def _run_all(
@@ -245,24 +330,28 @@ def _run_all(
 
                 _await(jobs, line)
                 console.print(_line(arms, metric, began))
-        except KeyboardInterrupt:
+        except BaseException:
+            slots.stop()  # each run ends with a checkpoint, and only then this process
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     for job, arm in jobs.items():
         if said := job.result():
             console.print(f"[bold red]failed[/] {arm.key}: ", Text(said), soft_wrap=True)
-            if _status(arm) != "failed":  # it could not say so itself
-                arm.folder.mkdir(parents=True, exist_ok=True)
-                folder = RunFolder(arm.folder)
-                folder.summary({**folder.read_summary(), "status": "failed", "error": said})
+            if said != STOPPED and _status(arm) != "failed":  # it could not say so itself
+                _note_failure(arm.folder, said)
 
 
 class _Slots:
-    """Worker processes, one for each thread: a process that dies takes its own run with it and no other."""
+    """Worker processes, one for each thread: a process that dies takes its own run with it and no other.
+
+    They end with this process, however it ends, and stop when `stop` says so.
+    """
 
     def __init__(self) -> None:
         self.own = threading.local()
         self.all: list[ProcessPoolExecutor] = []
+        self._context = get_context("spawn")
+        self._told, self._end = self._context.Pipe(duplex=False)
 
     def __enter__(self) -> _Slots:
         return self
@@ -270,18 +359,25 @@ class _Slots:
     def __exit__(self, *_: object) -> None:
         for process in self.all:
             process.shutdown(wait=False, cancel_futures=True)
+        self._told.close()  # the other end stays open: the workers are idle, and to end in peace
+
+    def stop(self) -> None:
+        """Let every run stop after its iteration, with a checkpoint."""
+        self._end.close()
 
     def work(self, arm: Arm) -> str:
         """Do the run in this thread's process; return what it failed with, or an empty string."""
         process: ProcessPoolExecutor | None = getattr(self.own, "process", None)
         if process is None:
-            process = self.own.process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            process = self.own.process = ProcessPoolExecutor(
+                1, mp_context=self._context, initializer=end_with_parent, initargs=(self._told,)
+            )
             self.all.append(process)
         try:
             return process.submit(work, arm.config.as_dict(), str(arm.folder)).result()
         except BrokenProcessPool:
             self.own.process = None
-            return "its process was killed, perhaps because memory ran out"
+            return KILLED
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
@@ -296,15 +392,19 @@ def _await(jobs: dict[Future[str], Arm], show: Any = None) -> None:
 
 
 def _last_record(arm: Arm, metric: Metric) -> tuple[dict[str, Any], list[float]]:
-    records = list(RunFolder(arm.folder).records())
-    return (records[-1] if records else {}), [r[metric.key] for r in records if r.get(metric.key) is not None]
+    records = list(RunFolder(arm.folder).readable_records())
+    values = [r.get(metric.key) for r in records]
+    return (records[-1] if records else {}), [float(v) for v in values if isinstance(v, int | float)]
 
 
 def _share(arm: Arm, record: dict[str, Any]) -> float:
     if not record or _status(arm) in ("finished", "failed"):
         return float(_status(arm) in ("finished", "failed"))
     known = {f.name for f in dataclasses.fields(Spent)}
-    spent = Spent(**{k: v for k, v in record.items() if k in known}, iterations=int(record["iteration"]))
+    spent = Spent(
+        **{k: v for k, v in record.items() if k in known and isinstance(v, int | float)},
+        iterations=record["iteration"],
+    )
     return Budget.parse(arm.config.budget).progress(spent)
 
 
@@ -332,7 +432,7 @@ def _table(arms: list[Arm], metric: Metric, began: float) -> Table:
         curves = [c for _, c in read if c]
         first, last = (_shown(metric, [c[i] for c in curves]) for i in (0, -1))
         now = f"{first} -> {last}" if curves else "-"
-        seconds = [r["seconds"] for r, _ in read if r]
+        seconds = [r["seconds"] for r, _ in read if isinstance(r.get("seconds"), int | float)]
         table.add_row(
             method,
             f"{sum(_finished(a) for a in mine)}/{len(mine)}",

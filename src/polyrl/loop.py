@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from polyrl.runtime.checkpoint import (
     tidy,
 )
 from polyrl.runtime.context import Context
+from polyrl.runtime.files import WriteError, write_error, writing
 from polyrl.runtime.health import Health
 from polyrl.runtime.interrupt import interruptible
 from polyrl.runtime.memory import peak_memory_bytes, reset_peak_memory
@@ -60,6 +61,7 @@ class Loop:
         progress: what a person sees.
         evaluations: evaluations spread over the budget.
         checkpoint_every: iterations between checkpoints.
+        notices: what `resume` found in the folder that somebody should know.
     """
 
     recipe: Recipe
@@ -78,6 +80,7 @@ class Loop:
     start: dict[str, float] = field(default_factory=dict)
     final: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Make the optimisers."""
@@ -145,7 +148,19 @@ class Loop:
             UserError: the run cannot go on; summary.json says why, and checkpoints hold what was finished.
         """
         with interruptible() as check_interrupt:
-            return self._run(check_interrupt)
+            try:
+                final = self._run(check_interrupt)
+            except BaseException:
+                with suppress(WriteError):  # what stopped the run is the better sentence
+                    self._close()
+                raise
+            self._close()
+            check_interrupt()  # asked for while the run came to its end: whoever started it is to hear of it
+            return final
+
+    def _close(self) -> None:
+        if self.folder:
+            self.folder.close()
 
     def _run(self, check_interrupt: Callable[[], None]) -> dict[str, float]:
         context = self.context
@@ -155,6 +170,7 @@ class Loop:
                 self._record(evaluate=True)
                 self._checkpoint()
             self._summary("running")
+            self._stop_where_asked(check_interrupt, saved=True)
             while context.progress < 1:
                 before = int(context.progress * self.evaluations)
                 spent, memories = dataclasses.replace(context.spent), copy.deepcopy(context.memories)
@@ -169,30 +185,49 @@ class Loop:
                 share = context.progress
                 try:
                     self._record(evaluate=share >= 1 or int(share * self.evaluations) > before)
+                except WriteError:
+                    raise
                 except UserError:  # the iteration is done, only its evaluation failed
                     self.final = {}
                     self._record(evaluate=False)
                     self._checkpoint()
                     raise
-                if share >= 1 or context.iteration % self.checkpoint_every == 0:
+                due = share >= 1 or context.iteration % self.checkpoint_every == 0
+                if due:
                     self._checkpoint()
                     self._summary("running")
-                check_interrupt()
+                self._stop_where_asked(check_interrupt, saved=due)
             if not self.final:  # resumed after the last iteration, before the summary
                 self.final = self._evaluate()[0]
             if self.folder:
-                self.folder.write_folder("model", self.world.export)
+                for said in self.folder.write_folder("model", self.world.export):
+                    self._warn(said)
             self._summary("finished")  # last of all: whoever reads "finished" finds everything else
+            return self.final
         except UserError as error:
-            self._summary("failed", str(error), diverged=isinstance(error, NotFinite))
+            self._last_summary("failed", str(error), diverged=isinstance(error, NotFinite))
             raise
+        except OSError as error:
+            told = write_error(self.folder.path if self.folder else "The run", error)
+            self._last_summary("failed", str(told))
+            raise told from error
         except KeyboardInterrupt:
-            self._summary("interrupted")
+            self._last_summary("interrupted")
             raise
-        finally:
-            if self.folder:
-                self.folder.close()
-        return self.final
+
+    def _stop_where_asked(self, check_interrupt: Callable[[], None], *, saved: bool) -> None:
+        """Stop between two iterations, with a checkpoint, where Ctrl-C, SIGTERM or SIGHUP asked for it."""
+        try:
+            check_interrupt()
+        except KeyboardInterrupt:
+            if not saved and not self.world.restarts_at_checkpoints():
+                self._checkpoint()
+            raise
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        if self.progress:
+            self.progress.warn(text)
 
     def _evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         with self._timed("evaluate"):
@@ -255,6 +290,7 @@ class Loop:
                 self.world.save,
                 self.context.stores,
                 keep=self.keep_checkpoints,
+                say=self._warn,
             )
 
     def _rescue(self, spent: Spent, memories: dict[str, Any], stores: dict[str, dict[str, Tensor]]) -> None:
@@ -269,20 +305,34 @@ class Loop:
     def resume(self) -> int:
         """Go back to the newest checkpoint of the folder; return its iteration.
 
+        A run that was killed before its first checkpoint begins again. What the folder has lost is in `notices`.
+
         Raises:
-            UserError: there is no usable checkpoint.
+            UserError: there is no usable checkpoint, or a line of the records is damaged.
         """
         assert self.folder is not None
         root = self.folder.path / "checkpoints"
-        tidy(root)
+        with writing(root):
+            tidy(root, self.notices.append)
+        records = self.folder.path / "metrics.jsonl"
+        written = max((r["iteration"] for r in self.folder.records()), default=-1)
         found = checkpoints(root)
         if not found:
-            raise UserError(
-                f"{self.folder.path} has no checkpoint to go on from; start the run again with --overwrite."
-            )
-        written = max((int(r["iteration"]) for r in self.folder.records()), default=-1)
+            if written > 0 or self.folder.read_summary().get("status") == "finished":
+                raise UserError(
+                    f"{self.folder.path} has no checkpoint to go on from; start the run again with --overwrite."
+                )
+            self.notices += [*self.folder.cut_back(-1), "there is no checkpoint yet, so the run begins again"]
+            return 0
         # where the metrics lost their end, an older checkpoint writes it again
-        newest = next((c for c in reversed(found) if iteration_of(c) <= written), found[-1])
+        newest = next((c for c in reversed(found) if iteration_of(c) <= written), None)
+        if newest is None:
+            raise UserError(
+                f"{records} ends before the oldest checkpoint, {found[0].name}, so what it held is lost; bring it back "
+                "from a copy, or start the run again with --overwrite."
+            )
+        if newest != found[-1]:
+            self.notices.append(f"{records} ends before {found[-1].name}, so the run goes on from {newest.name}")
         state = read_state(newest)
         for name, mine in self._identity().items():
             if state.get(name) != mine:
@@ -299,11 +349,20 @@ class Loop:
             self.seconds, self.start, self.final = state["seconds"], state["start"], state["final"]
         except (KeyError, TypeError, ValueError):
             raise UserError(f"The state.json of {newest} is damaged; remove it to go on from an older one.") from None
-        self.folder.cut_back(self.context.iteration)
+        self.notices += self.folder.cut_back(self.context.iteration)
+        found_in = []
         for record in self.folder.records():
+            found_in.append(record["iteration"])
             if record["iteration"]:
                 self.warnings += [f"iteration {record['iteration']}: {text}" for text in self.health.observe(record)]
+        if lost := sorted(set(range(self.context.iteration + 1)) - set(found_in)):
+            self._warn(f"{records} has no line of iteration {', '.join(map(str, lost[:5]))}{' ...' * (len(lost) > 5)}")
         return self.context.iteration
+
+    def _last_summary(self, status: str, error: str | None = None, diverged: bool = False) -> None:
+        """Write why the run ended, where the disk allows it."""
+        with suppress(WriteError):
+            self._summary(status, error, diverged)
 
     def _summary(self, status: str, error: str | None = None, diverged: bool = False) -> None:
         if not self.folder:

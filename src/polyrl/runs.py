@@ -233,7 +233,11 @@ def start_run(
     RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
     loop, facts = make_loop(config, given=given, say=say)
     loop.folder = RunFolder.create(folder, overwrite=overwrite)
-    loop.folder.write_config(facts)
+    try:
+        loop.folder.write_config(facts)
+    except BaseException:
+        loop.folder.release()
+        raise
     _show(loop, progress)
     return loop
 
@@ -250,15 +254,23 @@ def resume_run(
     facts = run.read_config()
     config = RunConfig.from_dict(facts["run"])
     check_given(config, given, folder)
-    loop, now = make_loop(config, given=given, say=say)
-    if facts.get("start") != now["start"]:
-        raise UserError(
-            f"The starting model of {folder} has changed (it was {facts.get('start')}, now {now['start']}), so the run "
-            "cannot go on to the same numbers; start it again with --overwrite."
-        )
-    loop.folder = run
-    loop.resume()
+    run.hold()
+    try:
+        loop, now = make_loop(config, given=given, say=say)
+        if facts.get("start") != now["start"]:
+            raise UserError(
+                f"The starting model of {folder} has changed (it was {facts.get('start')}, now {now['start']}), so the "
+                "run cannot go on to the same numbers; start it again with --overwrite."
+            )
+        loop.folder = run
+        loop.resume()
+    except BaseException:
+        run.release()
+        raise
     _show(loop, progress)
+    for text in loop.notices:
+        if progress:
+            progress.warn(text)
     return loop
 
 

@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `polyrl --help` and `polyr
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -398,23 +399,33 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    """Run the command line; a user's mistake, and a disk that does not allow something, is one sentence and exit code 2."""
     try:
-        polyrl.main(standalone_mode=False)
+        from polyrl.runtime.interrupt import stopped_by_signals
+
+        with stopped_by_signals():
+            polyrl.main(standalone_mode=False)
     except UserError as error:
-        click.echo(f"polyrl: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"polyrl: {error.format_message()}", err=True)
-        sys.exit(2)
+        _fail(error.format_message())
     except (KeyboardInterrupt, click.Abort):
         click.echo("polyrl: interrupted; `polyrl resume` goes on from the last checkpoint.", err=True)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has stopped, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
-        if error.errno == 28:  # no space left on the device
-            click.echo(f"polyrl: the disk is full ({error.filename}); free some space, then `polyrl resume`.", err=True)
-            sys.exit(2)
-        raise
+        from polyrl.runtime.files import FULL, read_error, write_error
+
+        if error.errno is None:
+            raise
+        _fail(str(write_error("the disk", error) if error.errno in FULL else read_error(error)))
+
+
+def _fail(sentence: str) -> None:
+    click.echo(f"polyrl: {sentence}", err=True)
+    sys.exit(2)

@@ -66,7 +66,7 @@ def verdict(slug: str) -> str | None:
 
 def write(entry: dict[str, Any], folder: Path) -> Path:
     """Write an entry so that a reader sees the old one or the new one; return its file."""
-    from polyrl.runtime.run_folder import write_atomically
+    from polyrl.runtime.files import write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     file = file_of(str(entry["slug"]), folder)

@@ -20,8 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from polyrl.errors import UserError
+from polyrl.runtime import ownership
+from polyrl.runtime.files import read_json, writing
 
-FORMAT = "polyrl-checkpoint-1"
+FORMAT = "polyrl-checkpoint-2"
+FIRST_FORMAT = "polyrl-checkpoint-1"
+"""Had no hash of state.json itself; still read."""
+Say = Callable[[str], None]
 STORES = "parts.safetensors"
 """Tensors that parts keep from one iteration to the next; there is no such file where there are none."""
 
@@ -49,49 +54,98 @@ def save_checkpoint(
     stores: Mapping[str, Mapping[str, Tensor]],
     *,
     keep: int = 2,
+    say: Say = lambda _: None,
 ) -> Path:
-    """Write `root/iteration-000012` whole or not at all, and remove all but the newest `keep`."""
-    root.mkdir(parents=True, exist_ok=True)
-    tidy(root)
-    final, temporary = root / f"iteration-{iteration:06d}", root / f".writing-{iteration:06d}-{os.getpid()}"
-    temporary.mkdir()
-    save_models(temporary)
+    """Write `root/iteration-000012` whole or not at all, and remove all but the newest `keep`.
+
+    `say` is told of files that are not polyrl's and that lay in a checkpoint that was removed: they are kept.
+
+    Raises:
+        WriteError: the disk is full or does not allow it; nothing has changed then.
+    """
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        tidy(root, say)
+        final, temporary = root / f"iteration-{iteration:06d}", root / f".writing-{iteration:06d}-{os.getpid()}"
+        temporary.mkdir()
+        try:
+            _fill(temporary, iteration, state, optimisers, names, save_models, stores)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # made by this very call; a full disk needs the room
+            raise
+        if os.path.lexists(final):
+            _remove(final, say)
+        temporary.rename(final)
+        _flush(root)
+        for old in [c for c in checkpoints(root) if not c.is_symlink()][:-keep]:
+            _remove(old, say)
+    return final
+
+
+def _fill(
+    folder: Path,
+    iteration: int,
+    state: dict[str, Any],
+    optimisers: dict[str, torch.optim.Optimizer],
+    names: dict[str, list[str]],
+    save_models: Callable[[Path], None],
+    stores: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    save_models(folder)
     for model, optimiser in optimisers.items():
         tensors = {
             f"{name}/{key}": value.detach().cpu().contiguous()
             for name, p in zip(names[model], (p for g in optimiser.param_groups for p in g["params"]), strict=True)
             for key, value in optimiser.state.get(p, {}).items()
         }
-        save_file(tensors, temporary / f"optimiser-{model}.safetensors")
+        save_file(tensors, folder / f"optimiser-{model}.safetensors")
     kept = {f"{part}/{name}": x.detach().cpu().contiguous() for part, of in stores.items() for name, x in of.items()}
     if kept:
-        save_file(kept, temporary / STORES)
-    files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        save_file(kept, folder / STORES)
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
     record = {"format": FORMAT, "iteration": iteration, **state}
-    record["files"] = {str(p.relative_to(temporary)): _digest(p) for p in files}
-    (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    for path in [*files, temporary / "state.json", temporary]:
+    record["files"] = {str(p.relative_to(folder)): _digest(p) for p in files}
+    record["digest"] = _state_digest(record)
+    (folder / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    for path in [*files, folder / "state.json", folder]:
         _flush(path)
-    _remove(final)
-    temporary.rename(final)
-    _flush(root)
-    for old in checkpoints(root)[:-keep]:
-        _remove(old)
-    return final
 
 
-def _remove(folder: Path) -> None:
+def _state_digest(record: dict[str, Any]) -> str:
+    """Hash of what state.json says, apart from the hash itself; of its values as they are read back."""
+    read = json.loads(json.dumps({k: v for k, v in record.items() if k != "digest"}))
+    return hashlib.blake2b(json.dumps(read, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _remove(folder: Path, say: Say) -> None:
     """Remove a checkpoint so that a kill leaves it whole or gone: rename it first."""
-    if folder.exists():
-        doomed = folder.with_name(f".removing-{folder.name}-{os.getpid()}")
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    if folder.is_symlink() or not folder.is_dir():  # somebody put another place there
+        place = ownership.keep_apart(folder.parent, [folder.name], folder.name)
+        say(f"what was at {folder} is not polyrl's and is kept in {place}")
+        return
+    doomed = folder.with_name(f".removing-{folder.name}-{os.getpid()}")
+    folder.rename(doomed)
+    _finish_removal(doomed, say)
 
 
-def tidy(root: Path) -> None:
-    """Remove what a process left behind that was killed while it wrote or removed a checkpoint."""
-    for leftover in root.glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _finish_removal(doomed: Path, say: Say) -> None:
+    """Remove the files of a checkpoint; what is not polyrl's stays, under a name that can be seen."""
+    holding = ownership.checkpoint_holding(doomed)
+    if holding.foreign:
+        number = re.search(r"\d+", doomed.name)
+        place = ownership.keep_apart(doomed, holding.foreign, f"iteration-{number[0] if number else ''}")
+        say(f"{holding.named()} in an old checkpoint is not polyrl's and is kept in {place}")
+    holding.remove()
+
+
+def tidy(root: Path, say: Say = lambda _: None) -> None:
+    """Remove what a process left behind that was killed while it wrote or removed a checkpoint, and nothing else."""
+    if not root.is_dir():
+        return
+    for entry in sorted(os.scandir(root), key=lambda e: e.name):
+        if not entry.is_dir(follow_symlinks=False) or not ownership.UNFINISHED.fullmatch(entry.name):
+            continue
+        _finish_removal(root / entry.name, say)
 
 
 def iteration_of(folder: Path) -> int:
@@ -112,25 +166,39 @@ def read_state(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint is foreign, incomplete or damaged.
     """
+    older = f"remove {folder} to go on from an older one"
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
     except (OSError, ValueError):
-        raise UserError(
-            f"The checkpoint {folder} has no readable state.json; remove it to go on from an older one."
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"The checkpoint {folder} has no readable state.json; {older}.") from None
+    if state.get("format") not in (FORMAT, FIRST_FORMAT):
         raise UserError(
             f"{folder} is not a checkpoint of this version of polyrl (format {FORMAT}); it cannot be resumed."
         )
-    if not isinstance(state.get("files"), dict):
-        raise UserError(f"The state.json of {folder} is damaged; remove {folder} to go on from an older one.")
+    hashed = "digest" in state or state["format"] == FORMAT
+    if not isinstance(state.get("files"), dict) or (hashed and state.get("digest") != _state_digest(state)):
+        raise UserError(f"The state.json of {folder} is damaged; {older}.")
     for name, wanted in state["files"].items():
         path = folder / name
         if not path.is_file() or _digest(path) != wanted:
             raise UserError(
                 f"The checkpoint file {path} is missing or damaged; remove {folder} to go on from an older one."
             )
+    if not _is_state(state):
+        raise UserError(f"The state.json of {folder} is damaged; {older}.")
     return state
+
+
+def _is_state(state: dict[str, Any]) -> bool:
+    """Whether the values that a run goes on from have their types."""
+    number = {"spent", "seconds"}
+    tables = [state.get(name) for name in ("spent", "seconds", "start", "final", "memories")]
+    return (
+        type(state.get("iteration")) is int
+        and all(isinstance(table, dict) for table in tables)
+        and all(isinstance(v, dict) for v in state["memories"].values())
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for n in number for v in state[n].values())
+    )
 
 
 def load_optimisers(folder: Path, optimisers: dict[str, torch.optim.Optimizer], names: dict[str, list[str]]) -> None:

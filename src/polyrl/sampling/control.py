@@ -134,6 +134,14 @@ class Collector:
             self._ready = False
         return self.standing
 
+    @property
+    def restarts_at_checkpoints(self) -> bool:
+        """Whether `rest` would start an environment anew."""
+        standing = self.standing
+        return bool(standing.running) and (
+            not self.environments.replayable or max(map(len, standing.actions)) > REPLAY_LIMIT
+        )
+
     def go_on_from(self, standing: Standing) -> None:
         """Stand where a checkpoint says; the environments follow at the next rollout."""
         self.standing, self._ready = standing, False

@@ -102,6 +102,10 @@ class World(ABC):
     def rewind(self) -> None:  # noqa: B027 - nothing by default
         """Forget the present iteration's experience, because it failed before its update and is not going to count."""
 
+    def restarts_at_checkpoints(self) -> bool:
+        """Whether a checkpoint out of turn would change what follows, because something starts anew at each."""
+        return False
+
     def export(self, folder: Path) -> None:
         """Write the result of training, which `load` or the wing's own tools read."""
         self.save(folder)

@@ -162,6 +162,10 @@ class ControlWorld(World):
         if self.collector is not None:
             self.collector.rewind()
 
+    def restarts_at_checkpoints(self) -> bool:
+        """True of environments that cannot be brought back by replay."""
+        return self.collector is not None and self.collector.restarts_at_checkpoints
+
     # --------------------------------------------------------------------------------------------- forward passes
 
     def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
