@@ -13,6 +13,7 @@ import yaml
 
 from conftest import DIFFICULTY, TASK, Command, read_records
 from polyrl.runtime.config import RunConfig
+from polyrl.errors import UserError
 from polyrl.runtime.run_folder import RunFolder
 
 
@@ -271,7 +272,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="disk is full"):
         folder.summary({"status": "finished", "long": "x" * 10_000})
     assert folder.read_summary() == {"status": "running"}
 

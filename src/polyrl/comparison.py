@@ -286,7 +286,7 @@ def work(values: dict[str, Any], folder: str) -> str:
 
 
 def _note_failure(path: Path, said: str) -> None:
-    """Write why a run could not begin or go on, where its folder is polyrl's, nobody uses it, and the disk allows it."""
+    """Write why a run could not begin or go on, where its folder is polyrl's and free, and the disk allows it."""
     folder = RunFolder(path)
     with contextlib.suppress(UserError, OSError):
         path.mkdir(parents=True, exist_ok=True)
@@ -363,7 +363,7 @@ class _Slots:
 
     def stop(self) -> None:
         """Let every run stop after its iteration, with a checkpoint."""
-        self._end.close()
+        self._end.send(None)  # nobody reads it: every worker sees that it is there
 
     def work(self, arm: Arm) -> str:
         """Do the run in this thread's process; return what it failed with, or an empty string."""

@@ -16,9 +16,11 @@ from rich.text import Text
 from polyrl.api import open_policy
 from polyrl.errors import UserError
 from polyrl.runtime.config import RunConfig
+from polyrl.runtime.files import shown
 from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.throughput import throughput
+from polyrl.tasks import WINGS
 
 DEMO_METHODS = ["ppo", "grpo", "rloo", "remax"]
 
@@ -59,7 +61,7 @@ def _conclude(console: Console, folder: Path) -> None:
     console.print(f"{counts} in {duration(spent['seconds'])}")
     for line in time_lines(summary):
         console.print(line, soft_wrap=True)
-    language = RunFolder(folder).read_config().get("wing", "language") == "language"
+    language = wing_of_run(folder) == "language"
     said = "  (an ordinary Hugging Face folder)" if language else ""
     console.print(f"model   {folder / 'model'}{said}", soft_wrap=True)
     console.print(f"page    polyrl report {folder}", soft_wrap=True)
@@ -112,8 +114,15 @@ def number(value: float) -> str:
 
 
 def wing_of_run(folder: Path) -> str:
-    """The wing of a run."""
-    return str(RunFolder(folder).read_config().get("wing", "language"))
+    """The wing of a run.
+
+    Raises:
+        UserError: the folder is no run, or of no wing that there is.
+    """
+    wing = RunFolder(folder).read_config().get("wing", "language")
+    if wing not in WINGS:
+        raise UserError(f"{folder / 'config.yaml'} names the wing {shown(wing, 80)}, which polyrl does not have.")
+    return str(wing)
 
 
 def run_evaluation(folder: Path, *, prompts: int, sampled: bool, episodes: int | None) -> None:

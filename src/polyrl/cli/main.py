@@ -399,7 +399,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake, and a disk that does not allow something, is one sentence and exit code 2."""
+    """Run the command line; a user's mistake, or a disk that does not allow something, is one sentence and code 2."""
     try:
         from polyrl.runtime.interrupt import stopped_by_signals
 

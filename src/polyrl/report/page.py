@@ -211,6 +211,27 @@ def metrics_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
+_MINE = {".html": b"polyrl report", ".csv": b"method,seed,status"}
+"""What polyrl's own pages and tables have near their beginning."""
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to replace a file that polyrl did not write.
+
+    Raises:
+        UserError: it is such a file.
+    """
+    try:
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            mine = _MINE[path.suffix] in file.read(1 << 20)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be replaced ({error.strerror}): choose another place.") from None
+    if not mine:
+        raise UserError(f"'{path}' is no report of polyrl's, so it is not replaced: choose another name with --out.")
+
+
 def _write(path: Path, text: str) -> None:
     """Write under another name first, so that a full disk or a kill leaves the old file whole."""
     part = path.with_name(f".{path.name}.part")
@@ -232,6 +253,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     if out.suffix != ".html":
         raise UserError(f"The report is a page: give a file name that ends in .html instead of '{out}'.")
     csv_path = out.with_suffix(".csv")
+    for path in (out, csv_path):
+        _check_replaceable(path)
     page = render_page(comparison, csv_path.name)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

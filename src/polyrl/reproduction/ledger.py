@@ -39,11 +39,15 @@ def file_of(slug: str, folder: Path | None = None) -> Path:
 
 @cache
 def _read(file: Path, changed: float) -> dict[str, Any]:
+    from polyrl.runtime.files import read_error, read_json
+
     try:
-        entry = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"The ledger entry {file} cannot be read as JSON: {error}.") from None
-    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+        entry = read_json(file)
+    except ValueError as error:
+        raise UserError(f"The ledger entry {file} cannot be read as JSON: {str(error).splitlines()[0]}.") from None
+    except OSError as error:
+        raise read_error(error) from None
+    if entry.get("format") != FORMAT or not isinstance(entry.get("verdict"), str):
         raise UserError(f"The ledger entry {file} is not of format {FORMAT}; `polyrl reproduce` writes it anew.")
     return entry
 
@@ -65,12 +69,26 @@ def verdict(slug: str) -> str | None:
 
 
 def write(entry: dict[str, Any], folder: Path) -> Path:
-    """Write an entry so that a reader sees the old one or the new one; return its file."""
-    from polyrl.runtime.files import write_atomically
+    """Write an entry so that a reader sees the old one or the new one; return its file.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        UserError: the file that is there is no entry of the ledger, or nothing can be written there.
+    """
+    from polyrl.runtime.files import read_json, write_atomically, writing
+
     file = file_of(str(entry["slug"]), folder)
-    write_atomically(file, as_text(entry))
+    with writing(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            try:
+                mine = {"format", "slug"} <= read_json(file).keys()
+            except ValueError:
+                mine = False
+            if not mine:
+                raise UserError(
+                    f"{file} is no entry of polyrl's ledger, so it is not replaced; choose another --ledger."
+                )
+        write_atomically(file, as_text(entry))
     return file
 
 

@@ -78,7 +78,8 @@ def save_checkpoint(
         temporary.rename(final)
         _flush(root)
         for old in [c for c in checkpoints(root) if not c.is_symlink()][:-keep]:
-            _remove(old, say)
+            if old != final:
+                _remove(old, say)
     return final
 
 
@@ -120,7 +121,7 @@ def _state_digest(record: dict[str, Any]) -> str:
 def _remove(folder: Path, say: Say) -> None:
     """Remove a checkpoint so that a kill leaves it whole or gone: rename it first."""
     if folder.is_symlink() or not folder.is_dir():  # somebody put another place there
-        place = ownership.keep_apart(folder.parent, [folder.name], folder.name)
+        place = ownership.keep_apart(folder.parent, [folder.name], folder.parent, folder.name)
         say(f"what was at {folder} is not polyrl's and is kept in {place}")
         return
     doomed = folder.with_name(f".removing-{folder.name}-{os.getpid()}")
@@ -133,7 +134,8 @@ def _finish_removal(doomed: Path, say: Say) -> None:
     holding = ownership.checkpoint_holding(doomed)
     if holding.foreign:
         number = re.search(r"\d+", doomed.name)
-        place = ownership.keep_apart(doomed, holding.foreign, f"iteration-{number[0] if number else ''}")
+        called = f"iteration-{number[0] if number else ''}"
+        place = ownership.keep_apart(doomed, holding.foreign, doomed.parent, called)
         say(f"{holding.named()} in an old checkpoint is not polyrl's and is kept in {place}")
     holding.remove()
 

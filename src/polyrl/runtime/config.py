@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from polyrl.errors import UserError, nearest
+from polyrl.runtime.files import shown
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
@@ -35,6 +37,22 @@ class Given:
             "task": self.environment is not None,
         }
         return tuple(name for name, there in found.items() if there)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value that was read from a file is of an annotated type; lists are read where tuples were written."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if kind in (int, float):
+        return isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 @dataclass(frozen=True)
@@ -127,11 +145,21 @@ class RunConfig:
         """Read back `as_dict`.
 
         Raises:
-            UserError: a key is unknown.
+            UserError: a key is unknown or missing, or a value is of another type.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in values:
+        known = get_type_hints(cls)
+        typed = values.get("hyperparameters")
+        if isinstance(typed, dict):  # numbers that somebody wrote there by hand
+            plain = {k: str(v) if isinstance(v, int | float) else v for k, v in typed.items()}
+            values = {**values, "hyperparameters": plain}
+        for key, value in values.items():
             if key not in known:
-                raise UserError(f"The run's config has an unknown key '{key}'.{nearest(key, known)}")
+                raise UserError(f"The run's config has an unknown key '{shown(key)}'.{nearest(str(key), known)}")
+            if not _fits(value, known[key]):
+                raise UserError(
+                    f"The run's config says {key}: {shown(value, 80)}, which is of another type than it takes."
+                )
+        if "method" not in values:
+            raise UserError("The run's config does not name its method.")
         tuples = {name: tuple(values.get(name, ())) for name in ("rewards", "from_python")}
         return cls(**{**values, **tuples})

@@ -250,11 +250,11 @@ def comparison_holding(folder: Path, arms: Iterable[str]) -> Holding:
     return found
 
 
-def keep_apart(folder: Path, names: Iterable[str], called: str) -> Path:
-    """Move what is not polyrl's out of a folder that is to go, into a new folder beside it; return that."""
-    kept, n = folder.with_name(f"kept-{called}"), 2
+def keep_apart(folder: Path, names: Iterable[str], place: Path, called: str) -> Path:
+    """Move what is not polyrl's out of a folder that is to go, into a new folder `kept-...` in `place`; return that."""
+    kept, n = place / f"kept-{called}", 2
     while os.path.lexists(kept):
-        kept, n = folder.with_name(f"kept-{called}-{n}"), n + 1
+        kept, n = place / f"kept-{called}-{n}", n + 1
     kept.mkdir()
     move(folder, names, kept)
     return kept

@@ -27,7 +27,7 @@ ORPHAN_EXIT = 70
 
 
 def end_with_parent(stop: Connection | None = None) -> None:
-    """Let this worker process end with its parent, or when `stop` can be read or is closed.
+    """Let this worker process end with its parent, or when `stop` has something to read, which nobody reads.
 
     Call it once, first of all, in a process that `multiprocessing` started, by whatever start method.
     """

@@ -298,14 +298,14 @@ class RunFolder:
         if not os.path.lexists(folder):
             return []
         if folder.is_symlink() or not folder.is_dir():  # somebody put another place there
-            place = ownership.keep_apart(folder.parent, [folder.name], final.name)
+            place = ownership.keep_apart(self.path, [folder.name], self.path, final.name)
             return [f"what was at {final} is not polyrl's and is kept in {place}"]
         holding = ownership.model_holding(folder, checkpoints)
         fits = [n for n in holding.foreign if final.is_dir() and not os.path.lexists(final / n)]
         ownership.move(folder, fits, final)
         said = []
         if other := [n for n in holding.foreign if n not in fits]:
-            place = ownership.keep_apart(folder, other, final.name)
+            place = ownership.keep_apart(folder, other, self.path, final.name)
             said = [f"{ownership.Holding(foreign=other).named()} in {final} is not polyrl's and is kept in {place}"]
         holding.remove()
         return said
