@@ -160,14 +160,15 @@ def test_overwriting_leaves_nothing_of_the_old_run(run: Path, finished: Path, po
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison of two arms, run in this process."""
-    from polyrl.comparison import _state, _write, arm_folder, work
+    from polyrl.comparison import work
+    from polyrl.comparison_folder import arm_folder, begin, write
     from polyrl.runtime.config import RunConfig
 
     folder = tmp_path_factory.mktemp("compared") / "c"
     base = RunConfig(method="", task="rock-paper-scissors", budget="iterations=4", tensorboard=False)
-    stated = _state(folder, ["nash-mp", "nash-md"], base, [0], overwrite=False)
+    stated = begin(folder, ["nash-mp", "nash-md"], base, [0], overwrite=False)
     folder.mkdir()
-    _write(folder, stated)
+    write(folder, stated)
     for method in ("nash-mp", "nash-md"):
         assert work({**base.as_dict(), "method": method}, str(folder / arm_folder(method, 0))) == ""
     return folder
@@ -186,8 +187,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_overwriting_a_comparison_refuses_a_foreign_file_and_names_it(
     name: str, compared: Path, tmp_path: Path
 ) -> None:
-    """Without running it: `_state` decides before anything is done. The folder of `demo` is a comparison."""
-    from polyrl.comparison import _clear, _state
+    """Without running it: `begin` decides before anything is done. The folder of `demo` is a comparison."""
+    from polyrl.comparison_folder import begin, clear
     from polyrl.runtime.config import RunConfig
 
     folder = tmp_path / "c"
@@ -197,20 +198,20 @@ def test_overwriting_a_comparison_refuses_a_foreign_file_and_names_it(
     base = RunConfig(method="", task="rock-paper-scissors", budget="iterations=4")
     seen = name if name.startswith(("data", "nash-mp-seed0")) else name.partition("/")[0]
     with pytest.raises(UserError, match=seen):
-        _state(folder, ["nash-mp"], base, [0], overwrite=True)
+        begin(folder, ["nash-mp"], base, [0], overwrite=True)
     assert tree(folder) == before
-    _clear(folder)  # and were it cleared all the same, the foreign file would stay
+    clear(folder)  # and were it cleared all the same, the foreign file would stay
     assert (folder / name).read_text() == "five years of work"
 
 
 def test_another_run_within_a_comparison_is_not_its_own(compared: Path, run: Path, tmp_path: Path) -> None:
-    from polyrl.comparison import _holding
+    from polyrl.comparison_folder import holding_of
 
     folder = tmp_path / "c"
     shutil.copytree(compared, folder)
-    assert _holding(folder).foreign == []
+    assert holding_of(folder).foreign == []
     run.rename(folder / "kept-run")
-    assert _holding(folder).foreign == ["kept-run/"]
+    assert holding_of(folder).foreign == ["kept-run/"]
 
 
 def test_an_arm_whose_folder_is_somebody_elses(tmp_path: Path) -> None:
@@ -410,11 +411,11 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
 
 def test_everything_that_a_run_writes_is_known_as_its_own(tiny_runs: list[Path], finished: Path) -> None:
     for folder in [*tiny_runs, finished]:
-        holding = ownership.run_holding(folder)
+        holding = ownership.runholding_of(folder)
         assert holding.foreign == [] and len(holding.files) == sum(p.is_file() for p in folder.rglob("*"))
         # also where the lists are gone, as in runs of older versions
         for listed in folder.rglob(ownership.LISTED):
             listed.unlink()
         for state in folder.rglob("state.json"):
             state.write_text("{}")
-        assert ownership.run_holding(folder).foreign == []
+        assert ownership.runholding_of(folder).foreign == []

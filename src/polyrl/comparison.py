@@ -20,25 +20,25 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from polyrl.comparison_folder import arm_folder, begin, clear, write
 from polyrl.errors import UserError
 from polyrl.report.scale import mean
 from polyrl.runtime import ownership
 from polyrl.runtime.budget import Budget, Spent
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.figures import format_value
-from polyrl.runtime.files import read_yaml, short_name, write_atomically, writing
+from polyrl.runtime.files import writing
 from polyrl.runtime.interrupt import stopped_by_signals
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.parent import end_with_parent
 from polyrl.runtime.progress import duration, sparkline
-from polyrl.runtime.run_folder import RunFolder, check_place, provenance
+from polyrl.runtime.run_folder import RunFolder
 
 STOPPED = "it was stopped; the same command goes on with it"
 """What a run says that was asked to stop."""
@@ -56,16 +56,6 @@ class Arm:
     def key(self) -> str:
         """Folder name, unique in the comparison."""
         return self.folder.name
-
-
-def folder_name(label: str) -> str:
-    """A label as a folder name: letters, digits, `+`, `-` and `.` stay; a hash stands for the end of a long one."""
-    return short_name("".join(c if c.isalnum() or c in "+-." else "-" for c in label).strip("-.") or "method")
-
-
-def arm_folder(label: str, seed: int) -> str:
-    """The name of a run's folder in its comparison."""
-    return f"{folder_name(label)}-seed{seed}"
 
 
 def run_comparison(
@@ -105,20 +95,20 @@ def run_comparison(
     for key, count in Counter(a.key for a in arms).items():
         if count > 1:
             raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
-    stated = _state(folder, methods, base, seeds, overwrite)
+    stated = begin(folder, methods, base, seeds, overwrite)
     with stopped_by_signals():
         stated |= _prepare(configs, console, quiet)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder, "comparison")
         try:
-            stated = {**stated, **_state(folder, methods, base, seeds, overwrite)}  # another process may have begun it
+            stated = {**stated, **begin(folder, methods, base, seeds, overwrite)}  # another process may have begun it
             if overwrite:
-                _clear(folder)
-            _write(folder, stated)
+                clear(folder)
+            write(folder, stated)
             metric = Metric.read(stated)
             _run_all([a for a in arms if not _finished(a)], arms, metric, workers, console, quiet, base.threads)
-            _write(folder, {**stated, "finished": datetime.datetime.now().isoformat(timespec="seconds")})
+            write(folder, {**stated, "finished": datetime.datetime.now().isoformat(timespec="seconds")})
             if not any(_finished(a) for a in arms):
                 raise UserError(f"Every run of the comparison failed; the first said: {_error(arms[0])}")
             _conclude(folder, arms, console, quiet or not sentences)
@@ -127,115 +117,12 @@ def run_comparison(
     return folder
 
 
-def _write(folder: Path, stated: dict[str, Any]) -> None:
-    with writing(folder / "compare.yaml"):
-        write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
-
-
 def _free_folder(base: RunConfig) -> Path:
     from polyrl.runs import plain
 
     root = Path(os.environ.get("POLYRL_RUNS", "runs"))
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return root / f"compare-{plain(base.task)}-{stamp}"
-
-
-def _state(
-    folder: Path,
-    methods: Sequence[str] | Mapping[str, str],
-    base: RunConfig,
-    seeds: Sequence[int],
-    overwrite: bool,
-) -> dict[str, Any]:
-    """The comparison's compare.yaml; checks that an existing folder holds this very comparison."""
-    named = dict(methods) if isinstance(methods, Mapping) else list(methods)
-    question = {"methods": named, "seeds": list(seeds), "base": base.as_dict()}
-    check_place(folder, "comparison")
-    if folder.exists() and not ownership.is_unbegun(folder):
-        if not (folder / "compare.yaml").is_file():
-            raise UserError(f"The folder {folder} exists already and is no comparison; choose another --out.")
-        if not overwrite:
-            before = read_comparison(folder)
-            if not _same(before["question"], question):
-                raise UserError(f"{folder} holds another comparison; choose another --out or say --overwrite.")
-            return dict(before)
-        if (holding := _holding(folder)).foreign:
-            raise UserError(
-                f"The comparison {folder} holds what polyrl did not write ({holding.named()}), so it is not "
-                "overwritten; move that away, or choose another --out."
-            )
-    return {
-        **{k: v for k, v in provenance().items() if k in ("command", "versions", "commit")},
-        "task": base.task,
-        "budget": dict(Budget.parse(base.budget).limits()),
-        "methods": list(methods),
-        "seeds": list(seeds),
-        "started": datetime.datetime.now().isoformat(timespec="seconds"),
-        "question": question,
-    }
-
-
-def _same(before: dict[str, Any], question: dict[str, Any]) -> bool:
-    """Whether two questions are the same; settings that an older version did not know have their defaults."""
-    try:
-        return {**before, "base": RunConfig.from_dict(before["base"]).as_dict()} == question
-    except UserError:
-        return False
-
-
-def _holding(folder: Path) -> ownership.Holding:
-    """What a comparison's folder holds, by what its compare.yaml says that was compared.
-
-    Raises:
-        UserError: it is no comparison.
-    """
-    if not ownership.is_comparison(folder):
-        raise UserError(f"{folder} holds something else than a comparison; choose another --out.")
-    question = read_comparison(folder)["question"]
-    arms = [arm_folder(name, seed) for name in question["methods"] for seed in question["seeds"]]
-    return ownership.comparison_holding(folder, arms)
-
-
-def _clear(folder: Path) -> None:
-    """Remove an earlier comparison: its runs, page and question, and nothing that polyrl did not write.
-
-    Raises:
-        FolderInUse: one of its runs is being written.
-    """
-    with writing(folder):
-        if not (folder / "compare.yaml").is_file():
-            return
-        holding = _holding(folder)
-        held = [FolderLock(f) for f in holding.folders if f.parent == folder and f.is_dir()]
-        for lock in held:
-            lock.release()
-        holding.remove()
-
-
-def read_comparison(folder: Path) -> dict[str, Any]:
-    """Read the compare.yaml of a comparison.
-
-    Raises:
-        UserError: it cannot be read, or does not say what was compared.
-    """
-    file = folder / "compare.yaml"
-    stated = read_yaml(file)
-    question = stated.get("question")
-    if not isinstance(question, dict) or not _is_question(question):
-        raise UserError(f"{file} does not say what was compared; choose another --out or start with --overwrite.")
-    return stated
-
-
-def _is_question(question: dict[str, Any]) -> bool:
-    methods, seeds = question.get("methods"), question.get("seeds")
-    named = [*methods.keys(), *methods.values()] if isinstance(methods, dict) else methods
-    return (
-        isinstance(named, list)
-        and all(isinstance(method, str) for method in named)
-        and isinstance(seeds, list)
-        and all(type(seed) is int for seed in seeds)
-        and isinstance(question.get("base"), dict)
-    )
 
 
 def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def time_lines(summary: dict[str, Any]) -> list[str]:
 def resume_folder(folder: Path, *, quiet: bool) -> None:
     """Go on with a run or a comparison."""
     if (folder / "compare.yaml").is_file():
-        from polyrl.comparison import read_comparison, run_comparison
+        from polyrl.comparison import run_comparison
+        from polyrl.comparison_folder import read_comparison
 
         question = read_comparison(folder)["question"]
         base = RunConfig.from_dict(question["base"])

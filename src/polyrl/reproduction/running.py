@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from polyrl.comparison import folder_name, run_comparison
+from polyrl.comparison import run_comparison
+from polyrl.comparison_folder import folder_name
 from polyrl.errors import UserError
 from polyrl.report.runs import Run, load_comparison
 from polyrl.report.statistics import Estimate
