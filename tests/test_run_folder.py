@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from conftest import DIFFICULTY, TASK, Command, read_records
-from polyrl.runtime.config import RunConfig
 from polyrl.errors import UserError
+from polyrl.runtime.config import RunConfig
 from polyrl.runtime.run_folder import RunFolder
 
 

@@ -127,5 +127,6 @@ def _is_question(question: dict[str, Any]) -> bool:
 
 
 def write(folder: Path, stated: dict[str, Any]) -> None:
+    """Write compare.yaml."""
     with writing(folder / "compare.yaml"):
         write_atomically(folder / "compare.yaml", yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
