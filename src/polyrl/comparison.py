@@ -288,10 +288,8 @@ def _share(arm: Arm, record: dict[str, Any]) -> float:
     if not record or _status(arm) in ("finished", "failed"):
         return float(_status(arm) in ("finished", "failed"))
     known = {f.name for f in dataclasses.fields(Spent)}
-    spent = Spent(
-        **{k: v for k, v in record.items() if k in known and isinstance(v, int | float)},
-        iterations=record["iteration"],
-    )
+    counts: dict[str, Any] = {k: v for k, v in record.items() if k in known and isinstance(v, int | float)}
+    spent = Spent(**counts, iterations=record["iteration"])
     return Budget.parse(arm.config.budget).progress(spent)
 
 

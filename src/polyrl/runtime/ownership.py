@@ -85,7 +85,7 @@ class Holding:
 
 def _below(folder: Path, own: Own, prefix: str, *, ours: bool = True, last: Collection[str] = ()) -> Holding:
     """Sort everything below a folder, links not followed; `ours`: whether the folder may go when it is empty."""
-    found, end = Holding(), []
+    found, end = Holding(), list[Path]()
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         name, path = f"{prefix}{entry.name}", folder / entry.name
         if entry.is_dir(follow_symlinks=False):
@@ -159,7 +159,7 @@ def model_holding(folder: Path, checkpoints: Path, prefix: str = "") -> Holding:
 
 def run_holding(folder: Path, prefix: str = "") -> Holding:
     """What a run folder holds; the config, which proves that it is one, is the last of its files."""
-    found, end = Holding(), []
+    found, end = Holding(), list[Path]()
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         name, path = f"{prefix}{entry.name}", folder / entry.name
         if entry.is_file(follow_symlinks=False) and (_RUN.fullmatch(entry.name) or _LEFTOVER.fullmatch(entry.name)):
@@ -231,7 +231,7 @@ def is_comparison(folder: Path) -> bool:
 
 def comparison_holding(folder: Path, arms: Iterable[str]) -> Holding:
     """What a comparison holds; `arms` are the names of its run folders."""
-    found, end, names = Holding(), [], set(arms)
+    found, end, names = Holding(), list[Path](), set(arms)
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         path = folder / entry.name
         if entry.is_file(follow_symlinks=False) and (
