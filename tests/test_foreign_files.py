@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -383,39 +383,34 @@ def test_a_ledger_entry_replaces_no_file_of_somebody_else(tmp_path: Path) -> Non
 # -------------------------------------------------------------------------------- the names that polyrl does write
 
 
-@pytest.fixture(scope="module")
-def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """A run of control and one of operations: other rooms, other names."""
+@pytest.fixture
+def control_run(tmp_path: Path) -> Path:
+    """A run of control, whose models and environments are saved under names of their own."""
     from polyrl.cli.main import polyrl
 
-    folder = tmp_path_factory.mktemp("tiny")
-    common = [
-        "--budget",
-        "iterations=2",
-        "--checkpoint-every",
-        "1",
-        "--evaluations",
-        "1",
-        "--eval-episodes",
-        "2",
-        "--quiet",
-    ]
-    lines = {
-        "ppo": ["--task", "CartPole-v1", "--environments", "2", "--steps-per-environment", "8"],
-        "hdpo": ["--task", "lost-sales"],
-    }
-    for method, more in lines.items():
-        polyrl.main(["train", method, *more, *common, "--out", str(folder / method)], standalone_mode=False)
-    return [folder / method for method in lines]
+    line = ["train", "ppo", "--task", "CartPole-v1", "--environments", "2", "--steps-per-environment", "8", "--quiet"]
+    few = ["--budget", "iterations=2", "--checkpoint-every", "1", "--evaluations", "1", "--eval-episodes", "1"]
+    polyrl.main([*line, *few, "--out", str(tmp_path / "ppo")], standalone_mode=False)
+    # what operations and language write beside these
+    names = (
+        "kept.safetensors",
+        "kept.json",
+        "policy/tokenizer.json",
+        "policy/model.safetensors",
+        "reward/head.safetensors",
+    )
+    for name in (*names, "critic/head.safetensors", "reference-logprobs.safetensors", "parts.safetensors"):
+        put(tmp_path / "ppo" / "checkpoints" / ".writing-000003-77" / name)
+    return tmp_path / "ppo"
 
 
-def test_everything_that_a_run_writes_is_known_as_its_own(tiny_runs: list[Path], finished: Path) -> None:
-    for folder in [*tiny_runs, finished]:
-        holding = ownership.runholding_of(folder)
+def test_everything_that_a_run_writes_is_known_as_its_own(control_run: Path, run: Path) -> None:
+    for folder in (control_run, run):
+        holding = ownership.run_holding(folder)
         assert holding.foreign == [] and len(holding.files) == sum(p.is_file() for p in folder.rglob("*"))
         # also where the lists are gone, as in runs of older versions
         for listed in folder.rglob(ownership.LISTED):
             listed.unlink()
         for state in folder.rglob("state.json"):
             state.write_text("{}")
-        assert ownership.runholding_of(folder).foreign == []
+        assert ownership.run_holding(folder).foreign == []

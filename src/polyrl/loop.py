@@ -356,7 +356,9 @@ class Loop:
             if record["iteration"]:
                 self.warnings += [f"iteration {record['iteration']}: {text}" for text in self.health.observe(record)]
         if lost := sorted(set(range(self.context.iteration + 1)) - set(found_in)):
-            self._warn(f"{records} has no line of iteration {', '.join(map(str, lost[:5]))}{' ...' * (len(lost) > 5)}")
+            text = f"{records} has no line of iteration {', '.join(map(str, lost[:5]))}{' ...' * (len(lost) > 5)}"
+            self.warnings.append(text)
+            self.notices.append(text)
         return self.context.iteration
 
     def _last_summary(self, status: str, error: str | None = None, diverged: bool = False) -> None:
