@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from polyrl.errors import UserError
 from polyrl.tasks.language.base import Reward
+from polyrl.tasks.language.checkers import last_number, same_number
 from polyrl.tasks.language.reward_runner import RewardError, RewardFailure, RewardRunner
-from polyrl.tasks.language.rewards import built_in, check_signature, last_number, load_reward, same_number
+from polyrl.tasks.language.rewards import built_in, check_signature, load_reward
 
 # --- checkers --------------------------------------------------------------------------------------------------------
 

@@ -295,3 +295,25 @@ def test_mistakes_in_python_are_user_errors(small_model: Path, tmp_path: Path) -
     with pytest.raises(library.UserError, match="'clip_rang'"):
         library.train("grpo", clip_rang=1, **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_odd_in_the_data_is_told_before_the_run_and_counted(
+    small_model: Path, tmp_path: Path, polyrl: Command
+) -> None:
+    """A word among numbers and a row without an answer: in the terminal even if quiet, and in the run's folder."""
+    rows: list[dict[str, Any]] = [{"prompt": f"{i}+1=", "answer": i + 1} for i in range(30)]
+    rows[3]["answer"], rows[5]["answer"] = "four", ""
+    data, out = jsonl(tmp_path / "odd.jsonl", rows), tmp_path / "run"
+    line = ["train", "grpo", "--dataset", data, "--model", small_model, "--max-tokens", 4, "--quiet", *SIZE]
+    told = polyrl(*line, "--budget", "iterations=2", "--out", out)
+    assert told.code == 0, told.err
+    warnings = json.loads((out / "summary.json").read_text())["warnings"]
+    for text in (f"left out because they have no answer ({data}, row 6)", "1 of 29 answers is no number", "row 4"):
+        assert any(text in w for w in warnings) and text in told.out
+    assert [r["data/rows_left_out"] for r in read_records(out)] == [1, 1, 1]
+    kept = {s["prompt"] for s in read_records(out, "samples.jsonl")}
+    assert "5+1=" not in kept
+    asked = ["--checker", "numeric", "--budget", "iterations=2", "--out", tmp_path / "refused"]
+    told = polyrl(*line, *asked)
+    assert told.code == 2 and "row 4: the checker 'numeric' cannot use the column 'answer'" in told.err
+    assert not (tmp_path / "refused").exists()

@@ -165,6 +165,10 @@ class Loop:
     def _run(self, check_interrupt: Callable[[], None]) -> dict[str, float]:
         context = self.context
         reset_peak_memory()
+        for text in self.world.notices():
+            self.warnings.append(text)
+            if self.progress:
+                self.progress.warn(text)
         try:
             if context.iteration == 0 and not self.start:  # not resumed from the checkpoint before training
                 self._record(evaluate=True)
@@ -239,6 +243,8 @@ class Loop:
         record: dict[str, Any] = {"iteration": context.iteration, **dataclasses.asdict(context.spent)}
         del record["iterations"]
         record.update(context.metrics)
+        if left_out := self.world.rows_left_out:
+            record["data/rows_left_out"] = left_out
         if evaluate:
             metrics, samples = self._evaluate()
             record.update(metrics)

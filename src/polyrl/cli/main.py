@@ -67,6 +67,11 @@ WHAT = options(
     click.option("--dataset", help="your prompts: jsonl, json, csv, parquet, or a hub id"),
     click.option("--test-dataset", help="prompts to judge on; else a share of --dataset is held out"),
     click.option(
+        "--checker",
+        type=click.Choice(["auto", "numeric", "exact", "contains", "math"]),
+        help="how the data's answers are compared  [each number as a number, else the reward, else as text]",
+    ),
+    click.option(
         "--reward", multiple=True, help="module:function, file.py:function or a reward model's folder; =WEIGHT behind"
     ),
     click.option("--preference", help="file.py:function that says which of two responses is better"),

@@ -71,6 +71,9 @@ class RunConfig:
     """Training rows: a jsonl, json, csv or parquet file, or a hub id."""
     test_dataset: str | None = None
     """Test rows; none holds out a share of `dataset`."""
+    checker: str | None = None
+    """How answers of `dataset` are compared with completions: auto, numeric, exact, contains or math; none takes what
+    fits each answer."""
     rewards: tuple[str, ...] = ()
     """Reward functions, `module:function` or `file.py:function`, or reward models' folders; `=weight` behind each."""
     preference: str | None = None
@@ -123,6 +126,8 @@ class RunConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not self.reward_timeout > 0:
             raise UserError(f"reward_timeout must be above 0 seconds, not {self.reward_timeout:g}.")
+        if self.checker is not None and not (self.dataset or "dataset" in self.from_python):
+            raise UserError("--checker says how answers of your own data are compared; give --dataset too.")
         for name in ("lora", "max_tokens", "eval_prompts", "eval_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:

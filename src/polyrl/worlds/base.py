@@ -114,6 +114,15 @@ class World(ABC):
         """Fingerprint of what the run starts from; empty where that is nothing but the seed."""
         return ""
 
+    @property
+    def rows_left_out(self) -> int:
+        """How many rows of the user's data are not used."""
+        return 0
+
+    def notices(self) -> list[str]:
+        """What is to be said of the user's data before a run begins, a sentence each."""
+        return []
+
     def evaluation_facts(self) -> dict[str, Any]:
         """How the run is judged, for config.yaml."""
         return {}

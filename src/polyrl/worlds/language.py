@@ -50,7 +50,7 @@ def make_task(config: RunConfig, given: Given) -> LanguageTask:
     rewards = [*(load_reward(spec) for spec in config.rewards), *given.rewards]
     data = given.dataset if given.dataset is not None else config.dataset
     if data is not None:
-        task: LanguageTask = dataset_task(data, config.test_dataset, rewards)
+        task: LanguageTask = dataset_task(data, config.test_dataset, rewards, config.checker)
     else:
         settings = {} if config.difficulty is None else {"difficulty": config.difficulty}
         task = built_in_task(config.task, **settings)

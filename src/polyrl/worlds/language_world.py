@@ -34,9 +34,9 @@ from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.judge import compared
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores
 from polyrl.tasks.language.rewards import check_signature
-from polyrl.worlds.base import World
 from polyrl.worlds.joint_reward import JointReward
 from polyrl.worlds.language_evaluation import Evaluation, evaluate, scores_by_reward, seen_rows, told
+from polyrl.worlds.user_data import UserDataWorld
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -51,7 +51,7 @@ KEPT = "reference-logprobs.safetensors"
 """File of a checkpoint with the reference's log-probabilities of fixed pairs, as far as they are known."""
 
 
-class LanguageWorld(World):
+class LanguageWorld(UserDataWorld):
     """A language task, the policy that answers it, and its reference, critic and rewards."""
 
     def __init__(
@@ -166,7 +166,7 @@ class LanguageWorld(World):
         columns = [*told_columns(rows[:1], reported)]
         for reward in self.task.rewards:
             check_signature(reward.name, reward.function, columns)
-            if reward.function.__module__ == check_signature.__module__:  # ours say by themselves what they miss
+            if reward.checker:  # ours say by themselves what they miss
                 reward.function(prompts=[], completions=[], **{name: [] for name in columns})
         self.engine.check([self.policy.encode_row(row) for row in rows], max_tokens)
         for split in self.task.fixed_pairs:

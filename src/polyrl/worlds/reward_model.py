@@ -21,8 +21,8 @@ from polyrl.policies.scalar import RewardModel
 from polyrl.policies.start import fingerprint
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.language.base import LanguageTask, Split, content
-from polyrl.worlds.base import World
 from polyrl.worlds.pairs import judged_pairs
+from polyrl.worlds.user_data import UserDataWorld
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FOLDER = "reward-model"
 
 
-class RewardModelWorld(World):
+class RewardModelWorld(UserDataWorld):
     """A task's preference pairs and the reward model that learns from them."""
 
     def __init__(

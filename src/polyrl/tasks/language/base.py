@@ -20,6 +20,7 @@ from polyrl.errors import UserError
 from polyrl.runtime.chart import Chart
 from polyrl.runtime.metric import Metric
 from polyrl.tasks.language.columns import check_reported_names
+from polyrl.tasks.language.left_out import LeftOut
 
 Row = dict[str, Any]
 """`prompt` is a string or a list of `{"role", "content"}` messages; the other columns go to the reward functions."""
@@ -118,6 +119,8 @@ class Reward:
     weight: float = 1.0
     folder: str = ""
     """Of the reward model, where one gives the scores."""
+    checker: str = ""
+    """Name of the checker, where it is one of polyrl's own that compares with the data's answer."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,10 @@ class LanguageTask(ABC):
     """Size of the tiny model, where the task needs another than the usual one (`polyrl.policies.tiny.tiny_config`)."""
     start_accuracy: float | None = 0.4
     """Accuracy at which supervised pretraining of a tiny model stops, so that there is room to learn."""
+    left_out: LeftOut = LeftOut()
+    """Rows of the user's data that are not used."""
+    notices: Sequence[str] = ()
+    """What else is to be said of the data before a run begins, a sentence each."""
 
     @abstractmethod
     def rows(self, split: Split, seed: int, start: int, count: int) -> list[Row]:

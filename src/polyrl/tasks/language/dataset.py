@@ -6,25 +6,35 @@ to the reward functions. Data in GSM8K's form (`question`, and `answer` ending i
 
 from __future__ import annotations
 
-import csv
 import functools
-import importlib
-import io
 import json
 import logging
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, digest, stable_hash
+from polyrl.tasks.language.checkers import (
+    CHECKERS,
+    accepted,
+    agrees,
+    is_number,
+    last_number,
+    truth_column,
+    truth_text,
+    unfit,
+)
 from polyrl.tasks.language.columns import check_data_names
+from polyrl.tasks.language.data_files import kind_of, read_csv, read_hub, read_json, read_jsonl, read_parquet
 from polyrl.tasks.language.formats import check_messages, check_template_columns, implicit_prompt
+from polyrl.tasks.language.left_out import DataRow, LeftOut, place_of
+from polyrl.tasks.language.math_process import check_installed
 from polyrl.tasks.language.reward_runner import RewardRunner
-from polyrl.tasks.language.rewards import CHECKERS, built_in, last_number, truth_column, truth_text
+from polyrl.tasks.language.rewards import built_in
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +57,12 @@ def load_rows(source: str) -> list[Row]:
     if suffix in _SUFFIXES:
         if not path.is_file():
             raise UserError(f"There is no data file '{source}'.")
-        reader = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}[suffix]
+        reader = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}[suffix]
         rows = reader(path)
     elif path.exists():
         raise UserError(f"The data '{source}' is of an unknown kind; give a file that ends in {', '.join(_SUFFIXES)}.")
     elif hub is not None:
-        rows = _read_hub(hub["name"], hub["config"], hub["split"] or "train")
+        rows = read_hub(hub["name"], hub["config"], hub["split"] or "train")
     else:
         raise UserError(
             f"There is no data '{source}'; give a file that ends in {', '.join(_SUFFIXES)}, or a data set on the "
@@ -63,16 +73,16 @@ def load_rows(source: str) -> list[Row]:
 
 def prepared(source: str, rows: Iterable[tuple[int, Any]]) -> list[Row]:
     """Return the rows, checked and with the same columns each; `rows` are numbered as their source numbers them."""
-    ready = [_row(f"{source}, row {number}", row) for number, row in rows]
+    ready = [DataRow(_row(where := f"{source}, row {number}", row), where) for number, row in rows]
     if not ready:
         raise UserError(f"The data '{source}' has no rows.")
     blank = dict.fromkeys(name for row in ready for name in row)
-    return [{**blank, **row} for row in ready]
+    return [DataRow({**blank, **row}, row.place) for row in ready]
 
 
 def _row(where: str, given: Any) -> Row:
     if not isinstance(given, Mapping):
-        raise UserError(f"{where}: a row must be an object with named columns, not {_kind(given)}.")
+        raise UserError(f"{where}: a row must be an object with named columns, not {kind_of(given)}.")
     row: Row = dict(given)
     if "prompt" not in row and "question" in row and "answer" in row:
         row = _from_gsm8k(where, row)
@@ -85,7 +95,7 @@ def _row(where: str, given: Any) -> Row:
     if isinstance(prompt, list):
         row["prompt"] = check_messages(where, "prompt", prompt)
     elif not isinstance(prompt, str):
-        raise UserError(f"{where}: the column 'prompt' must be text or a list of messages, not {_kind(prompt)}.")
+        raise UserError(f"{where}: the column 'prompt' must be text or a list of messages, not {kind_of(prompt)}.")
     elif not prompt.strip():
         raise UserError(f"{where}: the column 'prompt' is empty.")
     return check_template_columns(where, row)
@@ -95,98 +105,13 @@ def _from_gsm8k(where: str, row: Row) -> Row:
     """Add the prompt; the answer's text becomes the `solution`, and what follows its last `####` the `answer`."""
     question, answer = row["question"], row["answer"]
     if not isinstance(question, str):
-        raise UserError(f"{where}: the column 'question' must be text, not {_kind(question)}.")
+        raise UserError(f"{where}: the column 'question' must be text, not {kind_of(question)}.")
     row = {"prompt": question + "\n", **row}
     if not isinstance(answer, str) or "####" not in answer:
         return row
     if last_number(answer) is None:
         raise UserError(f"{where}: the column 'answer' has no number after its '####'.")
     return {"solution": answer, **row, "answer": answer.rpartition("####")[2].strip()}
-
-
-def _kind(value: Any) -> str:
-    names = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "text", "bool": "true or false"}
-    return names.get(type(value).__name__, "a number" if isinstance(value, (int, float)) else type(value).__name__)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"The data file '{path}' is not UTF-8 text (byte {error.start}).") from error
-    except OSError as error:
-        raise UserError(f"The data file '{path}' cannot be read: {error.strerror}.") from error
-
-
-def _read_jsonl(path: Path) -> Iterable[tuple[int, Any]]:
-    # Lines end at line feeds only: other separators of `splitlines` may stand inside JSON strings.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, row {number}: not a JSON object ({_said(error)}).") from error
-
-
-def _read_json(path: Path) -> Iterable[tuple[int, Any]]:
-    text = _text(path)
-    try:
-        rows = json.loads(text) if text.strip() else []
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({_said(error)}).") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{path} must hold a list of rows, not {_kind(rows)}.")
-    return enumerate(rows, start=1)
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at line {error.lineno}, column {error.colno}"
-    return "too deep" if isinstance(error, RecursionError) else str(error)
-
-
-def _read_csv(path: Path) -> Iterable[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    number = 0
-    try:
-        names = reader.fieldnames or []
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{path}: the header names the column '{twice[0]}' twice; each needs its own name.")
-        for number, row in enumerate(reader, start=1):
-            if None in row or None in row.values():
-                width = len(reader.fieldnames or [])
-                raise UserError(f"{path}, row {number}: it does not have the {width} columns of the header.")
-            yield number, row
-    except csv.Error as error:
-        raise UserError(f"{path}, row {number + 1}: not CSV ({error}).") from error
-
-
-def _read_parquet(path: Path) -> Iterable[tuple[int, Any]]:
-    parquet = _extra("pyarrow.parquet", f"The data file '{path}'")
-    try:
-        return enumerate(parquet.read_table(path).to_pylist(), start=1)
-    except Exception as error:
-        raise UserError(f"The data file '{path}' cannot be read as Parquet: {_line(error)}.") from error
-
-
-def _read_hub(name: str, config: str | None, split: str) -> Iterable[tuple[int, Any]]:
-    datasets = _extra("datasets", f"The data '{name}' from the Hugging Face hub")
-    try:
-        return enumerate(list(datasets.load_dataset(name, config, split=split)), start=1)
-    except Exception as error:
-        raise UserError(f"The data set '{name}' (split {split}) cannot be loaded: {_line(error)}.") from error
-
-
-def _extra(module: str, what: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"{what} needs the extra 'data': pip install 'polyrl[data]'.") from error
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:200]
 
 
 @dataclass
@@ -205,8 +130,9 @@ class DatasetTask(LanguageTask):
     rewards: list[Reward] = field(default_factory=list)
     """Rewards to train on; by default the checker, if the data has answers."""
     checker: str | None = None
-    """How a completion is compared with the column `answer` or `solution`: numeric, exact or contains. By default
-    numeric if every answer is a number; otherwise the first of `rewards` decides, or exact if there are none."""
+    """How a completion is compared with the column `answer`, `solution` or `completion`: see `CHECKERS`. By default
+    each answer that is a number is compared as a number; the others are left to the first of `rewards`, or compared as
+    texts if there are none."""
     max_tokens: int = 256
     """Limit of a completion in tokens."""
     stop: tuple[str, ...] = ()
@@ -222,6 +148,12 @@ class DatasetTask(LanguageTask):
     """Rows of the training split, in the order of the data."""
     test_rows: list[Row] = field(init=False, repr=False)
     """Rows of the test split, in the order of the data."""
+    left_out: LeftOut = field(init=False, repr=False, default_factory=LeftOut)
+    """Rows of the data that are in neither split."""
+    notices: list[str] = field(init=False, repr=False, default_factory=list)
+    """What else is to be said of the data before a run begins, a sentence each."""
+    _truth: str | None = field(init=False, repr=False, default=None)
+    _by_reward: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         """Load and split the data and choose the checker."""
@@ -238,18 +170,82 @@ class DatasetTask(LanguageTask):
         else:
             self.test_rows, _ = _loaded(self.test_data, "the test data")
             self.train_rows = _without(rows, self.test_rows, label)
+        self._set_checker(label)
+
+    def _set_checker(self, label: str) -> None:
+        """Choose how answers are compared, and leave out rows that have none where nothing else could judge them."""
+        given, rows = bool(self.rewards), [*self.train_rows, *self.test_rows]
         self._truth = truth_column(rows[0])
+        if self._truth == "completion" and unpaired(rows):
+            self._truth = None  # a response that somebody has judged, good or bad, is no truth
         if self._truth is None:
             if self.checker is not None:
                 raise UserError(f"The checker '{self.checker}' needs a column 'answer' or 'solution' in {label}.")
-        elif self.checker is None:
-            answers = [truth_text(row[self._truth]) for row in rows if row[self._truth] is not None]
-            if answers and all(_is_number(answer) for answer in answers):
-                self.checker = "numeric"
-            elif not self.rewards:  # the user's own reward knows better than a comparison of texts
-                self.checker = "exact"
-        if not self.rewards and self.checker is not None:
+            return
+        if self.checker == "math":
+            check_installed()
+        own = {reward.checker for reward in self.rewards}
+        if own != {""} or not given or self.checker is not None:
+            self._check_answers(rows, {*own, self.checker or ""} - {""})
+        known = [answers for row in rows if (answers := self._answers(row))]
+        numbers = [all(map(is_number, answers)) for answers in known]
+        if self.checker is None and known:
+            self.checker = "numeric" if all(numbers) else "auto" if any(numbers) else None if given else "exact"
+        self._by_reward = given and self.checker == "auto"
+        if self.checker == "auto":
+            how = "judged by the first reward" if given else "compared as texts (or as mathematics with --checker math)"
+            first = place_of(next(row for row in rows if (a := self._answers(row)) and not all(map(is_number, a))))
+            count = len(numbers) - sum(numbers)
+            verb = "is no number and is" if count == 1 else "are no numbers and are"
+            self.notices.append(
+                f"{count} of {len(known)} answers {verb} {how}, the others as numbers (first: {first})."
+            )
+        if not given and self.checker is not None:
             self.rewards = [built_in(self.checker)]
+        if known and all(reward.checker for reward in self.rewards):
+            self.keep_rows(lambda row: None if self._answers(row) else ("because they have no answer", place_of(row)))
+
+    def _check_answers(self, rows: Sequence[Row], checkers: Collection[str]) -> None:
+        """Raise `UserError` with the row of the first answer that is none, or that a checker cannot compare with."""
+        for row in rows:
+            try:
+                answers = accepted(row.get(str(self._truth)))
+            except ValueError as error:
+                raise UserError(
+                    f"{place_of(row)}: the column '{self._truth}' is {error}, which is no answer; give text, a number "
+                    "or a list of right answers."
+                ) from None
+            for checker in checkers:
+                if wrong := unfit(checker, answers):
+                    raise UserError(
+                        f"{place_of(row)}: the checker '{checker}' cannot use the column '{self._truth}', because "
+                        f"{wrong}; mend it, or take the checker auto, exact or math."
+                    )
+
+    def keep_rows(self, judge: Callable[[Row], tuple[str, str] | None]) -> None:
+        """Leave out the rows for which `judge` gives a reason and what to say of the row; count them in `left_out`.
+
+        Raises `UserError` where no row of a split is left.
+        """
+        for split, rows in (("training", self.train_rows), ("test", self.test_rows)):
+            kept = []
+            for row in rows:
+                if (why := judge(row)) is None:
+                    kept.append(row)
+                else:
+                    self.left_out.add(*why)
+            if not kept:
+                raise UserError(f"No {split} row is left: {' '.join(self.left_out.sentences())}")
+            rows[:] = kept
+
+    def _answers(self, row: Row) -> list[str]:
+        """Return the row's right answers; none where it has none, or has what can be no answer."""
+        if self._truth is None:
+            return []
+        try:
+            return accepted(row.get(self._truth))
+        except ValueError:
+            return []
 
     def rows(self, split: Split, seed: int, start: int, count: int) -> list[Row]:
         """Return rows `start` to `start + count - 1` of the endless stream of (split, seed): epoch after epoch."""
@@ -264,8 +260,8 @@ class DatasetTask(LanguageTask):
     def worked(self, row: Row) -> str:
         """Return the row's `solution`, `completion` or `answer`; raise `UserError` if it has none."""
         for name in ("solution", "completion", "answer"):
-            if row.get(name) is not None:
-                return truth_text(row[name])
+            if row.get(name) is not None and (text := truth_text(row[name])):
+                return text
         raise UserError(
             "Supervised training needs a column 'solution', 'completion' or 'answer' in the data; "
             f"it has {', '.join(sorted(row))}."
@@ -276,7 +272,7 @@ class DatasetTask(LanguageTask):
 
         Without an answer or a checker, it is right when the first reward gives it at least 1.
         """
-        if self._checkable(row):
+        if self._comparison(row):
             return self.judged(row, completion, {})
         if not self.rewards:
             raise UserError("Accuracy needs a column 'answer' or 'solution' in the data, or a reward.")
@@ -284,18 +280,23 @@ class DatasetTask(LanguageTask):
         scores = RewardRunner(self.rewards[:1])([row["prompt"]], [completion], **columns)
         return scores.parts[self.rewards[0].name][0] >= 1
 
-    def _checkable(self, row: Row) -> bool:
-        return self.checker is not None and self._truth is not None and row.get(self._truth) is not None
+    def _comparison(self, row: Row) -> tuple[str, list[str]] | None:
+        """Return the checker of a row and its right answers; None where the first reward decides."""
+        answers = self._answers(row)
+        if self.checker is None or not answers or (self._by_reward and not all(map(is_number, answers))):
+            return None
+        return self.checker, answers
 
     def judged(self, row: Row, completion: str, earned: Mapping[str, float]) -> bool:
         """Return what `correct` does, without calling the reward again: it may be slow, or fail the second time."""
-        if self.checker is not None and self._truth is not None and row.get(self._truth) is not None:
-            return CHECKERS[self.checker](completion, truth_text(row[self._truth]))
+        if comparison := self._comparison(row):
+            checker, answers = comparison
+            return agrees(checker, completion, answers)
         return earned[self.rewards[0].name] >= 1
 
     def expected(self, row: Row) -> str | None:
-        """Return the row's answer, or None if it has none."""
-        return None if self._truth is None or row.get(self._truth) is None else truth_text(row[self._truth])
+        """Return the row's answer, several joined by "or", or None if it has none."""
+        return " or ".join(dict.fromkeys(self._answers(row))) or None
 
     def fingerprint(self) -> str:
         """Return a hash of all rows of both splits and of the settings."""
@@ -314,6 +315,13 @@ def _loaded(data: str | Path | Sequence[Row], label: str) -> tuple[list[Row], st
     if isinstance(data, (str, Path)):
         return load_rows(str(data)), f"'{data}'"
     return prepared(label, enumerate(data, start=1)), label
+
+
+def unpaired(rows: Sequence[Row]) -> bool:
+    """Return whether each row is one response that was judged good or bad: `completion` and a `label`, as for KTO."""
+    labels = [row.get("label") for row in rows if row.get("completion") is not None]
+    known = [str(label).lower() for label in labels if label is not None]
+    return bool(known) and set(known) <= {"true", "false", "0", "1"}
 
 
 def _prompt_hash(row: Row) -> int:
@@ -344,9 +352,3 @@ def _without(rows: list[Row], test_rows: list[Row], label: str) -> list[Row]:
     if len(train) < len(rows):
         _log.warning("%d rows of %s are left out: their prompts are in the test data.", len(rows) - len(train), label)
     return train
-
-
-def _is_number(answer: str) -> bool:
-    """Return whether the text, or what follows its last `####`, is one number and nothing else."""
-    final = answer.rpartition("####")[2]
-    return re.fullmatch(r"\s*[-+]?\$?-?[\d,]*\.?\d+\s*", final, re.ASCII) is not None

@@ -76,12 +76,14 @@ class PairDataset(DatasetTask):
 PAIR_METRIC = Metric(key="eval/pair_accuracy", label="held-out pairs ordered rightly", unit="share")
 
 
-def dataset_task(data: Any, test_data: Any = None, rewards: Sequence[Reward] = ()) -> DatasetTask:
+def dataset_task(
+    data: Any, test_data: Any = None, rewards: Sequence[Reward] = (), checker: str | None = None
+) -> DatasetTask:
     """The user's data as a task: a `PairDataset` where it has the columns `chosen` and `rejected`."""
     rows = load_rows(str(data)) if isinstance(data, str | Path) else list(data)
     paired = bool(rows) and isinstance(rows[0], dict) and "chosen" in rows[0] and "rejected" in rows[0]
     kind = PairDataset if paired else DatasetTask
-    return kind(data, test_data=test_data, rewards=list(rewards))
+    return kind(data, test_data=test_data, rewards=list(rewards), checker=checker)
 
 
 def _checked(data: Any, label: str) -> list[Row]:

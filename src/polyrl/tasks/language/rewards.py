@@ -11,15 +11,15 @@ import functools
 import inspect
 import logging
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.tasks.language.base import Reward, content, table_rows
-from polyrl.tasks.language.phrases import quoted, shortened
+from polyrl.tasks.language.checkers import CHECKERS, accepted, agrees, truth_column
+from polyrl.tasks.language.math_process import check_installed
+from polyrl.tasks.language.phrases import quoted
 from polyrl.tasks.user_code import load_function
 
 _log = logging.getLogger(__name__)
@@ -28,63 +28,14 @@ _log = logging.getLogger(__name__)
 # Built-in rewards
 # ---------------------------------------------------------------------------------------------------------------------
 
-TRUTH_COLUMNS = ("answer", "solution", "completion")
-"""Columns that can hold the right answer; the first one that is there counts."""
-
-# A minus is a sign unless something stands before it that it could be subtracted from.
-_NUMBER = re.compile(
-    r"""(?P<sign>(?<![\w)])[-\u2212])? \$?
-        (?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)? | \d+(?:\.\d+)? | \.\d+)""",
-    re.ASCII | re.VERBOSE,
-)
-
-
-def last_number(text: str) -> Decimal | None:
-    """Return the last number of `text`, or None if there is none.
-
-    Reads `1,234.50`, `$-5`, `-$5` and `18.`; after GSM8K's mark of the answer, `####`, only what follows counts.
-    """
-    found = list(_NUMBER.finditer(text.rpartition("####")[2]))
-    if not found:
-        return None
-    value = Decimal(found[-1]["digits"].replace(",", ""))
-    return -value if found[-1]["sign"] else value
-
-
-def same_number(completion: str, answer: str) -> bool:
-    """Return whether the last numbers of both texts are equal (`18`, `18.0` and `$18` are)."""
-    truth, given = last_number(answer), last_number(completion)
-    if truth is None:
-        raise ValueError(f"the answer {shortened(answer)} holds no number")
-    return given is not None and given == truth
-
-
-def same_text(completion: str, answer: str) -> bool:
-    """Return whether both texts are equal but for the space around them."""
-    return completion.strip() == answer.strip()
-
-
-def contains_text(completion: str, answer: str) -> bool:
-    """Return whether the answer stands somewhere in the completion."""
-    return answer.strip() in completion
-
-
-CHECKERS: dict[str, Callable[[str, str], bool]] = {
-    "numeric": same_number,
-    "exact": same_text,
-    "contains": contains_text,
-}
-"""Ways to compare a completion with the right answer: `checker(completion, answer)`."""
-
-
-def truth_column(columns: Sequence[str] | Mapping[str, Any]) -> str | None:
-    """Return the name of the column that holds the right answer, or None."""
-    return next((name for name in TRUTH_COLUMNS if name in columns), None)
-
 
 def built_in(name: str, weight: float = 1.0) -> Reward:
-    """Return the reward `numeric`, `exact` or `contains`: 1 where the completion agrees with the answer, else 0."""
-    checker = CHECKERS[name]
+    """Return the reward of that checker: 1 where the completion agrees with the answer, or any of several, else 0.
+
+    Where a row has no answer it does not apply. Raises `UserError` where the checker needs an extra that is missing.
+    """
+    if name == "math":
+        check_installed()
 
     def function(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
         where = truth_column(columns)
@@ -93,18 +44,14 @@ def built_in(name: str, weight: float = 1.0) -> Reward:
                 f"The reward '{name}' needs a column 'answer' (or 'solution') in the data; "
                 f"it has {', '.join(sorted(columns)) or 'only the prompt'}."
             )
-        return [
-            None if truth is None else float(checker(content(completion), truth_text(truth)))
-            for completion, truth in zip(completions, columns[where], strict=True)
-        ]
+        found: list[float | None] = []
+        for completion, truth in zip(completions, columns[where], strict=True):
+            answers = accepted(truth)
+            found.append(float(agrees(name, content(completion), answers)) if answers else None)
+        return found
 
     function.__name__ = name
-    return Reward(name, function, weight)
-
-
-def truth_text(truth: Any) -> str:
-    """Return the right answer as text; it can come as a number, as text or as messages."""
-    return content(truth) if isinstance(truth, list) else str(truth)
+    return Reward(name, function, weight, checker=name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -115,7 +62,7 @@ def truth_text(truth: Any) -> str:
 def load_reward(spec: str) -> Reward:
     """Return the reward that `spec` names.
 
-    `spec` is `numeric`, `exact` or `contains`, or `package.module:function`, or `path/to/file.py:function`, or the
+    `spec` is the name of a checker (`CHECKERS`), or `package.module:function`, or `path/to/file.py:function`, or the
     folder of a reward model that `polyrl train reward-model` wrote; a weight can follow: `rewards.py:short=0.5`. A file
     is run as Python code. Raises `UserError` if the function cannot be imported, is not there, cannot be called or has
     another signature than TRL's, or if the folder holds no reward model.
@@ -128,7 +75,7 @@ def load_reward(spec: str) -> Reward:
     place, colon, function_name = name.rpartition(":")
     if not colon or not place or not function_name:
         raise UserError(
-            f"There is no reward '{name}'.{nearest(name, CHECKERS)} Give numeric, exact, contains, "
+            f"There is no reward '{name}'.{nearest(name, CHECKERS)} Give one of {', '.join(CHECKERS)}, "
             "'package.module:function', 'path/to/file.py:function' or the folder of a reward model."
         )
     function = load_function(name, "reward")
