@@ -220,9 +220,7 @@ def test_a_checker_that_cannot_use_an_answer_names_its_row(tmp_path: Path) -> No
     file = tmp_path / "d.jsonl"
     file.write_text("\n".join(json.dumps(row) + "\n" for row in numbered("a word")))  # a blank line behind each row
     for asked in ({"checker": "numeric"}, {"rewards": [built_in("numeric")]}):
-        with pytest.raises(
-            UserError, match=r"d\.jsonl, row 15: the checker 'numeric' cannot.*'a word' holds no"
-        ):
+        with pytest.raises(UserError, match=r"d\.jsonl, row 15: the checker 'numeric' cannot.*'a word' holds no"):
             DatasetTask(str(file), **asked)
     task = DatasetTask(str(file), checker="contains")
     assert task.correct({"prompt": "p", "answer": "a word"}, "what a word!") and task.rewards[0].name == "contains"
