@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyrl import catalogue
+from polyrl import rows as special_rows
 from polyrl.claims import claims
 from polyrl.experience import FIELDS
 from polyrl.recipe import STAGES, Part, Recipe
 from polyrl.reproduction import ledger
 from polyrl.reproduction.page import NOT_RETESTED, claim_page, claims_page
+from polyrl.rows import USES
 from polyrl.tasks import WINGS, built_in
 
 if TYPE_CHECKING:
@@ -228,6 +230,15 @@ def changed_stages(info: catalogue.MethodInfo) -> str:
     return ", ".join(stage for stage in STAGES if stage in own)
 
 
+def special_rows_text(cls: type[Part]) -> str:
+    """What a part does with each kind of row that is no ordinary response, in one sentence."""
+    kinds: dict[str, list[str]] = {}
+    for kind, use in (cls.special_rows.uses() if cls.special_rows else {}).items():
+        kinds.setdefault(use, []).append(kind)
+    said = [f"{', '.join(names)} {use}" for use, names in kinds.items()]
+    return f"[Special rows](#special-rows): {'; '.join(said)}."
+
+
 def parts_page() -> str:
     """Every part by stage, with what it reads, gives and can be set to."""
     pieces = [
@@ -235,6 +246,11 @@ def parts_page() -> str:
         "A part does one stage's work. Add one to a method with `+`, as in `grpo+drop-equal-groups`, and set its "
         "hyperparameters in parentheses, as in `'grpo+reference-kl(kl_loss_coef=0.04)'`, or as options. A part that "
         "*only measures* is put in where its field is needed. Parts of one *slot* replace each other.",
+    ]
+    pieces += [
+        "## Special rows { #special-rows }",
+        docstring(special_rows).partition("\n\n")[2],
+        table(("a part says", "which means"), [*USES.items()]),
     ]
     classes = {p.name: p for p in catalogue.parts().values()}
     for stage in ("policy", *STAGES):
@@ -247,6 +263,7 @@ def parts_page() -> str:
             facts += [f"Slot: {cls.slot}."] if cls.slot else []
             facts += [f"Models besides the policy: {', '.join(sorted(cls.models))}."] if cls.models else []
             facts += ["Only measures."] if cls.measures else []
+            facts += [special_rows_text(cls)] if cls.special_rows else []
             pieces += [f"### {name} {{ #{name} }}", docstring(cls), " ".join(facts)]
             rows = list(knob_rows(cls))
             pieces += [table(("name", "default", "range", "meaning"), rows)] if rows else []

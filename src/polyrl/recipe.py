@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from polyrl.errors import UserError, nearest
+from polyrl.rows import SpecialRows
 from polyrl.runtime.metric import Metric
 from polyrl.settings import parse_value
 
@@ -60,6 +61,8 @@ class Part:
         needs, gives: names of experience fields. Override `required()` when a need depends on a hyperparameter.
         models: models besides the policy that must exist: "reference", "critic".
         measures: the part only measures its `gives` and makes no choice, so recipes insert it by themselves.
+        special_rows: what it does with rows that are no ordinary responses (`polyrl.rows`); None says nothing, and is
+            refused beside unfinished ones.
     """
 
     stage: ClassVar[Stage]
@@ -68,6 +71,7 @@ class Part:
     gives: ClassVar[frozenset[str]] = frozenset()
     models: ClassVar[frozenset[str]] = frozenset()
     measures: ClassVar[bool] = False
+    special_rows: ClassVar[SpecialRows | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register parts that only measure a field."""
@@ -111,6 +115,10 @@ class Term(Part):
     """Differentiable outputs that the loss reads: "logprob", "entropy", "value", "cost"."""
     together: ClassVar[str] = ""
     """Rows with equal values of this field are judged together: no minibatch and no micro-batch parts them."""
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
+    )
+    """A term counts what selection gave a weight: of unfinished responses the tokens that were sampled just now."""
 
     @property
     def averaging(self) -> str:

@@ -14,6 +14,7 @@ from polyrl.experience import Experience
 from polyrl.policies.control import CLIP, EPSILON, ControlCritic, ControlPolicy, Distribution, RunningMoments
 from polyrl.policies.mlp import Activation, layer_sizes, mlp
 from polyrl.recipe import Architecture, Part, Stage, knob
+from polyrl.rows import SpecialRows
 from polyrl.runtime.context import Context
 from polyrl.runtime.seeding import generator
 
@@ -160,6 +161,10 @@ class ScaleReward(Part):
     slot: ClassVar[str] = "reward-scale"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask", "terminated", "truncated", "starts_episode"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward"})
+    # rows are environments: some step of each is experience, and there is no other kind of row
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="none", greedy="none", masked="left out", unpaid="none"
+    )
 
     scale_reward: bool = knob(True, "whether to divide at all")
     gamma: float = knob(0.99, "discount of the return whose spread is measured, per step", low=0, high=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import ALONE, SpecialRows, sampled_steps
 from polyrl.runtime.context import Context
 
 # ---------------------------------------------------------------------------------------------- pure functions
@@ -125,6 +126,17 @@ def group_statistics(
     return mean[index], std[index], size[index]
 
 
+def total_reward(experience: Experience) -> Tensor:
+    """Reward of each response, `[B]`: with any penalty that the score stage put in, and of the policy's steps alone."""
+    reward = experience["reward"]
+    return torch.where(experience["mask"], reward, torch.zeros((), dtype=reward.dtype)).sum(1)
+
+
+def at_every_step(x: Tensor, counted: Tensor, mask: Tensor) -> Tensor:
+    """A number of each row, `[B]`, at all steps of the `counted` [B] rows' `mask` [B, T], and 0 elsewhere: `[B, T]`."""
+    return torch.where(counted, x, torch.zeros((), dtype=x.dtype))[:, None] * mask
+
+
 def check_groups(part: Part, recipe: Recipe) -> None:
     """Refuse a part that judges answers against their siblings where no answer has any.
 
@@ -141,7 +153,8 @@ def check_groups(part: Part, recipe: Recipe) -> None:
 def log_group_metrics(context: Context, score: Tensor, group: Tensor, counted: Tensor) -> None:
     """Log the share of responses in groups whose scores are all equal: they carry no gradient."""
     std = group_statistics(score, group, counted=counted)[1]
-    context.log(frac_reward_zero_std=(std[counted] == 0).float().mean())
+    if bool(counted.any()):
+        context.log(frac_reward_zero_std=(std[counted] == 0).float().mean())
 
 
 def value_after(experience: Experience, context: Context) -> Tensor:
@@ -165,6 +178,7 @@ class Values(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"value"})
     models: ClassVar[frozenset[str]] = frozenset({"critic"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `value` [B, T], and `final_value` [B, T] where episodes are cut off before their end."""
@@ -182,6 +196,7 @@ class GAE(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "value", "terminated", "truncated", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     gamma: float = knob(1.0, "discount of later rewards, per step", low=0, high=1)
     gae_lambda: float = knob(0.95, "0 trusts the critic, 1 trusts the sampled return", low=0, high=1)
@@ -199,8 +214,9 @@ class GAE(Part):
             final_value=experience["final_value"] if "final_value" in experience else None,  # noqa: SIM401
         )
         value, mask = experience["value"], experience["mask"]
-        if bool(mask.any()):
-            values, errors = value[mask], advantage[mask]  # the target is the value plus the advantage
+        counted = sampled_steps(experience)
+        if bool(counted.any()):
+            values, errors = value[counted], advantage[counted]  # the target is the value plus the advantage
             context.log(value__mean=values.mean(), value__error=errors.square().mean().sqrt())
             spread = (values + errors).var(correction=0)
             if float(spread) > 0:
@@ -217,6 +233,7 @@ class PlainReturn(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     gamma: float = knob(1.0, "discount of later rewards, per step", low=0, high=1)
 
@@ -227,23 +244,27 @@ class PlainReturn(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class WhitenAdvantage(Part):
-    """Scale advantages to mean 0 and variance 1 over all counted steps of the batch."""
+    """Scale advantages to mean 0 and variance 1 over all steps of the batch that the policy sampled and may learn from.
+
+    Of an unfinished response the tokens of its window are such steps; greedy twins have none.
+    """
 
     stage: ClassVar[Stage] = "credit"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     whiten_unbiased: bool = knob(False, "divide by the sample's standard deviation (n - 1), not the population's")
     whiten_centre: bool = knob(True, "take the mean off; otherwise what is 0 stays 0 and only the scale changes")
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Replace `advantage` [B, T]; value targets stay as they are. Of windowed rollouts the window alone counts."""
-        advantage, mask = experience["advantage"], experience["mask"]
-        if "window" in experience:
-            mask = mask & experience["window"]
+        """Replace `advantage` [B, T], 0 at steps that do not count; value targets stay as they are."""
+        advantage, mask = experience["advantage"], sampled_steps(experience)
         correction = int(self.whiten_unbiased)
         if self.whiten_centre:
             white = whiten(advantage, mask, correction=correction)
         else:
-            white = advantage * mask / (masked_std(advantage, mask, correction) + 1e-8)
+            white = torch.where(mask, advantage, 0.0) / (masked_std(advantage, mask, correction) + 1e-8)
         return experience.with_fields(advantage=white)

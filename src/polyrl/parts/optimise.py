@@ -16,6 +16,7 @@ from polyrl.parts.schedules import Schedule, schedule_factor
 from polyrl.parts.score import kl_estimate
 from polyrl.policies.flat import VectorAdamW, step_together
 from polyrl.recipe import Improver, Term, knob
+from polyrl.rows import SpecialRows
 from polyrl.runtime.context import Context
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class Optimise(Improver):
     """Take AdamW steps on the sum of the terms: epochs over shuffled minibatches, gradients clipped by global norm."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = Term.special_rows
 
     learning_rate: float = knob(1e-4, "AdamW step size of the policy", low=0, high=1e37)
     critic_learning_rate: float = knob(1e-3, "AdamW step size of the critic", low=0, high=1e37)

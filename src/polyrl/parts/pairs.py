@@ -7,7 +7,7 @@ is as in sampled responses, so a pair is never found by the place of its rows.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
 from polyrl.parts.credit import check_groups
 from polyrl.policies.pairs import by_pair, sequence_log_ratio
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 from polyrl.runtime.seeding import generator
 
@@ -145,6 +146,7 @@ class PreferenceLabel(Part):
     slot: ClassVar[str] = "judge"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask", "group", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score"})
+    special_rows: ClassVar[SpecialRows | None] = replace(LEFT_OUT, unpaid="none")
 
     label: Literal["bernoulli", "hard"] = knob(
         "bernoulli", "bernoulli draws the winner with the function's probability, hard takes the likelier one"
@@ -155,8 +157,8 @@ class PreferenceLabel(Part):
         check_groups(self, recipe)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `score` [B] in [0, 1]."""
-        group, counted = experience["group"], ~experience["greedy"]
+        """Add `score` [B] in [0, 1], 0 for those that are not compared because they are no whole sampled response."""
+        group, counted = experience["group"], scored_rows(experience)
         first, second = _comparisons(group, counted)
         probability = torch.tensor(context.world.prefer(experience, first, second), dtype=torch.float32)
         context.spent.reward_calls += len(first)
@@ -166,7 +168,7 @@ class PreferenceLabel(Part):
             wins = (torch.rand(len(first), generator=context.generator("labels")) < probability).float()
         rows = torch.tensor(first, dtype=torch.long), torch.tensor(second, dtype=torch.long)
         context.log(pairs__sure=(2 * probability - 1).abs().mean())
-        return experience.with_fields(score=win_shares(wins, *rows, len(experience)))
+        return experience.with_fields(score=torch.where(counted, win_shares(wins, *rows, len(experience)), 0.0))
 
 
 def _comparisons(group: Tensor, counted: Tensor) -> tuple[list[int], list[int]]:
@@ -190,6 +192,7 @@ class BestVersusWorst(Part):
     slot: ClassVar[str] = "pairing"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "greedy", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"pair", "preferred", "weight"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     def check_within(self, recipe: Recipe) -> None:
         """One response makes no pair."""
@@ -197,7 +200,7 @@ class BestVersusWorst(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `pair` and `preferred` [B], and set `weight` [B, T] to 0 outside the pairs."""
-        counted = ~experience["greedy"] & (experience["weight"] != 0).any(1)
+        counted = scored_rows(experience) & (experience["weight"] != 0).any(1)
         pair, preferred, ties = best_versus_worst(experience["score"], experience["group"], counted)
         groups = len(torch.unique(experience["group"][counted]))
         context.log(pairs__ties=ties / max(groups, 1))

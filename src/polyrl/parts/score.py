@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.recipe import Part, Stage, knob
+from polyrl.rows import ALONE, LEFT_OUT, PAID_AT_THE_END, SpecialRows, finished_rows, sampled_rows, scored_rows
 from polyrl.runtime.context import Context
 
 # ---------------------------------------------------------------------------------------------- pure functions
@@ -63,6 +64,23 @@ def adapted_coefficient(coefficient: float, kl: float, target: float, episodes: 
 
 # ------------------------------------------------------------------------------------------------------- parts
 
+JUDGED = SpecialRows(unfinished="left out", greedy="alone", masked="alone", unpaid="left out")
+"""Of parts that score responses, twins included: a response that goes on has no score yet, one without any is gone."""
+
+
+def of_finished(experience: Experience, judge: Callable[[Experience], Tensor]) -> Tensor:
+    """What `judge` gives of the finished responses, `[n]` or `[n, k]`, as rows of the whole batch.
+
+    It sees no others, and they have 0. Where nothing is finished it is not called, and the result is 0 `[B]`.
+    """
+    rows = finished_rows(experience).nonzero()[:, 0]
+    if len(rows) == len(experience):
+        return judge(experience)
+    if len(rows) == 0:
+        return torch.zeros(len(experience))
+    found = judge(experience.rows(rows))
+    return found.new_zeros(len(experience), *found.shape[1:]).index_put((rows,), found)
+
 
 def paid(
     experience: Experience, scores: Tensor, parts: Mapping[str, Tensor], calls: int, context: Context
@@ -83,8 +101,7 @@ def paid(
         UserError: no sampled response is left.
     """
     context.spent.reward_calls += calls
-    if "finished" in experience:  # what is still being written has earned nothing yet
-        scores = torch.where(experience["finished"], scores, 0.0)
+    scores = torch.where(finished_rows(experience), scores, 0.0)  # what is still being written has earned nothing yet
     kept = ~torch.isnan(scores)
     if not bool(kept.all()):
         # a group that lost its greedy twin has lost its baseline: it goes as a whole
@@ -100,20 +117,17 @@ def paid(
         experience, scores = experience.rows(index), scores[index]
         parts = {k: v[index] for k, v in parts.items()}
     mask = experience["mask"]
-    sampled = ~experience["greedy"]
-    end = last_step(mask)
-    if "finished" in experience:
-        sampled = sampled & experience["finished"]
-        end = end & experience["finished"][:, None]
-    seen = scores[sampled]
+    counted = scored_rows(experience)
+    end = last_step(mask) & finished_rows(experience)[:, None]
+    seen = scores[counted]
     if len(seen):
         context.log(reward=seen.mean(), reward_std=seen.std(correction=0))
     for name, values in parts.items():
-        known = values[sampled & ~torch.isnan(values)]
+        known = values[counted & ~torch.isnan(values)]
         if len(known):
             context.metrics[f"rewards/{name}"] = float(known.mean())
     for name, values in context.world.measures(experience).items() if len(seen) else ():
-        context.metrics[name] = float(values[sampled].mean())
+        context.metrics[name] = float(values[counted].mean())
     return experience.with_fields(
         score=scores,
         reward=at_last_step(scores, mask),
@@ -131,22 +145,28 @@ class TaskReward(Part):
     slot: ClassVar[str] = "judge"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
+    special_rows: ClassVar[SpecialRows | None] = JUDGED
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `score` [B] and `reward`, `terminated`, `truncated` [B, T]; rows whose reward failed may be dropped.
 
         Of windowed rollouts only finished responses are scored; the others have score 0 and do not terminate.
         """
-        if "finished" not in experience:
-            scores, parts, calls = context.world.score(experience)
-            return paid(experience, scores, parts, calls, context)
-        done = experience["finished"].nonzero()[:, 0]
-        scores, parts, calls = torch.zeros(len(experience)), {}, 0
-        if len(done):
-            found, some, calls = context.world.score(experience.rows(done))
-            scores = scores.to(found.dtype).index_put((done,), found)
+        parts: dict[str, Tensor] = {}
+        calls = 0
+
+        def judge(some: Experience) -> Tensor:
+            nonlocal calls
+            scores: Tensor
+            scores, named, calls = context.world.score(some)
+            parts.update(named)
+            return scores
+
+        scores = of_finished(experience, judge)
+        done = finished_rows(experience).nonzero()[:, 0]
+        if len(done) < len(experience):
             unknown = torch.full((len(experience),), torch.nan)
-            parts = {name: unknown.index_put((done,), values) for name, values in some.items()}
+            parts = {name: unknown.index_put((done,), values) for name, values in parts.items()}
         return paid(experience, scores, parts, calls, context)
 
 
@@ -159,6 +179,7 @@ class ReferenceLogprob(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"ref_logprob"})
     models: ClassVar[frozenset[str]] = frozenset({"reference"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `ref_logprob` [B, T]; 0 in greedy twins."""
@@ -173,6 +194,10 @@ class TokenKLPenalty(Part):
     slot: ClassVar[str] = "kl-in-reward"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "behaviour_logprob", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward"})
+    # a token of an unfinished response pays as it comes; the KL of a sequence is of whole ones
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     kl_coef: float = knob(0.02, "weight of the reference KL in the reward; 0 is off", low=0)
     kl_target: float | None = knob(
@@ -188,18 +213,18 @@ class TokenKLPenalty(Part):
         """Return the experience with the penalty taken off `reward` [B, T]."""
         if not self.kl_coef:
             return experience
-        mask = experience["mask"]
         # greedy twins say nothing of an expectation and are not measured
-        counted = mask & ~experience["greedy"][:, None]
-        log_ratio = kl_estimate(experience["behaviour_logprob"], experience["ref_logprob"], "k1") * counted
+        counted = experience["mask"] & sampled_rows(experience)[:, None]
+        estimate = kl_estimate(experience["behaviour_logprob"], experience["ref_logprob"], "k1")
+        log_ratio = torch.where(counted, estimate, 0.0)
         memory = context.memory(self.name)
         coefficient = memory.get("kl_coef", self.kl_coef)
         if self.kl_target is not None:
-            sampled = log_ratio[~experience["greedy"]]
-            memory["kl_coef"] = adapted_coefficient(
-                coefficient, float(sampled.sum(1).mean()), self.kl_target, len(sampled), self.kl_horizon
-            )
-            context.log(kl_coef=memory["kl_coef"])
+            whole = log_ratio[scored_rows(experience)]
+            if len(whole):
+                moved = float(whole.sum(1).mean())
+                memory["kl_coef"] = adapted_coefficient(coefficient, moved, self.kl_target, len(whole), self.kl_horizon)
+            context.log(kl_coef=memory.get("kl_coef", coefficient))
         return experience.with_fields(reward=experience["reward"] - coefficient * log_ratio)
 
 
@@ -211,6 +236,7 @@ class TrajectoryKLPenalty(Part):
     slot: ClassVar[str] = "kl-in-reward"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "behaviour_logprob", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "kl_charge"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     kl_coef: float = knob(0.05, "beta: weight of the reference KL in the reward; 0 is off", low=0)
 
@@ -219,12 +245,13 @@ class TrajectoryKLPenalty(Part):
         return self.needs | ({"ref_logprob"} if self.kl_coef else set())
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `kl_charge` [B], and take it off the last `reward` [B, T]."""
+        """Add `kl_charge` [B], and take it off the last `reward` [B, T]; what goes on is charged when it is whole."""
         mask = experience["mask"]
         charge = torch.zeros(len(experience), dtype=experience["reward"].dtype)
         if self.kl_coef:
             log_ratio = experience["behaviour_logprob"] - experience["ref_logprob"]
-            charge = self.kl_coef * torch.where(mask & ~experience["greedy"][:, None], log_ratio, 0.0).sum(1)
+            counted = mask & scored_rows(experience)[:, None]
+            charge = self.kl_coef * torch.where(counted, log_ratio, 0.0).sum(1)
         return experience.with_fields(kl_charge=charge, reward=experience["reward"] - at_last_step(charge, mask))
 
 
@@ -235,6 +262,7 @@ class OverlongPenalty(Part):
     stage: ClassVar[Stage] = "score"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "present", "length_limit"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
+    special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
     overlong_cache: int = knob(12, "tokens before the limit in which the penalty grows to 1", low=1)
 
@@ -242,6 +270,7 @@ class OverlongPenalty(Part):
         """Return the experience with the penalty added to `score` [B] and to the last `reward`."""
         length = experience["present"].sum(1).float()
         penalty = overlong_penalty(length, experience["length_limit"].float(), self.overlong_cache)
+        penalty = torch.where(finished_rows(experience), penalty, 0.0)
         return experience.with_fields(
             score=experience["score"] + penalty,
             reward=experience["reward"] + at_last_step(penalty, experience["mask"]),

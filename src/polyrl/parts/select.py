@@ -12,6 +12,7 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.credit import group_statistics
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import ALONE, SpecialRows, finished_rows, sampled_steps, scored_rows
 from polyrl.runtime.context import Context
 
 
@@ -23,19 +24,19 @@ def order_of(key: Tensor, generator: torch.Generator | None = None, descending: 
 
 @dataclass(frozen=True, kw_only=True)
 class AllSteps(Part):
-    """Every step that the policy chose counts once; greedy twins never train."""
+    """Every step that the policy sampled in this iteration counts once; greedy twins never train."""
 
     stage: ClassVar[Stage] = "select"
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `weight` [B, T] in {0, 1}."""
-        weight = experience["mask"].float()
-        if "greedy" in experience:
-            weight = weight * (~experience["greedy"]).float()[:, None]
-        return experience.with_fields(weight=weight)
+        return experience.with_fields(weight=sampled_steps(experience).float())
 
 
 def _with_weight(experience: Experience, kept: Tensor) -> Experience:
@@ -48,19 +49,24 @@ def _with_weight(experience: Experience, kept: Tensor) -> Experience:
 class DropEqualGroups(Part):
     """Leave out groups whose scores are all equal (DAPO's filter, arXiv:2503.14476, equation 11).
 
-    The groups are not drawn anew: the batch shrinks, and the averages are over what is left.
+    The groups are not drawn anew: the batch shrinks, and the averages are over what is left. Responses that an earlier
+    selection left out still say whether their group agrees; unfinished ones have no score and stay as they are.
     """
 
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "weight", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="left out", greedy="left out", masked="left out", unpaid="left out", unselected="counted"
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 in groups without spread, unless that would leave nothing."""
-        trained = ~experience["greedy"]
-        kept = group_statistics(experience["score"], experience["group"], counted=trained)[1] > 0
-        context.log(groups__kept=kept[trained].float().mean())
-        return _with_weight(experience, kept)
+        judged = scored_rows(experience)
+        kept = group_statistics(experience["score"], experience["group"], counted=judged)[1] > 0
+        if bool(judged.any()):
+            context.log(groups__kept=kept[judged].float().mean())
+        return _with_weight(experience, kept | ~judged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +76,16 @@ class DropUnended(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"ended", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="left out", greedy="alone", masked="alone", unpaid="alone", unselected="alone"
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Set `weight` [B, T] to 0 in rows that did not end by themselves, unless that would leave nothing."""
-        return _with_weight(experience, experience["ended"])
+        """Set `weight` [B, T] to 0 in rows that did not end by themselves, unless that would leave nothing.
+
+        A response that goes on next iteration was not cut off: it stays as it is.
+        """
+        return _with_weight(experience, experience["ended"] | ~finished_rows(experience))
 
 
 def log_selected(weight: Tensor, context: Context) -> None:
@@ -88,6 +100,7 @@ class RandomDrop(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     drop_rate: float = knob(0.03, "share that is left out", low=0, high=1)
     drop: Literal["steps", "rows"] = knob("steps", "what is left out: single steps, or whole responses")
@@ -112,10 +125,13 @@ class EntropyAtCollection(Part):
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"prompt_ids", "action", "mask", "greedy", "behaviour_logprob"})
     gives: ClassVar[frozenset[str]] = frozenset({"entropy_at_collection"})
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `entropy_at_collection` [B, T], nats; 0 in responses that are already left out."""
-        counted = experience["mask"] if "weight" not in experience else experience["weight"] != 0
+        counted = sampled_steps(experience) if "weight" not in experience else experience["weight"] != 0
         rows = counted.any(1).nonzero()[:, 0]
         entropy = torch.zeros_like(experience["behaviour_logprob"])
         if len(rows):
@@ -130,6 +146,7 @@ class CriticPretraining(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     critic_pretraining: int = knob(10, "iterations in which only the critic learns; 0 is off", low=0)
     critic_start: Literal["policy", "reward-model"] = knob(

@@ -11,6 +11,7 @@ from torch import Tensor
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.recipe import Part, Recipe, knob
+from polyrl.rows import scored_rows
 from polyrl.runtime.context import Context
 
 Decode = Callable[[list[int]], str]
@@ -127,9 +128,9 @@ class Continuing(Part):
             )
 
     def starts(self, experience: Experience, context: Context) -> Tensor:
-        """First tokens of the steps, `[B, T]` bool; greedy twins have none."""
+        """First tokens of the steps, `[B, T]` bool; of rows that are no whole sampled responses there are none."""
         end, every = task_steps(context.world.task, self.step_end, self.step_tokens)
-        mask = experience["mask"] & ~experience["greedy"][:, None]
+        mask = experience["mask"] & scored_rows(experience)[:, None]
         decode = context.world.policy.decode
         return step_starts(experience["action"], mask, experience["present"], decode, end, every)
 

@@ -13,6 +13,7 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.optimise import NonFinite
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 from polyrl.tasks.theory.games import win_rates
 from polyrl.tasks.theory.mdp import RobustMDP, regularised_value, soft_policy
@@ -96,6 +97,7 @@ class ExactWinRates(Part):
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "opponent_logprob"})
     gives: ClassVar[frozenset[str]] = frozenset({"score"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `score` [n], win rates in [0, 1]."""
@@ -146,6 +148,7 @@ class KnownReward(Part):
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `reward` [B, H] and its sum `score` [B]."""
@@ -169,6 +172,7 @@ class RobustBackup(Part):
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "next_state", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"action_value", "value", "bonus"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     ridge: float = knob(0.1, "lambda of the ridge regressions", above=0)
     beta: float = knob(1.0, "scale of the bonus; at least sqrt(ridge) times the largest return, or luck decides", low=0)

@@ -13,6 +13,7 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.score import at_last_step
 from polyrl.recipe import Part, Stage, knob
+from polyrl.rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.runtime.context import Context
 
 
@@ -49,12 +50,15 @@ def calls_of(experience: Experience, part: Part, context: Context) -> Tensor:
             "that counts them; take tool-arithmetic, calculator or office, or let its session report 'calls'."
         )
     found = torch.tensor(calls, dtype=experience["score"].dtype)
-    context.log(tool_calls=found[~experience["greedy"]].mean())
+    counted = scored_rows(experience)
+    if bool(counted.any()):
+        context.log(tool_calls=found[counted].mean())
     return found
 
 
 def rescored(experience: Experience, score: Tensor) -> Experience:
-    """Replace `score` [B], and by as much the last `reward`: penalties that are in it already stay."""
+    """Replace `score` [B] of finished responses, and by as much their last `reward`: penalties that are in it stay."""
+    score = torch.where(finished_rows(experience), score, experience["score"])
     moved = at_last_step(score - experience["score"], experience["mask"])
     return experience.with_fields(score=score, reward=experience["reward"] + moved)
 
@@ -67,12 +71,14 @@ class Turns(Part):
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mask", "present"})
     gives: ClassVar[frozenset[str]] = frozenset({"turn"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `turn` [B, T] int64."""
         found = turns(experience["mask"], experience["present"])
-        sampled = ~experience["greedy"]
-        context.log(turns__per_response=(found.amax(1) + 1)[sampled].float().mean())
+        whole = scored_rows(experience)
+        if bool(whole.any()):
+            context.log(turns__per_response=(found.amax(1) + 1)[whole].float().mean())
         return experience.with_fields(turn=found)
 
 
@@ -83,6 +89,7 @@ class CallPrice(Part):
     stage: ClassVar[Stage] = "score"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
+    special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
     call_price: float = knob(0.1, "what a tool call costs, in units of score", low=0)
 

@@ -37,13 +37,24 @@ class WindowedRollouts(Part):
     top_p: float = knob(1.0, "sample among the likeliest tokens that hold this mass", above=0, high=1)
 
     def check_within(self, recipe: Recipe) -> None:
-        """Whoever gives advantages must know of unfinished responses."""
+        """Whoever gives advantages or weights must know of unfinished responses, and nobody may be silent on them."""
+        for part in (*recipe.score, *recipe.credit, *recipe.select):
+            if part.special_rows is None:
+                raise UserError(
+                    f"{recipe.name}: part '{part.name}' does not say what it does with unfinished responses, and "
+                    f"'{self.name}' brings some; declare its `special_rows` (polyrl.rows)."
+                )
         for part in recipe.credit:
             if "advantage" in part.gives - part.needs and "finished" not in part.needs:
                 raise UserError(
                     f"{recipe.name}: '{part.name}' judges whole responses, but '{self.name}' brings unfinished ones; "
                     "take t-ppo's egae, or sample whole responses."
                 )
+        if not any("weight" in part.gives - part.needs and "finished" in part.needs for part in recipe.select):
+            raise UserError(
+                f"{recipe.name}: '{self.name}' brings unfinished responses, of which a critic must not learn; add the "
+                "part window-steps."
+            )
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return all slots, each with its whole response so far; `window` marks the tokens of this iteration."""

@@ -22,6 +22,7 @@ from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, Value
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import kl_estimate
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import ALONE, SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "ppo"
@@ -59,6 +60,7 @@ class KLFactor(Part):
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"kl_factor"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `kl_factor` [B]."""

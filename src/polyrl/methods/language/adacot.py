@@ -24,6 +24,7 @@ from polyrl.parts.score import at_last_step
 from polyrl.parts.select import log_selected
 from polyrl.parts.steps import ends_of
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.runtime.context import Context
 from polyrl.tasks.language.thinking import needs_thought, read_thought
 
@@ -70,13 +71,14 @@ class ThinkingPenalty(Part):
     stage: ClassVar[Stage] = "score"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
+    special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
     omission_penalty: float = knob(0.2, "a1: taken off where a thought is useful and none was thought", low=0)
     overuse_penalty: float = knob(0.3, "a2: taken off where no thought is useful and one was thought", low=0)
     format_penalty: float = knob(1.0, "gamma: taken off where the tags around the thought are malformed", low=0)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Lower `score` [B] and the last `reward` [B, T].
+        """Lower `score` [B] and the last `reward` [B, T] of finished responses.
 
         Raises:
             UserError: the task does not say for which prompts a thought is useful.
@@ -88,12 +90,14 @@ class ThinkingPenalty(Part):
         off = thinking_penalty(
             need, thinks, malformed, self.omission_penalty, self.overuse_penalty, self.format_penalty
         ).to(experience["score"].dtype)
-        counted = ~experience["greedy"] if "greedy" in experience else torch.ones_like(need)
-        context.log(
-            thinking__omitted=(need & ~thinks)[counted].float().mean(),
-            thinking__overused=(~need & thinks)[counted].float().mean(),
-            thinking__malformed=malformed[counted].float().mean(),
-        )
+        off = torch.where(finished_rows(experience), off, 0.0)
+        counted = scored_rows(experience)
+        if bool(counted.any()):
+            context.log(
+                thinking__omitted=(need & ~thinks)[counted].float().mean(),
+                thinking__overused=(~need & thinks)[counted].float().mean(),
+                thinking__malformed=malformed[counted].float().mean(),
+            )
         return experience.with_fields(
             score=experience["score"] - off, reward=experience["reward"] - at_last_step(off, experience["mask"])
         )
@@ -106,6 +110,7 @@ class DecisionTokenMask(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "present", "mask", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     masked: Literal["decision", "random"] = knob(
         "decision", "decision: the token after the opening tag; random: as many tokens, drawn (a control)"

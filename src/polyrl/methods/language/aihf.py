@@ -28,8 +28,9 @@ from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.pairs import numbers_of_step
-from polyrl.parts.score import TokenKLPenalty, paid
+from polyrl.parts.score import JUDGED, TokenKLPenalty, of_finished, paid
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.rows import SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "aihf"
@@ -63,10 +64,11 @@ class LearnedReward(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
     models: ClassVar[frozenset[str]] = frozenset({"joint-reward"})
+    special_rows: ClassVar[SpecialRows | None] = JUDGED
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `score` [B] and `reward`, `terminated`, `truncated` [B, T]."""
-        return paid(experience, context.world.joint_reward.scores(experience), {}, 0, context)
+        return paid(experience, of_finished(experience, context.world.joint_reward.scores), {}, 0, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,10 @@ class JointImprovement(Optimise):
 
     models: ClassVar[frozenset[str]] = frozenset({"joint-reward"})
     needs: ClassVar[frozenset[str]] = frozenset({"weight", "score"})
+    # the reward is lowered on all whole samples of the policy, also on those that it does not train on
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="counted", greedy="left out", masked="left out", unpaid="left out", unselected="counted"
+    )
 
     kl_coef: float = knob(
         0.1, "beta: weight of the KL to the start; the demonstrations' weight is divided by it", above=0
@@ -126,7 +132,7 @@ class JointImprovement(Optimise):
         first = {g: i for i, g in reversed([*enumerate(experience["group"].tolist())])}.values()
         told = [(experience.columns["prompt"][i], experience.columns["demonstration"][i]) for i in first]
         expert = reward.encoded([p for p, _ in told], [d for _, d in told])
-        fresh = experience.rows((~experience["greedy"]).nonzero()[:, 0])
+        fresh = experience.rows(scored_rows(experience).nonzero()[:, 0])
         batches = [expert, fresh, labelled] if weight else [labelled]
         preferred = labelled["preferred"]
 

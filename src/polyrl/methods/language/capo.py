@@ -26,6 +26,7 @@ from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected
 from polyrl.policies.last_layer import AdamModel, logit_moves, scores
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "capo"
@@ -61,6 +62,10 @@ class CurvatureMask(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"prompt_ids", "action", "mask", "greedy", "advantage", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    # tokens of an unfinished response train as well, so their gradients enter the model of Adam
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     objective_bound: float = knob(1e-2, "delta_H: tokens whose |m_H| is not below it are left out", above=0)
     policy_bound: float = knob(1e-4, "delta_F: tokens whose m_F is not below it are left out", above=0)

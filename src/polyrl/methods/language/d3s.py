@@ -21,11 +21,13 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.methods.language.grpo import GroupAdvantage
 from polyrl.parts.collect import SampleResponses
+from polyrl.parts.credit import total_reward
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected, order_of
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "d3s"
@@ -71,6 +73,10 @@ class VariedRollouts(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "reward", "group", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    # the window of an unfinished response has advantages and trains, so it is chosen or left out like any other
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     rollouts_start: float = knob(0.25, "share of the responses that train at first", above=0, high=1)
     rollouts_end: float = knob(0.75, "the same at the end of the budget", above=0, high=1)
@@ -78,15 +84,23 @@ class VariedRollouts(Part):
     of: Literal["advantage", "reward"] = knob("advantage", "what varies; reward within the group is PODS")
     rule: Literal["variance", "random"] = knob("variance", "how the subset is chosen; random is the control")
 
+    def check_within(self, recipe: Recipe) -> None:
+        """What an unfinished response will earn is not known."""
+        if self.of == "reward" and "finished" in recipe.collect.gives:
+            raise UserError(
+                f"{recipe.name}: '{self.name}' chooses by reward, but '{recipe.collect.name}' brings unfinished "
+                "responses, which have none; set --of advantage, or sample whole responses."
+            )
+
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 in the other responses."""
         weight, draws = experience["weight"], context.generator("varied-rollouts")
         counted = weight != 0
         rows = counted.any(1).nonzero()[:, 0]
         if self.of == "advantage":
-            value = (experience["advantage"] * counted).sum(1) / counted.sum(1).clamp(min=1)
+            value = torch.where(counted, experience["advantage"], 0.0).sum(1) / counted.sum(1).clamp(min=1)
         else:
-            value = experience["reward"].sum(1)
+            value = total_reward(experience)
         share = scheduled(self.rollouts_start, self.rollouts_end, context.schedule_progress)
         group = experience["group"][rows] if self.within == "group" else torch.zeros_like(rows)
         kept = torch.zeros(len(weight), dtype=torch.bool)
@@ -113,6 +127,7 @@ class TellingTokens(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = VariedRollouts.special_rows
 
     tokens_start: float = knob(0.2, "share of the tokens that train at first", above=0, high=1)
     tokens_end: float = knob(0.6, "the same at the end of the budget", above=0, high=1)

@@ -24,6 +24,7 @@ from polyrl.parts.improve import ValueCrossEntropy
 from polyrl.parts.offline_steps import OfflineSteps
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "dapo-direct"
@@ -59,6 +60,7 @@ class StepAdvantage(Part):
         {"copies", "outcome", "state_outcome", "ends_response", "critic_turn", "group", "mask"}
     )
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "advantage_gap", "value_target"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     step_value: Literal["critic", "outcomes"] = knob(
         "critic", "value behind a step: the critic's, or the mean outcome of the continuations that begin with it"
@@ -74,16 +76,22 @@ class StepAdvantage(Part):
         The last two are 0 while it is the critic's turn.
         """
         outcome, mask = experience["outcome"], experience["mask"]
-        experience = experience.with_fields(value_target=experience["state_outcome"][:, None] * torch.ones(mask.shape))
+        counted = scored_rows(experience) & ~outcome.isnan()
+        target = torch.where(counted, experience["state_outcome"], 0.0)[:, None] * torch.ones(mask.shape)
+        experience = experience.with_fields(value_target=target)
         if bool(experience["critic_turn"].any()):
             return experience.with_fields(advantage=torch.zeros(mask.shape), advantage_gap=torch.zeros_like(outcome))
         quality = outcome
         if self.step_value == "critic":  # where the step ends the response, its reward is known
             learned = torch.sigmoid(value_after(experience, context))
             quality = torch.where(experience["ends_response"], outcome, learned)
-        advantage, gap = step_advantage(quality, experience["copies"], experience["group"])
-        against = (advantage * (outcome - experience["state_outcome"])) < 0
-        context.log(steps__gap=gap.mean(), steps__against_outcome=against.float().mean())
+        advantage, gap = torch.zeros_like(quality), torch.zeros_like(quality)
+        rows = counted.nonzero()[:, 0]
+        if len(rows):
+            found = step_advantage(quality[rows], experience["copies"][rows], experience["group"][rows])
+            advantage, gap = (x.index_put((rows,), y) for x, y in zip((advantage, gap), found, strict=True))
+            against = (advantage * (outcome - experience["state_outcome"]))[rows] < 0
+            context.log(steps__gap=gap[rows].mean(), steps__against_outcome=against.float().mean())
         return experience.with_fields(advantage=advantage[:, None] * mask, advantage_gap=gap)
 
 
@@ -94,19 +102,22 @@ class DropSmallGaps(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage_gap", "critic_turn", "group", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     min_gap: float = knob(0.1, "least difference between the best and the worst step of a state", low=0)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `weight` [B, T], and `value_weight` [B, T]: 1 at the first token of one row of each state."""
         mask, turn, gap = experience["mask"], experience["critic_turn"], experience["advantage_gap"]
-        kept = (gap >= self.min_gap) & ~turn
-        first = {g: i for i, g in reversed([*enumerate(experience["group"].tolist())])}
+        counted = scored_rows(experience)
+        kept = (gap >= self.min_gap) & ~turn & counted
+        group = experience["group"].tolist()
+        first = {group[i]: i for i in reversed(counted.nonzero()[:, 0].tolist())}
         value_weight = torch.zeros(mask.shape)
         value_weight[[*first.values()], 0] = 1.0
         value_weight *= turn[:, None]
         if not bool(turn.any()):
-            context.log(groups__kept=kept.float().mean())
+            context.log(groups__kept=kept[counted].float().mean())
         return experience.with_fields(weight=(mask & kept[:, None]).float(), value_weight=value_weight)
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.credit import check_groups, group_statistics, log_group_metrics
+from polyrl.parts.credit import at_every_step, check_groups, group_statistics, log_group_metrics, total_reward
 from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "grpo"
@@ -49,6 +50,7 @@ class GroupAdvantage(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     scale: Scale = knob("std", "std, population-std, or none (Dr. GRPO)")
     group_epsilon: float = knob(1e-6, "added to the group's standard deviation", low=0)
@@ -59,11 +61,11 @@ class GroupAdvantage(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
-        total = experience["reward"].sum(1)  # R_i, with any penalty that the score stage put in
-        group, counted = experience["group"], ~experience["greedy"]
+        total = total_reward(experience)  # R_i
+        group, counted = experience["group"], scored_rows(experience)
         log_group_metrics(context, total, group, counted)
         advantage = group_advantage(total, group, self.scale, self.group_epsilon, counted)
-        return experience.with_fields(advantage=advantage[:, None] * experience["mask"])
+        return experience.with_fields(advantage=at_every_step(advantage, counted, experience["mask"]))
 
 
 def recipe() -> Recipe:

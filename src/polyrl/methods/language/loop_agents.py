@@ -19,6 +19,7 @@ from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.rows import SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "loop-agents"
@@ -79,6 +80,10 @@ class DropSmallAdvantages(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "kept_share"})
+    # the window of an unfinished response is a rollout that trains, or does not
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     smallest_advantage: float = knob(0.01, "rollouts with all advantages below this are left out", low=0)
 

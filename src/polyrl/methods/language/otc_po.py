@@ -21,6 +21,7 @@ from polyrl.experience import Experience
 from polyrl.methods.language import grpo
 from polyrl.parts.tools import calls_of, rescored
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import PAID_AT_THE_END, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "otc-po"
@@ -69,6 +70,7 @@ class ToolCoefficient(Part):
     stage: ClassVar[Stage] = "score"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "group", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
+    special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
     minimum: Minimum = knob(
         "running", "fewest calls known: running (of all groups of the prompt so far), group, or zero (no group needed)"
@@ -88,10 +90,10 @@ class ToolCoefficient(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Scale `score` [B], and by as much change the last `reward`."""
-        calls, score = calls_of(experience, self, context), experience["score"]
+        calls, score, counted = calls_of(experience, self, context), experience["score"], scored_rows(experience)
         fewest = torch.zeros_like(calls)
         if self.minimum != "zero":
-            right = (score >= self.right_from - 1e-6) & ~experience["greedy"]
+            right = (score >= self.right_from - 1e-6) & counted
             fewest = fewest_calls(calls, right, experience["group"])
         if self.minimum == "running":
             known = context.memory(self.name)
@@ -103,8 +105,9 @@ class ToolCoefficient(Part):
         # where no answer has ever been right n is unknown: there is nothing to scale, and nothing to add
         known_here = torch.isfinite(fewest)
         coefficient = tool_coefficient(calls, torch.where(known_here, fewest, 0.0), self.smoothing)
-        if bool((known_here & ~experience["greedy"]).any()):
-            context.log(tools__minimum=fewest[known_here].mean(), tools__coefficient=coefficient[known_here].mean())
+        told = known_here & counted
+        if bool(told.any()):
+            context.log(tools__minimum=fewest[told].mean(), tools__coefficient=coefficient[told].mean())
         if self.form == "additive":
             return rescored(experience, score + self.additive_weight * torch.where(known_here, coefficient, 0.0))
         return rescored(experience, score * torch.where(known_here, coefficient, 1.0))

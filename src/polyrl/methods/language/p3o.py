@@ -27,6 +27,7 @@ from polyrl.parts.optimise import Optimise
 from polyrl.parts.pairs import partners
 from polyrl.parts.score import TaskReward, TrajectoryKLPenalty
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "p3o"
@@ -70,6 +71,7 @@ class PairDifference(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "kl_charge", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     def check_within(self, recipe: Recipe) -> None:
         """A pair is two."""
@@ -81,7 +83,7 @@ class PairDifference(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]: D_i at every step of response i; 0 where the other response is missing."""
-        score, charge, counted = experience["score"], experience["kl_charge"], ~experience["greedy"]
+        score, charge, counted = experience["score"], experience["kl_charge"], scored_rows(experience)
         log_group_metrics(context, score, experience["group"], counted)
         j = partners(experience["group"], counted)
         difference = torch.where(j >= 0, (score - score[j]) - (charge - charge[j]), torch.zeros_like(score))

@@ -26,6 +26,7 @@ from polyrl.parts.proxies import r_squared
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.parts.select import log_selected, order_of
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "pf-ppo"
@@ -85,6 +86,7 @@ class PolicyFilter(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "greedy", "weight", "advantage"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     filter: Filter = knob("best-random", "none, best, best-random, best-worst, or power: |score|^k over the batch")
     filter_power: float = knob(2.0, "k of the filter `power`", above=0)
@@ -97,9 +99,7 @@ class PolicyFilter(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Repeat the rows that are drawn and leave out the others, or set their `weight` [B, T] to 0."""
-        scored = (experience["weight"] != 0).any(1)
-        if "finished" in experience:  # answers that go on later have no score yet
-            scored &= experience["finished"]
+        scored = (experience["weight"] != 0).any(1) & scored_rows(experience)
         rows = scored.nonzero()[:, 0]
         if len(rows) == 0:
             return experience

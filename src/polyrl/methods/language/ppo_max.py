@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from polyrl.experience import Experience
@@ -25,6 +26,7 @@ from polyrl.parts.improve import ValueLoss
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
 from polyrl.parts.select import CriticPretraining
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "ppo-max"
@@ -63,6 +65,7 @@ class NormaliseScore(Part):
     stage: ClassVar[Stage] = "score"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "reward", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward"})
+    special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
     score_clip: float = knob(
         0.8, "delta, bound on the normalised score; 0 is off (the paper studies 0.3 and 0.8)", low=0
@@ -72,16 +75,22 @@ class NormaliseScore(Part):
     )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Replace `score` [B], and at the last step of `reward` [B, T] what it has paid."""
-        score, sampled = experience["score"], ~experience["greedy"]
+        """Replace `score` [B], and at the last step of `reward` [B, T] what it has paid.
+
+        Responses that go on have no score: they are left as they are, and where all do there is nothing to do.
+        """
+        score, counted = experience["score"], scored_rows(experience)
+        if not bool(counted.any()):
+            return experience
         memory = context.memory(self.name)
-        moments = Moments(**memory).with_batch(score[sampled].double())  # the batch itself counts first
+        moments = Moments(**memory).with_batch(score[counted].double())  # the batch itself counts first
         memory.update(count=moments.count, mean=moments.mean, variance=moments.variance)
         new = (score - (moments.mean if self.score_form == "normalise" else 0.0)) / moments.deviation
         if self.score_clip:
-            context.log(score__clipped=(new.abs() > self.score_clip)[sampled].float().mean())
+            context.log(score__clipped=(new.abs() > self.score_clip)[counted].float().mean())
             new = new.clamp(-self.score_clip, self.score_clip)
-        centred = score[sampled] - score[sampled].mean()
+        new = torch.where(finished_rows(experience), new, score)
+        centred = score[counted] - score[counted].mean()
         spread = centred.square().mean().sqrt().clamp(min=1e-8)
         context.log(score__running_std=moments.deviation, score__skewness=(centred / spread).pow(3).mean())
         paid = at_last_step(new - score, experience["mask"])

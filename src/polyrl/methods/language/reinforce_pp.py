@@ -7,11 +7,12 @@ from typing import ClassVar, Literal
 
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.credit import check_groups, group_statistics, return_to_go, whiten
+from polyrl.parts.credit import at_every_step, check_groups, group_statistics, return_to_go, total_reward, whiten
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "reinforce++"
@@ -34,6 +35,7 @@ class BatchAdvantage(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     baseline: Literal["batch", "group"] = knob("batch", "batch, or group for REINFORCE++-baseline")
 
@@ -44,13 +46,11 @@ class BatchAdvantage(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
-        reward = experience["reward"]
-        mask = experience["mask"] & ~experience["greedy"][:, None]  # twins must not enter the batch's statistics
+        reward, counted = experience["reward"], scored_rows(experience)
+        mask = experience["mask"] & counted[:, None]  # twins must not enter the batch's statistics
         if self.baseline == "group":
-            total = reward.sum(1)
-            raw = (total - group_statistics(total, experience["group"], counted=~experience["greedy"])[0])[
-                :, None
-            ] * mask
+            total = total_reward(experience)
+            raw = at_every_step(total - group_statistics(total, experience["group"], counted=counted)[0], counted, mask)
         else:
             raw = return_to_go(reward, mask)
         return experience.with_fields(advantage=whiten(raw, mask))

@@ -18,6 +18,7 @@ from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "remax"
@@ -76,6 +77,9 @@ class GreedyBaseline(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "twinned", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "baseline_score"})
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="alone", greedy="counted", masked="alone", unpaid="alone"
+    )
 
     reward_gamma: float = knob(
         1.0, "discount of the reward over tokens, from the end (official code: 0.99)", above=0, high=1

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.credit import check_groups, group_statistics, log_group_metrics
+from polyrl.parts.credit import at_every_step, check_groups, group_statistics, log_group_metrics, total_reward
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.recipe import Part, Recipe, Stage
+from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "rloo"
@@ -40,6 +41,7 @@ class LeaveOneOut(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     def check_within(self, recipe: Recipe) -> None:
         """A group of one has nothing to compare."""
@@ -47,11 +49,11 @@ class LeaveOneOut(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
-        total = experience["reward"].sum(1)  # R_i - beta sum_t (logp_old - logp_ref)
-        group, counted = experience["group"], ~experience["greedy"]
+        total = total_reward(experience)  # R_i - beta sum_t (logp_old - logp_ref)
+        group, counted = experience["group"], scored_rows(experience)
         log_group_metrics(context, total, group, counted)
         advantage = leave_one_out(total, group, counted)
-        return experience.with_fields(advantage=advantage[:, None] * experience["mask"])
+        return experience.with_fields(advantage=at_every_step(advantage, counted, experience["mask"]))
 
 
 def recipe() -> Recipe:

@@ -19,8 +19,9 @@ from torch import Tensor
 from polyrl.experience import Experience
 from polyrl.methods.language import ppo
 from polyrl.parts.proxies import log_best_of_n, pools
-from polyrl.parts.score import paid
+from polyrl.parts.score import JUDGED, of_finished, paid
 from polyrl.recipe import Improver, Part, Recipe, Stage, Term, knob
+from polyrl.rows import SpecialRows, finished_rows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "rm-ensembles"
@@ -48,6 +49,7 @@ class Ensemble(Part):
     slot: ClassVar[str] = "judge"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated", "member_score"})
+    special_rows: ClassVar[SpecialRows | None] = JUDGED
 
     members: int = knob(5, "reward models that the task makes; several --reward given are all members", low=1)
     centre: bool = knob(True, "give each member mean 0 and deviation 1 on the first batch, which the start sampled")
@@ -61,21 +63,36 @@ class Ensemble(Part):
         raise NotImplementedError
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `member_score` [B, k], `score` [B] and `reward`, `terminated`, `truncated` [B, T]."""
-        scores, calls = context.world.member_scores(experience, self.members)
-        if self.centre:
+        """Add `member_score` [B, k], `score` [B] and `reward`, `terminated`, `truncated` [B, T].
+
+        Of windowed rollouts only finished responses are read, scored and centred on; the others have 0.
+        """
+        calls = 0
+
+        def judge(some: Experience) -> Tensor:
+            nonlocal calls
+            scores: Tensor
+            scores, calls = context.world.member_scores(some, self.members)
+            return scores
+
+        finished = finished_rows(experience)
+        scores = of_finished(experience, judge)
+        if scores.dim() == 1:  # nothing is finished
+            scores = scores.new_zeros(len(scores), self.members)
+        elif self.centre:
             memory = context.memory("ensemble")
             if not memory:
-                seen = scores[~experience["greedy"] & ~scores.isnan().any(1)]
+                seen = scores[scored_rows(experience) & ~scores.isnan().any(1)]
                 spread = seen.std(0, correction=0)
                 memory.update(mean=seen.mean(0).tolist(), std=torch.where(spread > 0, spread, 1.0).tolist())
             mean, std = (torch.tensor(memory[name], dtype=scores.dtype) for name in ("mean", "std"))
-            scores = (scores - mean) / std
+            scores = torch.where(finished[:, None], (scores - mean) / std, 0.0)
         batch = experience.with_fields(member_score=scores)
         combined = torch.where(scores.isnan().any(1), torch.nan, self.combine(scores, context))
         batch = paid(batch, combined, {}, calls, context)
-        kept = batch["member_score"][~batch["greedy"]]
-        context.log(ensemble__mean=kept.mean(), ensemble__variance=kept.var(1, correction=0).mean())
+        kept = batch["member_score"][scored_rows(batch)]
+        if len(kept):
+            context.log(ensemble__mean=kept.mean(), ensemble__variance=kept.var(1, correction=0).mean())
         return batch
 
 
@@ -133,12 +150,16 @@ class BestOfN(Improver):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"member_score", "group", "greedy"})
+    # what is measured is the pool that was sampled, whatever a selection would train on
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="left out", greedy="left out", masked="left out", unpaid="left out", unselected="counted"
+    )
 
     bon_uwo_coef: float = knob(0.5, "lambda of the UWO score that is measured", low=0)
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """Log `bon/<score>/proxy@<n>` and, where the task knows the truth, `bon/<score>/gold@<n>`; terms are unused."""
-        batch = experience.rows((~experience["greedy"]).nonzero()[:, 0])
+        batch = experience.rows(scored_rows(experience).nonzero()[:, 0])
         order = pools(batch["group"])  # where rewards failed, the others lose as many
         members = batch["member_score"][order]  # [prompts, pool, k]
         gold = context.world.measures(batch).get("gold")

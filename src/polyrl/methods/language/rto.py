@@ -25,6 +25,7 @@ from polyrl.experience import Experience
 from polyrl.methods.language import ppo
 from polyrl.parts.score import at_last_step
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import SpecialRows, finished_rows, sampled_rows, sampled_steps, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "rto"
@@ -45,7 +46,7 @@ def dpo_token_rewards(log_ratio: Tensor, scale: float, clip: float = 0.0) -> Ten
     return scaled.clamp(-clip, clip) if clip else scaled
 
 
-def spread_over(dense: Tensor, mask: Tensor, spread: Spread) -> Tensor:
+def spread_over(dense: Tensor, mask: Tensor, spread: Spread, finished: Tensor | None = None) -> Tensor:
     """When the token rewards of a response are paid, `[B, T]`.
 
     Args:
@@ -53,10 +54,13 @@ def spread_over(dense: Tensor, mask: Tensor, spread: Spread) -> Tensor:
         mask: `[B, T]` bool.
         spread: "token" as they come (RTO); "sequence" their sum at the last token (DDPO); "shaping" as they come, and
             at the last token their sum is taken back, so that the response earns its score alone (RS-PPO).
+        finished: `[B]` bool, rows whose last token is there; None: all.
     """
     if spread == "token":
         return dense
     total = at_last_step(dense.sum(1), mask)
+    if finished is not None:
+        total = torch.where(finished[:, None], total, 0.0)
     return total if spread == "sequence" else dense - total
 
 
@@ -76,6 +80,10 @@ class DPOReward(Part):
     stage: ClassVar[Stage] = "score"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "dpo_logprob"})
+    # a token of an unfinished response is paid as it comes; what is paid at the end waits for it
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     dpo_reward_scale: float = knob(0.05, "b1, reward of one nat of the DPO policy's log-ratio; 0 is off", low=0)
     dpo_reward_clip: float = knob(0.05, "c1, largest token reward, after scaling; 0 is no clip", low=0)
@@ -118,20 +126,26 @@ class DPOReward(Part):
             return experience
         world = context.world
         dpo_logprob = world.frozen_logprob(experience, self.prepare(world.task, world.reference_name))
-        sampled = ~experience["greedy"]
-        counted = experience["mask"] & sampled[:, None]  # greedy twins are not measured
+        counted = experience["mask"] & sampled_rows(experience)[:, None]  # greedy twins are not measured
         log_ratio = torch.where(counted, dpo_logprob - experience["ref_logprob"], 0.0)
         dense = dpo_token_rewards(log_ratio, self.dpo_reward_scale, self.dpo_reward_clip)
-        total = dense.sum(1)[sampled]
-        context.log(dpo__log_ratio=log_ratio[counted].mean(), dpo__reward=total.mean())
-        if self.dpo_reward_clip:
+        self._log(log_ratio, dense.sum(1), experience, context)
+        reward = experience["reward"] + spread_over(dense, counted, self.spread, finished_rows(experience))
+        return experience.with_fields(dpo_logprob=torch.where(counted, dpo_logprob, 0.0), reward=reward)
+
+    def _log(self, log_ratio: Tensor, total: Tensor, experience: Experience, context: Context) -> None:
+        """Tell of the tokens of this iteration and of whole responses, whose dense reward `total` [B] sums up."""
+        fresh, whole = sampled_steps(experience), scored_rows(experience)
+        if bool(fresh.any()):
+            context.log(dpo__log_ratio=log_ratio[fresh].mean())
+        if self.dpo_reward_clip and bool(fresh.any()):
             beyond = (self.dpo_reward_scale * log_ratio).abs() > self.dpo_reward_clip
-            context.log(dpo__clipped=beyond[counted].float().mean())
-        agreement = correlation(total, experience["score"][sampled])
-        if bool(agreement.isfinite()):
-            context.log(dpo__agreement=agreement)
-        reward = experience["reward"] + spread_over(dense, counted, self.spread)
-        return experience.with_fields(dpo_logprob=dpo_logprob, reward=reward)
+            context.log(dpo__clipped=beyond[fresh].float().mean())
+        if bool(whole.any()):
+            context.log(dpo__reward=total[whole].mean())
+            agreement = correlation(total[whole], experience["score"][whole])
+            if bool(agreement.isfinite()):
+                context.log(dpo__agreement=agreement)
 
 
 def recipe() -> Recipe:

@@ -26,6 +26,7 @@ from polyrl.parts.score import TaskReward, last_step
 from polyrl.parts.select import CriticPretraining
 from polyrl.parts.windows import WindowedRollouts
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import ALONE, SpecialRows, sampled_rows, sampled_steps, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "t-ppo"
@@ -64,6 +65,7 @@ class EGAE(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "value", "finished", "window", "mask", "present"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
 
     gamma: float = knob(1.0, "discount of later rewards, per step", low=0, high=1)
     gae_lambda: float = knob(0.95, "0 trusts the critic, 1 trusts the sampled return", low=0, high=1)
@@ -74,15 +76,15 @@ class EGAE(Part):
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` and `value_target` [B, T]; targets of unfinished responses are of no account."""
         reward, value, mask = (experience[name] for name in ("reward", "value", "mask"))
-        finished, window = experience["finished"], experience["window"]
+        finished, fresh = experience["finished"], sampled_steps(experience)
         tail = value_after(experience, context) if self.egae_tail == "bootstrap" else None
         advantage = egae(reward, value, finished, mask, gamma=self.gamma, gae_lambda=self.gae_lambda, tail=tail)
         target = return_to_go(reward, mask, self.gamma)
         for name, rows in (("finished", finished), ("unfinished", ~finished)):
-            here = advantage[window & rows[:, None]]
+            here = advantage[fresh & rows[:, None]]
             if len(here):
                 context.metrics[f"advantage/{name}"] = float(here.square().mean().sqrt())
-        done = mask & finished[:, None]
+        done = mask & scored_rows(experience)[:, None]
         if bool(done.any()):
             error = (target - value)[done]
             context.log(value__mean=value[done].mean(), value__error=error.square().mean().sqrt())
@@ -96,13 +98,16 @@ class WindowSteps(Part):
     stage: ClassVar[Stage] = "select"
     needs: ClassVar[frozenset[str]] = frozenset({"mask", "window", "finished"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
+    special_rows: ClassVar[SpecialRows | None] = SpecialRows(
+        unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
+    )
 
     policy_tokens: Literal["window", "all"] = knob("window", "all trains on earlier windows again, off-policy")
     tail_holdback: int = knob(0, "last tokens of unfinished windows that are never trained on", low=0)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `weight` and `value_weight` [B, T] in {0, 1}."""
-        mask, finished = experience["mask"], experience["finished"][:, None]
+        mask, finished = experience["mask"] & sampled_rows(experience)[:, None], experience["finished"][:, None]
         chosen = mask & experience["window"] if self.policy_tokens == "window" else mask
         behind = mask.flip(1).cumsum(1).flip(1)  # tokens from here to the end
         chosen = chosen & (finished | (behind > self.tail_holdback))

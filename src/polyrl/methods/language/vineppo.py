@@ -25,6 +25,7 @@ from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.parts.steps import Continuing, continued_scores
 from polyrl.recipe import Recipe, Stage, knob
+from polyrl.rows import LEFT_OUT, SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "vineppo"
@@ -71,6 +72,7 @@ class VineAdvantage(Continuing):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "action", "mask", "present", "group", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "step_start", "step_value"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     max_states: int | None = knob(None, "M, estimated step ends of a response, besides its start; none: all", low=0)
 
@@ -88,8 +90,9 @@ class VineAdvantage(Continuing):
         leader = torch.full((len(first),), len(which)).scatter_reduce(0, index, torch.arange(len(which)), "amin")
         means = continued_scores(experience, row[leader], column[leader], self, context)
         value = torch.full(mask.shape, torch.nan)
+        reward = torch.where(mask, experience["reward"].float(), 0.0)  # what is paid at the policy's own steps
         value[row, column] = means[index]
-        advantage, used = step_advantages(value, experience["reward"].float(), start, mask)
+        advantage, used = step_advantages(value, reward, start, mask)
         context.log(
             steps__per_response=start.sum() / start.any(1).sum().clamp(min=1),
             steps__value=used[start].mean(),

@@ -12,12 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from polyrl.experience import Experience
 from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.operations import OrderNetwork, SampleOrders
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.runtime.context import Context
 
 SLUG = "reinforce"
@@ -36,13 +39,18 @@ class PeriodBaseline(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     gamma: float = knob(0.9, "discount of later rewards, per period", low=0, high=1)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
         later = return_to_go(experience["reward"], experience["mask"], self.gamma)  # G_t
-        return experience.with_fields(advantage=later - later.mean(0))
+        counted = experience["mask"] & scored_rows(experience)[:, None]
+        if bool(counted.all()):
+            return experience.with_fields(advantage=later - later.mean(0))
+        mean = torch.where(counted, later, 0.0).sum(0) / counted.sum(0).clamp(min=1)
+        return experience.with_fields(advantage=torch.where(counted, later - mean, 0.0))
 
 
 def recipe() -> Recipe:

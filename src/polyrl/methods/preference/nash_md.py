@@ -16,6 +16,7 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
 from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "nash-md"
@@ -64,6 +65,7 @@ class MixtureMirrorDescent(Improver):
 
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "opponent_logprob"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     eta: float | None = knob(None, "step of mirror descent; none takes 2 / (beta (t + 2))", above=0)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from polyrl.experience import Experience
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
 from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "nash-mp"
@@ -48,6 +49,7 @@ class MirrorProx(Improver):
 
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     eta: float | None = knob(None, "proximal step; none takes 2 beta, the largest that the theory allows", above=0)
     prox_steps: Literal["two", "one"] = knob("two", "one is plain self-play: every step moves the anchor")

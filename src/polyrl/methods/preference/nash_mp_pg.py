@@ -7,7 +7,7 @@ itself. Rows of a pair train symmetrically. `kappa=1` removes the anchor: plain 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +17,7 @@ from polyrl.experience import Experience
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 from polyrl.tasks.theory.games import kl
 
@@ -74,6 +75,8 @@ class JudgePairs(Part):
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "pair"})
     gives: ClassVar[frozenset[str]] = frozenset({"score"})
+    # rows of an opponent that does not train are masked; the oracle judges them as any other
+    special_rows: ClassVar[SpecialRows | None] = replace(NO_SPECIAL_ROWS, masked="alone")
 
     label: Literal["sampled", "probability"] = knob("sampled", "a random winner, or the oracle's probability itself")
 
@@ -98,6 +101,7 @@ class ProximalCost(Part):
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "score", "behaviour_logprob", "ref_logprob", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = replace(NO_SPECIAL_ROWS, masked="alone")
 
     eta: float | None = knob(None, "proximal step; the target's pull is beta / eta; none takes 2 beta", above=0)
 

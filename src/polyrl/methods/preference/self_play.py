@@ -16,6 +16,7 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
 from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "self-play"
@@ -39,6 +40,7 @@ class OnlineMirrorDescent(Improver):
 
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     eta: float = knob(2.0, "inverse step, in win rate per nat; at least the game's beta", above=0)
 

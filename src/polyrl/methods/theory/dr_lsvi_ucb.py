@@ -11,6 +11,7 @@ from typing import ClassVar
 from polyrl.experience import Experience
 from polyrl.parts.theory import KnownReward, RobustBackup, RollEpisode
 from polyrl.recipe import Improver, Recipe, Term
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 from polyrl.tasks.theory.mdp import soft_policy
 
@@ -28,6 +29,7 @@ class GreedyPolicy(Improver):
 
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"action_value"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     eta: ClassVar[float] = 0.0
     """The temperature whose values must have been backed up: `RobustBackup` checks it."""
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 from polyrl.experience import Experience
 from polyrl.parts.theory import KnownReward, RobustBackup, RollEpisode, check_finite, mirror_policy
 from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 
 SLUG = "dr-rpo"
@@ -29,6 +30,7 @@ class RegularisedSoftmax(Improver):
 
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"action_value"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     eta: float | None = knob(None, "temperature of the policy's regularisation; none takes the task's", low=0)
     alpha: float | None = knob(None, "step of the mirror form; none is the closed form, an infinite step", above=0)
