@@ -382,3 +382,9 @@ def test_what_is_new_in_a_method_is_said_by_stage() -> None:
     assert whats_new(catalogue.build("d3s")) == "select (varied-rollouts, telling-tokens)"
     assert whats_new(catalogue.build("aihf")).startswith("collect (demonstrated-prompts); score (learned-reward, ")
     assert "improve (joint-improvement)" in whats_new(catalogue.build("aihf"))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\rb", "\x1b[31mred", "\x07", "a\tb"])
+def test_texts_of_any_kind_stay_one_line_and_command_no_terminal(text: str) -> None:
+    shown = responses.escaped(text)
+    assert shown.isprintable() and shown != text and shown.count("\\") == 1
