@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,37 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["POLYRL_CACHE"]
     else:
         os.environ["POLYRL_CACHE"] = before
+
+
+def run_code(code: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, with `words` as its arguments; what it printed is in `stderr`.
+
+    The process is a fork of this one, which saves the imports; where a GPU is in use, which a fork cannot share, it is
+    a fresh one.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if child == 0:
+            ended = 1
+            try:
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                sys.argv = ["-c", *words]
+                exec(compile(code, "<child>", "exec"), {"__name__": "__main__"})
+                ended = 0
+            except SystemExit as end:
+                ended = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(ended)
+        code_of = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return subprocess.CompletedProcess(words, code_of, "", said.read())
 
 
 def check_child(command: Any, environment: Mapping[str, str]) -> None:

@@ -10,8 +10,11 @@ import pytest
 from conftest import DIFFICULTY, SEED, TASK, reached, read_records, timeless
 from polyrl.api import RunResult, train
 
-MARGIN = 0.2
-"""How much greedy accuracy on 200 test words each method adds at least; its standard error there is 0.03."""
+MARGIN = 0.13
+"""How much greedy accuracy on 200 test words each method adds at least: three standard errors of a difference.
+
+With several seeds, with AVX2 and without AVX, the methods that are asked for it add 0.32 to 0.6 (`make margins`).
+"""
 ROOM = (0.2, 0.35)
 """Accuracy of the start."""
 

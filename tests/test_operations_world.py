@@ -7,8 +7,6 @@ import math
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 
 import polyrl as package
-from conftest import SEED, Command, reached, read_records, timeless
+from conftest import SEED, Command, reached, read_records, run_code, timeless
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.methods.operations.hdpo import PathwiseCost
@@ -298,9 +296,7 @@ def test_killed_and_resumed_is_the_same_run(method: str, spec: str, polyrl: Comm
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert polyrl(*words(method, spec, whole)).code == 0
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, "5", *words(method, spec, killed)], capture_output=True, text=True, timeout=120
-    )
+    done = run_code(KILLED, ["5", *words(method, spec, killed)])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (killed / "model").exists()
     told = polyrl("resume", killed, "--quiet")

@@ -173,4 +173,4 @@ def test_it_learns(small_model: Path, tmp_path: Path) -> None:
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
     reached(final - start, MARGIN)
     rows = read_records(tmp_path / "run")[1:]
-    assert sum(r["filter/score"] > r["reward"] for r in rows) > 0.8 * len(rows)  # the best are drawn more often
+    reached(sum(r["filter/score"] - r["reward"] for r in rows) / len(rows), 0.03)  # the best are drawn more often

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 import polyrl
-from conftest import SEED, Command, reached, read_records, timeless
+from conftest import SEED, Command, reached, read_records, run_code, timeless
 from polyrl.api import evaluate as polyrl_evaluate
 from polyrl.experience import Experience
 from polyrl.methods.preference.dpo import DPOLoss
@@ -230,8 +228,8 @@ def test_a_resumed_run_has_the_same_numbers(
     steps = 5 * (8 if method == "iterative-dpo" else 1)  # in the sixth iteration
     if method == "dpo":
         line = [str(w) for w in (*words, "--out", broken)]
-        done = subprocess.run([sys.executable, "-c", KILLED, str(steps), *line], capture_output=True, timeout=120)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        done = run_code(KILLED, [str(steps), *line])
+        assert done.returncode == -signal.SIGKILL, done.stderr
     else:
         original, left = torch.optim.AdamW.step, [steps]
 

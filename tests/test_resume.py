@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from conftest import DIFFICULTY, TASK, Command, read_records, timeless
+from conftest import DIFFICULTY, TASK, Command, read_records, run_code, timeless
 
 ITERATIONS = 6
 KEPT = {"iteration-000004", "iteration-000006"}
@@ -70,9 +70,7 @@ def words(method: str, model: Path, out: Path, *more: str) -> list[str]:
 
 def kill(arguments: list[str], calls: str, count: int) -> None:
     """Run a command in a subprocess that is killed at the `count`-th of `calls`."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, calls, str(count), *arguments], capture_output=True, text=True, timeout=120
-    )
+    done = run_code(KILLED, [calls, str(count), *arguments])
     assert done.returncode == -signal.SIGKILL, (done.returncode, done.stderr)
 
 

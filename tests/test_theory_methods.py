@@ -6,8 +6,6 @@ import itertools
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from conftest import SEED, Command, reached, read_records
+from conftest import SEED, Command, reached, read_records, run_code
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.experience import Experience
@@ -447,9 +445,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 def test_a_killed_run_ends_with_the_same_bits(method: str, tmp_path: Path, polyrl: Command) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert polyrl(*words(method, whole)).code == 0
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, "9", *words(method, cut)], capture_output=True, text=True, timeout=120
-    )
+    done = run_code(KILLED, ["9", *words(method, cut)])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert polyrl("resume", cut, "--quiet").code == 0
     assert untimed(cut) == untimed(whole)
