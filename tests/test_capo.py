@@ -203,6 +203,23 @@ def test_tokens_are_kept_one_by_one_as_the_shifts_say() -> None:
     assert context.metrics["select/steps"] == int((weight != 0).sum())
 
 
+def test_a_step_that_lowers_the_objective_too_far_is_left_out_as_well() -> None:
+    """The bound has two sides: where momentum goes against a token's gradient, its shift is negative."""
+    world, batch, context = ready()
+    states, rejected = world.hidden_states(batch), 0
+    m = 20 * torch.randn(7, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    adam = AdamModel(m, torch.ones(7, 7).double(), steps=30)
+    context.tensors("curvature-mask").update(m=adam.m, q=adam.q)
+    context.memory("curvature-mask")["steps"] = adam.steps
+    weight = masked(world, batch, context, objective_bound=0.03, policy_bound=1e9)
+    for i, t in (batch["mask"] & (batch["advantage"] != 0)).nonzero().tolist():
+        gain = float(batch["advantage"][i, t])
+        shift = full_matrices(world.table.detach(), states[i, t], int(batch["action"][i, t]), gain, 0.01, adam)[0]
+        assert bool(weight[i, t]) == (-0.03 < shift < 0.03)
+        rejected += shift <= -0.03
+    assert rejected > 3
+
+
 def test_the_adam_model_learns_from_what_was_kept_and_is_remembered() -> None:
     world, batch, context = ready()
     weight = masked(world, batch, context, objective_bound=0.05, policy_bound=0.01)

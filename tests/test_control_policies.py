@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from polyrl.parts.control import MlpActorCritic, discounted_returns, running_deviation
+from polyrl.experience import Experience
+from polyrl.parts.control import MlpActorCritic, ScaleReward, discounted_returns, running_deviation
 from polyrl.policies.control import (
     Bernoulli,
     Categorical,
@@ -23,6 +25,8 @@ from polyrl.policies.control import (
     numpy_forward,
 )
 from polyrl.policies.mlp import mlp
+from polyrl.runtime.budget import Budget
+from polyrl.runtime.context import Context
 
 torch.set_num_threads(1)
 N = 40_000
@@ -229,6 +233,33 @@ def test_reward_scaling_is_vec_normalize_with_rollouts_of_any_length() -> None:
             found.append((reward / running_deviation(moments, returns, counted)).clamp(-10, 10).T)
         result = torch.cat(found).numpy()
         np.testing.assert_allclose(result[mask], wanted[mask], rtol=1e-9)
+
+
+@pytest.mark.parametrize("length", [60, 20, 7])
+def test_the_part_scales_episodes_that_go_on_in_the_next_rollout(length: int) -> None:
+    """The return that is watched is carried over the rollout's end, and begins anew with an episode only."""
+    stream = np.random.default_rng(1)
+    steps, rows, gamma = 60, 3, 0.9
+    rewards = 50 * stream.normal(1, 3, (steps, rows))
+    ended, mask = stream.random((steps, rows)) < 0.1, stream.random((steps, rows)) < 0.9
+    ended &= mask
+    cut = ended & (stream.random((steps, rows)) < 0.5)  # by a time limit: an end like any other
+    world = SimpleNamespace(policy=SimpleNamespace(reward_moments=RunningMoments(1)))
+    context = Context(world=world, seed=0, budget=Budget(steps=1))
+    over, found, part = np.ones(rows, dtype=bool), [], ScaleReward(gamma=gamma)
+    for begin in range(0, steps, length):
+        piece = slice(begin, begin + length)
+        fields = {"reward": rewards, "mask": mask, "terminated": ended & ~cut, "truncated": cut}
+        rollout = Experience({name: torch.from_numpy(x[piece].T.copy()) for name, x in fields.items()})
+        last = rollout["mask"].shape[1] - 1
+        goes_on = ~rollout["terminated"][:, last]  # a rollout cuts what goes on, which is no end of an episode
+        rollout["truncated"][:, last] |= goes_on & rollout["mask"][:, last]
+        found.append(part(rollout.with_fields(starts_episode=torch.from_numpy(over)), context)["reward"].T)
+        for row in range(rows):
+            live = np.flatnonzero(mask[:, row] & (np.arange(steps) < begin + length))
+            over[row] = ended[live[-1], row]
+    wanted = vec_normalised(rewards, ended, mask, gamma)
+    np.testing.assert_allclose(torch.cat(found).numpy()[mask], wanted[mask], rtol=1e-5)
 
 
 def test_a_policy_without_normalisation_sees_what_is_there() -> None:

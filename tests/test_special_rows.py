@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from polyrl.recipe import Improver, Part, Term
 from polyrl.rows import NO_SPECIAL_ROWS, USES, SpecialRows
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.context import Context
+from polyrl.worlds.language_world import LanguageWorld
 from worlds import token_batch
 
 KINDS = ("unfinished", "greedy", "masked", "unpaid", "unselected")
@@ -379,3 +381,27 @@ def test_the_fields_are_those_of_the_responses() -> None:
     batch = ordinary(PartsWorld())
     assert not bool(batch["greedy"].any()) and bool(batch["finished"].all()) and bool(batch["mask"].any(1).all())
     assert bool((batch["present"] & ~batch["mask"]).any()) and not bool(truth(batch).isnan().any())
+
+
+def test_the_logged_kl_is_of_the_policy_to_the_start_and_of_whole_responses() -> None:
+    """E log pi/ref over responses: positive where the policy prefers what it says; no twin and no window enters."""
+    world: Any = LanguageWorld.__new__(LanguageWorld)
+    world.monitor_kl_every = 0
+    logprob = torch.tensor([[-0.5, -0.25], [-1.0, -0.5], [-9.0, -9.0], [-0.125, -0.25]])
+    reference = torch.tensor([[-1.5, -1.25], [-1.0, -2.5], [-1.0, -1.0], [-0.375, -8.0]])
+    batch = Experience(
+        {
+            "mask": torch.ones(4, 2, dtype=torch.bool),
+            "greedy": torch.tensor([False, False, True, False]),
+            "finished": torch.tensor([True, True, True, False]),
+            "window": torch.tensor([[True, True], [False, True], [True, True], [True, False]]),
+            "behaviour_logprob": logprob,
+            "ref_logprob": reference,
+        }
+    )
+    context = Context(world=world, seed=0, budget=Budget(samples=1), iteration=1)
+    world.monitor(batch, context)
+    assert context.metrics["kl"] == pytest.approx((2.0 + 2.0) / 2)
+    assert context.metrics["kl_per_token"] == pytest.approx((1.0 + 1.0 + 2.0 + 0.25) / 4)
+    assert context.metrics["perplexity"] == pytest.approx(math.exp((0.5 + 0.25 + 0.5 + 0.125) / 4))
+    assert context.metrics["ref_perplexity"] == pytest.approx(math.exp((1.5 + 1.25 + 2.5 + 0.375) / 4))

@@ -24,6 +24,7 @@ from polyrl.policies.pretrain import supervised_gradient
 from polyrl.policies.rows import micro_batches_of
 from polyrl.policies.scalar import Critic
 from polyrl.policies.start import fingerprint
+from polyrl.rows import sampled_steps, scored_rows
 from polyrl.runtime.context import Context
 from polyrl.runtime.memory import keep_freed_memory
 from polyrl.sampling.continuations import go_on, states_of
@@ -251,8 +252,8 @@ class LanguageWorld(UserDataWorld):
         """Log the perplexity of what was sampled and, now and then, its KL to the start."""
         if "behaviour_logprob" not in experience:
             return  # nothing was sampled by the policy
-        trained = ~experience["greedy"]
-        counted = (experience["mask"] & trained[:, None]).float()
+        whole, steps = scored_rows(experience), sampled_steps(experience)
+        counted = steps.float()
         behaviour = experience["behaviour_logprob"]
         context.log(perplexity=torch.exp(-(behaviour * counted).sum() / counted.sum().clamp(min=1)))
         if "ref_logprob" in experience:
@@ -261,8 +262,9 @@ class LanguageWorld(UserDataWorld):
             reference = self.reference_logprob(experience)
         else:
             return
-        log_ratio = (behaviour - reference) * counted
-        context.log(kl=log_ratio.sum(1)[trained].mean(), kl_per_token=log_ratio.sum() / counted.sum().clamp(min=1))
+        if bool(whole.any()):  # of a response that goes on its KL is not known yet
+            context.log(kl=((behaviour - reference) * experience["mask"]).sum(1)[whole].mean())
+        context.log(kl_per_token=((behaviour - reference) * counted).sum() / counted.sum().clamp(min=1))
         context.log(ref_perplexity=torch.exp(-(reference * counted).sum() / counted.sum().clamp(min=1)))
 
     @property
