@@ -20,15 +20,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from chat_tokenizers import Text, byte_tokenizer
+from polyrl.cli.play_language import asked
 from polyrl.errors import UserError
 from polyrl.policies.demonstrations import Demonstration, demonstration_ids
-from polyrl.policies.pairs import PairIds, encode_pair
+from polyrl.policies.pairs import FixedPairs, PairIds, encode_pair
 from polyrl.policies.scalar import RewardModel
 from polyrl.tasks.language.preferences import dataset_task
 
 LOOP = "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
 OPEN = "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 THINKS = "{% if add_generation_prompt %}<|start|>assistant\n<think>\n{% endif %}"
+CALLS = LOOP.replace(
+    "{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}{% endfor %}"
+)
 DROPS = LOOP.replace("m.content", "m.content.split('</think>')[-1]")
 SPLITS = LOOP.replace("m.content", "m.content.split('</think>')[-1] if not loop.last else m.content")
 
@@ -282,6 +286,45 @@ def test_an_end_token_inside_a_response_is_refused(prompt: Any) -> None:
     assert reader.raw(reader.encode_response(prompt, "a<|end|>")) == "a<|end|>"
 
 
+# ------------------------------------------------------------------------------------------------- several turns
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_what_users_and_tools_say_inside_a_response_is_read_and_not_learned(explicit: bool) -> None:
+    """TRL trains on it, too."""
+    reader = Text(byte_tokenizer(template=CALLS + OPEN, end="<|end|>"))
+    called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "search"}}]}
+    found = {"role": "tool", "content": "it is 4"}
+    row = _pair(
+        [user("q")] if explicit else None, [] if explicit else [user("q")], [called, found, said("4")], [said("5")]
+    )
+    pair = encode_pair(reader, first_row(row), "here")
+    turn = "<|start|>tool\nit is 4<|end|>\n<|start|>assistant\n"
+    assert reader.raw(pair.chosen) == f"<tool_call>search<|end|>\n{turn}4<|end|>"
+    batch = FixedPairs(_scalar(reader), [first_row(row)], "pairs").batch([0])
+    ids, mask = batch["action"][0], batch["mask"][0]
+    assert reader.raw(ids[mask].tolist()) == "<tool_call>search<|end|>4<|end|>"
+    assert reader.raw(ids[~mask].tolist()) == f"\n{turn}"
+    assert reader.raw(batch["action"][1][batch["mask"][1]].tolist()) == "5<|end|>"
+    # what the model reads before each of its turns is what a server would give it
+    server = reader.tokenizer.apply_chat_template(
+        [user("q"), called, found], add_generation_prompt=True, tokenize=False
+    )
+    assert reader.raw(pair.prompt + pair.chosen).startswith(server)
+
+
+def test_turns_that_a_template_writes_otherwise_later_are_refused() -> None:
+    """Thoughts of earlier answers are dropped: what was read at the first answer is not what is read at the second."""
+    reader = Text(byte_tokenizer(template=SPLITS + OPEN, end="<|end|>"))
+    row = _pair([user("q")], [], [said(THOUGHT), user("r"), said("x")], [said("no")])
+    with pytest.raises(UserError, match="otherwise when the conversation goes on"):
+        encode_pair(reader, row, "here")
+    ignored = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "search"}}]}
+    row = _pair([user("q")], [], [ignored, user("r"), said("x")], [said("no")])
+    with pytest.raises(UserError, match="leaves out a part of the response 'search'"):
+        encode_pair(reader, row, "here")
+
+
 # ---------------------------------------------------------------------------------------- pairs that hold their prompt
 
 
@@ -347,9 +390,20 @@ BROKEN = {
         {"prompt": [user("p")], "chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]},
         "does not begin with the prompt",
     ),
+    "ends with the user": (
+        {"prompt": [user("q")], "chosen": [said("a"), user("b")], "rejected": [said("c")]},
+        "roles behind the prompt are assistant, user",
+    ),
+    "two answers in a row": (
+        {"prompt": [user("q")], "chosen": [said("a"), said("b")], "rejected": [said("c")]},
+        "roles behind the prompt are assistant, assistant",
+    ),
     "text and messages": ({"prompt": "q", "chosen": "a", "rejected": [said("b")]}, "both be text or both"),
     "behind an answer": (
-        {"chosen": [user("q"), said("a"), said("b")], "rejected": [user("q"), said("a"), said("c")]},
+        {
+            "chosen": [user("q"), said("a"), user("b"), said("x")],
+            "rejected": [user("q"), said("a"), user("c"), said("y")],
+        },
         "only behind an answer",
     ),
 }
@@ -511,6 +565,18 @@ def test_tokenizers_that_never_read_special_tokens_show_none() -> None:
 
     reader = Text(character_tokenizer())
     assert reader.decode([*range(4), *reader.encode("a<eos>b")]) == "a<eos>b"
+
+
+def test_a_question_to_a_trained_policy_is_laid_out_as_its_prompts_were() -> None:
+    """`polyrl play RUN --prompt`: with the system message and the columns that all prompts had."""
+    task = dataset_task([{"prompt": f"q{i}", "answer": "1"} for i in range(4)])
+    assert asked(task, "hi") == {"prompt": "hi"}
+    system = {"role": "system", "content": "be kind"}
+    rows = [{"prompt": [system, user(f"q{i}")], "answer": "1", "tools": TOOLS} for i in range(4)]
+    assert asked(dataset_task(rows), "hi") == {"prompt": [system, user("hi")], "tools": TOOLS}
+    rows = [{**row, "prompt": [{**system, "content": str(i)}, user("q")]} for i, row in enumerate(rows)]
+    task = dataset_task(rows, test_data=[{**row, "prompt": [*row["prompt"], user("x")]} for row in rows])
+    assert asked(task, "hi") == {"prompt": [user("hi")], "tools": TOOLS}
 
 
 def _scalar(reader: Text) -> Any:

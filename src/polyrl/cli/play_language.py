@@ -12,6 +12,11 @@ from rich.text import Text
 from polyrl.api import open_policy
 from polyrl.errors import UserError
 from polyrl.sampling.language import Sampling
+from polyrl.tasks.language.base import LanguageTask, Row
+from polyrl.tasks.language.formats import template_columns
+
+COMPARED = 50
+"""Test prompts that are looked at to lay out a question as they are."""
 
 
 def play(folder: Path, *, prompt: str | None = None, prompts: int = 5, temperature: float = 0.0) -> None:
@@ -23,7 +28,7 @@ def play(folder: Path, *, prompt: str | None = None, prompts: int = 5, temperatu
         raise UserError(
             f"The run {folder} trained a reward model, which answers nothing; its samples.jsonl has scores."
         )
-    rows = [{"prompt": prompt}] if prompt is not None else world.task.rows("test", 7, 0, prompts)
+    rows = [asked(world.task, prompt)] if prompt is not None else world.task.rows("test", 7, 0, prompts)
     sampling = Sampling(
         max_tokens=world.task.max_tokens,
         stop=tuple(world.task.stop),
@@ -41,3 +46,19 @@ def play(folder: Path, *, prompt: str | None = None, prompts: int = 5, temperatu
                 "  right" if right else f"  wrong, expected {world.task.expected(row)}", "green" if right else "red"
             )
         console.print(line, soft_wrap=True)
+
+
+def asked(task: LanguageTask, prompt: str) -> Row:
+    """A question of the user's as a row of the task: where its prompts are conversations, a message of the user.
+
+    A system message and columns of the chat template that all prompts have in common stand there too, so that the
+    policy reads what it was trained to read.
+    """
+    some = task.rows("test", 7, 0, COMPARED)
+    if any(isinstance(row["prompt"], str) for row in some):
+        return {"prompt": prompt}
+    begins = [row["prompt"][:1] if row["prompt"][0]["role"] == "system" else [] for row in some]
+    columns = [template_columns(row) for row in some]
+    system = begins[0] if all(b == begins[0] for b in begins) else []
+    shared = columns[0] if all(c == columns[0] for c in columns) else {}
+    return {"prompt": [*system, {"role": "user", "content": prompt}], **shared}

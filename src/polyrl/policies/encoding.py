@@ -210,6 +210,44 @@ class TextEncoding:
             ids = [*ids, int(self.tokenizer.eos_token_id)]
         return ids
 
+    def encode_turns(
+        self,
+        prompt: Prompt,
+        response: str | Sequence[Mapping[str, Any]],
+        *,
+        ended: bool = True,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a response of one or more turns, and which of them the model writes.
+
+        Between two messages of the assistant stand others, of the user or of a tool: the model reads them, with what
+        the template writes around them.
+
+        Raises:
+            UnwritableResponse: as `encode_response`, or the template writes an answered turn otherwise when the
+                conversation goes on.
+        """
+        given: dict[str, Any] = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+        if isinstance(prompt, str) or isinstance(response, str) or len(response) == 1:
+            ids = self.encode_response(prompt, response, ended=ended, **given)
+            return ids, [True] * len(ids)
+        talk, ids = list(prompt), self.encode_prompt(prompt, **given)
+        before, own = len(ids), [False] * len(ids)
+        for i, message in enumerate(response):
+            if message["role"] == "assistant":
+                opened = self.encode_prompt(talk, **given)
+                if opened[: len(ids)] != ids:
+                    raise UnwritableResponse(
+                        f"the chat template of {self._name} writes an answer otherwise when the conversation goes on; "
+                        "give each answer as a row of its own, or leave the row out."
+                    )
+                own += [False] * (len(opened) - len(ids))
+                answer = self.encode_response(talk, [message], ended=ended or i + 1 < len(response), **given)
+                ids, own = [*opened, *answer], [*own, *[True] * len(answer)]
+            talk.append(dict(message))
+        return ids[before:], own[before:]
+
     def _answered(
         self,
         prompt: list[dict[str, Any]],
@@ -235,7 +273,8 @@ class TextEncoding:
                 f"write the response {shortened(content(messages))} so; {advice}."
             )
         turn = _squeezed(whole[self._turn_begins(prompt, whole, tools, chat_template_kwargs) :])
-        for said in (content([answer]), *(str(answer.get(name) or "") for name in REASONING)):
+        called = [str(call.get("function", call).get("name") or "") for call in answer.get("tool_calls") or ()]
+        for said in (content([answer]), *(str(answer.get(name) or "") for name in REASONING), *called):
             if _squeezed(said) not in turn:
                 raise UnwritableResponse(
                     f"the chat template of {self._name} leaves out a part of the response {shortened(said)}; {advice}."

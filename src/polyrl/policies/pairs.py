@@ -62,12 +62,15 @@ def by_pair(x: Tensor, pair: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class PairIds:
-    """A pair as token ids; `ended` says of chosen and rejected whether they end by themselves."""
+    """A pair as token ids."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     ended: tuple[bool, bool] = (True, True)
+    """Whether chosen and rejected end by themselves."""
+    own: tuple[list[bool], list[bool]] | None = None
+    """Which tokens of chosen and rejected the model writes; None: all. It reads what users and tools say in between."""
 
 
 def encode_response(reader: Reader, prompt: Any, response: Any, *, ended: bool = True) -> list[int]:
@@ -89,8 +92,8 @@ def encode_pair(reader: Reader, row: Mapping[str, Any], where: str) -> PairIds:
     given = template_columns(row)
     try:
         prompt = reader.encode_prompt(row["prompt"], **given)
-        chosen, rejected = (
-            reader.encode_response(row["prompt"], row[side], ended=end, **given)
+        (chosen, chosen_own), (rejected, rejected_own) = (
+            reader.encode_turns(row["prompt"], row[side], ended=end, **given)
             for side, end in zip(SIDES, ended, strict=True)
         )
     except UserError as error:
@@ -106,7 +109,8 @@ def encode_pair(reader: Reader, row: Mapping[str, Any], where: str) -> PairIds:
             )
     if chosen == rejected:
         raise UserError(f"{where}: chosen and rejected are the same tokens; leave the pair out.")
-    return PairIds(prompt, chosen, rejected, (ended[0], ended[1]))
+    own = None if all(chosen_own + rejected_own) else (chosen_own, rejected_own)
+    return PairIds(prompt, chosen, rejected, (ended[0], ended[1]), own)
 
 
 def _ended(value: Any, what: str) -> bool:
@@ -157,12 +161,17 @@ class FixedPairs:
         prompts = [p.prompt for p in pairs for _ in range(2)] + [p.prompt for p in single]
         batch = as_experience(prompts, responses, pad_id=self.reader.pad_id)
         size = len(responses)
+        mask = batch["present"].clone()
+        for i, p in enumerate(pairs):
+            for row, own in zip((2 * i, 2 * i + 1), p.own or (), strict=False):
+                mask[row, : len(own)] = torch.tensor(own)
         pair = torch.cat([torch.arange(len(pairs)).repeat_interleave(2), torch.full((len(single),), -1)])
         preferred = (torch.arange(size) % 2 == 0) & (pair >= 0)
         example = 2 * torch.tensor(list(numbers), dtype=torch.long).repeat_interleave(2)
         example = example + (~preferred[: len(example)]).long()
         own = torch.tensor([2 * len(self) + n for n in alone], dtype=torch.long)
         return batch.with_fields(
+            mask=mask,
             ended=torch.tensor([e for p in pairs for e in p.ended] + [p.ended[0] for p in single], dtype=torch.bool),
             group=torch.where(pair >= 0, pair, torch.arange(size)),
             greedy=torch.zeros(size, dtype=torch.bool),

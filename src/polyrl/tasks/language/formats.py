@@ -1,12 +1,14 @@
 """Rows as data sets write them, turned into one form: TRL's formats of prompts and of preference pairs.
 
 A row's `prompt` is text or a list of messages, and in a pair `chosen` and `rejected` are what answers it: texts after a
-text, and after messages texts or one message of the assistant each. Data sets also repeat the prompt in both responses,
-leave it out, or give it as text where the responses are messages; `pair_of` understands all of these, or refuses.
+text, and after messages texts or the assistant's messages (with those of users and tools between them). Data sets also
+repeat the prompt in both responses, leave it out, or give it as text where the responses are messages; `pair_of`
+understands all of these, or refuses.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import unicodedata
@@ -44,12 +46,14 @@ def check_messages(where: str, name: str, messages: Any) -> list[dict[str, Any]]
         raise UserError(f"{where}: the column '{name}' has no messages.")
     found = []
     for i, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+        calls = isinstance(message, dict) and bool(message.get("tool_calls")) and message.get("content") is None
+        known = isinstance(message, dict) and isinstance(message.get("role"), str) and ("content" in message or calls)
+        if not known:
             raise UserError(
                 f"{where}: message {i} of the column '{name}' must be an object with 'role' and 'content', "
                 f"not {json.dumps(message, default=str)[:80]}."
             )
-        if not isinstance(message["content"], str) and not (message["content"] is None and message.get("tool_calls")):
+        if not isinstance(message.get("content"), str) and not calls:
             raise UserError(f"{where}: the content of message {i} of the column '{name}' must be text.")
         found.append(_without_nulls(message))
     return found
@@ -112,10 +116,10 @@ def pair_of(where: str, row: Row) -> Row:
     | prompt | chosen and rejected | what becomes of it |
     | --- | --- | --- |
     | text | texts | stays |
-    | messages | texts, or a message of the assistant each | stays |
+    | messages | texts, or messages that begin with the assistant's | stays |
     | messages | conversations that begin with these messages | the beginning is taken off |
     | text | conversations that begin alike, with this text as a user's message | that beginning is the prompt |
-    | text | a message of the assistant each | the text becomes a user's message |
+    | text | messages that begin with the assistant's | the text becomes a user's message |
     | none | texts or conversations that begin alike | see `implicit_prompt` |
 
     Raises:
@@ -174,10 +178,11 @@ def _answers(where: str, row: Row) -> Row:
                 f"{where}: the column '{side}' does not begin with the prompt, nor with a message of the assistant, "
                 f"but with {shortened(content(said[:1]))} of the role '{said[0]['role']}'."
             )
-        if len(said) > 1:
+        roles = [message["role"] for message in said]
+        if roles[-1] != "assistant" or ("assistant", "assistant") in itertools.pairwise(roles):
             raise UserError(
-                f"{where}: the column '{side}' has {len(said)} messages behind the prompt, and a response is one "
-                "message of the assistant; put those before it into the prompt, or leave the pair out."
+                f"{where}: the column '{side}' must end with the assistant's message, and have others between two of "
+                f"them; its roles behind the prompt are {', '.join(roles)}."
             )
     return row
 
