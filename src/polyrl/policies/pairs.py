@@ -163,8 +163,8 @@ class FixedPairs:
         size = len(responses)
         mask = batch["present"].clone()
         for i, p in enumerate(pairs):
-            for row, own in zip((2 * i, 2 * i + 1), p.own or (), strict=False):
-                mask[row, : len(own)] = torch.tensor(own)
+            for row, written in zip((2 * i, 2 * i + 1), p.own or (), strict=False):
+                mask[row, : len(written)] = torch.tensor(written)
         pair = torch.cat([torch.arange(len(pairs)).repeat_interleave(2), torch.full((len(single),), -1)])
         preferred = (torch.arange(size) % 2 == 0) & (pair >= 0)
         example = 2 * torch.tensor(list(numbers), dtype=torch.long).repeat_interleave(2)
