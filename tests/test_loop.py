@@ -243,7 +243,8 @@ def checkpoint_in(root: Path, iteration: int, keep: int = 2) -> Path:
 
     stores = {"part": {"a": torch.arange(3), "b": torch.ones(2)}, "other": {"a": torch.zeros(1)}}
     names = {"policy": ["weight"]}
-    return save_checkpoint(root, iteration, {}, {"policy": optimiser}, names, save, stores, keep=keep)
+    state: dict[str, Any] = {"spent": {}, "seconds": {}, "start": {}, "final": {}, "memories": {}}
+    return save_checkpoint(root, iteration, state, {"policy": optimiser}, names, save, stores, keep=keep)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
