@@ -310,9 +310,11 @@ def test_few_seeds_failed_seeds_and_uneven_budgets_are_said(tmp_path: Path) -> N
 def test_unequal_starts_and_evaluations_are_said(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", "grpo", config={"start": "sha256:aa", "evaluation": {"prompts": 100}}, iterations=4)
     b = write_run(tmp_path / "b", "ppo", config={"start": "sha256:bb", "evaluation": {"prompts": 200}}, iterations=4)
-    said = cautions(load_folders([a, b]))
-    assert any("did not start from the same model" in s for s in said)
-    assert any("not judged alike: evaluation.prompts differs" in s for s in said)
+    comparison = load_folders([a, b])
+    assert any("did not start from the same model" in s for s in cautions(comparison))
+    assert any("They differ in prompts (100; 200)." in s for s in verdict(comparison))
+    c = write_run(tmp_path / "c", "ppo", config={"budget": {"samples": 1}}, iterations=4)
+    assert any("not judged alike: budget.samples differs" in s for s in cautions(load_folders([a, c])))
 
 
 def test_pairs_are_ordered_from_the_best_method_down(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from polyrl.comparison_folder import arm_folder, begin, clear, write
 from polyrl.errors import UserError
+from polyrl.problem import CODE, CONTENT, changed, refusal
 from polyrl.report.scale import mean
 from polyrl.runtime import ownership
 from polyrl.runtime.budget import Budget, Spent
@@ -97,7 +98,9 @@ def run_comparison(
             raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
     stated = begin(folder, methods, base, seeds, overwrite)
     with stopped_by_signals():
-        stated |= _prepare(configs, console, quiet)
+        prepared = _prepare(configs, console, quiet)
+        _check_problem(folder, stated.get("problem"), prepared["problem"], console)
+        stated |= prepared
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder, "comparison")
@@ -131,8 +134,23 @@ def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> dic
 
     for config in {c.method: c for c in configs}.values():
         make_recipe(config)
-    metric = prepare(configs[0], (lambda _: None) if quiet else (lambda t: console.print(t, style="dim")))
-    return metric.stated()
+    metric, problem = prepare(
+        configs[0], (lambda _: None) if quiet else (lambda t: console.print(Text(t, style="dim")))
+    )
+    return {**metric.stated(), "problem": problem}
+
+
+def _check_problem(folder: Path, before: Any, now: dict[str, Any], console: Console) -> None:
+    """Refuse to go on with a comparison on other data, and say where the user's code is not what it was.
+
+    Raises:
+        UserError: the data are not what the comparison began with.
+    """
+    if differing := changed(before, now, CONTENT):
+        raise UserError(refusal(differing, folder, "comparison", "choose another --out or say --overwrite"))
+    if differing := changed(before, now, CODE):
+        said = f"The code of the {' and the '.join(differing)} has changed since the comparison began: runs of before "
+        console.print(Text(f"{said}and runs of now are of different problems, and the page compares them apart."))
 
 
 def _status(arm: Arm) -> str:
@@ -158,7 +176,7 @@ def work(values: dict[str, Any], folder: str) -> str:
     begun = False
     try:
         if checkpoints(path / "checkpoints") and (path / "config.yaml").is_file():
-            loop = resume_run(path, progress=progress)
+            loop = resume_run(path, progress=progress, chosen=config)
         else:
             loop = start_run(config, path, progress=progress, overwrite=True)
         begun = True

@@ -10,6 +10,7 @@ from typing import Literal
 
 from polyrl.report import scale
 from polyrl.report.labels import budget_words
+from polyrl.report.problems import Problem, differences
 from polyrl.report.runs import Comparison, Run
 from polyrl.report.settings import compare_settings
 from polyrl.report.statistics import LEAST_SEEDS, LEVEL, Estimate, holm, mean_interval, probability_of_improvement
@@ -116,7 +117,7 @@ def _listed(words: Sequence[str]) -> str:
 def improvement(comparison: Comparison, first: str, second: str) -> Estimate | None:
     """Probability that a run of `first` ends better than a run of `second`; None when one has no finished run."""
     x, y = list(comparison.finals[first].values()), list(comparison.finals[second].values())
-    if not x or not y:
+    if not x or not y or not comparison.comparable(first, second):
         return None
     return probability_of_improvement(x, y) if comparison.metric.higher_is_better else probability_of_improvement(y, x)
 
@@ -124,13 +125,14 @@ def improvement(comparison: Comparison, first: str, second: str) -> Estimate | N
 def pairs(comparison: Comparison) -> list[Pair]:
     """Compare all methods two by two on their common seeds; pairs without a common finished seed are left out.
 
+    So are pairs of methods that were given different problems: their results say nothing of which is better.
     The better one of a pair comes first, and the pairs come in the order of the methods' mean results.
     """
     found: list[tuple[str, str, list[float], list[float], float | None]] = []
     for first, second in itertools.combinations(comparison.methods, 2):
         a, b = comparison.finals[first], comparison.finals[second]
         common = sorted(a.keys() & b.keys())
-        if common:
+        if common and comparison.comparable(first, second):
             x, y = [a[s] for s in common], [b[s] for s in common]
             found.append((first, second, x, y, scale.p_value(comparison.metric, x, y)))
     adjusted = iter(holm([p for *_, p in found if p is not None]))
@@ -164,10 +166,10 @@ def changes(comparison: Comparison) -> list[Change]:
 
 
 def gaps(comparison: Comparison) -> list[Gap]:
-    """Every method's results against every line of the metric, the target's line first."""
-    metric = comparison.metric
+    """Every method's results against every line of its problem, the target's line first."""
     result = []
     for method in comparison.methods:
+        metric = comparison.metric_of(method)
         values = list(comparison.finals[method].values())
         for line, value in sorted(metric.lines.items(), key=lambda item: item[0] != metric.target):
             if not values:
@@ -293,7 +295,8 @@ def _target_sentence(gap: Gap, comparison: Comparison) -> str:
 
 def target_sentences(comparison: Comparison) -> list[str]:
     """Say for each method how it stands to the value that is to be reached; nothing where there is none."""
-    return [_target_sentence(gap, comparison) for gap in gaps(comparison) if gap.line == comparison.metric.target]
+    found = gaps(comparison)
+    return [_target_sentence(gap, comparison) for gap in found if gap.line == comparison.metric_of(gap.method).target]
 
 
 def _lost(runs: Sequence[Run], total: int, method: str, said: str) -> list[str]:
@@ -367,7 +370,10 @@ def cautions(comparison: Comparison) -> list[str]:
     differing = compare_settings(comparison.runs).differing
     if "start" in differing:
         result.append("The runs did not start from the same model: their starting fingerprints differ.")
-    unequal = [key for key in differing if key.startswith(("evaluation.", "budget.")) or key in ("task", "difficulty")]
+    judged = ("evaluation.", "budget.") if len(comparison.asked) < 2 else ("budget.",)  # the rest is said first
+    unequal = [
+        key for key in differing if key.startswith(judged) or (key == "difficulty" and len(comparison.asked) < 2)
+    ]
     if unequal:
         result.append(f"The runs are not judged alike: {_listed(unequal)} differ{'s' if len(unequal) == 1 else ''}.")
     broken = sum(run.skipped_lines for run in comparison.runs)
@@ -381,10 +387,32 @@ def change_sentences(comparison: Comparison) -> list[str]:
     return [_change_sentence(change, comparison) for change in changes(comparison)]
 
 
+def _different_problems(comparison: Comparison) -> list[str]:
+    """Say that the runs were given different problems, which ones, and in what these differ."""
+    asked = comparison.asked
+    if len(asked) < 2:
+        return []
+    of = {
+        name: [m for m in comparison.methods if asked[comparison.problem_of(m)].name == name] for name in _names(asked)
+    }
+    named = _listed([f"{name} ({', '.join(methods)})" for name, methods in of.items()])
+    configs = [run.config for run in comparison.runs]
+    found = [f"{word} ({'; '.join(values)})" for word, values in differences(asked, configs)]
+    said = f"They differ in {_listed(found)}." if found else "Their configs state different problems."
+    return [f"No verdict between different problems: these runs are of {named}. {said}"]
+
+
+def _names(asked: Sequence[Problem]) -> list[str]:
+    return [problem.name for problem in asked]
+
+
 def headline(comparison: Comparison) -> list[str]:
-    """Say how the methods differ, or, for a single method, how it changed."""
+    """Say how the methods differ, or, for a single method, how it changed; never between different problems."""
+    apart = _different_problems(comparison)
     if len(comparison.methods) > 1:
-        return _pair_sentences(comparison) or ["No two methods share a finished seed, so nothing can be compared."]
+        compared = _pair_sentences(comparison)
+        alone = "No two methods share a finished seed, so nothing can be compared."
+        return [*apart, *(compared or ([] if apart else [alone]))]
     said = [*target_sentences(comparison), *change_sentences(comparison)]
     return said or [f"No finished run has a first and a last {comparison.metric.label}, so nothing can be said."]
 

@@ -235,14 +235,15 @@ def spending_columns(comparison: Comparison, costs: Sequence[dict[str, Any]]) ->
 def line_table(comparison: Comparison) -> list[dict[str, Any]]:
     """The lines that stand beside the results: name, value and its text, the target first."""
     metric = comparison.metric
-    lines = sorted(metric.lines.items(), key=lambda item: item[0] != metric.target)
+    targets = {found.target for found in (metric, *comparison.metrics)} - {""}
+    lines = sorted(metric.lines.items(), key=lambda item: item[0] not in targets)
     digits = metric_digits(comparison)
     return [
         {
             "name": name,
             "value": value,
             "text": whole(format_value(metric, value, digits)),
-            "target": name == metric.target,
+            "target": name in targets,
         }
         for name, value in lines
     ]
@@ -256,8 +257,9 @@ def _gap(gap: Gap, comparison: Comparison) -> dict[str, Any]:
 def gap_table(comparison: Comparison) -> list[dict[str, Any]]:
     """By method: how far its results lie from each line, in words."""
     found = gaps(comparison)
+    blank = {line: {"text": "–", "interval": ""} for line in comparison.metric.lines}  # of another problem
     return [
-        {"method": method, "lines": {g.line: _gap(g, comparison) for g in found if g.method == method}}
+        {"method": method, "lines": blank | {g.line: _gap(g, comparison) for g in found if g.method == method}}
         for method in comparison.methods
         if any(g.method == method for g in found)
     ]

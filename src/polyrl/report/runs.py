@@ -20,6 +20,7 @@ import yaml
 
 from polyrl.errors import UserError
 from polyrl.report.labels import WINGS
+from polyrl.report.problems import Problem, find_problems
 from polyrl.runtime.chart import Chart
 from polyrl.runtime.metric import Metric
 
@@ -113,6 +114,10 @@ class Comparison:
     started: str = ""
     finished: str = ""
     problems: list[str] = field(default_factory=list)
+    asked: list[Problem] = field(default_factory=list)
+    """The problems that the runs were given: usually one. Only runs of one problem are compared."""
+    metrics: list[Metric] = field(default_factory=list)
+    """Of each of them its metric, with its own lines."""
 
     @property
     def wing(self) -> str:
@@ -130,6 +135,19 @@ class Comparison:
                     chart = Chart.read(values)
                     found.setdefault(chart.title, chart)
         return [*found.values()]
+
+    def problem_of(self, method: str) -> int:
+        """Which of `asked` the runs of `method` were given; no method has runs of two."""
+        first = next(i for i, run in enumerate(self.runs) if run.label == method)
+        return next((n for n, problem in enumerate(self.asked) if first in problem.runs), 0)
+
+    def metric_of(self, method: str) -> Metric:
+        """The metric with the lines of the problem that `method` was given."""
+        return self.metrics[self.problem_of(method)] if self.metrics else self.metric
+
+    def comparable(self, first: str, second: str) -> bool:
+        """Whether two methods were given one problem."""
+        return self.problem_of(first) == self.problem_of(second)
 
     def of(self, method: str) -> list[Run]:
         """Runs of `method`, by seed."""
@@ -279,12 +297,19 @@ def _called(key: str) -> str:
 
 
 def _unique_labels(groups: Sequence[tuple[str, Sequence[Run]]]) -> list[Run]:
-    """Join runs of several folders; where two have the same label and seed, the folder's name tells them apart."""
-    owners: dict[tuple[str, int], int] = {}
+    """Join runs of several folders; where two have the same label and seed, the folder's name tells them apart.
+
+    Where their problems tell them apart already (`_told_apart`) they need no folder's name.
+    """
+    asked = find_problems([run.config for _, group in groups for run in group])
+    problem = {i: p.name for p in asked for i in p.runs}
+    owners: dict[tuple[str, int, str], int] = {}
+    start = 0
     for _, group in groups:
-        for key in {(run.label, run.seed) for run in group}:
+        for key in {(run.label, run.seed, problem[start + i]) for i, run in enumerate(group)}:
             owners[key] = owners.get(key, 0) + 1
-    clashing = {label for (label, _), count in owners.items() if count > 1}
+        start += len(group)
+    clashing = {label for (label, _, _), count in owners.items() if count > 1}
     joined: list[Run] = []
     for name, group in groups:
         arm = re.sub(r"[-_]?seed[-_]?\d+$", "", name) or name
@@ -300,16 +325,52 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _build(path: Path, stated: Mapping[str, Any], runs: list[Run], problems: list[str]) -> Comparison:
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The same runs, where a label has runs of several problems with the problem behind it: it is not one method."""
+    problems = find_problems([run.config for run in runs])
+    of = {i: problem for problem in problems for i in problem.runs}
+    given: dict[str, set[str]] = {}
+    for i, run in enumerate(runs):
+        given.setdefault(run.label, set()).add(of[i].name)
+    return [
+        replace(run, label=f"{run.label} ({of[i].name})") if len(given[run.label]) > 1 else run
+        for i, run in enumerate(runs)
+    ]
+
+
+def _by_method(runs: Sequence[Run], planned: Sequence[str]) -> tuple[list[str], list[Run]]:
     found = _ordered(run.label for run in runs)
-    planned = [str(m) for m in stated.get("methods") or []]
     methods = [m for m in planned if m in found] + [m for m in found if m not in planned]
-    runs = sorted(runs, key=lambda run: (methods.index(run.label), run.seed))
+    return methods, sorted(runs, key=lambda run: (methods.index(run.label), run.seed))
+
+
+def _metrics(metric: Metric, problems: Sequence[Problem], runs: Sequence[Run]) -> tuple[Metric, list[Metric]]:
+    """The metric with the lines of all problems, and that of each problem; lines that differ name their problem."""
+    if len(problems) < 2:
+        return metric, [metric] * len(problems)
+    own = [_said_metric({}, [runs[i] for i in problem.runs]) or metric for problem in problems]
+    common = {k: v for k, v in own[0].lines.items() if all(m.lines.get(k) == v for m in own)}
+    named = []
+    for problem, mine in zip(problems, own, strict=True):
+        called = {line: line if line in common else f"{line}, {problem.name}" for line in mine.lines}
+        lines = {called[line]: value for line, value in mine.lines.items()}
+        named.append(replace(mine, lines=lines, target=called.get(mine.target, "")))
+    lines = {line: value for mine in named for line, value in mine.lines.items()}
+    target = named[0].target if all(mine.target == named[0].target for mine in named) else ""
+    return replace(metric, lines=lines, target=target), named
+
+
+def _build(path: Path, stated: Mapping[str, Any], runs: list[Run], problems: list[str]) -> Comparison:
+    planned = [str(m) for m in stated.get("methods") or []]
+    _, runs = _by_method(runs, planned)
     seeds = sorted({run.seed for run in runs} | {s for s in stated.get("seeds") or [] if isinstance(s, int)})
     present = {(run.label, run.seed) for run in runs}
     missing = [f"{m} seed {s}" for m in planned for s in stated.get("seeds") or [] if (m, s) not in present]
     if missing:
         problems = [*problems, f"No run folder for {', '.join(missing)}."]
+    methods, runs = _by_method(_told_apart(runs), planned)
+    asked = find_problems([run.config for run in runs])
+    metric, metrics = _metrics(_metric(stated, runs), asked, runs)
     budget = stated.get("budget") or (runs[0].config.get("budget") if runs else None)
     command = stated.get("command") or (runs[0].config.get("command") if len(runs) == 1 else "")
     return Comparison(
@@ -318,13 +379,15 @@ def _build(path: Path, stated: Mapping[str, Any], runs: list[Run], problems: lis
         runs=runs,
         methods=methods,
         seeds=seeds,
-        metric=_metric(stated, runs),
+        metric=metric,
         task=_text(stated.get("task") or next((run.config.get("task") for run in runs), "")),
         budget={str(k): v for k, v in _mapping(budget).items()},
         command=_text(command),
         started=_text(stated.get("started")),
         finished=_text(stated.get("finished")),
         problems=problems,
+        asked=asked,
+        metrics=metrics,
     )
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.tasks.language.phrases import a_kind, reason_of
+
+MODULE_PREFIX = "polyrl_"
+"""What the names of modules begin with that were made of a file of the user's."""
 
 
 def load_function(spec: str, what: str) -> Callable[..., Any]:
@@ -62,7 +67,7 @@ def import_file(path: str, what: str) -> ModuleType:
     if not file.is_file():
         raise UserError(f"There is no file '{path}' to load {_article(what)} from.")
     unique = hashlib.blake2b(str(file.resolve()).encode(), digest_size=4).hexdigest()
-    name = f"polyrl_{what}_{file.stem}_{unique}"
+    name = f"{MODULE_PREFIX}{what}_{file.stem}_{unique}"
     found = importlib.util.spec_from_file_location(name, file)
     if found is None or found.loader is None:
         raise UserError(f"The file '{path}' cannot be loaded as Python code.")
@@ -98,3 +103,118 @@ def _import_errors(what: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         raise UserError(f"The {what} cannot be imported: {reason_of(error)}.") from error
+
+
+# ------------------------------------------------------------------------------------------------- what a function is
+
+
+def called_name(function: Callable[..., Any]) -> str:
+    """The name of a function, of a partial that of the function in it, of an object that of its class."""
+    if isinstance(function, functools.partial):
+        return called_name(function.func)
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def plain_function(function: Callable[..., Any]) -> Any:
+    """The function that runs in the end: what is in a partial, under a decorator, or an object's `__call__`."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif inspect.ismethod(function):
+            function = function.__func__
+        elif not inspect.isroutine(function) and not inspect.isclass(function):
+            function = type(function).__call__
+        elif (inner := getattr(function, "__wrapped__", None)) is not None:
+            function = inner
+        else:
+            return function
+
+
+def is_user_code(function: Callable[..., Any]) -> bool:
+    """Whether the function is no part of polyrl."""
+    module = getattr(plain_function(function), "__module__", None) or ""
+    return str(module).partition(".")[0] != "polyrl"
+
+
+def code_digest(function: Callable[..., Any]) -> str:
+    """16 hexadecimal digits that identify a function by what it is and not by what it is called.
+
+    They are of its source, of the file where it has one of its own (a neighbour in it may do the work), and of the
+    plain values that it holds: arguments of a partial, variables of a closure, attributes of an object.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    for text in _identity(function):
+        found.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return found.hexdigest()
+
+
+def _identity(function: Callable[..., Any]) -> Iterator[str]:
+    if isinstance(function, functools.partial):
+        yield f"partial {_values((function.args, function.keywords))}"
+        yield from _identity(function.func)
+        return
+    if inspect.ismethod(function):
+        yield from _identity(function.__func__)
+        yield _values(_attributes(function.__self__))
+        return
+    if not inspect.isroutine(function):
+        yield _source(type(function)) or type(function).__qualname__
+        yield _values(_attributes(function))
+        return
+    code = getattr(plain_function(function), "__code__", None)
+    yield getattr(function, "__qualname__", "")
+    yield _file_of(function) or _source(function) or ("" if code is None else _compiled(code))
+    for inner in (function, plain_function(function)):
+        yield _values(getattr(inner, "__defaults__", None))
+        cells = getattr(inner, "__closure__", None) or ()
+        yield _values([_cell(cell) for cell in cells])
+
+
+def _file_of(function: Callable[..., Any]) -> str:
+    """The text of the file that `import_file` made the function's module of; empty for any other."""
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    if module is None or not module.__name__.startswith(MODULE_PREFIX) or not getattr(module, "__file__", None):
+        return ""
+    with contextlib.suppress(OSError):
+        return Path(str(module.__file__)).read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def _source(thing: Any) -> str:
+    with contextlib.suppress(OSError, TypeError, IndexError):
+        return inspect.getsource(thing)
+    return ""
+
+
+def _compiled(code: CodeType) -> str:
+    """What a function without source computes: its instructions, names and constants, inner functions included."""
+    constants = [_compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
+
+
+def _attributes(owner: Any) -> Any:
+    return getattr(owner, "__dict__", None)
+
+
+def _values(value: Any, depth: int = 0) -> str:
+    """Plain values as text; of others only what kind they are, since their text may tell an address."""
+    if value is None or isinstance(value, str | bytes | int | float | bool):
+        return repr(value)
+    if depth > 4:
+        return type(value).__name__
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_values(k)}: {_values(v, depth + 1)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_values(v, depth + 1) for v in value) + "]"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(_values(v, depth + 1) for v in value)) + "}"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return str(value.__qualname__)
+    return type(value).__name__
