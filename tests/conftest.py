@@ -19,6 +19,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the subprocesses of tests inherit it
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="polyrl-state-")  # what the user ran is of no account here
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
 
 import pytest

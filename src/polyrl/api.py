@@ -134,12 +134,13 @@ def resume(
     reward: RewardFunction | Sequence[Any] | None = None,
     preference: PreferenceFunction | None = None,
     task: Callable[[], Any] | None = None,
+    trust_code: bool = False,
     quiet: bool = False,
 ) -> RunResult:
     """Go on with a run that was interrupted, to the same numbers.
 
     A recipe, rows, reward functions or an environment's maker that were given as Python objects must be given again:
-    a folder cannot hold them.
+    a folder cannot hold them. `trust_code` runs the files that the folder names though you have not run them before.
     """
     from polyrl.runs import resume_run
     from polyrl.runtime.progress import Progress
@@ -147,7 +148,7 @@ def resume(
     folder = Path(run)
     progress = Progress(folder.name, "", quiet=quiet)
     given = _given(method, dataset, reward, task, preference)[1]
-    loop = resume_run(folder, given=given, progress=progress, say=_say(quiet))
+    loop = resume_run(folder, given=given, progress=progress, say=_say(quiet), trust_code=trust_code)
     progress.label = loop.recipe.name
     return _finish(loop, progress, folder)
 
@@ -232,22 +233,33 @@ def evaluate(
     dataset: Sequence[dict[str, Any]] | None = None,
     reward: RewardFunction | Sequence[Any] | None = None,
     task: Callable[[], Any] | None = None,
+    trust_code: bool = False,
 ) -> dict[str, float]:
     """Judge a run's policy apart from training; returns `eval/...` metrics, the task's own among them.
 
     Language runs answer `prompts` test prompts, greedily or not; others go through `episodes` of their task's
     evaluation. Rows, reward functions and environments that were given as Python objects must be given again.
+    `trust_code` runs the files that the folder names though you have not run them before.
     """
     given = _given(None, dataset, reward, task)[1]
-    options = {"eval_prompts": prompts, "eval_greedy": greedy, "eval_episodes": episodes}
-    metrics: dict[str, float] = open_policy(run, given=given, **options).evaluate()[0]
+    options: dict[str, Any] = {"eval_prompts": prompts, "eval_greedy": greedy, "eval_episodes": episodes}
+    metrics: dict[str, float] = open_policy(run, given=given, trust_code=trust_code, **options).evaluate()[0]
     return metrics
 
 
-def open_policy(run: str | Path, *, given: Given | None = None, **options: Any) -> World:
+def open_policy(
+    run: str | Path,
+    *,
+    given: Given | None = None,
+    judged: bool = True,
+    trust_code: bool = False,
+    **options: Any,
+) -> World:
     """The world of a run with its trained policy loaded (the newest checkpoint's if the run is unfinished).
 
     Args:
+        judged: whether rewards are going to be called; otherwise the run's own code for them is left alone.
+        trust_code: run the files that the folder names though you have not run them before.
         options: fields of `RunConfig` that are other than in the run, such as `eval_prompts=500`.
 
     Raises:
@@ -258,7 +270,8 @@ def open_policy(run: str | Path, *, given: Given | None = None, **options: Any) 
 
     folder = Path(run)
     config = RunConfig.from_dict(RunFolder(folder).read_config()["run"])
-    return open_world(folder, dataclasses.replace(config, **options), given)
+    config = dataclasses.replace(config, **options)
+    return open_world(folder, config, given, judged=judged, trust_code=trust_code)
 
 
 def summary(run: str | Path) -> dict[str, Any]:

@@ -350,6 +350,12 @@ def located(spec: str) -> str:
     return "+".join(f"{name}({arguments})" if arguments else name for name, arguments in items)
 
 
+def method_files(spec: str) -> list[Path]:
+    """The files of the user's own that a method or composition names."""
+    paths = [Path(name).expanduser() for name, _ in _split(spec) if name.endswith(".py")]
+    return [path.absolute() for path in paths]
+
+
 def check_names(spec: str) -> None:
     """Refuse names that nothing bears, at once: nothing is imported.
 

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.loop import Loop
+from polyrl.problem import CODE, CONTENT, changed, gone_on, refusal, state_problem
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.checkpoint import checkpoints
 from polyrl.runtime.config import Given, RunConfig
@@ -28,6 +29,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder, provenance
 from polyrl.tasks import wing_of
+from polyrl.trust import check_code, choose
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
@@ -104,8 +106,11 @@ def make_recipe(config: RunConfig, given: Given | None = None) -> Recipe:
     return catalogue.build(config.method, dict(config.hyperparameters), wing=wing(config, given))
 
 
-def prepare(config: RunConfig, say: Say = lambda _: None) -> Metric:
-    """Find every mistake that shows before a run, make once what several runs share; return what judges the runs."""
+def prepare(config: RunConfig, say: Say = lambda _: None) -> tuple[Metric, dict[str, Any]]:
+    """Find every mistake that shows before a run, make once what several runs share.
+
+    Returns what judges the runs, and the problem that they are given (`state_problem`, without its evaluation).
+    """
     recipe = make_recipe(config)
     Budget.parse(config.budget)
     make_device(config.device)
@@ -113,7 +118,8 @@ def prepare(config: RunConfig, say: Say = lambda _: None) -> Metric:
     module = wing_module(config)
     if hasattr(module, "prepare"):
         module.prepare(config, task, say)
-    return recipe.metric or task.metric
+    metric = recipe.metric or task.metric
+    return metric, state_problem(task, metric, {})
 
 
 def make_loop(
@@ -157,6 +163,7 @@ def make_loop(
         "budget": dict(budget.limits()),
         "metric": dataclasses.asdict(loop.metric),
         **({"charts": [chart.stated() for chart in charts]} if (charts := getattr(task, "charts", ())) else {}),
+        "problem": state_problem(task, loop.metric, world.evaluation_facts()),
         "hyperparameters": recipe.hyperparameters(),
         "evaluation": world.evaluation_facts(),
         "device": world.device,
@@ -169,22 +176,37 @@ def make_loop(
     return loop, facts
 
 
-def open_world(folder: Path, config: RunConfig, given: Given | None = None) -> World:
+def open_world(
+    folder: Path,
+    config: RunConfig,
+    given: Given | None = None,
+    *,
+    judged: bool = True,
+    trust_code: bool = False,
+) -> World:
     """The world of a run with its trained policy: of the finished run, or of its newest checkpoint.
 
+    Args:
+        judged: whether rewards and preference are going to be called; otherwise the run's code for them is left alone.
+        trust_code: whether the user said to run what code the folder names (`polyrl.trust`).
+
     Raises:
-        UserError: the run has neither.
+        UserError: the run has neither, or names code that the user has not chosen.
     """
     found = checkpoints(folder / "checkpoints")
     trained = folder / "model" if (folder / "model").is_dir() else found[-1] if found else None
     if trained is None:
         raise UserError(f"The run {folder} has no model yet: neither model/ nor a checkpoint.")
-    check_given(config, given, folder, needs=("dataset", "reward", "task"))
+    scoring = ("reward",) if judged else ()
+    check_given(config, given, folder, needs=("dataset", *scoring, "task"))
     module = wing_module(config, given)
     if hasattr(module, "open_trained"):  # the folder says by itself what acts
-        world: World = module.open_trained(trained, config, make_task(config, given))
+        check_code(config, folder, ("task", "reward", "preference") if judged else ("task",), trust_code=trust_code)
+        task = module.make_task(config, given or Given(), load_code=judged)
+        world: World = module.open_trained(trained, config, task, judged=judged)
         return world
     check_given(config, given, folder)
+    check_code(config, folder, ("task", "method"), trust_code=trust_code)
     world = module.make_world(config, make_task(config, given), make_recipe(config, given))
     world.load(trained)
     return world
@@ -229,7 +251,9 @@ def start_run(
     say: Say = lambda _: None,
 ) -> Loop:
     """Prepare a new run in a new folder. Nothing is written before everything is known to be good."""
-    config = completed(located(config), given)
+    config = located(config)
+    choose(config)
+    config = completed(config, given)
     RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
     loop, facts = make_loop(config, given=given, say=say)
     loop.folder = RunFolder.create(folder, overwrite=overwrite)
@@ -243,17 +267,29 @@ def start_run(
 
 
 def resume_run(
-    folder: Path, *, given: Given | None = None, progress: Progress | None = None, say: Say = lambda _: None
+    folder: Path,
+    *,
+    given: Given | None = None,
+    progress: Progress | None = None,
+    say: Say = lambda _: None,
+    trust_code: bool = False,
+    chosen: RunConfig | None = None,
 ) -> Loop:
     """Prepare a run to go on from its newest checkpoint.
 
+    Args:
+        trust_code: whether the user said to run what code the folder names (`polyrl.trust`).
+        chosen: what the user asked for in this very command, whose code needs no record.
+
     Raises:
-        UserError: no run folder, no usable checkpoint, or a starting model that has changed.
+        UserError: no run folder, no usable checkpoint, a starting model or data that have changed, or code that the
+            user has not chosen.
     """
     run = RunFolder(folder)
     facts = run.read_config()
     config = RunConfig.from_dict(facts["run"])
     check_given(config, given, folder)
+    check_code(config, folder, trust_code=trust_code, chosen=chosen)
     run.hold()
     try:
         loop, now = make_loop(config, given=given, say=say)
@@ -262,6 +298,9 @@ def resume_run(
                 f"The starting model of {folder} has changed (it was {facts.get('start')}, now {now['start']}), so the "
                 "run cannot go on to the same numbers; start it again with --overwrite."
             )
+        before = facts.get("problem")
+        if differing := changed(before, now["problem"], CONTENT):
+            raise UserError(refusal(differing, folder, "run", "start again with --overwrite"))
         loop.folder = run
         loop.resume()
     except BaseException:
@@ -271,7 +310,22 @@ def resume_run(
     for text in loop.notices:
         if progress:
             progress.warn(text)
+    if differing := changed(before, now["problem"], CODE):
+        _go_on_with_other_code(loop, facts, now["problem"], differing)
     return loop
+
+
+def _go_on_with_other_code(loop: Loop, facts: dict[str, Any], now: dict[str, Any], differing: Sequence[str]) -> None:
+    """Say that the user's code has changed, and state it: what such a run ends with belongs to neither problem."""
+    following = loop.context.iteration + 1
+    loop.warnings.append(
+        f"The code of the {' and the '.join(differing)} has changed since the run began: from iteration {following} on "
+        "its numbers are of another problem."
+    )
+    if loop.progress:
+        loop.progress.warn(loop.warnings[-1])
+    assert loop.folder is not None
+    loop.folder.write_config({**facts, "problem": gone_on(facts["problem"], now, following)})
 
 
 def _show(loop: Loop, progress: Progress | None) -> None:

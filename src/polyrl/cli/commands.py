@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Sequence
@@ -85,21 +86,25 @@ def time_lines(summary: dict[str, Any]) -> list[str]:
     return [f"time    {shares}", *([f"speed   {rates}"] if rates else [])]
 
 
-def resume_folder(folder: Path, *, quiet: bool) -> None:
+def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False) -> None:
     """Go on with a run or a comparison."""
     if (folder / "compare.yaml").is_file():
         from polyrl.comparison import run_comparison
         from polyrl.comparison_folder import read_comparison
+        from polyrl.trust import check_code
 
         question = read_comparison(folder)["question"]
         base = RunConfig.from_dict(question["base"])
+        named = question["methods"]
+        for method in named.values() if isinstance(named, dict) else named:
+            check_code(dataclasses.replace(base, method=str(method)), folder, trust_code=trust_code)
         run_comparison(question["methods"], base, question["seeds"], folder, quiet=quiet)
         return
     from polyrl.runs import resume_run
 
     console = Console(highlight=False)
     progress = Progress(folder.name, "", quiet=quiet, console=console)
-    loop = resume_run(folder, progress=progress)
+    loop = resume_run(folder, progress=progress, trust_code=trust_code)
     progress.label = loop.recipe.name
     if not quiet:
         console.print(f"going on from iteration {loop.context.iteration}")
@@ -126,13 +131,16 @@ def wing_of_run(folder: Path) -> str:
     return str(wing)
 
 
-def run_evaluation(folder: Path, *, prompts: int, sampled: bool, episodes: int | None) -> None:
+def run_evaluation(
+    folder: Path, *, prompts: int, sampled: bool, episodes: int | None, trust_code: bool = False
+) -> None:
     """Judge a run's policy and print the numbers; of an accuracy with its interval."""
     if prompts < 1:
         raise UserError(f"--prompts is {prompts} but must be at least 1.")
     if episodes is not None and episodes < 1:
         raise UserError(f"--episodes is {episodes} but must be at least 1.")
-    world: Any = open_policy(folder, eval_prompts=prompts, eval_greedy=not sampled, eval_episodes=episodes)
+    options: dict[str, Any] = {"eval_prompts": prompts, "eval_greedy": not sampled, "eval_episodes": episodes}
+    world: Any = open_policy(folder, trust_code=trust_code, **options)
     metrics, _ = world.evaluate()
     console = Console(highlight=False)
     language = wing_of_run(folder) == "language"
@@ -165,7 +173,7 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def play_run(folder: Path, options: dict[str, Any]) -> None:
+def play_run(folder: Path, options: dict[str, Any], *, trust_code: bool = False) -> None:
     """Let the run's wing show what the policy does.
 
     Raises:
@@ -177,7 +185,7 @@ def play_run(folder: Path, options: dict[str, Any]) -> None:
     for name in options:
         if name not in known:
             raise UserError(f"--{name} means nothing for {folder}, which is a run of {wing}.")
-    play(folder, **options)
+    play(folder, trust_code=trust_code, **options)
 
 
 def write_page(runs: Sequence[Path], out: Path | None) -> None:

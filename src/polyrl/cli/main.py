@@ -92,7 +92,11 @@ HOW = options(
     click.option("--checkpoint-every", type=int, help="iterations between checkpoints  [25]"),
     click.option("--on-reward-error", type=click.Choice(["stop", "drop", "zero"]), help="what to do  [stop]"),
     click.option("--reward-timeout", type=float, metavar="SECONDS", help="limit of one reward call  [60]"),
+    click.option("--reward-process", type=click.Choice(["own", "same"]), help="where your functions run  [own]"),
     click.option("--no-tensorboard", is_flag=True, help="write no TensorBoard events"),
+)
+TRUST = click.option(
+    "--trust-code", is_flag=True, help="run the code that RUN names, though you have not run it before"
 )
 FOLDER = options(
     click.option("--out", type=click.Path(path_type=Path), help="folder to write  [runs/...]"),
@@ -353,11 +357,12 @@ def trace(ctx: click.Context, /, method: str, iteration: int, profile: bool, **g
 @click.option("--prompts", type=int, default=500, show_default=True, help="test prompts of a language run")
 @click.option("--sampled", is_flag=True, help="sampled instead of greedy responses")
 @click.option("--episodes", type=int, help="episodes or scenarios of any other run  [the task's]")
-def eval_(run: Path, prompts: int, sampled: bool, episodes: int | None) -> None:
+@TRUST
+def eval_(run: Path, prompts: int, sampled: bool, episodes: int | None, trust_code: bool) -> None:
     """Judge the trained policy of RUN apart from training."""
     from polyrl.cli.commands import run_evaluation
 
-    run_evaluation(run, prompts=prompts, sampled=sampled, episodes=episodes)
+    run_evaluation(run, prompts=prompts, sampled=sampled, episodes=episodes, trust_code=trust_code)
 
 
 @polyrl.command(context_settings=HELP)
@@ -374,23 +379,25 @@ def eval_(run: Path, prompts: int, sampled: bool, episodes: int | None) -> None:
     help="control: write a video, .mp4 or .gif  [play.mp4 in RUN]",
 )
 @click.option("--render", is_flag=True, default=None, help="control: show the environment live")
-def play(run: Path, **given: Any) -> None:
+@TRUST
+def play(run: Path, trust_code: bool, **given: Any) -> None:
     """Watch the policy of RUN act."""
     from polyrl.cli.commands import play_run
 
     if given["video"] == Path("-"):
         given["video"] = run / "play.mp4"
-    play_run(run, {name: value for name, value in given.items() if value is not None})
+    play_run(run, {name: value for name, value in given.items() if value is not None}, trust_code=trust_code)
 
 
 @polyrl.command(context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
+@TRUST
 @click.option("--quiet", is_flag=True, help="show warnings only")
-def resume(run: Path, quiet: bool) -> None:
+def resume(run: Path, trust_code: bool, quiet: bool) -> None:
     """Go on with an interrupted RUN or comparison, to the same numbers."""
     from polyrl.cli.commands import resume_folder
 
-    resume_folder(run, quiet=quiet)
+    resume_folder(run, quiet=quiet, trust_code=trust_code)
 
 
 @polyrl.command(context_settings=HELP)

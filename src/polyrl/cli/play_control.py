@@ -25,7 +25,9 @@ SEED = 7
 """Not the evaluation's: what is shown is chosen by nobody."""
 
 
-def play(folder: Path, *, episodes: int = 3, video: Path | None = None, render: bool = False) -> None:
+def play(
+    folder: Path, *, episodes: int = 3, video: Path | None = None, render: bool = False, trust_code: bool = False
+) -> None:
     """Play whole episodes with the most probable actions, and print their returns and lengths.
 
     Args:
@@ -33,6 +35,7 @@ def play(folder: Path, *, episodes: int = 3, video: Path | None = None, render: 
         episodes: how many.
         video: where to write a film of them, .mp4 or .gif; needs no display.
         render: show them in a window while they are played.
+        trust_code: whether to run what code the folder names.
 
     Raises:
         UserError: an environment that cannot be shown, a missing package or display, or a bad path.
@@ -43,7 +46,7 @@ def play(folder: Path, *, episodes: int = 3, video: Path | None = None, render: 
         raise UserError("Give either --video or --render: an environment shows itself in one way at a time.")
     if video is not None and video.suffix not in FILMS:
         raise UserError(f"The video {video} must end in {' or '.join(FILMS)}.")
-    world: Any = open_policy(folder)
+    world: Any = open_policy(folder, trust_code=trust_code)
     assert isinstance(world, ControlWorld)
     if video is None and not render:
         played = Judge(world.task, SEED, lanes=min(episodes, 20))(world.policy, episodes)

@@ -14,20 +14,27 @@ from polyrl.errors import UserError
 from polyrl.sampling.language import Sampling
 from polyrl.tasks.language.base import LanguageTask, Row
 from polyrl.tasks.language.formats import template_columns
+from polyrl.tasks.language.rewards import NotLoaded
 
 COMPARED = 50
 """Test prompts that are looked at to lay out a question as they are."""
 
 
-def play(folder: Path, *, prompt: str | None = None, prompts: int = 5, temperature: float = 0.0) -> None:
-    """Print what the policy answers to `prompt`, or to test prompts of the run's task."""
+def play(
+    folder: Path,
+    *,
+    prompt: str | None = None,
+    prompts: int = 5,
+    temperature: float = 0.0,
+    trust_code: bool = False,
+) -> None:
+    """Print what the policy answers to `prompt`, or to test prompts of the run's task.
+
+    Rewards of the user's own are not called: where they alone could say what is right, only the answer is shown.
+    """
     if temperature < 0:
         raise UserError(f"--temperature is {temperature:g} but must be at least 0.")
-    world: Any = open_policy(folder)
-    if not hasattr(world, "policy"):
-        raise UserError(
-            f"The run {folder} trained a reward model, which answers nothing; its samples.jsonl has scores."
-        )
+    world: Any = open_policy(folder, judged=False, trust_code=trust_code)
     rows = [asked(world.task, prompt)] if prompt is not None else world.task.rows("test", 7, 0, prompts)
     sampling = Sampling(
         max_tokens=world.task.max_tokens,
@@ -41,10 +48,7 @@ def play(folder: Path, *, prompt: str | None = None, prompts: int = 5, temperatu
         line = Text(str(row["prompt"]), style="bold")
         line.append(text, style="cyan")
         if prompt is None and world.rewards is not None:
-            right = world.task.correct(row, text)
-            line.append(
-                "  right" if right else f"  wrong, expected {world.task.expected(row)}", "green" if right else "red"
-            )
+            line.append_text(_judged(world.task, row, text))
         console.print(line, soft_wrap=True)
 
 
@@ -62,3 +66,13 @@ def asked(task: LanguageTask, prompt: str) -> Row:
     system = begins[0] if all(b == begins[0] for b in begins) else []
     shared = columns[0] if all(c == columns[0] for c in columns) else {}
     return {"prompt": [*system, {"role": "user", "content": prompt}], **shared}
+
+
+def _judged(task: LanguageTask, row: Row, text: str) -> Text:
+    """Whether the response is right, in a word; nothing where only a reward that was not loaded could say it."""
+    expected = task.expected(row)
+    try:
+        right = task.correct(row, text)
+    except NotLoaded:
+        return Text("" if expected is None else f"  expected {expected}", "dim")
+    return Text("  right" if right else f"  wrong, expected {expected}", "green" if right else "red")

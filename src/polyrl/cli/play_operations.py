@@ -8,23 +8,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from polyrl.api import open_policy
 from polyrl.errors import UserError
-from polyrl.runs import open_world
-from polyrl.runtime.config import RunConfig
-from polyrl.runtime.run_folder import RunFolder
 from polyrl.worlds.operations import OperationsWorld
 
 PERIODS = 24
 """Periods that are shown of each trace."""
 
 
-def play(folder: Path, *, episodes: int = 1) -> None:
+def play(folder: Path, *, episodes: int = 1, trust_code: bool = False) -> None:
     """Print what the trained policy orders on the first `episodes` test traces, then what it costs on all of them.
 
     Raises:
         UserError: `episodes` is no number of test traces, or the run has no policy yet.
     """
-    world = open_world(folder, RunConfig.from_dict(RunFolder(folder).read_config()["run"]))
+    world = open_policy(folder, trust_code=trust_code)
     assert isinstance(world, OperationsWorld)
     if not 1 <= episodes <= world.evaluation.traces:
         raise UserError(f"--episodes is {episodes} but must be from 1 to {world.evaluation.traces}, the test traces.")

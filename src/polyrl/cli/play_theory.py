@@ -8,19 +8,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polyrl.runs import open_world
-from polyrl.runtime.config import RunConfig
-from polyrl.runtime.run_folder import RunFolder
+from polyrl.api import open_policy
 from polyrl.worlds.theory import GameWorld, MDPWorld, answers, choices
 
 
-def play(folder: Path) -> None:
+def play(folder: Path, *, trust_code: bool = False) -> None:
     """Print what the trained policy does, and how far that is from the exact answer.
 
     Raises:
         UserError: the run has no policy yet.
     """
-    world = open_world(folder, RunConfig.from_dict(RunFolder(folder).read_config()["run"]))
+    world = open_policy(folder, trust_code=trust_code)
     console = Console(highlight=False)
     if isinstance(world, GameWorld):
         _show_game(console, world)

@@ -16,10 +16,11 @@ from polyrl.runtime.config import Given, RunConfig
 from polyrl.runtime.device import make_device
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language import task as built_in_task
+from polyrl.tasks.language.calling import CallPolicy
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import load_preference
 from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task, give_pairs
-from polyrl.tasks.language.rewards import load_reward
+from polyrl.tasks.language.rewards import load_reward, unloaded_reward
 from polyrl.worlds.joint_reward import JointReward
 from polyrl.worlds.language_evaluation import EVALUATION_SEED, Evaluation
 from polyrl.worlds.language_world import CHECKED_ROWS, LanguageWorld
@@ -45,9 +46,13 @@ Say = Callable[[str], None]
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
-def make_task(config: RunConfig, given: Given) -> LanguageTask:
-    """The built-in task, or the user's dataset with the user's rewards."""
-    rewards = [*(load_reward(spec) for spec in config.rewards), *given.rewards]
+def make_task(config: RunConfig, given: Given, *, load_code: bool = True) -> LanguageTask:
+    """The built-in task, or the user's dataset with the user's rewards.
+
+    Without `load_code` the user's own rewards are there by name only, and a preference function is not there at all.
+    """
+    load = load_reward if load_code else unloaded_reward
+    rewards = [*(load(spec) for spec in config.rewards), *given.rewards]
     data = given.dataset if given.dataset is not None else config.dataset
     if data is not None:
         task: LanguageTask = dataset_task(data, config.test_dataset, rewards, config.checker)
@@ -56,8 +61,9 @@ def make_task(config: RunConfig, given: Given) -> LanguageTask:
         task = built_in_task(config.task, **settings)
         if rewards:
             task.rewards = rewards
-    if given.preference or config.preference:
+    if given.preference or (config.preference and load_code):
         task.preference = given.preference or load_preference(str(config.preference))
+    task.calls = CallPolicy(config.on_reward_error, config.reward_timeout, config.reward_process, config.seed)
     if config.max_tokens:
         task.max_tokens = config.max_tokens
     return task
@@ -158,8 +164,7 @@ def load_world(
         precision=config.precision,
         lora=LoraSettings(rank=config.lora) if config.lora else None,
         evaluation=_evaluation(config, task),
-        on_reward_error=config.on_reward_error,
-        reward_timeout=config.reward_timeout,
+        calls=task.calls,
         micro_batch_tokens=config.micro_batch_tokens,
         monitor_kl_every=config.monitor_kl_every,
         critic=critic,
@@ -168,12 +173,22 @@ def load_world(
     )
 
 
-def open_trained(folder: Path, config: RunConfig, task: LanguageTask) -> LanguageWorld | RewardModelWorld:
-    """The world of a run whose policy is the model in `folder`: a checkpoint, or the run's `model/`."""
-    if task.needs_model:  # the one that the run started from, not the one that it has trained
+def open_trained(
+    folder: Path, config: RunConfig, task: LanguageTask, *, judged: bool = True
+) -> LanguageWorld | RewardModelWorld:
+    """The world of a run whose policy is the model in `folder`: a checkpoint, or the run's `model/`.
+
+    Without `judged` the policy only acts, and what the task's rewards need is not made.
+    """
+    own = bool(config.rewards or config.preference)
+    if task.needs_model and (judged or not own):  # of the model that the run started from, not of what it has trained
         task.prepare(make_model(config, task))
     for scores in (folder / REWARD_MODEL, folder):
         if (scores / "head.safetensors").is_file():
+            if not judged:
+                raise UserError(
+                    f"{folder} is a reward model, which answers nothing; its run's samples.jsonl has scores."
+                )
             if not task.fixed_pairs:
                 give_pairs(task, make_model(config, task))
             task.metric = PAIR_METRIC

@@ -67,7 +67,7 @@ def load_reward(spec: str) -> Reward:
     is run as Python code. Raises `UserError` if the function cannot be imported, is not there, cannot be called or has
     another signature than TRL's, or if the folder holds no reward model.
     """
-    name, weight = _split_weight(spec)
+    name, weight = split_weight(spec)
     if name in CHECKERS:
         return built_in(name, weight)
     if Path(name).expanduser().is_dir():
@@ -81,6 +81,22 @@ def load_reward(spec: str) -> Reward:
     function = load_function(name, "reward")
     check_signature(function_name, function)
     return Reward(function_name, function, weight)
+
+
+class NotLoaded(UserError):
+    """A reward of the user's own was called where its code was not to be run."""
+
+
+def unloaded_reward(spec: str) -> Reward:
+    """The reward that `spec` names, without its code: it has name and weight, and raises `NotLoaded` when called."""
+    name, weight = split_weight(spec)
+    if name in CHECKERS:
+        return built_in(name, weight)
+
+    def refuse(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
+        raise NotLoaded(f"The reward '{name}' was not loaded.")
+
+    return Reward(name.rpartition(":")[2], refuse, weight)
 
 
 def model_reward(folder: str, weight: float = 1.0) -> Reward:
@@ -172,7 +188,12 @@ def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter] | Non
         return None
 
 
-def _split_weight(spec: str) -> tuple[str, float]:
+def split_weight(spec: str) -> tuple[str, float]:
+    """The name and the weight of a reward as it is asked for: `rewards.py:short=0.5`, 1 where there is none.
+
+    Raises:
+        UserError: the weight is no number.
+    """
     name, equals, text = spec.rpartition("=")
     if not equals:
         return spec, 1.0
