@@ -17,6 +17,7 @@ from polyrl.parts.pairs import best_versus_worst, numbers_of_step, win_shares
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.pairs import FixedPairs, KeptLogprobs, encode_pair, encode_response
 from polyrl.tasks.language.base import Preference
+from polyrl.tasks.language.calling import CallPolicy
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import compared, load_preference
 from polyrl.tasks.language.preferences import PairDataset, PairsWanted, SortPairs, dataset_task, give_pairs
@@ -234,19 +235,20 @@ def test_a_preference_function_sees_what_it_asks_for() -> None:
         seen.update(given)
         return torch.tensor([0.25, 1.0])
 
-    assert compared(Preference("curious", curious), ["p", talk("q")], ["a", "b"], ["c", "d"], columns) == [0.25, 1.0]
+    here, judge = CallPolicy(process="same"), Preference("curious", curious)
+    assert compared(judge, ["p", talk("q")], ["a", "b"], ["c", "d"], columns, here) == [0.25, 1.0]
     assert seen["completions_a"] == ["a", answer("b")] and seen["answer"] == ["x", "y"]
 
 
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        ([0.5, 1.2], "1.2 for comparison 2"),
-        ([-0.1, 1.0], "-0.1 for comparison 1"),
-        ([float("nan"), 1.0], "nan for comparison 1"),
+        ([0.5, 1.2], "comparison 2 of 2 .*returned 1.2 where"),
+        ([-0.1, 1.0], "comparison 1 of 2 .*returned -0.1 where"),
+        ([float("nan"), 1.0], "comparison 1 of 2 .*returned nan where"),
         ([0.5], "1 value for 2 comparisons"),
-        ([0.5, None], "None for comparison 2"),
-        ([0.5, "a"], "a str for comparison 2"),
+        ([0.5, None], "comparison 2 of 2 .*returned None where"),
+        ([0.5, "a"], "comparison 2 of 2 .*returned a str where a probability"),
         (0.5, "a float where a list"),
         ("ab", "a str where a list"),
     ],
@@ -262,7 +264,10 @@ def test_a_preference_function_that_raises_or_is_not_there(tmp_path: Path) -> No
     def fails(**given: Any) -> list[float]:
         raise KeyError("gone")
 
-    with pytest.raises(UserError, match="'fails' raised KeyError"):
+    with pytest.raises(
+        UserError,
+        match=r"'fails' failed on comparison 1 of 1 in the batch .prompt 'p'.: raised KeyError: 'gone' .*_data.py",
+    ):
         compared(Preference("fails", fails), ["p"], ["a"], ["b"], {})
     (tmp_path / "judge.py").write_text(
         "def fair(prompts, completions_a, completions_b):\n    return [0.5] * len(prompts)\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import signal
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from polyrl.errors import UserError
 from polyrl.tasks.language.base import Reward
+from polyrl.tasks.language.calling import CallPolicy
 from polyrl.tasks.language.checkers import last_number, same_number
 from polyrl.tasks.language.reward_runner import RewardError, RewardFailure, RewardRunner
 from polyrl.tasks.language.rewards import built_in, check_signature, load_reward
@@ -184,8 +186,8 @@ COMPLETIONS = ["a", "bb", "ccc", "dddd", "eeeee"]
 LENGTH = Reward("length", per_sample(len))
 
 
-def run(*rewards, on_error="drop", timeout=10.0, **columns):
-    return RewardRunner(rewards, on_error, timeout)(PROMPTS, COMPLETIONS, **columns)
+def run(*rewards, on_error="drop", timeout=10.0, process="own", **columns):
+    return RewardRunner(rewards, CallPolicy(on_error, timeout, process))(PROMPTS, COMPLETIONS, **columns)
 
 
 def same(a, b):
@@ -223,7 +225,9 @@ def test_conversational_prompts_get_messages():
         seen.extend(completions)
         return [1.0] * len(prompts)
 
-    RewardRunner([Reward("r", reward)])([[{"role": "user", "content": "hi"}], "plain"], ["yes", "no"])
+    RewardRunner([Reward("r", reward)], CallPolicy(process="same"))(
+        [[{"role": "user", "content": "hi"}], "plain"], ["yes", "no"]
+    )
     assert seen == [[{"role": "assistant", "content": "yes"}], "no"]
 
 
@@ -249,7 +253,9 @@ def raising(c):
 
 def test_the_culprit_is_found():
     scores = run(Reward("raising", per_sample(raising)), LENGTH)
-    assert scores.failures == [RewardFailure(2, "raising", "raised RuntimeError: no three")]
+    line = raising.__code__.co_firstlineno + 2
+    assert [(f.row, f.reward) for f in scores.failures] == [(2, "raising")]
+    assert re.fullmatch(rf"raised RuntimeError: no three \(.*test_rewards.py, line {line}\)", scores.failures[0].reason)
     assert same(scores.total, [2, 3, math.nan, 5, 6])
     assert math.isnan(scores.parts["raising"][2]) and scores.parts["length"][2] == 3
     scores = run(Reward("raising", per_sample(raising)), LENGTH, on_error="zero")
@@ -260,9 +266,9 @@ def test_stop_names_reward_row_prompt_and_reason():
     with pytest.raises(RewardError) as caught:
         run(Reward("raising", per_sample(raising)), on_error="stop")
     expected = (
-        "The reward 'raising' failed on row 3 of 5 in the batch (prompt 'prompt 2'): raised RuntimeError: no three."
+        r"The reward 'raising' failed on row 3 of 5 in the batch \(prompt 'prompt 2'\): raised RuntimeError: no three"
     )
-    assert str(caught.value) == expected
+    assert re.fullmatch(rf"{expected} \(.*test_rewards.py, line \d+\)\.", str(caught.value))
     assert isinstance(caught.value, UserError)
 
 
@@ -346,9 +352,9 @@ def test_a_failure_that_does_not_come_back_is_forgiven(caplog):
             raise ConnectionError("busy")
         return [1.0] * len(prompts)
 
-    scores = run(Reward("flaky", flaky), on_error="stop")
+    scores = run(Reward("flaky", flaky), on_error="stop", process="same")
     assert scores.total == [1.0] * 5 and calls == [5, 1, 1, 1, 1, 1]
-    assert "'flaky' raised ConnectionError: busy on a batch" in caplog.text
+    assert re.search(r"'flaky' raised ConnectionError: busy \(.*line \d+\) on a batch", caplog.text)
 
 
 def test_mistakes_of_the_user_pass_through():
@@ -357,12 +363,12 @@ def test_mistakes_of_the_user_pass_through():
     with pytest.raises(KeyboardInterrupt):
         run(Reward("key", per_sample(lambda c: (_ for _ in ()).throw(KeyboardInterrupt))), on_error="drop")
     failures = run(Reward("exit", per_sample(lambda c: sys.exit(1) if c == "a" else 1.0))).failures
-    assert failures == [RewardFailure(0, "exit", "raised SystemExit: 1")]
+    assert [f.row for f in failures] == [0] and failures[0].reason.startswith("raised SystemExit: 1 (")
     failures = run(built_in("numeric"), answer=["1", "2", "three", "4", "5"]).failures
     assert failures == [RewardFailure(2, "numeric", "raised ValueError: the answer 'three' holds no number")]
     for settings_ in ({"on_error": "skip"}, {"timeout": 0}):
         with pytest.raises(UserError):
-            RewardRunner([LENGTH], **settings_)
+            CallPolicy(**settings_)
     with pytest.raises(UserError, match="no reward"):
         RewardRunner([])
     with pytest.raises(UserError, match="two rewards named 'length'"):
@@ -404,12 +410,12 @@ def test_a_dead_service_costs_a_few_time_limits():
         calls.append(len(prompts))
         time.sleep(30)
 
-    scores = run(Reward("dead", dead), timeout=0.05)
+    scores = run(Reward("dead", dead), timeout=0.05, process="same")
     assert calls == [5, 1, 1, 1]
     assert [f.row for f in scores.failures] == [0, 1, 2, 3, 4]
     assert scores.failures[4].reason == "not tried, since 3 samples before it ran out of time"
     with pytest.raises(RewardError, match="row 1 of 5"):
-        run(Reward("dead", dead), timeout=0.05, on_error="stop")
+        run(Reward("dead", dead), timeout=0.05, on_error="stop", process="same")
     assert len(calls) == 6
 
 
@@ -419,7 +425,7 @@ def test_signal_handler_and_timer_are_put_back():
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.15)
         mine = signal.getsignal(signal.SIGALRM)
-        run(Reward("hanging", per_sample(hanging)), timeout=0.05)
+        run(Reward("hanging", per_sample(hanging)), timeout=0.05, process="same")
         assert signal.getsignal(signal.SIGALRM) is mine
         deadline = time.monotonic() + 5
         while not rung and time.monotonic() < deadline:

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
 from polyrl.parts.credit import check_groups
@@ -157,7 +158,13 @@ class PreferenceLabel(Part):
         check_groups(self, recipe)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `score` [B] in [0, 1], 0 for those that are not compared because they are no whole sampled response."""
+        """Add `score` [B] in [0, 1], 0 for those that are not compared because they are no whole sampled response.
+
+        A response whose comparisons all failed is dropped, if failures may be.
+
+        Raises:
+            UserError: every comparison failed.
+        """
         group, counted = experience["group"], scored_rows(experience)
         first, second = _comparisons(group, counted)
         probability = torch.tensor(context.world.prefer(experience, first, second), dtype=torch.float32)
@@ -167,8 +174,23 @@ class PreferenceLabel(Part):
         else:
             wins = (torch.rand(len(first), generator=context.generator("labels")) < probability).float()
         rows = torch.tensor(first, dtype=torch.long), torch.tensor(second, dtype=torch.long)
+        known = ~probability.isnan()
+        kept = torch.ones(len(experience), dtype=torch.bool)
+        if not bool(known.all()):
+            if not bool(known.any()):
+                raise UserError(
+                    f"Every comparison of iteration {context.iteration} failed; mend the preference function or use "
+                    "--on-reward-error stop to see the first failure."
+                )
+            kept[torch.cat(rows)] = False  # but for those that some comparison is known of
+            rows = rows[0][known], rows[1][known]
+            kept[torch.cat(rows)] = True
+            context.log(rewards__dropped=float((~kept).sum()))
+            wins, probability = wins[known], probability[known]
         context.log(pairs__sure=(2 * probability - 1).abs().mean())
-        return experience.with_fields(score=torch.where(counted, win_shares(wins, *rows, len(experience)), 0.0))
+        score = torch.where(counted, win_shares(wins, *rows, len(experience)), 0.0)
+        judged = experience.with_fields(score=score)
+        return judged if bool(kept.all()) else judged.rows(kept.nonzero()[:, 0])
 
 
 def _comparisons(group: Tensor, counted: Tensor) -> tuple[list[int], list[int]]:

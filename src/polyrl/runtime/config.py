@@ -108,7 +108,9 @@ class RunConfig:
     """Iterations between KL measurements for methods that need none; 0 never loads the reference for it."""
     on_reward_error: Literal["stop", "drop", "zero"] = "stop"
     reward_timeout: float = 60.0
-    """Seconds that one call of a reward function may take."""
+    """Seconds that one call of a reward or preference function may take."""
+    reward_process: Literal["own", "same"] = "own"
+    """Where your reward and preference functions run: in a process of their own that can be ended, or in the run's."""
     tensorboard: bool = True
     from_python: tuple[str, ...] = ()
     """What only Python could give and no config can hold: "method", "dataset", "reward", "preference", "task"."""

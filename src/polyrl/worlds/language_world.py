@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,8 +31,9 @@ from polyrl.sampling.continuations import go_on, states_of
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row, Split
 from polyrl.tasks.language.base import replayed, reports, sessions
+from polyrl.tasks.language.calling import CallPolicy
 from polyrl.tasks.language.columns import told_columns
-from polyrl.tasks.language.judge import compared
+from polyrl.tasks.language.judge import PreferenceRunner
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores
 from polyrl.tasks.language.rewards import check_signature
 from polyrl.worlds.joint_reward import JointReward
@@ -65,8 +66,7 @@ class LanguageWorld(UserDataWorld):
         precision: Precision = "float32",
         lora: LoraSettings | None = None,
         evaluation: Evaluation | None = None,
-        on_reward_error: Literal["stop", "drop", "zero"] = "stop",
-        reward_timeout: float | None = 60.0,
+        calls: CallPolicy | None = None,
         micro_batch_tokens: int = 1024,
         monitor_kl_every: int = 5,
         critic: bool | str = False,
@@ -77,6 +77,13 @@ class LanguageWorld(UserDataWorld):
             raise UserError(f"micro_batch_tokens must be at least 1, not {micro_batch_tokens}.")
         if str(device) == "cpu":
             keep_freed_memory()
+        self.calls = calls or CallPolicy(seed=seed)
+        self.rewards: RewardRunner | None = None
+        self._ensembles: dict[int, RewardRunner] = {}
+        if task.rewards or not task.fixed_pairs:  # preference pairs can be learned from and judged by without any
+            self.rewards = RewardRunner(task.rewards, self.calls)
+            self.rewards.start()  # before models are loaded, so that the user's functions' processes hold none
+        self._judge = None if task.preference is None else PreferenceRunner(task.preference, self.calls).start()
         self.task, self.model_name, self.seed = task, str(model), seed
         self.reference_name = reference or str(model)
         self.device, self.precision = device, precision
@@ -90,12 +97,6 @@ class LanguageWorld(UserDataWorld):
         self._frozen: dict[str, LanguagePolicy] = {}
         self.joint_reward: JointReward | None = None
         self.pair_terms = tuple(pair_terms)
-        self.on_reward_error: Literal["stop", "drop", "zero"] = on_reward_error
-        self.reward_timeout = reward_timeout
-        self.rewards: RewardRunner | None = None
-        self._ensembles: dict[int, RewardRunner] = {}
-        if task.rewards or not task.fixed_pairs:  # preference pairs can be learned from and judged by without any
-            self.rewards = RewardRunner(task.rewards, on_error=on_reward_error, timeout=reward_timeout)
 
     # ------------------------------------------------------------------------------------------ collect and score
 
@@ -195,10 +196,12 @@ class LanguageWorld(UserDataWorld):
     def prefer(self, experience: Experience, first: Sequence[int], second: Sequence[int]) -> list[float]:
         """Probability that the response in row `first[i]` beats that in row `second[i]`, by the task's preference.
 
+        NaN where it failed and such comparisons are to be dropped.
+
         Raises:
-            UserError: the task has no preference function, or it fails.
+            UserError: the task has no preference function, or it fails and the run is to stop.
         """
-        if self.task.preference is None:
+        if self._judge is None:
             raise UserError(
                 f"The part 'preference-label' needs a preference function, and the task '{self.task.name}' has none; "
                 "give --preference file.py:function."
@@ -206,7 +209,7 @@ class LanguageWorld(UserDataWorld):
         winners = experience.rows(first)
         prompts, a = winners.columns["prompt"], winners.columns["completion"]
         b = [experience.columns["completion"][i] for i in second]
-        return compared(self.task.preference, prompts, a, b, told(winners))
+        return self._judge(prompts, a, b, told(winners))
 
     def scores(self, experience: Experience) -> Scores:
         """What the rewards say of all responses; raises `UserError` where the run has none."""
@@ -226,11 +229,11 @@ class LanguageWorld(UserDataWorld):
         """Scores of the task's reward ensemble, float32 `[B, k]` (NaN: dropped), and how many samples were scored."""
         if members not in self._ensembles:
             rewards = self.task.ensemble(members)
-            self._ensembles[members] = RewardRunner(rewards, on_error=self.on_reward_error, timeout=self.reward_timeout)
+            self._ensembles[members] = RewardRunner(rewards, self.calls)
         columns = experience.columns
         scores = self._ensembles[members](columns["prompt"], columns["completion"], **told(experience))
         found = torch.tensor([*scores.parts.values()], dtype=torch.float32).T
-        return found.nan_to_num(0.0) if self.on_reward_error == "zero" else found, scores.calls
+        return found.nan_to_num(0.0) if self.calls.on_error == "zero" else found, scores.calls
 
     def measures(self, experience: Experience) -> dict[str, Tensor]:
         """What the task measures beside the reward, float32 `[B]` each: to be logged, never trained on."""

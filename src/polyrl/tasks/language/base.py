@@ -14,11 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from polyrl.errors import UserError
 from polyrl.runtime.chart import Chart
 from polyrl.runtime.metric import Metric
+
+if TYPE_CHECKING:
+    from polyrl.tasks.language.calling import CallPolicy
 from polyrl.tasks.language.columns import check_reported_names
 from polyrl.tasks.language.left_out import LeftOut
 
@@ -172,6 +175,8 @@ class LanguageTask(ABC):
     """What a comparison's page draws beside the curves over time."""
     preference: Preference | None = None
     """Which of two completions is better, where the task can say so."""
+    calls: CallPolicy | None = None
+    """How rewards and preference are called where they are the user's own; none takes the usual time limit."""
     fixed_pairs: Mapping[Split, list[Row]] = MappingProxyType({})
     """Preference pairs by split: rows with the columns prompt, chosen and rejected; empty if there are none."""
     evaluation_prompts: int = 200

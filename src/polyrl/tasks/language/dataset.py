@@ -277,7 +277,7 @@ class DatasetTask(LanguageTask):
         if not self.rewards:
             raise UserError("Accuracy needs a column 'answer' or 'solution' in the data, or a reward.")
         columns = {name: [value] for name, value in row.items() if name != "prompt"}
-        scores = RewardRunner(self.rewards[:1])([row["prompt"]], [completion], **columns)
+        scores = RewardRunner(self.rewards[:1], self.calls)([row["prompt"]], [completion], **columns)
         return scores.parts[self.rewards[0].name][0] >= 1
 
     def _comparison(self, row: Row) -> tuple[str, list[str]] | None:

@@ -211,6 +211,13 @@ def make_pairs(
     return pairs
 
 
+def _ahead(a: float, b: float) -> float:
+    """1 where a is the better score, 0 where b is, 1/2 where they are equal, NaN where one of them is not known."""
+    if math.isnan(a) or math.isnan(b):
+        return math.nan
+    return 0.5 if a == b else float(a > b)
+
+
 def _labelled(task: LanguageTask, policy: Any, rows: list[Row], name: str) -> list[Row]:
     """One pair for each row whose two answers differ and are not judged equal."""
     from polyrl.runtime.seeding import generator, stream_seed
@@ -230,19 +237,21 @@ def _labelled(task: LanguageTask, policy: Any, rows: list[Row], name: str) -> li
     dice = random.Random(stream_seed(0, "labels", task.name, name))
     scores: list[list[float]] | None = None
     if task.rewards:
-        runner = RewardRunner(task.rewards)
+        runner = RewardRunner(task.rewards, task.calls)
         told = [{name: values[side::2] for name, values in reports(tools).items()} for side in (0, 1)]
         scores = [runner(prompts, texts[side::2], **told_columns(rows, told[side])).total for side in (0, 1)]
     if task.preference is not None:
-        wins = compared(task.preference, prompts, texts[0::2], texts[1::2], told_columns(rows, {}))
+        wins = compared(task.preference, prompts, texts[0::2], texts[1::2], told_columns(rows, {}), task.calls)
     else:
         assert scores is not None
-        wins = [0.5 if a == b else float(a > b) for a, b in zip(*scores, strict=True)]
+        wins = [_ahead(a, b) for a, b in zip(*scores, strict=True)]
     made = []
     for i, (prompt, probability) in enumerate(zip(prompts, wins, strict=True)):
         drawn = dice.random() < probability  # one number a prompt, whatever the labels say
         tie = task.preference is None and probability == 0.5
         answers = [texts[2 * i], texts[2 * i + 1]]
+        if math.isnan(probability):
+            continue  # what should have judged it failed
         if tie or answers[0] == answers[1] or not all(text.strip() for text in answers):
             continue
         best = 0 if drawn else 1
