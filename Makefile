@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test browser check format bench reproduce docs clean
+.PHONY: torture demo test browser check format bench reproduce docs clean
 
 # one stamp file says that the environment matches what the project asks for
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -23,6 +23,9 @@ browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null 2>&1; } \
 	|| echo "no Chromium found: the tests that open the report in a browser will be skipped"
+
+torture: $(VENV)/.installed ## two hundred kills at random moments over every method, and no number may change
+	$(BIN)/python tests/torture.py --kills 200
 
 check: $(VENV)/.installed ## format, lint, types
 	$(BIN)/ruff format --check src tests benchmarks docs

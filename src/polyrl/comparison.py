@@ -33,7 +33,7 @@ from polyrl.runtime import ownership
 from polyrl.runtime.budget import Budget, Spent
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.figures import format_value
-from polyrl.runtime.files import writing
+from polyrl.runtime.files import LONGEST_NAME, writing
 from polyrl.runtime.interrupt import stopped_by_signals
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.metric import Metric
@@ -97,6 +97,8 @@ def run_comparison(
         if count > 1:
             raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
     stated = begin(folder, methods, base, seeds, overwrite)
+    if any(len(name.encode()) > LONGEST_NAME for name in called) and not quiet:
+        console.print("Some names are too long for folders: a hash stands for their ends.", style="dim")
     with stopped_by_signals():
         prepared = _prepare(configs, console, quiet)
         _check_problem(folder, stated.get("problem"), prepared["problem"], console)

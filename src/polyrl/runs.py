@@ -24,6 +24,7 @@ from polyrl.runtime.checkpoint import checkpoints
 from polyrl.runtime.config import Given, RunConfig
 from polyrl.runtime.context import Context
 from polyrl.runtime.device import make_device
+from polyrl.runtime.files import short_name
 from polyrl.runtime.health import Health
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
@@ -343,11 +344,11 @@ def plain(task: str) -> str:
 
 
 def default_folder(config: RunConfig, root: Path | None = None) -> Path:
-    """`runs/<method>-<task>-seed<n>`, with a number behind it where that exists."""
+    """`runs/<method>-<task>-seed<n>`, a number behind it where that exists, a hash for the end of a long one."""
     root = root or Path(os.environ.get("POLYRL_RUNS", "runs"))
     name = "".join(c if c.isalnum() or c in "+-." else "-" for c in config.arm).strip("-.")
     task = config.task or default_task([config.method])
-    base = root / f"{name}-{plain(task)}-seed{config.seed}"
+    base = root / short_name(f"{name}-{plain(task)}-seed{config.seed}")
     folder, n = base, 2
     while folder.exists():
         folder, n = Path(f"{base}-{n}"), n + 1

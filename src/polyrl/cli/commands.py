@@ -17,7 +17,7 @@ from rich.text import Text
 from polyrl.api import open_policy
 from polyrl.errors import UserError
 from polyrl.runtime.config import RunConfig
-from polyrl.runtime.files import shown
+from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.throughput import throughput
@@ -39,6 +39,8 @@ def run_training(config: RunConfig, out: Path | None, *, overwrite: bool, quiet:
 
     console = Console(highlight=False)
     folder = out or default_folder(config)
+    if out is None and len(config.arm.encode()) > LONGEST_NAME:
+        console.print(Text(f"The name is too long for a folder, so a hash stands for its end: {folder}", style="dim"))
     progress = Progress(config.arm, config.budget, quiet=quiet, console=console)
     say = (lambda _: None) if quiet else (lambda text: console.print(Text(text, style="dim")))
     loop = start_run(config, folder, progress=progress, overwrite=overwrite, say=say)

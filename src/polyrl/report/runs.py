@@ -6,7 +6,6 @@ is something else.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from polyrl.errors import UserError
 from polyrl.report.labels import WINGS
 from polyrl.report.problems import Problem, find_problems
 from polyrl.runtime.chart import Chart
+from polyrl.runtime.files import parse_json, read_json, read_yaml
 from polyrl.runtime.metric import Metric
 
 DEFAULT_METRIC = Metric().key
@@ -178,13 +176,9 @@ def _number(value: Any) -> float | None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as YAML ({first}): restore it or leave this run out.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no settings: restore it or leave this run out.")
-    return {str(key): value for key, value in content.items()}
+        return read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}: restore it or leave this run out.") from None
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -198,8 +192,8 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict):
             rows.append(row)
@@ -223,10 +217,9 @@ def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return read_json(path)
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def load_run(path: Path) -> Run:

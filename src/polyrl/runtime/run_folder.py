@@ -247,7 +247,10 @@ class RunFolder:
         """
         self._end_board()
         self._goes_on_at = iteration + 1
-        metrics, samples = (self.path / name for name in ("metrics.jsonl", "samples.jsonl"))
+        metrics, samples, summary = (self.path / name for name in ("metrics.jsonl", "samples.jsonl", "summary.json"))
+        for file in (metrics, samples, summary):
+            if os.path.lexists(file) and not file.is_file():
+                raise UserError(f"{file} is no file that a run can go on with; move it away.")
         said: list[str] = []
         kept = {
             f: [r for r in _lines(f, said) if r["iteration"] <= iteration] for f in (metrics, samples) if f.is_file()
