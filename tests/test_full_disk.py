@@ -224,7 +224,8 @@ def test_a_composition_whose_name_is_longer_than_the_system_allows(
     assert len({arm_folder(method + end, 3) for end in ("", "x")}) == 2 and len(arm_folder(method, 3)) < 200
     monkeypatch.setenv("POLYRL_RUNS", str(tmp_path / "runs"))
     told = polyrl("train", "nash-mp" + "+entropy-bonus" * 30, *RUN)
-    assert told.code == 2 and told.err.count("\n") == 1  # whatever is wrong with it, it is told in a sentence
+    (made,) = (tmp_path / "runs").iterdir()
+    assert told.code == 0 and str(made) in told.out and (made / "model").is_dir()
     one_sentence(polyrl("train", "nash-mp", *RUN, "--out", tmp_path / ("x" * 300)), "File name too long")
     for command in ("resume", "eval", "play", "report"):
         one_sentence(polyrl(command, tmp_path / ("x" * 300)))

@@ -110,6 +110,8 @@ def run_comparison(
             stated = {**stated, **begin(folder, methods, base, seeds, overwrite)}  # another process may have begun it
             if overwrite:
                 clear(folder)
+            for file in ownership.leftovers(folder):
+                file.unlink(missing_ok=True)
             write(folder, stated)
             metric = Metric.read(stated)
             _run_all([a for a in arms if not _finished(a)], arms, metric, workers, console, quiet, base.threads)

@@ -319,6 +319,7 @@ class Loop:
         assert self.folder is not None
         root = self.folder.path / "checkpoints"
         with writing(root):
+            self.folder.tidy()
             tidy(root, self.notices.append)
         records = self.folder.path / "metrics.jsonl"
         written = max((r["iteration"] for r in self.folder.records()), default=-1)

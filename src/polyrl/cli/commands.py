@@ -40,7 +40,8 @@ def run_training(config: RunConfig, out: Path | None, *, overwrite: bool, quiet:
     console = Console(highlight=False)
     folder = out or default_folder(config)
     if out is None and len(config.arm.encode()) > LONGEST_NAME:
-        console.print(Text(f"The name is too long for a folder, so a hash stands for its end: {folder}", style="dim"))
+        told = f"The name is too long for a folder, so a hash stands for its end: {folder}"
+        console.print(Text(told, style="dim"), soft_wrap=True)
     progress = Progress(config.arm, config.budget, quiet=quiet, console=console)
     say = (lambda _: None) if quiet else (lambda text: console.print(Text(text, style="dim")))
     loop = start_run(config, folder, progress=progress, overwrite=overwrite, say=say)

@@ -191,6 +191,12 @@ def _checkpoints(folder: Path, prefix: str) -> Holding:
     return found
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files that a killed process left in a run folder or a comparison."""
+    entries = [e for e in os.scandir(folder) if e.is_file(follow_symlinks=False) and e.name != LOCK]
+    return [folder / e.name for e in entries if _LEFTOVER.fullmatch(e.name)]
+
+
 def is_run(folder: Path) -> bool:
     """Whether the folder's config.yaml is one that polyrl wrote."""
     try:

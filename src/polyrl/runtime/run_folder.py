@@ -143,6 +143,12 @@ class RunFolder:
         if self._lock is None:
             self._lock = FolderLock(self.path)
 
+    def tidy(self) -> None:
+        """Remove the temporary files that a killed process left here; the folder must be held."""
+        with writing(self.path):
+            for file in ownership.leftovers(self.path):
+                file.unlink(missing_ok=True)
+
     def release(self) -> None:
         """Let other processes write here."""
         if self._lock is not None:
