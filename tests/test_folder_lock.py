@@ -153,3 +153,29 @@ def test_a_folder_that_nobody_holds_any_more_is_free(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").hold()
     del folder
     RunFolder(tmp_path / "run").hold()
+
+
+def test_a_fork_neither_lets_go_nor_holds_on(tmp_path: Path) -> None:
+    """Reward functions run in a fork of the run's process: it has a copy of the lock, which is not its own."""
+    held = FolderLock(tmp_path)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        held.release()
+        os.write(theirs, b"x")
+        signal.pause()
+        os._exit(0)
+    try:
+        assert os.read(ours, 1) == b"x"
+        with pytest.raises(FolderInUse):
+            FolderLock(tmp_path)
+        other = os.fork()
+        if other == 0:
+            signal.pause()
+            os._exit(0)
+        held.release()
+        FolderLock(tmp_path).release()  # though two forks live on
+    finally:
+        for process in (child, other):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)

@@ -44,7 +44,7 @@ def begin(
             raise UserError(f"The folder {folder} exists already and is no comparison; choose another --out.")
         if not overwrite:
             before = read_comparison(folder)
-            if not _same(before["question"], question):
+            if not _same(before["question"], question, folder):
                 raise UserError(f"{folder} holds another comparison; choose another --out or say --overwrite.")
             return dict(before)
         if (holding := holding_of(folder)).foreign:
@@ -63,12 +63,9 @@ def begin(
     }
 
 
-def _same(before: dict[str, Any], question: dict[str, Any]) -> bool:
+def _same(before: dict[str, Any], question: dict[str, Any], folder: Path) -> bool:
     """Whether two questions are the same; settings that an older version did not know have their defaults."""
-    try:
-        return {**before, "base": RunConfig.from_dict(before["base"]).as_dict()} == question
-    except UserError:
-        return False
+    return {**before, "base": RunConfig.from_dict(before["base"], folder / "compare.yaml").as_dict()} == question
 
 
 def holding_of(folder: Path) -> ownership.Holding:
@@ -119,6 +116,8 @@ def _is_question(question: dict[str, Any]) -> bool:
     named = [*methods.keys(), *methods.values()] if isinstance(methods, dict) else methods
     return (
         isinstance(named, list)
+        and bool(named)
+        and bool(seeds)
         and all(isinstance(method, str) for method in named)
         and isinstance(seeds, list)
         and all(type(seed) is int for seed in seeds)

@@ -288,7 +288,7 @@ def resume_run(
     """
     run = RunFolder(folder)
     facts = run.read_config()
-    config = RunConfig.from_dict(facts["run"])
+    config = RunConfig.from_dict(facts["run"], folder / "config.yaml")
     check_given(config, given, folder)
     check_code(config, folder, trust_code=trust_code, chosen=chosen)
     run.hold()

@@ -97,7 +97,7 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False) -> Non
         from polyrl.trust import check_code
 
         question = read_comparison(folder)["question"]
-        base = RunConfig.from_dict(question["base"])
+        base = RunConfig.from_dict(question["base"], folder / "compare.yaml")
         named = question["methods"]
         for method in named.values() if isinstance(named, dict) else named:
             check_code(dataclasses.replace(base, method=str(method)), folder, trust_code=trust_code)

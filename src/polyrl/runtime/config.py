@@ -148,8 +148,8 @@ class RunConfig:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """Read back `as_dict`.
+    def from_dict(cls, values: dict[str, Any], source: object = "The run's config") -> RunConfig:
+        """Read back `as_dict`; `source` is the file that the values come from.
 
         Raises:
             UserError: a key is unknown or missing, or a value is of another type.
@@ -161,12 +161,10 @@ class RunConfig:
             values = {**values, "hyperparameters": plain}
         for key, value in values.items():
             if key not in known:
-                raise UserError(f"The run's config has an unknown key '{shown(key)}'.{nearest(str(key), known)}")
+                raise UserError(f"{source} has an unknown key '{shown(key)}'.{nearest(str(key), known)}")
             if not _fits(value, known[key]):
-                raise UserError(
-                    f"The run's config says {key}: {shown(value, 80)}, which is of another type than it takes."
-                )
+                raise UserError(f"{source} says {key}: {shown(value, 80)}, which is of another type than it takes.")
         if "method" not in values:
-            raise UserError("The run's config does not name its method.")
+            raise UserError(f"{source} does not name a method.")
         tuples = {name: tuple(values.get(name, ())) for name in ("rewards", "from_python")}
         return cls(**{**values, **tuples})

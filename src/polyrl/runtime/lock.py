@@ -64,14 +64,18 @@ class FolderLock:
             held.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             held.flush()
         self._held: TextIO | None = held
+        self._process = os.getpid()
 
     def release(self) -> None:
         """Let others in; the file goes, too."""
         held, self._held = self._held, None
         if held is not None:
             with suppress(OSError):
-                if _same(self.file, held):
-                    self.file.unlink()
+                if self._process == os.getpid():  # a fork has a copy of it, which is not its own
+                    if _same(self.file, held):
+                        self.file.unlink()
+                    if fcntl is not None:
+                        fcntl.flock(held, fcntl.LOCK_UN)  # closing would leave it to forks that live on
             with suppress(OSError):
                 held.close()
 
