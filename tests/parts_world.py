@@ -41,6 +41,11 @@ class PartsWorld(TableWorld):
             found["score"] = torch.where(experience["mask"], found["value"], 0.0).sum(1)
         return {name: x for name, x in found.items() if name in wants}
 
+    @torch.no_grad()
+    def value(self, experience: Experience) -> Tensor:
+        """Of every state, also of the one behind the last step."""
+        return self.values[torch.cat([experience["prompt_ids"][:, -1:], experience["action"][:, :-1]], 1)]
+
     def divergence(self) -> float:
         return 0.02
 
