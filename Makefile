@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: torture demo test browser check format bench reproduce docs clean
+PIP = python -m pip install --quiet --disable-pip-version-check
+# what a user can install, for `newest` and `oldest`
+EXTRAS = control,lora,data,math,figures
+# of torch only the version that the tests ran with: other ones bring gigabytes for GPUs on some platforms
+TORCH = $(shell grep '^torch==' constraints.txt)
+
+.PHONY: torture demo test browser capped newest oldest check format bench reproduce docs clean
 
 # one stamp file says that the environment matches what the project asks for
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -32,6 +38,25 @@ check: $(VENV)/.installed ## format, lint, types
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/mypy
 
+# processors without AVX-512 take other kernels, whose results differ by rounding
+capped: $(VENV)/.installed ## what depends on the processor, with its instruction sets capped at AVX2
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest \
+	tests/test_decoder.py tests/test_fast_update.py tests/test_closed_form.py tests/test_learning.py tests/test_pf_ppo.py
+
+newest: ## a fresh environment with the newest versions that pyproject.toml allows, in which a minute is trained
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/$(PIP) $(TORCH)
+	.venv-newest/bin/$(PIP) ".[$(EXTRAS)]"
+	.venv-newest/bin/python .ci/trains.py
+
+oldest: ## the same with the oldest versions
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/$(PIP) $(TORCH)
+	.venv-oldest/bin/$(PIP) --constraint constraints-oldest.txt ".[$(EXTRAS)]"
+	.venv-oldest/bin/python .ci/trains.py
+
 format: $(VENV)/.installed
 	$(BIN)/ruff format src tests benchmarks docs
 	$(BIN)/ruff check --fix src tests benchmarks docs
@@ -49,4 +74,4 @@ docs: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) .venv-newest .venv-oldest site

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from polyrl.errors import UserError
+from polyrl.policies.start import cache_folder, cached, fingerprint
+
+ADAPTER_SETTINGS = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -116,6 +122,7 @@ def load_tokenizer(name: str, folder: Path | None) -> Any:
 def load_weights(kind: Any, name: str) -> Any:
     """Load a transformers model of this kind in float32; UserError when weights are missing or damaged."""
     source = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
+    _check_weights(name, source)
     try:
         with no_progress_bar():
             model, report = kind.from_pretrained(
@@ -123,26 +130,79 @@ def load_weights(kind: Any, name: str) -> Any:
             )
     except SafetensorError as error:
         raise UserError(f"The weights in {name} are damaged ({first_line(error)}); copy the folder again.") from None
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a configuration may say anything, and each family trips over it in its own way
         raise UserError(f"The model {name} cannot be loaded: {first_line(error)}") from None
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"The weights in {name} are incomplete: {missing[0]} and {len(missing) - 1} more are missing.")
     return model
 
 
+def _check_weights(name: str, source: str) -> None:
+    """Refuse what cannot be trained in full precision, and what transformers would read without saying so."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+        adapter = find_adapter_config_file(source)
+    except Exception as error:  # what is read is whatever lies there
+        raise UserError(f"The model {name} cannot be loaded: {first_line(error)}") from None
+    if adapter is not None:
+        raise UserError(f"{name} holds adapters; give the folder of the model that they belong to, or download them.")
+    for part in (config, config.get("text_config")):
+        quantised = part.get("quantization_config") if isinstance(part, dict) else None
+        if quantised:
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+            raise UserError(
+                f"The weights in {name} are quantised ({method}), and polyrl trains float32 weights; give the "
+                "model that it was made from."
+            )
+
+
+def _adapter_settings(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Folder or name of an adapter folder's base model, and its settings."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} has no {ADAPTER_WEIGHTS}; polyrl reads no pickled weights, so save the adapters as safetensors."
+        )
+    try:
+        settings = json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
+        return str(settings["base_model_name_or_path"]), settings
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / ADAPTER_SETTINGS} names no base model ({first_line(error)}).") from None
+
+
 def load_adapter(folder: Path) -> nn.Module:
     """Load an adapter folder on its base model, ready to be trained on."""
     peft = import_peft()
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = str(settings.get("base_model_name_or_path"))
+    base, _ = _adapter_settings(folder)
     check_source(base, weights="config.json")
+    weights = load_weights(AutoModelForCausalLM, base)
     try:
-        model: nn.Module = peft.PeftModel.from_pretrained(
-            load_weights(AutoModelForCausalLM, base), folder, is_trainable=True
-        )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if not peft.PeftConfig.from_pretrained(folder).is_prompt_learning:
+            model: nn.Module = peft.PeftModel.from_pretrained(weights, folder, is_trainable=True)
+            return model
+    except Exception as error:  # settings may say anything
         raise UserError(f"The adapters in {folder} cannot be loaded: {first_line(error)}") from None
-    return model
+    raise UserError(f"The adapters in {folder} are a learned prompt, which polyrl does not train; use LoRA.")
+
+
+def merged(folder: Path) -> Path:
+    """The model that an adapter folder and its base make together, as an ordinary folder in polyrl's cache.
+
+    New adapters start from it: it is their base model, and what they are compared with.
+    """
+    base, settings = _adapter_settings(folder)
+    state = hashlib.blake2b(f"{fingerprint(base)} {json.dumps(settings, sort_keys=True)}".encode(), digest_size=8)
+    with (folder / ADAPTER_WEIGHTS).open("rb") as data:
+        while block := data.read(1 << 24):
+            state.update(block)
+
+    def make(target: Path) -> dict[str, Any]:
+        model: Any = load_adapter(folder)
+        with no_progress_bar():
+            model.merge_and_unload().save_pretrained(target)
+        load_tokenizer(str(folder), folder).save_pretrained(target)
+        return {"base": base, "adapters": str(folder)}
+
+    return cached(cache_folder() / "models" / f"merged-{state.hexdigest()}", make)
 
 
 def first_line(error: Exception) -> str:

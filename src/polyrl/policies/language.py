@@ -21,12 +21,14 @@ from polyrl.policies import llama
 from polyrl.policies.encoding import TextEncoding
 from polyrl.policies.families import backbone_of, cache_argument, keeps_keys, rope_limit, rope_switches, side, takes
 from polyrl.policies.folders import (
+    ADAPTER_SETTINGS,
     LoraSettings,
     check_source,
     is_lora,
     load_adapter,
     load_tokenizer,
     load_weights,
+    merged,
     no_progress_bar,
     with_lora,
 )
@@ -293,12 +295,14 @@ class LanguagePolicy(Reader):
     ) -> Self:
         """Load a model folder, an adapter folder written by `save`, or a model of the Hugging Face hub.
 
-        Weights are float32 and come from safetensors files; code in the folder is never run.
+        Weights are float32 and come from safetensors files; code in the folder is never run. `lora` puts fresh adapters
+        on the model; those of an adapter folder are then part of the frozen weights.
         Errors: UserError when the folder, its tokenizer or its weights are missing or damaged.
         """
-        folder = check_source(name_or_path, weights="config.json", alternative="adapter_config.json")
-        if folder is not None and not (folder / "config.json").exists():
-            model = load_adapter(folder)
+        folder = check_source(name_or_path, weights="config.json", alternative=ADAPTER_SETTINGS)
+        if folder is not None and (folder / ADAPTER_SETTINGS).exists():
+            # what new adapters start from, and are compared with, has those of the folder in it
+            model = load_adapter(folder) if lora is None else load_weights(AutoModelForCausalLM, str(merged(folder)))
         else:
             model = load_weights(AutoModelForCausalLM, str(name_or_path))
         tokenizer = load_tokenizer(str(name_or_path), folder)
