@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,11 @@ class JointReward:
         """Read back the model, in place."""
         self.model.load_state_dict(RewardModel.load(folder).state_dict())
 
-    def encoded(self, prompts: list[Any], completions: list[Any]) -> Experience:
-        """Prompts and completed answers as a batch that can be scored."""
-        return self.model.as_batch(prompts, completions)
+    def encoded(
+        self, prompts: list[Any], completions: list[Any], rows: Sequence[Mapping[str, Any]] | None = None
+    ) -> Experience:
+        """Prompts and completed answers as a batch that can be scored; see `RewardModel.as_batch`."""
+        return self.model.as_batch(prompts, completions, rows=rows)
 
     @torch.no_grad()
     def scores(self, experience: Experience) -> Tensor:

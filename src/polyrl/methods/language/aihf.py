@@ -129,9 +129,10 @@ class JointImprovement(Optimise):
         start, size = memory.get("pairs", 0), min(self.preferences, len(pairs))
         memory["pairs"] = start + self.reward_pairs
         labelled = pairs.batch(numbers_of_step(context.seed, size, start, self.reward_pairs))
-        first = {g: i for i, g in reversed([*enumerate(experience["group"].tolist())])}.values()
+        first = [*{g: i for i, g in reversed([*enumerate(experience["group"].tolist())])}.values()]
         told = [(experience.columns["prompt"][i], experience.columns["demonstration"][i]) for i in first]
-        expert = reward.encoded([p for p, _ in told], [d for _, d in told])
+        rows = [experience.task_rows[i] for i in first] if experience.task_rows else None
+        expert = reward.encoded([p for p, _ in told], [d for _, d in told], rows)
         fresh = experience.rows(scored_rows(experience).nonzero()[:, 0])
         batches = [expert, fresh, labelled] if weight else [labelled]
         preferred = labelled["preferred"]

@@ -8,6 +8,7 @@ kept as JSONL beside the starting model.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
 import string
@@ -37,6 +38,8 @@ from polyrl.tasks.language.dataset import DatasetTask, load_rows, prepared
 from polyrl.tasks.language.formats import SIDES, check_messages, check_template_columns, pair_of
 from polyrl.tasks.language.judge import compared
 from polyrl.tasks.language.phrases import shortened
+
+_log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
@@ -90,7 +93,20 @@ def _checked(data: Any, label: str) -> list[Row]:
     """Rows of preference pairs in one form, each with two responses that have text and differ."""
     name = f"'{data}'" if isinstance(data, str | Path) else label
     rows = load_rows(str(data)) if isinstance(data, str | Path) else prepared(label, enumerate(data, start=1))
-    return [_checked_pair(f"{name}, pair {number}", row) for number, row in enumerate(rows, start=1)]
+    pairs = [_checked_pair(f"{name}, pair {number}", row) for number, row in enumerate(rows, start=1)]
+    if all(_repeats(row) for row in pairs):
+        _log.warning(
+            "All responses of %s begin with the text of their prompt, which the model has read before them: where they "
+            "are whole texts, leave the column 'prompt' out.",
+            name,
+        )
+    return pairs
+
+
+def _repeats(row: Row) -> bool:
+    """Whether both responses are texts that begin with the prompt."""
+    prompt, responses = row["prompt"], [row[side] for side in SIDES]
+    return isinstance(prompt, str) and all(isinstance(r, str) and r.startswith(prompt) for r in responses)
 
 
 def _checked_pair(where: str, row: Row) -> Row:
