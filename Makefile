@@ -9,7 +9,7 @@ EXTRAS = control,lora,data,math,figures
 # of torch only the version that the tests ran with: other ones bring gigabytes for GPUs on some platforms
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: torture demo test browser capped newest oldest check format bench reproduce docs clean
+.PHONY: demo test mutants margins torture browser capped newest oldest check format bench reproduce docs clean
 
 # one stamp file says that the environment matches what the project asks for
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -22,7 +22,13 @@ demo: $(VENV)/.installed ## a comparison of four methods that really train a lan
 	$(BIN)/polyrl demo --overwrite
 
 test: $(VENV)/.installed browser ## every test but the slow reproductions
-	$(BIN)/python -m pytest -m "not reproduction"
+	$(BIN)/python -m pytest -m "not reproduction" --numprocesses 2 --dist loadfile
+
+mutants: $(VENV)/.installed ## hundreds of single mutations of the sources: which ones no test notices; half an hour on two cores
+	$(BIN)/python tests/mutate.py
+
+margins: $(VENV)/.installed ## learning tests with several seeds and instruction sets, against what they ask for
+	$(BIN)/python tests/margins.py
 
 # the report page is tested in a real browser; where there is none and it cannot be installed, those tests are skipped
 browser:

@@ -6,6 +6,7 @@ Runs start from `small_model`, a character model of 0.1 million parameters that 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -67,10 +68,28 @@ TIMES = ("seconds", "tokens_per_second", "steps_per_second")
 """Fields of a metrics record that measure wall time; every other field is the same in every repetition."""
 
 
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder of this run of the tests, the same for all of its worker processes."""
+    return factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` that `make` fills, whichever worker process comes first."""
+    folder = shared(factory) / name
+    with (shared(factory) / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = shared(factory) / f"{name}.made"
+        if not made.is_file():
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Starting models that tests make go to a temporary cache, never to the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = shared(tmp_path_factory) / "cache"
+    folder.mkdir(exist_ok=True)
     before = os.environ.get("POLYRL_CACHE")
     os.environ["POLYRL_CACHE"] = str(folder)
     yield folder
@@ -142,6 +161,10 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     It first learns to reverse, then that half of the words are copied: so right answers are sampled often, greedy
     ones are right about one time in four, and a method that works finds the way back within a few iterations.
     """
+    return made_once(tmp_path_factory, "small", make_small_model)
+
+
+def make_small_model(folder: Path) -> None:
     import torch
 
     from polyrl.policies.language import LanguagePolicy
@@ -153,7 +176,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from polyrl.worlds.language import EVALUATION_SEED
 
     torch.set_num_threads(1)
-    folder = build_tiny(tmp_path_factory.mktemp("models") / "small", 0, **SMALL)
+    build_tiny(folder, 0, **SMALL)
     words = task(TASK, difficulty=DIFFICULTY)
     rows = words.rows("train", 99, 0, 4000)
     mixed = [{**r, "answer": r["answer"][::-1]} if i % 2 else r for i, r in enumerate(rows)]
@@ -170,12 +193,15 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teach(rows, 400, 4e-3)
     teach(mixed, 100, 1e-3, every=1, callback=unsettled)
     policy.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small model that imitates the corrupted demonstrations of `sort-pairs`; always the same weights."""
+    return made_once(tmp_path_factory, "taught", make_taught)
+
+
+def make_taught(folder: Path) -> None:
     import torch
 
     from polyrl.policies.language import LanguagePolicy
@@ -186,12 +212,11 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from polyrl.tasks.language import task
 
     torch.set_num_threads(1)
-    folder = build_tiny(tmp_path_factory.mktemp("models") / "taught", 0, **SMALL)
+    build_tiny(folder, 0, **SMALL)
     pairs, policy = task("sort-pairs"), LanguagePolicy.load(folder)
     examples = [demonstration(policy, pairs, row) for row in pairs.rows("train", 99, 0, 6000)]
     supervised(policy, examples, steps=400, batch_size=32, lr=4e-3, generator=generator(0, "taught"))
     policy.save(folder)
-    return folder
 
 
 @dataclass
