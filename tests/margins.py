@@ -1,6 +1,6 @@
 """`make margins`: run every learning test with several seeds and instruction sets; print what each reached and asks for.
 
-    python tests/margins.py [--seeds N] [WORD of a test's file]
+python tests/margins.py [--seeds N] [WORD of a test's file]
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ what its tests cost. First the tests run on the package as it is, because a test
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import re
 import shlex
@@ -87,7 +88,7 @@ def run_tests(words: str, package: Path) -> int:
     sys.path.insert(0, str(package))
     os.environ["PYTHONPATH"] = str(package)
     os.chdir(TESTS)
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *shlex.split(words)]))
+    return int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", *shlex.split(words)]))
 
 
 def start(words: str, package: Path) -> int:
@@ -131,6 +132,7 @@ def play(jobs: list[Mutant | str], workers: int) -> Iterator[tuple[Mutant | str,
         for i in range(workers):
             copy = Path(root) / str(i)
             shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            compileall.compile_dir(copy, quiet=2)  # once, and not in every fork: what is mutated is newer
             free.append(copy)
         sys.dont_write_bytecode = True  # a mutation of equal length within a second would not be seen
         while waiting or running:
