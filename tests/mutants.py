@@ -786,6 +786,12 @@ GROUPS: list[Group] = [
             ("math.fsum(r.weight * part for r", "math.fsum(part for r"),
             ('total[failure.row] = math.nan if self.on_error == "drop" else 0.0', "total[failure.row] = 0.0"),
             ('[{"role": "assistant", "content": text}]', "text"),
+        ],
+    ),
+    Group(
+        "tasks/language/calling.py",
+        "test_rewards.py -k 'no_finite_number or lists_and_numbers'",
+        [
             ('return value if math.isfinite(value) else f"returned {value}"', "return value"),
         ],
     ),
