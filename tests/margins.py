@@ -1,4 +1,4 @@
-"""`make margins`: run every learning test with several seeds and instruction sets; print what each reached and asks for.
+"""`make margins`: every learning test with several seeds and instruction sets, what each reached and what it asks for.
 
 python tests/margins.py [--seeds N] [WORD of a test's file]
 """
