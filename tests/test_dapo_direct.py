@@ -251,7 +251,7 @@ def run(model: Path, out: Path, iterations: int, **knobs: Any) -> Any:
 def test_it_learns(small_model: Path, tmp_path: Path) -> None:
     done = run(small_model, tmp_path / "run", 42, critic_epochs=3, seed=SEED)
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    reached(final - start, 0.15)
+    reached(final - start, 0.15)  # 0.47
     records = read_records(tmp_path / "run")[1:]
     assert records[0]["tokens"] == records[-1]["tokens"]  # nothing is sampled after the first iteration
     turns = [r["grad_norm/critic"] > 0 for r in records]

@@ -87,7 +87,7 @@ def test_a_network_learns_to_order(tmp_path: Path) -> None:
     optimum = optima.lost_sales(2, 9.0, 5.0).cost
     assert done.start["eval/cost"] > 2 * optimum
     assert optimum * 0.98 < done.final["eval/cost"]
-    reached(-done.final["eval/cost"] / optimum, -1.05)
+    reached(-done.final["eval/cost"] / optimum, -1.05)  # 1.011
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "higher_is_better: false" in config and "optimum: 6.09" in config
 
@@ -117,7 +117,7 @@ def test_every_setting_improves(spec: str, method: str) -> None:
     world, recipe = made(spec, method, SEED, scenarios=64)
     before = world.cost(world.policy)
     iterate(world, recipe, 25, SEED)
-    reached(-world.cost(world.policy) / before, -0.9)
+    reached(-world.cost(world.policy) / before, -0.7)  # 0.02 to 0.34
 
 
 # ------------------------------------------------------------------------------------------------------ score function

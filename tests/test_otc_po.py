@@ -242,4 +242,4 @@ def test_calls_fall(method: str, small_model: Path, tmp_path: Path, monkeypatch:
         loop.context.metrics.clear()
         loop.iterate()
         calls.append(loop.context.metrics["tool_calls"])
-    reached(-sum(calls[-2:]) / sum(calls[:2]), -0.6)
+    reached(-sum(calls[-2:]) / sum(calls[:2]), -0.6)  # 0 to 0.18 of the calls are left

@@ -322,6 +322,6 @@ def test_it_learns_on_pairs_of_its_own(taught: Path, tmp_path: Path) -> None:
         learning_rate=2e-3,
         options={"evaluations": 1, "tensorboard": False},
     )
-    reached(done.final["eval/gold"] - done.start["eval/gold"], 0.3)
+    reached(done.final["eval/gold"] - done.start["eval/gold"], 0.2)  # 0.48
     rows = read_records(tmp_path / "run")[1:]
     assert all({"gold", "dpo/reward", "dpo/log_ratio", "dpo/clipped", "dpo/agreement"} <= set(r) for r in rows)

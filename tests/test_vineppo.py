@@ -242,4 +242,4 @@ def test_it_learns(small_model: Path, tmp_path: Path) -> None:
         step_tokens=1,
     )
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    reached(final - start, 0.2)
+    reached(final - start, 0.15)  # 0.49
