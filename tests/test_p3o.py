@@ -145,7 +145,7 @@ def gradient(
     recipe: Recipe, batch: Experience, world: TableWorld, weight: Tensor | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """Gradient of one minibatch by the policy's table, after score, credit and select; and the metrics."""
-    recipe = replace(recipe, optimise=Optimise(learning_rate=0.0, max_grad_norm=1e9))
+    recipe = replace(recipe, optimise=Optimise(learning_rate=0.0, max_grad_norm=1e9, max_logprob_gap=9.0))
     context = make_context(world, recipe)
     experience = credited(recipe, batch, context)
     recipe.optimise.run(recipe.terms, experience if weight is None else experience.with_fields(weight=weight), context)

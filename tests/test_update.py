@@ -55,6 +55,7 @@ def table_batch(world: TableWorld) -> Experience:
 def update(world: Any, batch: Experience, terms: tuple[Term, ...] = TERMS, **settings: Any) -> dict[str, float]:
     """One `Optimise.run` with a fresh optimiser; returns what was logged."""
     defaults = {"learning_rate": 0.01, "critic_learning_rate": 0.02, "max_grad_norm": 1e9, "adam_epsilon": 1e-3}
+    defaults |= {"max_logprob_gap": 9.0}  # the batches are off-policy on purpose
     optimise = Optimise(**{**defaults, **settings})
     context = make_context(world)
     context.optimiser = optimise.optimisers(world)

@@ -202,16 +202,17 @@ def test_steps_that_count_become_rows() -> None:
 
 def test_rows_that_belong_together_are_never_parted() -> None:
     """The minibatches of a pairwise term hold whole pairs, whatever their number and the order of rows."""
-    from polyrl.parts.optimise import _rows_of, _units
+    from polyrl.parts.minibatches import rows_of_units, units_of
 
     class Pairwise:
         together = "pair"
 
     batch = Experience({"pair": torch.tensor([7, 3, 7, 9, 3, 9]), "weight": torch.ones(6, 1)})
-    unit, name = _units(batch, (Pairwise(),))  # type: ignore[arg-type]
+    unit, name = units_of(batch, (Pairwise(),))  # type: ignore[arg-type]
     assert name == "pair" and unit.tolist() == [1, 0, 1, 2, 0, 2]
-    assert _rows_of(torch.tensor([2, 0]), unit, torch.arange(6)).tolist() == [1, 3, 4, 5]
-    assert _rows_of(torch.tensor([0]), unit, torch.tensor([0, 1, 2])).tolist() == [1]  # rows that do not count are left
+    assert rows_of_units(torch.tensor([2, 0]), unit, torch.arange(6)).tolist() == [1, 3, 4, 5]
+    # rows that do not count are left
+    assert rows_of_units(torch.tensor([0]), unit, torch.tensor([0, 1, 2])).tolist() == [1]
 
 
 def test_one_norm_over_policy_and_critic() -> None:

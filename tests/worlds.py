@@ -51,6 +51,7 @@ class TableWorld:
         blank = torch.full(mask.shape, self.garbage, dtype=torch.float64)
         return {name: torch.where(mask, every[name], blank) for name in every if name in wants}
 
+    precision = World.precision
     updating = World.updating
     closed_form = World.closed_form
     zero_gradients = World.zero_gradients

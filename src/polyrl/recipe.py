@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import re
 import typing
@@ -120,6 +121,21 @@ class Term(Part):
     )
     """A term counts what selection gave a weight: of unfinished responses the tokens that were sampled just now."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep nothing inherited that was written for another loss.
+
+        Written derivatives (`slopes`) are those of the class that wrote them: a subclass has autograd's, unless it says
+        its own or takes the others on knowingly (`slopes = Parent.slopes`). `statistics` are dropped in the same way
+        where the loss is another one: where a subclass overrides `loss`, or a method or property that it may read.
+        """
+        super().__init_subclass__(**kwargs)
+        if "slopes" not in vars(cls):
+            setattr(cls, "slopes", Term.slopes)  # noqa: B010 - mypy takes no plain assignment to a method
+        writer = next(c for c in cls.__mro__ if "statistics" in vars(c))
+        below = cls.__mro__[: cls.__mro__.index(writer)]
+        if any(_is_another_loss(name, value, writer) for c in below for name, value in vars(c).items()):
+            setattr(cls, "statistics", Term.statistics)  # noqa: B010
+
     @property
     def averaging(self) -> str:
         """How the term averages: terms of one objective that say the same share their `step_weights`."""
@@ -138,7 +154,8 @@ class Term(Part):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of `weights` times the loss, and its derivatives by the outputs, `[B, T]` each.
 
-        By autograd, unless a term knows them in closed form. What the loss does not depend on may be left out.
+        By autograd, unless a term knows them in closed form. What the loss does not depend on may be left out. What a
+        term says itself is compared with autograd's at a run's first step, and is not inherited.
         """
         import torch
 
@@ -160,6 +177,24 @@ class Term(Part):
 
     def updated(self, metrics: dict[str, float], context: Context) -> None:
         """Called once after the update with what was measured in it: where a coefficient adapts, it adapts here."""
+
+
+_BESIDE_THE_LOSS = frozenset(
+    {"name", "averaging", "weights", "step_weights", "slopes", "updated", "required", "required_models", "check_within"}
+)
+"""Methods and properties of a term that neither its loss nor its statistics are made of."""
+
+
+def _is_another_loss(name: str, value: object, writer: type) -> bool:
+    """Whether `name`, overridden by `value`, may change what the loss is that the class `writer` tells statistics of.
+
+    What is abstract there (`@abstractmethod`) is filled in and not overridden.
+    """
+    computes = callable(value) or isinstance(value, property | functools.cached_property | classmethod | staticmethod)
+    if not computes or name.startswith("__") or name in _BESIDE_THE_LOSS:
+        return False
+    there = inspect.getattr_static(writer, name, None)
+    return there is not None and not getattr(there, "__isabstractmethod__", False)
 
 
 @dataclass(frozen=True, kw_only=True)

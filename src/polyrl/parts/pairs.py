@@ -7,6 +7,7 @@ is as in sampled responses, so a pair is never found by the place of its rows.
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -248,10 +249,12 @@ class PairTerm(Term):
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"pair", "preferred", "mask", "weight"})
 
+    @abstractmethod
     def margin(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """By how much the chosen response of each row's pair is ahead, `[B]`."""
         raise NotImplementedError
 
+    @abstractmethod
     def pair_loss(self, h: Tensor) -> Tensor:
         """Loss of pairs whose margins are `h`, any shape."""
         raise NotImplementedError
@@ -293,6 +296,7 @@ class LogRatioLoss(PairTerm):
         return "ref_logprob" if self.reference == "start" else "behaviour_logprob"
 
     @property
+    @abstractmethod
     def scale(self) -> float:
         """Implicit reward of one nat of log-ratio."""
         raise NotImplementedError

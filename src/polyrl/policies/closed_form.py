@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.policies.control import IN_PLACE, ControlCritic, ControlPolicy, Floats, WayBack
+from polyrl.policies.control import IN_PLACE, ControlCritic, ControlPolicy, Distribution, Floats, WayBack, is_plain
 from polyrl.policies.mixture import FIELDS_READ, mixed_slope
 
 Slope = Callable[[Floats, Floats], None]
@@ -62,18 +63,23 @@ class Layers:
     @classmethod
     def of(cls, network: nn.Module) -> Layers | None:
         """Those of a network whose parameters have gradients already (`FlatParameters`); None where it has others."""
-        if not isinstance(network, nn.Sequential):
+        if not is_plain(network, nn.Sequential):
             return None
+        assert isinstance(network, nn.Sequential)
         modules, found = [*network], list[_Linear]()
         while modules:
             layer = modules.pop(0)
-            if not isinstance(layer, nn.Linear) or any(x is None or x.grad is None for x in (layer.weight, layer.bias)):
+            if not is_plain(layer, nn.Linear) or any(x is None or x.grad is None for x in (layer.weight, layer.bias)):
+                return None
+            assert isinstance(layer, nn.Linear)
+            if layer.weight.dtype != torch.float32:
                 return None
             activation = modules.pop(0) if modules and not isinstance(modules[0], nn.Linear) else None
-            if activation is not None and type(activation) not in SLOPES:
+            if activation is not None and not is_plain(activation, *SLOPES):
                 return None
             found.append(_Linear(layer, activation))
-        return cls(found) if found else None
+        shared = len({id(layer) for layer in network}) < len(network)  # whose gradient would be a sum
+        return cls(found) if found and not shared else None
 
     def forward(self, x: Floats) -> Floats:
         """Outputs `[N, O]` of inputs `[N, I]`; the activations are kept for `backward`, in buffers that are reused."""
@@ -110,10 +116,17 @@ class ActorCriticPasses:
     def __init__(self, policy: ControlPolicy, actor: Layers | None, critic: Layers | None):
         self.policy, self.actor, self.critic = policy, actor, critic
         self._way_back: Callable[[Floats, Floats], Floats] | None = None
+        self._compared = False
 
     @classmethod
     def of(cls, policy: ControlPolicy, critic: ControlCritic | None) -> ActorCriticPasses | None:
         """Those of these networks; None where a layer has no form here and autograd must do it."""
+        # what a subclass computes in another way is not what is written here
+        if type(policy).outputs is not ControlPolicy.outputs:
+            return None
+        own = critic is not None and (type(critic).forward, type(critic).values)
+        if own and own != (ControlCritic.forward, ControlCritic.values):
+            return None
         actor = Layers.of(policy.network)
         judge = None if critic is None else Layers.of(critic.network)
         if actor is None or (critic is not None and judge is None):
@@ -127,6 +140,9 @@ class ActorCriticPasses:
         self._way_back = None
         if self.actor is not None and wants & {"logprob", "entropy"}:
             numbers, action = self.actor.forward(observation), _array(batch["action"])
+            if not self._compared:
+                compare_with_autograd(self.policy.distribution, numbers, action)
+                self._compared = True
             logprob, entropy, back = self.policy.distribution.differentiable(numbers, action)
             if "advice" in batch:
                 logprob, slope = mixed_slope(logprob, action, *map(_array, (batch["advice"], batch["advice_weight"])))
@@ -153,6 +169,42 @@ class ActorCriticPasses:
             self.actor.backward(self._way_back(*ours))
         if self.critic is not None and "value" in slopes:
             self.critic.backward(slopes["value"].numpy())
+
+
+def differs(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two results of one computation, of equal shape, are further apart than rounding can bring them."""
+    finite = torch.isfinite(wanted)
+    found, wanted = found[finite].double(), wanted[finite].double()
+    return not float((found - wanted).norm()) <= 1e-3 * float(wanted.norm()) + 1e-5 * len(wanted) ** 0.5
+
+
+def compare_with_autograd(distribution: Distribution, numbers: Floats, action: NDArray[Any]) -> None:
+    """Compare what a family of distributions writes out (`differentiable`) with its `log_prob` and `entropy`.
+
+    Args:
+        numbers: `[N, size]`; action: `[N, ...]`, both as in training.
+
+    Raises:
+        UserError: they are not the same function, or not its derivative.
+    """
+    if type(distribution).differentiable is Distribution.differentiable:
+        return
+    angle = np.arange(1, len(numbers) + 1, dtype=np.float32)
+    told: list[dict[str, Tensor]] = []
+    for written in (distribution.differentiable, lambda *given: Distribution.differentiable(distribution, *given)):
+        logprob, entropy, back = written(numbers.copy(), action)
+        found = {"log-probability": logprob.copy(), "entropy": entropy.copy()}
+        found["derivative by its numbers"] = back(np.sin(angle), np.cos(angle)).copy()
+        told.append({name: torch.from_numpy(x) for name, x in found.items()})
+        for name, parameter in distribution.named_parameters():
+            assert parameter.grad is not None
+            told[-1][f"derivative by {name}"] = parameter.grad.clone()
+    for name, wanted in told[1].items():
+        if differs(told[0][name], wanted):
+            raise UserError(
+                f"The {name} that {type(distribution).__name__}.differentiable gives is not that of its log_prob and "
+                "entropy; mend it, or leave it away: then autograd finds it."
+            )
 
 
 def _through(slope: Floats, back: WayBack) -> WayBack:

@@ -147,6 +147,12 @@ class Distribution(nn.Module):
     action_shape: tuple[int, ...]
     dtype: Any = np.int64
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Inherit no written derivative: a subclass may have another density. It has autograd's, or says its own."""
+        super().__init_subclass__(**kwargs)
+        if "differentiable" not in vars(cls):
+            setattr(cls, "differentiable", Distribution.differentiable)  # noqa: B010 - mypy: no assignment to a method
+
     @abstractmethod
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Floats:
         """Noise that makes `decide` a sample, `[*shape, size]`."""
@@ -178,9 +184,10 @@ class Distribution(nn.Module):
                 assert parameter.grad is not None
                 parameter.grad.zero_()
             slopes = torch.from_numpy(by_logprob), torch.from_numpy(by_entropy)
+            leaf.grad = torch.zeros_like(leaf)  # stays where nothing depends on the numbers
             depends = [(x, slope) for x, slope in zip(outputs, slopes, strict=True) if x.requires_grad]
-            torch.autograd.backward([x for x, _ in depends], [slope for _, slope in depends])
-            assert leaf.grad is not None
+            if depends:
+                torch.autograd.backward([x for x, _ in depends], [slope for _, slope in depends])
             gradient: Floats = leaf.grad.numpy()
             return gradient
 
@@ -455,16 +462,25 @@ FEW_ROWS = 64
 """Up to so many inputs at a time, a bias is kept once a row: adding arrays of one shape takes a third of the time."""
 
 
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module computes what one of these classes does: no subclass, no hooks, and no alpha of ELU but 1."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in kinds and not hooked and (not isinstance(module, nn.ELU) or module.alpha == 1)
+
+
 def numpy_forward(network: nn.Module) -> Forward | None:
     """The forward pass of linear layers and simple activations in NumPy, on a copy of the weights; None for others."""
-    if not isinstance(network, nn.Sequential):
+    if not is_plain(network, nn.Sequential):
         return None
+    assert isinstance(network, nn.Sequential)
     layers: list[tuple[Floats, Floats, Callable[[Floats], None] | None]] = []
     for module in network:
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.Linear) and is_plain(module, nn.Linear):
+            if module.bias is None or module.weight.dtype != torch.float32:
+                return None
             weight, bias = (p.detach().numpy().copy() for p in (module.weight, module.bias))
             layers.append((weight.T, bias, None))
-        elif type(module) in IN_PLACE and layers and layers[-1][2] is None:
+        elif is_plain(module, *IN_PLACE) and layers and layers[-1][2] is None:
             layers[-1] = (*layers[-1][:2], IN_PLACE[type(module)])
         else:
             return None

@@ -29,6 +29,7 @@ class Context:
         stores: the same for tensors, by part and name. Replace a tensor; do not write into it.
         optimiser: the trained models' optimisers, by model.
         touched: whether this iteration has already changed a model.
+        compared: whether written derivatives were compared with autograd's, which a process does once.
     """
 
     world: Any
@@ -42,6 +43,7 @@ class Context:
     stores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     optimiser: Any = None
     touched: bool = False
+    compared: bool = False
 
     @property
     def progress(self) -> float:

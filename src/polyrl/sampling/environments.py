@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from polyrl.errors import UserError
 from polyrl.runtime.seeding import stream_seed
 from polyrl.tasks.control.environment import ControlTask, Environment, Vector
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
-from polyrl.tasks.language.phrases import reason_of
+from polyrl.tasks.language.phrases import a_kind, reason_of, shortened
+from polyrl.tasks.user_code import raised
 
 
 def episode_seed(seed: int, environment: int, episode: int) -> int:
@@ -78,6 +80,14 @@ class Environments(ABC):
     def close(self) -> None:
         """Let go of the environments."""
 
+    def check_rewards(self, which: Iterable[int]) -> None:
+        """Refuse latest rewards of the environments `which` that are not finite."""
+        if np.isfinite(self.reward).all():
+            return
+        for i in which:
+            if not np.isfinite(self.reward[i]):
+                raise failure(self.spec, i, int(self.length[i]), f"gave the reward {self.reward[i]}")
+
     def _check_finite(self, shown: NDArray[np.float64]) -> None:
         """Refuse observations `[B, D]` that are not finite."""
         if np.count_nonzero(np.isfinite(shown, out=self._finite)) == self._finite.size:
@@ -122,9 +132,12 @@ class SingleEnvironments(Environments):
         """Reset one environment with a seed."""
         self._length[i] = 0
         try:
-            observation, _ = self.made[i].reset(seed=seed)
+            given = self.made[i].reset(seed=seed)
         except Exception as error:
-            raise failure(self.spec, i, 0, f"raised {reason_of(error)}") from error
+            raise failure(self.spec, i, 0, raised(error)) from error
+        if type(given) is not tuple or len(given) != 2:
+            raise failure(self.spec, i, 0, f"gave {a_kind(given)} from reset and not (observation, info)")
+        observation = given[0]
         try:
             self.observations.encode(observation, self._rows[i])
         except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -151,9 +164,19 @@ class SingleEnvironments(Environments):
         for i in which:
             length[i] += 1
             try:
-                observation, paid[i], ends, cuts, _ = step[i](chosen[i])
+                given = step[i](chosen[i])
             except Exception as error:
-                raise failure(self.spec, i, length[i], f"raised {reason_of(error)}") from error
+                raise failure(self.spec, i, length[i], raised(error)) from error
+            try:
+                observation, reward, ends, cuts, _ = given
+            except (TypeError, ValueError) as error:
+                told = f"{len(given)} values" if isinstance(given, tuple | list) else a_kind(given)
+                what = f"gave {told} and not (observation, reward, terminated, truncated, info)"
+                raise failure(self.spec, i, length[i], what) from error
+            try:
+                paid[i] = reward  # None becomes NaN
+            except (TypeError, ValueError) as error:
+                raise failure(self.spec, i, length[i], f"gave the reward {shortened(str(reward))}") from error
             try:
                 encode(observation, rows[i])
             except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -200,7 +223,7 @@ class VectorEnvironments(Environments):
         try:
             observation, _ = self.made.reset(seed=episode_seed(seed, 0, int(episodes[0])))
         except Exception as error:
-            raise UserError(f"{self.spec} raised {reason_of(error)} when it was reset.") from error
+            raise UserError(f"{self.spec} {raised(error)} when it was reset.") from error
         self._show(observation)
 
     def step(self, action: NDArray[Any]) -> bool:
@@ -211,11 +234,14 @@ class VectorEnvironments(Environments):
             observation, reward, terminated, truncated, info = self.made.step(self.actions.batch(action))
         except Exception as error:
             raise UserError(
-                f"{self.spec} raised {reason_of(error)} at step {self._length.max()} of its longest episode; the run "
+                f"{self.spec} {raised(error)} at step {self._length.max()} of its longest episode; the run "
                 "stopped there."
             ) from error
         self._show(observation)
-        self.reward[:] = reward
+        try:
+            self.reward[:] = reward
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.spec} gave the rewards {shortened(str(reward))}; the run stopped there.") from error
         self.terminated[:] = terminated
         self.truncated[:] = truncated
         self.truncated &= ~self.terminated
@@ -250,17 +276,21 @@ class VectorEnvironments(Environments):
         self.final[:] = 0.0
         for i in ended:
             one = {key: value[i] for key, value in found.items()} if isinstance(found, dict) else found[i]
-            self.observations.encode(one, self.final[i])
+            try:
+                self.observations.encode(one, self.final[i])
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                raise self._misfit(error) from error
         self._check_finite(self.final)
 
     def _show(self, observation: Any) -> None:
         try:
             self.observations.encode_batch(self.made.observation_space, observation, self.observation)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise UserError(
-                f"{self.spec} gave an observation that does not fit its space ({reason_of(error)})."
-            ) from error
+            raise self._misfit(error) from error
         self._check_finite(self.observation)
+
+    def _misfit(self, error: Exception) -> UserError:
+        return UserError(f"{self.spec} gave an observation that does not fit its space ({reason_of(error)}).")
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -281,6 +311,48 @@ def autoreset_mode(spec: str, made: Vector) -> AutoresetMode:
             f"{spec} does not say how it resets; set its metadata['autoreset_mode'] to a "
             f"gymnasium.vector.AutoresetMode ({', '.join(m.name for m in AutoresetMode)})."
         ) from None
+
+
+PROBED_STEPS = 16
+"""Steps in which an environment shows whether it follows its seed."""
+
+
+def follows_seed(task: ControlTask, actions: NDArray[Any]) -> bool:
+    """Whether the same seed and `actions` `[T, ...]` always bring the same observations and rewards.
+
+    It is made for this and closed again. One that fails is not judged: whoever steps it next tells what is wrong.
+    """
+    try:
+        if task.is_vector:
+            vector = task.create(count=1)
+            assert not isinstance(vector, gymnasium.Env)
+            made: Environments = VectorEnvironments(task.spec, vector, task.observations, task.actions)
+        else:
+            made = SingleEnvironments(task.spec, task.singles(1), task.observations, task.actions)
+    except UserError:
+        return True
+
+    def played() -> list[NDArray[np.float64]]:
+        made.start(0, [0] * made.count)
+        shown = [made.observation.copy()]
+        for action in actions:
+            made.step(np.repeat(action[None], made.count, 0))
+            shown += [made.observation.copy(), np.where(made.dead, 0.0, made.reward)]
+        return shown
+
+    def again() -> bool:
+        return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, played(), strict=True))
+
+    try:
+        first = played()
+        if not again():
+            return False
+        made.start(1, [0] * made.count)  # one episode more, should the environment repeat itself after a few
+        return again()
+    except UserError:
+        return True
+    finally:
+        made.close()
 
 
 def environments_of(task: ControlTask, count: int) -> Environments:

@@ -95,6 +95,7 @@ class Judge:
             next_in(lane)
         while playing:
             over = made.advance(playing, made.actions.each(decide(made.observation)))
+            made.check_rewards(playing)
             totals += made.reward
             for lane in playing if self.watch is not None else ():
                 self._show(made.made[lane])
@@ -138,6 +139,7 @@ class Judge:
             ended = [""] * made.count
             while not all(ended):
                 made.step(decide(made.observation))
+                made.check_rewards(i for i in range(made.count) if not ended[i])
                 for i in (i for i in range(made.count) if not ended[i]):
                     totals[i] += made.reward[i]
                     lengths[i] += 1

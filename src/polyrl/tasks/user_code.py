@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -45,6 +47,29 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"The {what} '{spec}' is not a function but {a_kind(function)}.")
     return function
+
+
+_LIBRARIES = tuple(
+    {str(Path(p)) for p in (sysconfig.get_paths()[k] for k in ("stdlib", "platstdlib", "purelib", "platlib"))}
+)
+
+
+def place_of(error: BaseException) -> str:
+    """File and line of the user's own code in which an error came up: the last that is in no library.
+
+    Where there is none, the last one that is not polyrl's; empty where even that is missing.
+    """
+    ours = str(Path(__file__).parents[1])
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<"))]
+    theirs = [f for f in frames if not f.filename.startswith(_LIBRARIES) and "site-packages" not in f.filename]
+    found = (theirs or frames)[-1:]
+    return f"{found[0].filename}, line {found[0].lineno}" if found else ""
+
+
+def raised(error: BaseException) -> str:
+    """`raised ValueError: ... (file.py, line 12)`: what the user's code did and where."""
+    place = place_of(error)
+    return f"raised {reason_of(error)}" + (f" ({place})" if place else "")
 
 
 def import_module(name: str) -> ModuleType:

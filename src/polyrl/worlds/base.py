@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class World(ABC):
 
     task: Any
     device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of forward passes."""
     reads: frozenset[str] = frozenset()
     """Fields of the experience that `outputs` needs; empty: not said, so it is given all of them."""
 

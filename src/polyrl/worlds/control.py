@@ -21,9 +21,9 @@ from polyrl.policies.closed_form import ActorCriticPasses
 from polyrl.policies.control import ControlCritic, ControlPolicy, distribution_of
 from polyrl.policies.flat import FlatParameters
 from polyrl.policies.mixture import Guide, Mixing, mixed_logprob
-from polyrl.runtime.seeding import stream_seed
+from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.sampling.control import Collector, Standing
-from polyrl.sampling.environments import environments_of
+from polyrl.sampling.environments import PROBED_STEPS, environments_of, follows_seed
 from polyrl.sampling.judge import Judge
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
@@ -246,6 +246,19 @@ class ControlWorld(World):
             for k, e in enumerate(played[: self.evaluation.shown])
         ]
         return metrics, samples
+
+    def notices(self) -> list[str]:
+        """Whether the environment does not follow its seed, on which equal evaluations rest."""
+        distribution = self.policy.distribution
+        stream = generator(self.seed, "does it follow its seed")
+        noise = distribution.noise((PROBED_STEPS,), stream)
+        if follows_seed(self.task, distribution.decide(noise)):
+            return []
+        return [
+            f"{self.task.spec} does not follow its seed: reset twice with one seed and given the same actions, it came "
+            "to other observations or rewards, so evaluations are not of the same episodes, and a resumed run comes to "
+            "other numbers than an uninterrupted one; let reset(seed=...) decide everything"
+        ]
 
     def evaluation_facts(self) -> dict[str, Any]:
         """How the run is judged."""

@@ -19,7 +19,7 @@ from polyrl.errors import UserError, nearest
 from polyrl.runtime.metric import Metric
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
 from polyrl.tasks.language.phrases import a_kind, reason_of
-from polyrl.tasks.user_code import load_function
+from polyrl.tasks.user_code import load_function, raised
 
 Environment = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
@@ -147,7 +147,7 @@ class ControlTask:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{self.spec} raised {reason_of(error)} when it was asked for an environment.") from error
+            raise UserError(f"{self.spec} {raised(error)} when it was asked for an environment.") from error
         if not isinstance(made, gymnasium.Env | VectorEnv):
             raise UserError(
                 f"{self.spec} returned {a_kind(made)} and not a gymnasium.Env or a gymnasium.vector.VectorEnv."

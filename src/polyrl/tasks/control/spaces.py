@@ -50,15 +50,26 @@ class ObservationEncoder:
     def __init__(self, space: spaces.Space[Any], *, max_items: int = 0, owner: str = "the environment"):
         self.space = space
         leaf = _leaf(space, "", max_items, owner)
+        if not leaf.size:
+            raise UserError(
+                f"The observation of {owner} has no numbers in it (its space is {space}), so there is nothing to "
+                "choose actions by; let the environment show at least one number."
+            )
         self.size, self.continuous = leaf.size, leaf.continuous
         self.encode = leaf.write
-        """Writes one observation into the row `into` `[size]`; ValueError, TypeError, KeyError if it does not fit."""
+        """Writes one observation into the row `into` `[size]`; ValueError, TypeError, KeyError if it does not fit.
+
+        Box: its shape; bounds are not asked for, which environments keep to loosely. All others: the values too.
+        """
         self._plain = isinstance(space, spaces.Box) and not _is_bytes(space)
 
     def encode_batch(self, batched: spaces.Space[Any], observations: Any, into: NDArray[np.float64]) -> None:
         """Write the observations of a vector environment, whose batched space is `batched`, into `[B, size]`."""
         if self._plain:
-            into[:] = np.asarray(observations).reshape(into.shape)
+            array, shape = np.asarray(observations), (len(into), *(self.space.shape or ()))
+            if array.shape != shape:
+                raise ValueError(f"its shape is {array.shape} and not {shape}")
+            into[:] = array.reshape(into.shape)
             return
         for row, observation in zip(into, iterate(batched, observations), strict=True):
             self.encode(observation, row)
@@ -73,18 +84,19 @@ def _leaf(space: spaces.Space[Any], path: str, max_items: int, owner: str) -> _L
 
     if isinstance(space, spaces.Box):
         size = int(np.prod(space.shape))
-        return _Leaf(all_of(size, True), _write_bytes if _is_bytes(space) else _numbers(size))
+        return _Leaf(all_of(size, True), _bytes(space) if _is_bytes(space) else _numbers(space))
     if isinstance(space, spaces.Discrete):
-        return _Leaf(all_of(int(space.n), False), _one_hot(int(space.start)))
+        return _Leaf(all_of(int(space.n), False), _one_hot(int(space.start), int(space.n)))
     if isinstance(space, spaces.MultiDiscrete):
         return _Leaf(all_of(int(space.nvec.sum()), False), _several_one_hot(space))
     if isinstance(space, spaces.MultiBinary):
         size = int(np.prod(space.shape))
-        return _Leaf(all_of(size, False), _numbers(size))
+        return _Leaf(all_of(size, False), _bits(space))
     if isinstance(space, spaces.Dict | spaces.Tuple):
         items = list(space.spaces.items()) if isinstance(space, spaces.Dict) else list(enumerate(space.spaces))
         leaves = [(key, _leaf(sub, _below(path, key), max_items, owner)) for key, sub in items]
-        return _Leaf(np.concatenate([leaf.continuous for _, leaf in leaves]), _several(leaves))
+        continuous = [leaf.continuous for _, leaf in leaves]
+        return _Leaf(np.concatenate([all_of(0, True), *continuous]), _several(leaves, isinstance(space, spaces.Dict)))
     if isinstance(space, spaces.Sequence):
         if max_items < 1:
             raise UserError(
@@ -111,48 +123,91 @@ def _part(path: str) -> str:
     return f"The observation's part '{path}'" if path else "The observation"
 
 
-def _numbers(size: int) -> Write:
-    shape = (size,)
+def _flat(value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The numbers of an array of this shape, one after another; axes of length 1 may be there or not."""
+    array = np.asarray(value)
+    if array.shape != shape and [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
+        raise ValueError(f"its shape is {array.shape} and not {shape}")
+    return array.reshape(-1)
+
+
+def _numbers(space: spaces.Box) -> Write:
+    shape = space.shape
+    flat = len(shape) == 1
 
     def write(value: Any, into: NDArray[np.float64]) -> None:
-        if type(value) is not np.ndarray or value.shape != shape:
-            value = np.asarray(value).reshape(-1)
-            if len(value) != size:  # a single number would fill the row
-                raise ValueError(f"{len(value)} numbers instead of {size}")
+        if type(value) is not np.ndarray or value.shape != shape or not flat:
+            value = _flat(value, shape)
         into[:] = value
 
     return write
 
 
-def _write_bytes(value: Any, into: NDArray[np.float64]) -> None:
-    np.divide(np.asarray(value).reshape(-1), 255.0, out=into)
+def _bytes(space: spaces.Box) -> Write:
+    shape = space.shape
 
-
-def _one_hot(start: int) -> Write:
     def write(value: Any, into: NDArray[np.float64]) -> None:
+        array = _flat(value, shape)
+        if array.dtype != np.uint8 and not _whole_within(array, 0, 255):
+            raise ValueError("its numbers are not bytes, whole and from 0 to 255")
+        np.divide(array, 255.0, out=into)
+
+    return write
+
+
+def _bits(space: spaces.MultiBinary) -> Write:
+    shape = space.shape
+
+    def write(value: Any, into: NDArray[np.float64]) -> None:
+        array = _flat(value, shape)
+        if not _whole_within(array, 0, 1):
+            raise ValueError("its numbers are not 0 or 1")
+        into[:] = array
+
+    return write
+
+
+def _whole_within(array: NDArray[Any], low: Any, high: Any) -> bool:
+    """Whether all are whole numbers from `low` to `high`."""
+    return bool(((array >= low) & (array <= high) & (array == np.floor(array))).all())
+
+
+def _one_hot(start: int, size: int) -> Write:
+    def write(value: Any, into: NDArray[np.float64]) -> None:
+        number = int(value)
+        place = number - start
+        if number != value or not 0 <= place < size:  # a negative one would count from the end
+            raise ValueError(f"{value} is not a whole number from {start} to {start + size - 1}")
         into[:] = 0.0
-        into[int(value) - start] = 1.0
+        into[place] = 1.0
 
     return write
 
 
 def _several_one_hot(space: spaces.MultiDiscrete) -> Write:
-    offsets = np.concatenate([[0], np.cumsum(space.nvec.reshape(-1))[:-1]]) - np.asarray(space.start).reshape(-1)
+    start, sizes = np.asarray(space.start).reshape(-1), space.nvec.reshape(-1)
+    offsets, last, shape = np.concatenate([[0], np.cumsum(sizes)[:-1]]) - start, start + sizes - 1, space.nvec.shape
 
     def write(value: Any, into: NDArray[np.float64]) -> None:
+        array = _flat(value, shape)
+        if not _whole_within(array, start, last):
+            raise ValueError(f"{array.tolist()} are not whole numbers from {start.tolist()} to {last.tolist()}")
         into[:] = 0.0
-        into[np.asarray(value).reshape(-1) + offsets] = 1.0
+        into[array.astype(np.int64) + offsets] = 1.0
 
     return write
 
 
-def _several(leaves: list[tuple[Any, _Leaf]]) -> Write:
+def _several(leaves: list[tuple[Any, _Leaf]], keyed: bool) -> Write:
     ends = np.cumsum([leaf.size for _, leaf in leaves]).tolist()
     places = [(key, leaf.write, end - leaf.size, end) for (key, leaf), end in zip(leaves, ends, strict=True)]
 
     def write(value: Any, into: NDArray[np.float64]) -> None:
         for key, write_part, begin, end in places:
             write_part(value[key], into[begin:end])
+        if len(value) != len(places):
+            told = f": {', '.join(map(str, value))}" if keyed else ""
+            raise ValueError(f"it has {len(value)} parts instead of {len(places)}{told}")
 
     return write
 
@@ -180,6 +235,11 @@ class ActionAdapter:
 
     def __init__(self, space: spaces.Space[Any], owner: str = "the environment"):
         self.space = space
+        if space.shape is not None and not np.prod(space.shape):
+            raise UserError(
+                f"The action of {owner} has no numbers in it (its space is {space}), so there is nothing to choose; "
+                "let the environment take at least one number."
+            )
         self._start = int(space.start) if isinstance(space, spaces.Discrete) else None
         if isinstance(space, spaces.Box):
             if not np.issubdtype(space.dtype, np.floating):

@@ -1,0 +1,45 @@
+"""Rows of a batch as minibatches are made of them: which belong together, and which count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from polyrl.errors import UserError
+from polyrl.experience import Experience
+from polyrl.recipe import Term
+
+
+def units_of(experience: Experience, terms: tuple[Term, ...]) -> tuple[Tensor, str]:
+    """What minibatches are made of, `[B]` numbers from 0 (rows of equal number stay together), and the field's name."""
+    fields = {t.together for t in terms if t.together}
+    if not fields:
+        return torch.arange(len(experience)), ""
+    if len(fields) > 1:
+        raise UserError(f"The objective's terms keep rows together by different fields: {', '.join(sorted(fields))}.")
+    name = fields.pop()
+    return torch.unique(experience[name], return_inverse=True)[1], name
+
+
+def steps_that_count(terms: tuple[Term, ...], experience: Experience) -> Tensor:
+    """Steps that some term counts, `[B, T]` bool."""
+    common = experience["weight"]
+    found = common != 0
+    for term in terms:
+        own = term.weights(experience)
+        if own is not common:
+            found = found | (own != 0)
+    return found
+
+
+def rows_of_units(picked: Tensor, unit: Tensor, rows: Tensor) -> Tensor:
+    """The numbers among `rows` whose unit is one of `picked`."""
+    return rows[torch.isin(unit[rows], picked)]
+
+
+def blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
+    """The same tensors, those that are float of shape `[B, T]` with 0 where not `counted`."""
+    return {
+        name: torch.where(counted, x, torch.zeros_like(x)) if x.shape == counted.shape and x.is_floating_point() else x
+        for name, x in fields.items()
+    }

@@ -1,0 +1,440 @@
+"""A new loss, density or network is what trains: nothing that was written for another one is taken in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from polyrl.catalogue import build
+from polyrl.errors import UserError
+from polyrl.experience import Experience
+from polyrl.loop import Loop
+from polyrl.methods.preference.dpo import DPOLoss
+from polyrl.parts.improve import ClippedSurrogate, EntropyBonus, PolicyGradient, ValueLoss
+from polyrl.parts.pairs import LogRatioLoss
+from polyrl.policies.closed_form import ActorCriticPasses, Layers
+from polyrl.policies.control import (
+    Categorical,
+    ControlCritic,
+    ControlPolicy,
+    DiagonalGaussian,
+    Distribution,
+    Floats,
+    WayBack,
+    numpy_forward,
+)
+from polyrl.policies.flat import FlatParameters
+from polyrl.recipe import Recipe, Term
+from polyrl.runtime.budget import Budget
+from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.context import Context
+from polyrl.worlds.control import ControlWorld, make_task, make_world
+from worlds import TableWorld, credited, make_context, token_batch
+
+
+def control_loop(
+    change: Callable[[Recipe], Recipe],
+    alter: Callable[[ControlWorld], None] = lambda world: None,
+    task: str = "CartPole-v1",
+) -> Loop:
+    config = RunConfig(method="ppo", task=task, budget="iterations=3")
+    settings = {"environments": 2, "steps_per_environment": 32, "epochs": 2, "minibatches": 2}
+    recipe = change(build("ppo", {k: str(v) for k, v in settings.items()}, wing="control"))
+    world = make_world(config, make_task(config, Given()), recipe)
+    alter(world)
+    return Loop(recipe, world, Context(world=world, seed=0, budget=Budget.parse("iterations=3")))
+
+
+def in_place_of(term: Term, **more: Any) -> Callable[[Recipe], Recipe]:
+    """The recipe with this term alone."""
+    return lambda recipe: replace(recipe, terms=(term,), **more)
+
+
+def policy_of(world: Any) -> Tensor:
+    vector: Tensor = world.flat["policy"].vector.detach().clone()
+    return vector
+
+
+# ------------------------------------------------------------------------------------------------------------- terms
+
+
+class ZeroSurrogate(ClippedSurrogate):
+    """A loss that is 0 everywhere: nothing may be learned."""
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        return 0.0 * outputs["logprob"]
+
+
+class ZeroValue(ValueLoss):
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        return 0.0 * outputs["value"]
+
+
+class ZeroEntropy(EntropyBonus):
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        return 0.0 * outputs["entropy"]
+
+
+class ZeroGradient(PolicyGradient):
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        return 0.0 * outputs["logprob"]
+
+
+class Loss0:
+    """The same from beside the term's classes."""
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        return 0.0 * outputs["logprob"]
+
+
+class MixedIn(Loss0, ClippedSurrogate):
+    pass
+
+
+class Grandchild(ZeroSurrogate):
+    pass
+
+
+@pytest.mark.parametrize("kind", [ZeroSurrogate, ZeroGradient, MixedIn, Grandchild, ZeroEntropy])
+def test_the_loss_of_a_subclass_is_what_trains(kind: type[Term]) -> None:
+    loop = control_loop(in_place_of(kind()))
+    before = policy_of(loop.world)
+    loop.iterate()
+    assert torch.equal(policy_of(loop.world), before)
+    parent = control_loop(in_place_of(ClippedSurrogate()))
+    parent.iterate()
+    assert not torch.equal(policy_of(parent.world), before)  # the same start, and its own loss moves it
+
+
+def test_so_is_a_critic_s() -> None:
+    loop = control_loop(lambda recipe: replace(recipe, terms=(ClippedSurrogate(), ZeroValue())))
+    before = loop.world.flat["critic"].vector.detach().clone()  # type: ignore[attr-defined]
+    loop.iterate()
+    assert torch.equal(loop.world.flat["critic"].vector.detach(), before)  # type: ignore[attr-defined]
+
+
+class Helped(ClippedSurrogate):
+    """A loss by way of a method that subclasses may change, with derivatives written for this one."""
+
+    def gain(self, ratio: Tensor) -> Tensor:
+        return ratio
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        ratio = torch.exp(outputs["logprob"] - experience["behaviour_logprob"])
+        return -self.gain(ratio) * experience["advantage"]
+
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        slope = -torch.exp(outputs["logprob"] - experience["behaviour_logprob"]) * experience["advantage"] * weights
+        return slope.sum(), {"logprob": slope}
+
+    def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
+        return {"gain": self.gain(outputs["logprob"])}
+
+
+class NoGain(Helped):
+    def gain(self, ratio: Tensor) -> Tensor:
+        return 0.0 * ratio
+
+
+def test_derivatives_go_with_the_class_that_wrote_them() -> None:
+    loop = control_loop(in_place_of(NoGain()))
+    before = policy_of(loop.world)
+    loop.iterate()
+    assert torch.equal(policy_of(loop.world), before) and "gain" not in loop.context.metrics
+    parent = control_loop(in_place_of(Helped()))
+    parent.iterate()
+    assert not torch.equal(policy_of(parent.world), before) and "gain" in parent.context.metrics
+
+    class TakenOn(ClippedSurrogate):
+        slopes = ClippedSurrogate.slopes
+
+    assert TakenOn.slopes is ClippedSurrogate.slopes and NoGain.slopes is Term.slopes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed(ClippedSurrogate):
+    """Nothing but a default and a name is another's: the statistics are still true."""
+
+    clip_range: float = 0.3
+
+    @property
+    def name(self) -> str:
+        return "renamed"
+
+
+class OtherPairLoss(LogRatioLoss):
+    scale = 2.0  # type: ignore[assignment]
+
+    def pair_loss(self, h: Tensor) -> Tensor:
+        return -h
+
+
+class OtherMargin(DPOLoss):
+    def margin(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        return super().margin(outputs, experience) - 1
+
+
+def test_statistics_of_another_loss_are_not_told() -> None:
+    kept, gone = [Renamed, OtherPairLoss, DPOLoss], [ZeroSurrogate, MixedIn, Grandchild, NoGain, OtherMargin]
+    assert all(kind.statistics is not Term.statistics for kind in kept)
+    assert all(kind.statistics is Term.statistics for kind in gone)
+
+
+class WrongSlopes(ClippedSurrogate):
+    """A sign is wrong, as may happen."""
+
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        total, found = ClippedSurrogate.slopes(self, outputs, experience, weights)
+        return total, {name: -slope for name, slope in found.items()}
+
+
+class UnclippedSlopes(ClippedSurrogate):
+    """Right where ratios are 1, wrong where the clip stops them."""
+
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        gain = torch.exp(outputs["logprob"] - experience["behaviour_logprob"]) * experience["advantage"]
+        return -(gain * weights).sum(), {"logprob": -gain * weights}
+
+
+class WrongTotal(ClippedSurrogate):
+    def slopes(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        total, found = ClippedSurrogate.slopes(self, outputs, experience, weights)
+        return total + 1, found
+
+
+@pytest.mark.parametrize("kind", [WrongSlopes, UnclippedSlopes, WrongTotal])
+def test_wrong_derivatives_are_refused_before_the_first_step(kind: type[Term]) -> None:
+    term = kind()
+    loop = control_loop(in_place_of(term))
+    before = policy_of(loop.world)
+    with pytest.raises(UserError, match=rf"'{term.name}'.*nothing was trained"):
+        loop.iterate()
+    assert torch.equal(policy_of(loop.world), before)
+
+
+def test_a_loss_that_was_replaced_in_a_running_program_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClippedSurrogate, "loss", ZeroSurrogate.loss)
+    with pytest.raises(UserError, match=r"'clipped-surrogate'.*is not that of its loss"):
+        control_loop(in_place_of(ClippedSurrogate())).iterate()
+
+
+class HalfOfTheSteps(EntropyBonus):
+    """Counts every second step only."""
+
+    def weights(self, experience: Experience) -> Tensor:
+        return experience["weight"] * 0
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        return 1e3 * outputs["entropy"]
+
+
+def test_a_term_s_own_weights_are_used_beside_others() -> None:
+    loops = [
+        control_loop(lambda recipe, more=more: replace(recipe, terms=(*recipe.terms, *more)))
+        for more in ((), (HalfOfTheSteps(),))
+    ]
+    for loop in loops:
+        loop.iterate()
+    assert torch.equal(*(policy_of(loop.world) for loop in loops))  # counts nothing, so changes nothing
+    assert loops[1].context.metrics["loss/half-of-the-steps"] == 0
+
+
+# --------------------------------------------------------------------------------------------------- distributions
+
+
+class Flat(Categorical):
+    """A density that says the same of every action."""
+
+    def log_prob(self, numbers: Tensor, action: Tensor) -> Tensor:
+        return numbers.sum(-1) * 0 - 1
+
+
+class Sharper(DiagonalGaussian):
+    def log_prob(self, numbers: Tensor, action: Tensor) -> Tensor:
+        return 3 * super().log_prob(numbers, action)
+
+
+class NoEntropy(Categorical):
+    def entropy(self, numbers: Tensor) -> Tensor:
+        return torch.zeros(numbers.shape[:-1])
+
+
+class WrongWay(Categorical):
+    """Derivatives of its own, and wrong ones."""
+
+    def differentiable(self, numbers: Floats, action: Any) -> tuple[Floats, Floats, WayBack]:
+        logprob, entropy, back = Categorical.differentiable(self, numbers, action)
+        return logprob, entropy, lambda *slopes: 2 * back(*slopes)
+
+
+def acts_by(distribution: Distribution) -> Callable[[ControlWorld], None]:
+    def alter(world: ControlWorld) -> None:
+        world.policy.distribution = distribution
+        world.flat = {name: FlatParameters(module) for name, module in world._models().items()}
+        world._passes = ActorCriticPasses.of(world.policy, world.critic)
+
+    return alter
+
+
+def test_the_density_of_a_subclass_is_what_trains() -> None:
+    loop = control_loop(in_place_of(ClippedSurrogate()), acts_by(Flat(2)))
+    before = policy_of(loop.world)
+    loop.iterate()
+    assert torch.equal(policy_of(loop.world), before) and loop.context.metrics["logprob_gap"] == 0
+    for kind, made in ((Sharper, Sharper(1)), (NoEntropy, NoEntropy(3))):
+        assert kind.differentiable is Distribution.differentiable
+        numbers = np.random.default_rng(0).normal(size=(5, made.size)).astype(np.float32)
+        action = np.zeros((5, *made.action_shape), dtype=made.dtype)
+        found = made.differentiable(numbers, action)
+        torch.testing.assert_close(
+            torch.from_numpy(found[0]), made.log_prob(*map(torch.from_numpy, (numbers, action))).detach()
+        )
+        torch.testing.assert_close(torch.from_numpy(found[1]), made.entropy(torch.from_numpy(numbers)).detach())
+
+
+def test_wrong_derivatives_of_a_density_are_refused() -> None:
+    loop = control_loop(in_place_of(ClippedSurrogate()), acts_by(WrongWay(2)))
+    before = policy_of(loop.world)
+    with pytest.raises(UserError, match=r"derivative by its numbers that WrongWay\.differentiable gives"):
+        loop.iterate()
+    assert torch.equal(policy_of(loop.world), before)
+
+
+# -------------------------------------------------------------------------------------------------------- networks
+
+
+class Halved(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def hooked() -> nn.Sequential:
+    network = nn.Sequential(nn.Linear(3, 3))
+    network[0].register_forward_hook(lambda module, given, result: result / 2)
+    return network
+
+
+def twice() -> nn.Sequential:
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+UNKNOWN: list[Callable[[], nn.Module]] = [
+    lambda: nn.Sequential(Halved(3, 3)),
+    lambda: Residual(nn.Linear(3, 3)),
+    lambda: nn.Sequential(nn.Linear(3, 3), nn.ELU(alpha=0.5), nn.Linear(3, 3)),
+    hooked,
+    lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
+]
+
+
+@pytest.mark.parametrize("make", UNKNOWN)
+def test_layers_that_only_look_known_are_left_to_torch(make: Callable[[], nn.Module]) -> None:
+    network = make()
+    FlatParameters(network)
+    assert Layers.of(network) is None and numpy_forward(network) is None
+
+
+def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients() -> None:
+    network = twice()
+    FlatParameters(network)
+    assert Layers.of(network) is None
+
+
+def test_networks_that_compute_in_their_own_way_are_left_to_autograd() -> None:
+    class Masked(ControlPolicy):
+        def outputs(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
+            return {name: x / 2 for name, x in super().outputs(observation, action).items()}
+
+    class Doubled(ControlCritic):
+        def forward(self, observation: Tensor) -> Tensor:
+            return 2 * super().forward(observation)
+
+    def parts(policy: type[ControlPolicy], critic: type[ControlCritic]) -> tuple[ControlPolicy, ControlCritic]:
+        made = policy(nn.Sequential(nn.Linear(3, 2)), Categorical(2), np.ones(3, dtype=bool), normalise=True)
+        judge = critic(nn.Sequential(nn.Linear(3, 1)))
+        for module in (made, judge):
+            FlatParameters(module)
+        return made, judge
+
+    assert ActorCriticPasses.of(*parts(ControlPolicy, ControlCritic)) is not None
+    assert ActorCriticPasses.of(*parts(Masked, ControlCritic)) is None
+    assert ActorCriticPasses.of(*parts(ControlPolicy, Doubled)) is None
+
+
+# ------------------------------------------------------------------------------------------- sampler and trainer
+
+
+def updated(noise: float, world: TableWorld | None = None, *, stale: bool = False, **knobs: Any) -> tuple[bool, float]:
+    """Whether an update on responses, `noise` off in their log-probabilities, moved the policy, and the gap."""
+    world = world or TableWorld(micro=5)
+    recipe = build("grpo", {"max_logprob_gap": "none", **{k: str(v) for k, v in knobs.items()}})
+    context = make_context(world, recipe)
+    batch = credited(recipe, token_batch(world, noise=noise), context)
+    if stale:
+        off = (batch["behaviour_logprob"] - world.outputs(batch, {"logprob"})["logprob"]).abs() > 0.1
+        batch = batch.with_fields(policy_version=torch.where(off, 0, 1))
+    before = world.weights()
+    try:
+        recipe.optimise.run(recipe.terms, batch, context)
+    finally:
+        moved = not torch.equal(world.weights(), before)
+        assert moved or context.spent.updates == 0
+    return moved, context.metrics["logprob_gap"]
+
+
+def test_a_large_gap_between_sampler_and_trainer_stops_the_run() -> None:
+    assert updated(0.3) == (True, pytest.approx(0.15, abs=0.01))
+    world = TableWorld(micro=5)
+    before = world.weights()
+    with pytest.raises(UserError, match=r"disagree on the log-probability.*0\.4.*nothing was trained"):
+        updated(1.0, world)
+    assert torch.equal(world.weights(), before)
+    assert updated(1.0, max_logprob_gap=0.6)[0]  # whoever means it says so
+    with pytest.raises(UserError, match=r"more than 0\.01"):
+        updated(0.3, max_logprob_gap=0.01)
+    world.precision = "bfloat16"
+    assert updated(1.0, world)[0]
+    with pytest.raises(UserError, match="more than 2 "):
+        updated(9.0, world)
+
+
+def test_what_an_earlier_policy_said_is_no_gap() -> None:
+    moved, gap = updated(1.0, stale=True)
+    assert moved and gap < 0.1
+
+
+def test_the_gap_stops_control_too() -> None:
+    def alter(world: ControlWorld) -> None:
+        collect = world.collect
+
+        def elsewhere(*given: Any) -> Any:
+            batch, returns, lengths = collect(*given)
+            return batch.with_fields(behaviour_logprob=batch["behaviour_logprob"] - 0.3), returns, lengths
+
+        world.collect = elsewhere  # type: ignore[method-assign]
+
+    loop = control_loop(lambda recipe: recipe, alter)
+    before = policy_of(loop.world)
+    with pytest.raises(UserError, match=r"disagree on the log-probability of an action by 0\.3"):
+        loop.iterate()
+    assert torch.equal(policy_of(loop.world), before) and not loop.context.touched
