@@ -418,6 +418,7 @@ def test_play_prints_episodes_and_writes_a_film(
     for options, said in (
         (("--video", tmp_path / "film.avi"), "must end in .mp4 or .gif"),
         (("--video", tmp_path / "no" / "film.gif"), "There is no folder"),
+        (("--video", tmp_path / "film.gif"), "exists already"),
         (("--render",), "no display"),
         (("--episodes", "0"), "--episodes is 0"),
     ):

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
+from polyrl.runtime import ownership
 from polyrl.sampling.judge import Episode, Judge
 from polyrl.tasks.control.environment import ControlTask, Environment
 from polyrl.tasks.language.phrases import reason_of
@@ -94,6 +95,8 @@ def _filmed(world: ControlWorld, episodes: int, video: Path) -> list[Episode]:
     _check_mode(world.task, "rgb_array")
     if not video.absolute().parent.is_dir():
         raise UserError(f"There is no folder {video.absolute().parent} to write the video into.")
+    if os.path.lexists(video) and not (video.name == "play.mp4" and ownership.is_run(video.parent)):
+        raise UserError(f"{video} exists already, and may be somebody else's; choose another name for the video.")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a display
     if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
