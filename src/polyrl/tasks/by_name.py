@@ -35,5 +35,12 @@ def make_task(package: str, places: Mapping[str, str], name: str, settings: Mapp
             raise UserError(
                 f"The task '{name}' has no setting '{setting}'.{nearest(setting, known)} It has {', '.join(known)}."
             )
-    kinds = get_type_hints(cls)
-    return cls(**{k: parse_value(f"the task {name}", k, kinds[k], v) for k, v in settings.items()})
+    return cls(**{k: parse_value(f"the task {name}", k, _kind(cls, k), v) for k, v in settings.items()})
+
+
+def _kind(cls: type, setting: str) -> Any:
+    """The type of one setting; others may be annotated with what is imported for type checkers only."""
+    owner = next(c for c in cls.__mro__ if setting in vars(c).get("__annotations__", {}))
+    alone = type(setting, (), {"__annotations__": {setting: owner.__annotations__[setting]}})
+    alone.__module__ = owner.__module__
+    return get_type_hints(alone)[setting]
