@@ -80,7 +80,7 @@ NOTHING = [None, "", "  ", math.nan, np.float64("nan"), [], [None, math.nan, ""]
 def test_rows_without_an_answer_are_left_out_and_counted(nothing: Any) -> None:
     task = DatasetTask(numbered(nothing))
     assert task.checker == "numeric" and len(task.train_rows) + len(task.test_rows) == 39 and len(task.left_out) == 1
-    assert "1 row of the data is left out because they have no answer (the data, row 8)" in task.left_out.sentences()[0]
+    assert "1 row of the data is left out for having no answer (the data, row 8)" in task.left_out.sentences()[0]
     assert built_in("auto").function(prompts=["p"], completions=["nan"], answer=[nothing]) == [None]
     # a reward of the user's own judges them
     judged = DatasetTask(numbered(nothing), rewards=[Reward("own", lambda prompts, completions, **c: [1.0])])
@@ -220,14 +220,14 @@ def test_a_checker_that_cannot_use_an_answer_names_its_row(tmp_path: Path) -> No
     file = tmp_path / "d.jsonl"
     file.write_text("\n".join(json.dumps(row) + "\n" for row in numbered("a word")))  # a blank line behind each row
     for asked in ({"checker": "numeric"}, {"rewards": [built_in("numeric")]}):
-        with pytest.raises(UserError, match=r"d\.jsonl, row 15: the checker 'numeric' cannot.*'a word' holds no"):
+        with pytest.raises(UserError, match=r"d\.jsonl, row 15: the column.*no use to the checker 'numeric': 'a word'"):
             DatasetTask(str(file), **asked)
     task = DatasetTask(str(file), checker="contains")
     assert task.correct({"prompt": "p", "answer": "a word"}, "what a word!") and task.rewards[0].name == "contains"
 
 
 def test_a_checker_is_for_data_of_ones_own() -> None:
-    with pytest.raises(UserError, match="--checker says how answers of your own data are compared; give --dataset"):
+    with pytest.raises(UserError, match="--checker is for data of your own; give --dataset"):
         RunConfig(method="grpo", task="addition", checker="exact")
     assert RunConfig(method="grpo", dataset="d.jsonl", checker="exact").checker == "exact"
 

@@ -122,10 +122,10 @@ def test_a_batch_of_pairs(letters: LanguagePolicy) -> None:
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        ({"rejected": "yes 3"}, ["pair 4", "equal"]),
-        ({"chosen": "  "}, ["pair 4", "'chosen'", "empty"]),
-        ({"rejected": 7}, ["pair 4", "'rejected'", "text"]),
-        ({"rejected": [{"role": "assistant"}]}, ["pair 4", "'rejected'"]),
+        ({"rejected": "yes 3"}, ["row 4", "equal"]),
+        ({"chosen": "  "}, ["row 4", "'chosen'", "empty"]),
+        ({"rejected": 7}, ["row 4", "'rejected'", "text"]),
+        ({"rejected": [{"role": "assistant"}]}, ["row 4", "'rejected'"]),
         ({"prompt": ""}, ["row 4", "'prompt'", "empty"]),
     ],
 )
@@ -141,7 +141,7 @@ def test_broken_pairs_are_named(broken: dict[str, Any], words: list[str]) -> Non
 def test_missing_columns_are_named() -> None:
     rows = some()
     del rows[5]["rejected"]
-    with pytest.raises(UserError, match=r"pair 6: no column 'rejected'"):
+    with pytest.raises(UserError, match=r"row 6: no column 'rejected'"):
         dataset_task(rows)
     with pytest.raises(UserError, match=r"no column 'prompt'.*in common"):
         dataset_task([{"chosen": "yes", "rejected": "no"}])

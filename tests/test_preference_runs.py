@@ -292,9 +292,9 @@ def test_what_is_wrong_with_the_users_pairs_is_one_sentence(
 ) -> None:
     rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
     broken = {
-        "equal": ([*rows[:40], {**rows[40], "rejected": rows[40]["chosen"]}], ["pair 41", "equal"]),
+        "equal": ([*rows[:40], {**rows[40], "rejected": rows[40]["chosen"]}], ["row 41", "equal", "--skip-bad-rows"]),
         "long": ([{**rows[0], "chosen": "1" * 80}, *rows[1:40]], ["context of 64"]),
-        "missing": ([{"prompt": r["prompt"], "chosen": r["chosen"]} for r in rows[:40]], ["neither rewards nor"]),
+        "missing": ([{"prompt": r["prompt"], "chosen": r["chosen"]} for r in rows[:40]], ["chosen and rejected"]),
     }
     for name, (some, words) in broken.items():
         file = tmp_path / f"{name}.jsonl"

@@ -308,12 +308,12 @@ def test_what_is_odd_in_the_data_is_told_before_the_run_and_counted(
     told = polyrl(*line, "--budget", "iterations=2", "--out", out)
     assert told.code == 0, told.err
     warnings = json.loads((out / "summary.json").read_text())["warnings"]
-    for text in (f"left out because they have no answer ({data}, row 6)", "1 of 29 answers is no number", "row 4"):
+    for text in (f"left out for having no answer ({data}, row 6)", "1 of 29 answers is no number", "row 4"):
         assert any(text in w for w in warnings) and text in told.out
     assert [r["data/rows_left_out"] for r in read_records(out)] == [1, 1, 1]
     kept = {s["prompt"] for s in read_records(out, "samples.jsonl")}
     assert "5+1=" not in kept
     asked = ["--checker", "numeric", "--budget", "iterations=2", "--out", tmp_path / "refused"]
     told = polyrl(*line, *asked)
-    assert told.code == 2 and "row 4: the checker 'numeric' cannot use the column 'answer'" in told.err
+    assert told.code == 2 and "row 4: the column 'answer' is of no use to the checker 'numeric'" in told.err
     assert not (tmp_path / "refused").exists()

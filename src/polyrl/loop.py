@@ -242,9 +242,9 @@ class Loop:
         context = self.context
         record: dict[str, Any] = {"iteration": context.iteration, **dataclasses.asdict(context.spent)}
         del record["iterations"]
+        if self.world.rows_left_out:
+            context.metrics["data/rows_left_out"] = self.world.rows_left_out
         record.update(context.metrics)
-        if left_out := self.world.rows_left_out:
-            record["data/rows_left_out"] = left_out
         if evaluate:
             metrics, samples = self._evaluate()
             record.update(metrics)

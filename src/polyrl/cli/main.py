@@ -72,6 +72,10 @@ WHAT = options(
         help="how the data's answers are compared  [each number as a number, else the reward, else as text]",
     ),
     click.option(
+        "--max-prompt-tokens", type=int, help="leave out rows of --dataset with longer prompts, and say how many"
+    ),
+    click.option("--skip-bad-rows", is_flag=True, help="leave out rows that cannot be used, and say how many"),
+    click.option(
         "--reward", multiple=True, help="module:function, file.py:function or a reward model's folder; =WEIGHT behind"
     ),
     click.option("--preference", help="file.py:function that says which of two responses is better"),

@@ -16,6 +16,7 @@ from polyrl.experience import Experience
 from polyrl.policies.language import Reader
 from polyrl.policies.rows import as_experience
 from polyrl.tasks.language.formats import SIDES, pair_of, template_columns
+from polyrl.tasks.language.left_out import place_of
 
 # ---------------------------------------------------------------------------------------------- pure functions
 
@@ -140,7 +141,8 @@ class FixedPairs:
     def ids(self, number: int) -> PairIds:
         """The pair as token ids; see `encode_pair`."""
         if number not in self._ids:
-            self._ids[number] = encode_pair(self.reader, self.rows[number], f"{self.label}, pair {number + 1}")
+            row = self.rows[number]
+            self._ids[number] = encode_pair(self.reader, row, place_of(row) or f"{self.label}, pair {number + 1}")
         return self._ids[number]
 
     def check(self, most: int) -> None:

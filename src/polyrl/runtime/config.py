@@ -74,6 +74,10 @@ class RunConfig:
     checker: str | None = None
     """How answers of `dataset` are compared with completions: auto, numeric, exact, contains or math; none takes what
     fits each answer."""
+    max_prompt_tokens: int | None = None
+    """Rows of `dataset` with longer prompts are left out, and counted; none leaves none out."""
+    skip_bad_rows: bool = False
+    """Leave out, and count, rows of `dataset` that cannot be used; otherwise the first one is an error."""
     rewards: tuple[str, ...] = ()
     """Reward functions, `module:function` or `file.py:function`, or reward models' folders; `=weight` behind each."""
     preference: str | None = None
@@ -128,9 +132,15 @@ class RunConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not self.reward_timeout > 0:
             raise UserError(f"reward_timeout must be above 0 seconds, not {self.reward_timeout:g}.")
-        if self.checker is not None and not (self.dataset or "dataset" in self.from_python):
-            raise UserError("--checker says how answers of your own data are compared; give --dataset too.")
-        for name in ("lora", "max_tokens", "eval_prompts", "eval_episodes"):
+        asked = {
+            "checker": self.checker,
+            "max-prompt-tokens": self.max_prompt_tokens,
+            "skip-bad-rows": self.skip_bad_rows,
+        }
+        for option, value in asked.items():
+            if value and not (self.dataset or "dataset" in self.from_python):
+                raise UserError(f"--{option} is for data of your own; give --dataset too.")
+        for name in ("lora", "max_tokens", "max_prompt_tokens", "eval_prompts", "eval_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")

@@ -11,6 +11,7 @@ import torch
 
 from polyrl.errors import UserError
 from polyrl.policies.folders import LoraSettings
+from polyrl.policies.language import LanguagePolicy, Reader
 from polyrl.policies.start import start_model
 from polyrl.runtime.config import Given, RunConfig
 from polyrl.runtime.device import make_device
@@ -26,6 +27,7 @@ from polyrl.worlds.language_evaluation import EVALUATION_SEED, Evaluation
 from polyrl.worlds.language_world import CHECKED_ROWS, LanguageWorld
 from polyrl.worlds.reward_model import FOLDER as REWARD_MODEL
 from polyrl.worlds.reward_model import RewardModelWorld
+from polyrl.worlds.user_data import check_pairs_can_be_made, fit_rows
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe, Term
@@ -55,7 +57,7 @@ def make_task(config: RunConfig, given: Given, *, load_code: bool = True) -> Lan
     rewards = [*(load(spec) for spec in config.rewards), *given.rewards]
     data = given.dataset if given.dataset is not None else config.dataset
     if data is not None:
-        task: LanguageTask = dataset_task(data, config.test_dataset, rewards, config.checker)
+        task: LanguageTask = dataset_task(data, config.test_dataset, rewards, config.checker, config.skip_bad_rows)
     else:
         settings = {} if config.difficulty is None else {"difficulty": config.difficulty}
         task = built_in_task(config.task, **settings)
@@ -93,22 +95,34 @@ def make_world(
     config: RunConfig, task: LanguageTask, recipe: Recipe, say: Say = lambda _: None
 ) -> LanguageWorld | RewardModelWorld:
     """Load the models, and find what is wrong with prompts, pairs and rewards."""
+    needs_pairs = bool(getattr(recipe.collect, "fixed_pairs", False))
+    if needs_pairs:
+        own = any(not reward.checker for reward in task.rewards) or bool(config.rewards)
+        check_pairs_can_be_made(task, config.arm, judged=own or task.preference is not None)
     model = prepare(config, task, say)
     for part in recipe.score:
         if hasattr(part, "prepare"):  # frozen models that a part judges by
             part.prepare(task, model, say)
-    if getattr(recipe.collect, "fixed_pairs", False) and not task.fixed_pairs:
+    room = getattr(recipe.collect, "max_tokens", None) or task.max_tokens
+    if needs_pairs and not task.fixed_pairs:
+        if isinstance(task, DatasetTask):
+            _fit(config, task, LanguagePolicy.load(model), room)
         give_pairs(task, model, say=say)
     terms = [t for t in recipe.terms if t.together == "pair"]
     if "reward-model" in recipe.models():
         return load_reward_model(config, task, model, terms)
     torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
     world = load_world(config, task, model, critic=_critic(recipe, task, model), terms=terms)
+    _fit(config, task, world.policy, room)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
-    world.check_rows(some, getattr(recipe.collect, "max_tokens", None) or task.max_tokens)
+    world.check_rows(some, room)
     if "joint-reward" in recipe.models():
         world.joint_reward = JointReward(world)
     return world
+
+
+def _fit(config: RunConfig, task: LanguageTask, reader: Reader, room: int) -> None:
+    fit_rows(task, reader, room=room, max_prompt_tokens=config.max_prompt_tokens, skip=config.skip_bad_rows)
 
 
 def _critic(recipe: Recipe, task: LanguageTask, model: str) -> bool | str:
@@ -135,6 +149,7 @@ def load_reward_model(
         prompts=_evaluation(config, task).prompts,
         terms=terms,
     )
+    _fit(config, task, world.model, 0)
     for split in SPLITS:
         world.pairs(split).check(CHECKED_ROWS)
     return world
@@ -196,4 +211,6 @@ def open_trained(
     model = folder / "policy" if (folder / "policy").is_dir() else folder
     # how far it went and how it orders pairs is told against the start
     reference = make_model(config, task) if task.fixed_pairs else None
-    return load_world(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
+    world = load_world(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
+    _fit(config, task, world.policy, task.max_tokens)  # the test rows that the run was judged on
+    return world

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from polyrl.tasks.language import LanguageTask
+from collections.abc import Sequence
+
+from polyrl.errors import UserError
+from polyrl.policies.language import Reader
+from polyrl.policies.pairs import encode_pair
+from polyrl.tasks.language import LanguageTask, Row
+from polyrl.tasks.language.checkers import truth_column
+from polyrl.tasks.language.dataset import DatasetTask, unpaired
+from polyrl.tasks.language.left_out import UNUSABLE, place_of
 from polyrl.worlds.base import World
 
 
@@ -19,3 +27,79 @@ class UserDataWorld(World):
     def notices(self) -> list[str]:
         """What is to be said of the user's data before a run begins: rows that are left out, odd answers."""
         return [*self.task.left_out.sentences(), *self.task.notices]
+
+
+def fit_rows(
+    task: LanguageTask, reader: Reader, *, room: int = 0, max_prompt_tokens: int | None = None, skip: bool = False
+) -> None:
+    """Look at every row of the user's data as the model reads it, so that none of them can stop a run later.
+
+    Args:
+        task: rows are left out of it, and counted in its `left_out`; a task that makes its own rows stays as it is.
+        reader: the model, which reads prompts and pairs.
+        room: tokens that a sampled response may take behind the prompt.
+        max_prompt_tokens: rows with longer prompts are left out.
+        skip: leave out rows that the model cannot read, or that do not fit into its context.
+
+    Raises:
+        UserError: a row that cannot be read or is too long, with its place in the data; or no row is left.
+    """
+    if not isinstance(task, DatasetTask):
+        return
+    context = reader.context
+
+    def judge(row: Row) -> tuple[str, str] | None:
+        place = place_of(row)
+        try:
+            size = len(reader.encode_row(row))
+        except UserError as error:
+            wrong: str | None = f"{place}: {error}"
+            size = 0
+        else:
+            wrong = None
+        if max_prompt_tokens is not None and size > max_prompt_tokens:
+            return f"for a prompt of more than {max_prompt_tokens} tokens", f"{place} has {size}"
+        if wrong is None and task.fixed_pairs:
+            try:
+                encode_pair(reader, row, place)
+            except UserError as error:
+                wrong = str(error)
+        if wrong is None and context is not None and size + room > context:
+            wrong = (
+                f"{place}: the prompt has {size} tokens, and with a response of up to {room} it exceeds the model's "
+                f"context of {context}; leave such rows out with --max-prompt-tokens or --skip-bad-rows, or lower "
+                "--max-tokens."
+            )
+        if wrong is None:
+            return None
+        if not skip:
+            raise UserError(wrong)
+        return UNUSABLE, wrong
+
+    task.keep_rows(judge)
+
+
+def check_pairs_can_be_made(task: LanguageTask, method: str, *, judged: bool) -> None:
+    """Raise `UserError` where a method learns from pairs and the user's data neither has any nor can label some.
+
+    Args:
+        task: what there is to learn from.
+        method: what to call the method.
+        judged: a reward or a preference of the user's own can label pairs of sampled responses.
+    """
+    if not isinstance(task, DatasetTask) or task.fixed_pairs or judged:
+        return
+    rows: Sequence[Row] = task.train_rows
+    columns = ", ".join(map(str, rows[0]))
+    if unpaired(rows):
+        what = "one judged response in each row (unpaired data, as for KTO)"
+    elif truth_column(rows[0]) == "completion":
+        what = "one response in each row and nothing that it was preferred to"
+    elif not task.rewards and task.preference is None:
+        what = "neither pairs nor answers"
+    else:
+        return  # pairs are sampled, and labelled by the checker
+    raise UserError(
+        f"'{method}' learns from preference pairs, and the data has {what}: give the columns prompt, chosen and "
+        f"rejected (it has {columns}), or --reward or --preference to label pairs that are sampled."
+    )

@@ -1,4 +1,7 @@
-"""Readers of data files: numbered rows as their source has them, not yet checked."""
+"""Readers of data files: numbered rows as their source has them, not yet checked.
+
+Where one row cannot be read and the others can, a `UserError` stands in its place.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,18 @@ def _text(path: Path) -> str:
 
 
 def read_jsonl(path: Path) -> Iterable[tuple[int, Any]]:
-    """Yield the objects of a `.jsonl` file, numbered by their lines; raise `UserError` that names file and row."""
+    """Yield the objects of a `.jsonl` file, numbered by their lines."""
     # Lines end at line feeds only: other separators of `splitlines` may stand inside JSON strings.
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, row {number}: not a JSON object ({_said(error)}).") from error
+                yield number, UserError(f"{path}, row {number}: not a JSON object ({_said(error)}).")
 
 
 def read_json(path: Path) -> Iterable[tuple[int, Any]]:
-    """Yield the objects of a list in a `.json` file; raise `UserError` that names file and row."""
+    """Yield the objects of a list in a `.json` file."""
     text = _text(path)
     try:
         rows = json.loads(text) if text.strip() else []
@@ -58,7 +61,7 @@ def _said(error: Exception) -> str:
 
 
 def read_csv(path: Path) -> Iterable[tuple[int, Any]]:
-    """Yield the rows of a `.csv` file; raise `UserError` that names file and row."""
+    """Yield the rows of a `.csv` file."""
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     number = 0
     try:
@@ -68,14 +71,15 @@ def read_csv(path: Path) -> Iterable[tuple[int, Any]]:
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
                 width = len(reader.fieldnames or [])
-                raise UserError(f"{path}, row {number}: it does not have the {width} columns of the header.")
-            yield number, row
+                yield number, UserError(f"{path}, row {number}: it does not have the {width} columns of the header.")
+            else:
+                yield number, row
     except csv.Error as error:
         raise UserError(f"{path}, row {number + 1}: not CSV ({error}).") from error
 
 
 def read_parquet(path: Path) -> Iterable[tuple[int, Any]]:
-    """Yield the rows of a `.parquet` file; raise `UserError` that names file and row."""
+    """Yield the rows of a `.parquet` file."""
     parquet = _extra("pyarrow.parquet", f"The data file '{path}'")
     try:
         return enumerate(parquet.read_table(path).to_pylist(), start=1)

@@ -31,7 +31,7 @@ from polyrl.tasks.language.checkers import (
 from polyrl.tasks.language.columns import check_data_names
 from polyrl.tasks.language.data_files import kind_of, read_csv, read_hub, read_json, read_jsonl, read_parquet
 from polyrl.tasks.language.formats import check_messages, check_template_columns, implicit_prompt
-from polyrl.tasks.language.left_out import DataRow, LeftOut, place_of
+from polyrl.tasks.language.left_out import NO_ANSWER, UNUSABLE, DataRow, LeftOut, place_of
 from polyrl.tasks.language.math_process import check_installed
 from polyrl.tasks.language.reward_runner import RewardRunner
 from polyrl.tasks.language.rewards import built_in
@@ -43,13 +43,14 @@ _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P
 _TEST_SHARE = 0.1
 
 
-def load_rows(source: str) -> list[Row]:
+def load_rows(source: str, left_out: LeftOut | None = None) -> list[Row]:
     """Return the rows of a `.jsonl`, `.json`, `.csv` or `.parquet` file, or of a data set on the Hugging Face hub.
 
     A hub data set is `org/name`, with an optional configuration and split: `openai/gsm8k:main@train` (split `train` if
     not given). Parquet and the hub need the extra `data`. Every row has a `prompt`; GSM8K's columns are turned into
-    `prompt` (the question and a line break) and `answer` (the final number). Raises `UserError` that names the file,
-    the row (from 1; the line in a `.jsonl` file) and the column.
+    `prompt` (the question and a line break) and `answer` (the final number). Rows that cannot be used are counted in
+    `left_out` where it is given. Raises `UserError` that names the file, the row (from 1; the line in a `.jsonl` file)
+    and the column.
     """
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
@@ -68,19 +69,33 @@ def load_rows(source: str) -> list[Row]:
             f"There is no data '{source}'; give a file that ends in {', '.join(_SUFFIXES)}, or a data set on the "
             "Hugging Face hub as 'org/name', 'org/name:config' or 'org/name@split'."
         )
-    return prepared(source, rows)
+    return prepared(source, rows, left_out)
 
 
-def prepared(source: str, rows: Iterable[tuple[int, Any]]) -> list[Row]:
-    """Return the rows, checked and with the same columns each; `rows` are numbered as their source numbers them."""
-    ready = [DataRow(_row(where := f"{source}, row {number}", row), where) for number, row in rows]
+def prepared(source: str, rows: Iterable[tuple[int, Any]], left_out: LeftOut | None = None) -> list[Row]:
+    """Return the rows, checked and with the same columns each; `rows` are numbered as their source numbers them.
+
+    Rows that cannot be used are counted in `left_out`; where it is None, the first one is an error.
+    """
+    ready = []
+    for number, row in rows:
+        where = (place_of(row) if isinstance(row, DataRow) else "") or f"{source}, row {number}"
+        try:
+            ready.append(DataRow(_row(where, row), where))
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.add(UNUSABLE, str(error))
     if not ready:
-        raise UserError(f"The data '{source}' has no rows.")
+        more = f" that can be used: {' '.join(left_out.sentences())}" if left_out else "."
+        raise UserError(f"The data '{source}' has no rows{more}")
     blank = dict.fromkeys(name for row in ready for name in row)
     return [DataRow({**blank, **row}, row.place) for row in ready]
 
 
 def _row(where: str, given: Any) -> Row:
+    if isinstance(given, UserError):
+        raise given
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: a row must be an object with named columns, not {kind_of(given)}.")
     row: Row = dict(given)
@@ -133,6 +148,8 @@ class DatasetTask(LanguageTask):
     """How a completion is compared with the column `answer`, `solution` or `completion`: see `CHECKERS`. By default
     each answer that is a number is compared as a number; the others are left to the first of `rewards`, or compared as
     texts if there are none."""
+    skip_bad_rows: bool = False
+    """Leave out and count rows that cannot be used; otherwise the first one is an error."""
     max_tokens: int = 256
     """Limit of a completion in tokens."""
     stop: tuple[str, ...] = ()
@@ -164,13 +181,18 @@ class DatasetTask(LanguageTask):
                 f"There is no checker '{self.checker}'.{nearest(self.checker, CHECKERS)} "
                 f"The checkers are {', '.join(CHECKERS)}."
             )
-        rows, label = _loaded(self.data, "the data")
+        rows, label = _loaded(self.data, "the data", self.skipped)
         if self.test_data is None:
             self.train_rows, self.test_rows = _held_out(rows, label)
         else:
-            self.test_rows, _ = _loaded(self.test_data, "the test data")
+            self.test_rows, _ = _loaded(self.test_data, "the test data", self.skipped)
             self.train_rows = _without(rows, self.test_rows, label)
         self._set_checker(label)
+
+    @property
+    def skipped(self) -> LeftOut | None:
+        """Where rows that cannot be used are counted; None where they are an error."""
+        return self.left_out if self.skip_bad_rows else None
 
     def _set_checker(self, label: str) -> None:
         """Choose how answers are compared, and leave out rows that have none where nothing else could judge them."""
@@ -186,7 +208,8 @@ class DatasetTask(LanguageTask):
             check_installed()
         own = {reward.checker for reward in self.rewards}
         if own != {""} or not given or self.checker is not None:
-            self._check_answers(rows, {*own, self.checker or ""} - {""})
+            self._check_answers({*own, self.checker or ""} - {""})
+        rows = [*self.train_rows, *self.test_rows]
         known = [answers for row in rows if (answers := self._answers(row))]
         numbers = [all(map(is_number, answers)) for answers in known]
         if self.checker is None and known:
@@ -203,24 +226,28 @@ class DatasetTask(LanguageTask):
         if not given and self.checker is not None:
             self.rewards = [built_in(self.checker)]
         if known and all(reward.checker for reward in self.rewards):
-            self.keep_rows(lambda row: None if self._answers(row) else ("because they have no answer", place_of(row)))
+            self.keep_rows(lambda row: None if self._answers(row) else (NO_ANSWER, place_of(row)))
 
-    def _check_answers(self, rows: Sequence[Row], checkers: Collection[str]) -> None:
+    def _check_answers(self, checkers: Collection[str]) -> None:
         """Raise `UserError` with the row of the first answer that is none, or that a checker cannot compare with."""
-        for row in rows:
+
+        def judge(row: Row) -> tuple[str, str] | None:
             try:
                 answers = accepted(row.get(str(self._truth)))
             except ValueError as error:
-                raise UserError(
-                    f"{place_of(row)}: the column '{self._truth}' is {error}, which is no answer; give text, a number "
-                    "or a list of right answers."
-                ) from None
-            for checker in checkers:
-                if wrong := unfit(checker, answers):
-                    raise UserError(
-                        f"{place_of(row)}: the checker '{checker}' cannot use the column '{self._truth}', because "
-                        f"{wrong}; mend it, or take the checker auto, exact or math."
-                    )
+                wrong = f"is {error}, which is no answer; give text, a number or a list of right answers."
+            else:
+                found = ((checker, unfit(checker, answers)) for checker in checkers)
+                checker, why = next(((checker, why) for checker, why in found if why), ("", None))
+                if why is None:
+                    return None
+                wrong = f"is of no use to the checker '{checker}': {why}; mend it, or take auto, exact or math."
+            said = f"{place_of(row)}: the column '{self._truth}' {wrong}"
+            if not self.skip_bad_rows:
+                raise UserError(said)
+            return UNUSABLE, said
+
+        self.keep_rows(judge)
 
     def keep_rows(self, judge: Callable[[Row], tuple[str, str] | None]) -> None:
         """Leave out the rows for which `judge` gives a reason and what to say of the row; count them in `left_out`.
@@ -311,10 +338,10 @@ def _order(split: Split, seed: int, epoch: int, size: int) -> list[int]:
     return order
 
 
-def _loaded(data: str | Path | Sequence[Row], label: str) -> tuple[list[Row], str]:
+def _loaded(data: str | Path | Sequence[Row], label: str, left_out: LeftOut | None) -> tuple[list[Row], str]:
     if isinstance(data, (str, Path)):
-        return load_rows(str(data)), f"'{data}'"
-    return prepared(label, enumerate(data, start=1)), label
+        return load_rows(str(data), left_out), f"'{data}'"
+    return prepared(label, enumerate(data, start=1), left_out), label
 
 
 def unpaired(rows: Sequence[Row]) -> bool:

@@ -22,6 +22,10 @@ def place_of(row: Mapping[str, Any]) -> str:
     return row.place if isinstance(row, DataRow) else ""
 
 
+NO_ANSWER = "for having no answer"
+UNUSABLE = "as --skip-bad-rows asks"
+
+
 @dataclass
 class LeftOut:
     """Rows that were left out, by reason (a phrase): how many, and the first one's place and what was wrong with it."""

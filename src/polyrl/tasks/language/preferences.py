@@ -37,6 +37,7 @@ from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.dataset import DatasetTask, load_rows, prepared
 from polyrl.tasks.language.formats import SIDES, check_messages, check_template_columns, pair_of
 from polyrl.tasks.language.judge import compared
+from polyrl.tasks.language.left_out import UNUSABLE, DataRow, LeftOut, place_of
 from polyrl.tasks.language.phrases import shortened
 
 _log = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ class PairDataset(DatasetTask):
 
     def __post_init__(self) -> None:
         """Load, check and split the pairs."""
-        self.data = _checked(self.data, "the data")
+        self.data = _checked(self.data, "the data", self.skipped)
         if self.test_data is not None:
-            self.test_data = _checked(self.test_data, "the test data")
+            self.test_data = _checked(self.test_data, "the test data", self.skipped)
         super().__post_init__()
         self.fixed_pairs = {"train": self.train_rows, "test": self.test_rows}
         if not self.rewards:
@@ -80,27 +81,43 @@ PAIR_METRIC = Metric(key="eval/pair_accuracy", label="held-out pairs ordered rig
 
 
 def dataset_task(
-    data: Any, test_data: Any = None, rewards: Sequence[Reward] = (), checker: str | None = None
+    data: Any,
+    test_data: Any = None,
+    rewards: Sequence[Reward] = (),
+    checker: str | None = None,
+    skip_bad_rows: bool = False,
 ) -> DatasetTask:
     """The user's data as a task: a `PairDataset` where it has the columns `chosen` and `rejected`."""
-    rows = load_rows(str(data)) if isinstance(data, str | Path) else list(data)
-    paired = bool(rows) and isinstance(rows[0], dict) and "chosen" in rows[0] and "rejected" in rows[0]
+    passed = LeftOut() if skip_bad_rows else None
+    rows = load_rows(str(data), passed) if isinstance(data, str | Path) else list(data)
+    paired = any(isinstance(row, dict) and all(row.get(side) is not None for side in SIDES) for row in rows)
     kind = PairDataset if paired else DatasetTask
-    return kind(data, test_data=test_data, rewards=list(rewards), checker=checker)
+    return kind(data, test_data=test_data, rewards=list(rewards), checker=checker, skip_bad_rows=skip_bad_rows)
 
 
-def _checked(data: Any, label: str) -> list[Row]:
+def _checked(data: Any, label: str, left_out: LeftOut | None) -> list[Row]:
     """Rows of preference pairs in one form, each with two responses that have text and differ."""
-    name = f"'{data}'" if isinstance(data, str | Path) else label
-    rows = load_rows(str(data)) if isinstance(data, str | Path) else prepared(label, enumerate(data, start=1))
-    pairs = [_checked_pair(f"{name}, pair {number}", row) for number, row in enumerate(rows, start=1)]
-    if all(_repeats(row) for row in pairs):
+    if isinstance(data, str | Path):
+        rows = load_rows(str(data), left_out)
+    else:
+        rows = prepared(label, enumerate(data, start=1), left_out)
+    found: list[Row] = []
+    for row in rows:
+        try:
+            found.append(DataRow(_checked_pair(place_of(row), row), place_of(row)))
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.add(UNUSABLE, str(error))
+    if not found:
+        raise UserError(f"There is no pair in {label}: {' '.join(left_out.sentences()) if left_out else 'no row'}")
+    if all(_repeats(row) for row in found):
         _log.warning(
             "All responses of %s begin with the text of their prompt, which the model has read before them: where they "
             "are whole texts, leave the column 'prompt' out.",
-            name,
+            f"'{data}'" if isinstance(data, str | Path) else label,
         )
-    return pairs
+    return found
 
 
 def _repeats(row: Row) -> bool:
@@ -117,9 +134,12 @@ def _checked_pair(where: str, row: Row) -> Row:
     row = pair_of(where, row)
     for side in SIDES:
         if not content(row[side]).strip() and not _calls_tools(row[side]):
-            raise UserError(f"{where}: the column '{side}' is empty; leave the pair out.")
+            raise UserError(f"{where}: the column '{side}' is empty; leave the pair out, as --skip-bad-rows does.")
     if row["chosen"] == row["rejected"]:
-        raise UserError(f"{where}: chosen and rejected are equal ({_excerpt(row['chosen'])}); leave the pair out.")
+        raise UserError(
+            f"{where}: chosen and rejected are equal ({_excerpt(row['chosen'])}); leave the pair out, as "
+            "--skip-bad-rows does."
+        )
     # a text prompt has become messages where the responses are messages, and they take columns of the template
     return check_template_columns(where, row)
 
