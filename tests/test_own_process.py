@@ -25,7 +25,7 @@ import polyrl
 from polyrl.errors import UserError
 from polyrl.tasks.language import calling, own_process
 from polyrl.tasks.language.base import Preference, Reward
-from polyrl.tasks.language.calling import CallPolicy
+from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.judge import PreferenceRunner
 from polyrl.tasks.language.own_process import OwnProcess, can_fork
 from polyrl.tasks.language.reward_runner import RewardError, RewardRunner, Scores

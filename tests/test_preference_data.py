@@ -17,7 +17,7 @@ from polyrl.parts.pairs import best_versus_worst, numbers_of_step, win_shares
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.pairs import FixedPairs, KeptLogprobs, encode_pair, encode_response
 from polyrl.tasks.language.base import Preference
-from polyrl.tasks.language.calling import CallPolicy
+from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import compared, load_preference
 from polyrl.tasks.language.preferences import PairDataset, PairsWanted, SortPairs, dataset_task, give_pairs

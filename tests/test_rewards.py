@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from polyrl.errors import UserError
 from polyrl.tasks.language.base import Reward
-from polyrl.tasks.language.calling import CallPolicy
+from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.checkers import last_number, same_number
 from polyrl.tasks.language.reward_runner import RewardError, RewardFailure, RewardRunner
 from polyrl.tasks.language.rewards import built_in, check_signature, load_reward

@@ -333,3 +333,9 @@ def test_language_tasks_do_not_import_torch():
     env = {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("made", every_task(), ids=lambda t: t.name)
+def test_settings_stand_in_parentheses_behind_the_name(made: GeneratedTask) -> None:
+    """Every kind that a task's settings may have can be read, whatever else its class states."""
+    assert task(f"{made.name}(difficulty={made.difficulty})").name == made.name

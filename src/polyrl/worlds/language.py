@@ -17,7 +17,7 @@ from polyrl.runtime.config import Given, RunConfig
 from polyrl.runtime.device import make_device
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language import task as built_in_task
-from polyrl.tasks.language.calling import CallPolicy
+from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import load_preference
 from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task, give_pairs

@@ -31,7 +31,7 @@ from polyrl.sampling.continuations import go_on, states_of
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row, Split
 from polyrl.tasks.language.base import replayed, reports, sessions
-from polyrl.tasks.language.calling import CallPolicy
+from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.judge import PreferenceRunner
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores

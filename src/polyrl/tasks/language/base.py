@@ -14,14 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from polyrl.errors import UserError
 from polyrl.runtime.chart import Chart
 from polyrl.runtime.metric import Metric
-
-if TYPE_CHECKING:
-    from polyrl.tasks.language.calling import CallPolicy
+from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.columns import check_reported_names
 from polyrl.tasks.language.left_out import LeftOut
 

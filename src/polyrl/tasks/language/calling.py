@@ -17,12 +17,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sized
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from polyrl.errors import UserError
+from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.own_process import GRACE, Ended, NotSent, OutOfTime, OwnProcess, can_fork
 from polyrl.tasks.language.phrases import a_kind, counted, reason_of
 from polyrl.tasks.language.rewards import parameters_of
@@ -32,39 +32,10 @@ _log = logging.getLogger(__name__)
 
 Answer = float | str | None
 """What a function said of one row: a number, None where it does not apply, or as text what was wrong."""
-Place = Literal["own", "same"]
-OnError = Literal["stop", "drop", "zero"]
 
 MOST_FAILURES = 3
 """Rows that may run out of time, or end their process, before the rest of a batch is given up."""
 _GPU_IN_A_FORK = "Cannot re-initialize CUDA in forked subprocess"
-
-
-@dataclass(frozen=True)
-class CallPolicy:
-    """How functions of the user's are called.
-
-    Attributes:
-        on_error: "stop" raises at the first row that fails; "drop" leaves it out; "zero" goes on as if it had said
-            nothing: a reward of 0, a comparison that is even.
-        timeout: seconds that one call may take; None waits for ever.
-        process: "own" calls them in a process of their own, where there is one; "same" in this one.
-        seed: of random numbers in that process.
-    """
-
-    on_error: OnError = "stop"
-    timeout: float | None = 60.0
-    process: Place = "own"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what means nothing."""
-        if self.on_error not in ("stop", "drop", "zero"):
-            raise UserError(f"What to do on a reward's error must be stop, drop or zero, not '{self.on_error}'.")
-        if self.timeout is not None and not self.timeout > 0:
-            raise UserError(f"The time limit of rewards must be more than 0 seconds, not {self.timeout}.")
-        if self.process not in ("own", "same"):
-            raise UserError(f"The process of rewards must be own or same, not '{self.process}'.")
 
 
 class CallFailed(Exception):

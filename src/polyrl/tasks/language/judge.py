@@ -14,7 +14,8 @@ from typing import Any
 
 from polyrl.errors import UserError
 from polyrl.tasks.language.base import Preference, content
-from polyrl.tasks.language.calling import Answer, Caller, CallPolicy, read_number, row_by_row
+from polyrl.tasks.language.call_policy import CallPolicy
+from polyrl.tasks.language.calling import Answer, Caller, read_number, row_by_row
 from polyrl.tasks.language.phrases import shortened
 from polyrl.tasks.user_code import load_function
 

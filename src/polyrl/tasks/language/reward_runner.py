@@ -9,7 +9,8 @@ from typing import Any
 
 from polyrl.errors import UserError
 from polyrl.tasks.language.base import Reward, content
-from polyrl.tasks.language.calling import Answer, Caller, CallPolicy, read_number, row_by_row
+from polyrl.tasks.language.call_policy import CallPolicy
+from polyrl.tasks.language.calling import Answer, Caller, read_number, row_by_row
 from polyrl.tasks.language.phrases import quoted, shortened
 from polyrl.tasks.language.rewards import check_signature
 
