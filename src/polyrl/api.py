@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyrl.plain_text import printable
 from polyrl.runtime.config import RunConfig
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def resume(
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
-    return (lambda _: None) if quiet else lambda text: print(text, flush=True)
+    return (lambda _: None) if quiet else lambda text: print(printable(text), flush=True)
 
 
 def _finish(loop: Loop, progress: Any, folder: Path) -> RunResult:

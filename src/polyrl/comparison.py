@@ -40,6 +40,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.runtime.parent import end_with_parent
 from polyrl.runtime.progress import duration, sparkline
 from polyrl.runtime.run_folder import RunFolder
+from polyrl.runtime.terminal import Terminal
 
 STOPPED = "it was stopped; the same command goes on with it"
 """What a run says that was asked to stop."""
@@ -79,7 +80,7 @@ def run_comparison(
     Raises:
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     if len(set(methods)) < len(methods):
         raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")
     if not methods or not seeds:
@@ -176,7 +177,7 @@ def work(values: dict[str, Any], folder: str) -> str:
     from polyrl.runtime.progress import Progress
 
     config, path = RunConfig.from_dict(values), Path(folder)
-    progress = Progress(config.arm, config.budget, quiet=True, console=Console(file=open(os.devnull, "w")))  # noqa: SIM115
+    progress = Progress(config.arm, config.budget, quiet=True, console=Terminal(file=open(os.devnull, "w")))  # noqa: SIM115
     begun = False
     try:
         if checkpoints(path / "checkpoints") and (path / "config.yaml").is_file():
@@ -245,7 +246,7 @@ def _run_all(
             raise
     for job, arm in jobs.items():
         if said := job.result():
-            console.print(f"[bold red]failed[/] {arm.key}: ", Text(said), soft_wrap=True)
+            console.print(Text.assemble(("failed", "bold red"), f" {arm.key}: {said}"), soft_wrap=True)
             if said != STOPPED and _status(arm) != "failed":  # it could not say so itself
                 _note_failure(arm.folder, said)
 
@@ -372,4 +373,4 @@ def _conclude(folder: Path, arms: list[Arm], console: Console, quiet: bool) -> N
     console.print()
     for sentence in verdict(load_comparison(folder)):
         console.print(Text(sentence), soft_wrap=True)
-    console.print(f"\nThe comparison: [bold]{page.resolve()}[/]", soft_wrap=True)
+    console.print(Text.assemble("\nThe comparison: ", (str(page.resolve()), "bold")), soft_wrap=True)

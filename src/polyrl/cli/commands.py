@@ -20,6 +20,7 @@ from polyrl.runtime.config import RunConfig
 from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
+from polyrl.runtime.terminal import Terminal
 from polyrl.runtime.throughput import throughput
 from polyrl.tasks import WINGS
 
@@ -37,7 +38,7 @@ def run_training(config: RunConfig, out: Path | None, *, overwrite: bool, quiet:
     """Train, then say where everything is."""
     from polyrl.runs import default_folder, start_run
 
-    console = Console(highlight=False)
+    console = Terminal()
     folder = out or default_folder(config)
     if out is None and len(config.arm.encode()) > LONGEST_NAME:
         told = f"The name is too long for a folder, so a hash stands for its end: {folder}"
@@ -58,7 +59,7 @@ def _conclude(console: Console, folder: Path) -> None:
         table.add_column(column, header_style="dim", justify="right" if column else "left")
     for name, value in summary["final"].items():
         start = summary["start"].get(name)
-        table.add_row(name.removeprefix("eval/"), "" if start is None else number(start), f"[bold]{number(value)}[/]")
+        table.add_row(name.removeprefix("eval/"), "" if start is None else number(start), Text(number(value), "bold"))
     console.print(table)
     spent = summary["spent"]
     counts = ", ".join(f"{spent[unit]} {unit}" for unit in ("samples", "tokens", "steps", "updates") if spent[unit])
@@ -105,7 +106,7 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False) -> Non
         return
     from polyrl.runs import resume_run
 
-    console = Console(highlight=False)
+    console = Terminal()
     progress = Progress(folder.name, "", quiet=quiet, console=console)
     loop = resume_run(folder, progress=progress, trust_code=trust_code)
     progress.label = loop.recipe.name
@@ -145,7 +146,7 @@ def run_evaluation(
     options: dict[str, Any] = {"eval_prompts": prompts, "eval_greedy": not sampled, "eval_episodes": episodes}
     world: Any = open_policy(folder, trust_code=trust_code, **options)
     metrics, _ = world.evaluate()
-    console = Console(highlight=False)
+    console = Terminal()
     language = wing_of_run(folder) == "language"
     count = prompts
     if language and not hasattr(world, "policy"):
@@ -166,7 +167,7 @@ def run_evaluation(
             interval = f"  [{low:.3f}, {high:.3f}] over prompts"
         console.print(f"  {name.removeprefix('eval/'):<20} {number(value)}{interval}")
     for name, value in world.task.metric.lines.items():
-        console.print(f"  [dim]{name:<20} {value:.4g}[/]")
+        console.print(Text(f"  {name:<20} {value:.4g}", "dim"))
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -197,8 +198,8 @@ def write_page(runs: Sequence[Path], out: Path | None) -> None:
     from polyrl.report.page import write_report
     from polyrl.report.runs import load_folders
 
-    console = Console(highlight=False)
+    console = Terminal()
     page = write_report(list(runs), out or Path(runs[0]) / "report.html")
     for sentence in verdict(load_folders(list(runs))):
         console.print(Text(sentence), soft_wrap=True)
-    console.print(f"\nThe page: [bold]{page.resolve()}[/]", soft_wrap=True)
+    console.print(Text.assemble("\nThe page: ", (str(page.resolve()), "bold")), soft_wrap=True)

@@ -17,6 +17,7 @@ from polyrl import catalogue
 from polyrl.claims import claims, verdict
 from polyrl.recipe import STAGES, Part, Recipe, Stage
 from polyrl.runtime.progress import STAGE_COLOURS
+from polyrl.runtime.terminal import Terminal
 
 QUESTIONS: dict[str, str] = {
     "policy": "what acts?",
@@ -30,7 +31,7 @@ QUESTIONS: dict[str, str] = {
 
 def console() -> Console:
     """Standard output, at least 80 columns wide."""
-    return Console(highlight=False)
+    return Terminal()
 
 
 def first_sentence(thing: Any) -> str:
@@ -56,10 +57,11 @@ def show_method(spec: str, wing: str | None = None) -> None:
     info = catalogue.method_for(spec, wing) if infos else catalogue.describe(spec)
     source = f"Source: {info.path}. " if info else ""
     named = f" --task {info.task}" if info and info not in infos[:1] and info.task else ""
-    out.print(f"\n[dim]{source}Try: polyrl trace {spec}{named}[/]", soft_wrap=True)
+    out.print(Text(f"\n{source}Try: polyrl trace {spec}{named}", style="dim"), soft_wrap=True)
     for other in infos:
         if other is not info:
-            out.print(f"[dim]For {other.wing} tasks: polyrl show {spec} --task {other.task}[/]", soft_wrap=True)
+            said = f"For {other.wing} tasks: polyrl show {spec} --task {other.task}"
+            out.print(Text(said, style="dim"), soft_wrap=True)
 
 
 def _parts_table(parts: Sequence[Part], recipe: Recipe) -> Padding:
@@ -93,14 +95,16 @@ def title(spec: str, recipe: Recipe) -> Panel:
         text = f"A composition, with {', '.join(a for a in recipe.adds if a in present)}."
         if recipe.dropped:
             text += f" Dropped, because what they need is no longer given: {', '.join(recipe.dropped)}."
-        return Panel(Text(text), title=f"[bold]{spec}[/]", title_align="left", border_style="blue")
+        return Panel(Text(text), title=Text(spec, "bold"), title_align="left", border_style="blue")
     head = Text.assemble((info.summary, ""), "\n", (info.formula, "bold"), "\n", (f"{info.paper} ({info.year})", "dim"))
     if info.slug in claims():
         said = verdict(info.slug) or "not yet re-tested"
         head.append_text(
             Text.assemble("\n", ("the paper's claim: ", "dim"), said, (f"  polyrl reproduce {info.slug}", "dim"))
         )
-    return Panel(head, title=f"[bold]{info.slug}[/]  {info.title}", title_align="left", border_style="blue")
+    return Panel(
+        head, title=Text.assemble((info.slug, "bold"), f"  {info.title}"), title_align="left", border_style="blue"
+    )
 
 
 def stage_heading(stage: Stage, recipe: Recipe) -> Group:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from polyrl.errors import UserError, nearest
+from polyrl.plain_text import one_line
 
 HYPERPARAMETERS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -443,5 +444,5 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    click.echo(f"polyrl: {sentence}", err=True)
+    click.echo(f"polyrl: {one_line(sentence)}", err=True)
     sys.exit(2)

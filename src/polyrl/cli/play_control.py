@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
 from polyrl.runtime import ownership
+from polyrl.runtime.terminal import Terminal
 from polyrl.sampling.judge import Episode, Judge
 from polyrl.tasks.control.environment import ControlTask, Environment
 from polyrl.tasks.language.phrases import reason_of
@@ -61,7 +61,7 @@ def play(
             played = _shown(world, episodes, "human", None)
     _print(world.task, played)
     if video is not None:
-        Console(highlight=False).print(f"video   {video}", soft_wrap=True)
+        Terminal().print(f"video   {video}", soft_wrap=True)
 
 
 def _print(task: ControlTask, played: list[Episode]) -> None:
@@ -73,7 +73,7 @@ def _print(task: ControlTask, played: list[Episode]) -> None:
     if len(played) > 1:
         mean, length = statistics.fmean(e.total for e in played), statistics.fmean(e.length for e in played)
         table.add_row("mean", f"{mean:.2f}", f"{length:.0f}", "", style="bold")
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"{task.name}, most probable actions", soft_wrap=True)
     console.print(table)
 

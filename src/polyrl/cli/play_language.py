@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.text import Text
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
+from polyrl.runtime.terminal import Terminal
 from polyrl.sampling.language import Sampling
 from polyrl.tasks.language.base import LanguageTask, Row
 from polyrl.tasks.language.formats import template_columns
@@ -43,7 +43,7 @@ def play(
         temperature=temperature or 1.0,
     )
     batch = world.sample(rows, sampling, completions_per_prompt=1, generator=torch.Generator().manual_seed(0))
-    console = Console(highlight=False)
+    console = Terminal()
     for row, text in zip(rows, batch.columns["completion"], strict=True):
         line = Text(str(row["prompt"]), style="bold")
         line.append(text, style="cyan")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
+from polyrl.runtime.terminal import Terminal
 from polyrl.worlds.operations import OperationsWorld
 
 PERIODS = 24
@@ -26,7 +26,7 @@ def play(folder: Path, *, episodes: int = 1, trust_code: bool = False) -> None:
     assert isinstance(world, OperationsWorld)
     if not 1 <= episodes <= world.evaluation.traces:
         raise UserError(f"--episodes is {episodes} but must be from 1 to {world.evaluation.traces}, the test traces.")
-    console = Console(highlight=False)
+    console = Terminal()
     task = world.task
     for index in range(episodes):
         several = f", trace {index + 1}" if episodes > 1 else ""

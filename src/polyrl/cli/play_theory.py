@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl.api import open_policy
+from polyrl.runtime.terminal import Terminal
 from polyrl.worlds.theory import GameWorld, MDPWorld, answers, choices
 
 
@@ -19,7 +20,7 @@ def play(folder: Path, *, trust_code: bool = False) -> None:
         UserError: the run has no policy yet.
     """
     world = open_policy(folder, trust_code=trust_code)
-    console = Console(highlight=False)
+    console = Terminal()
     if isinstance(world, GameWorld):
         _show_game(console, world)
     else:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from polyrl.recipe import STAGES
 from polyrl.runtime.progress import STAGE_COLOURS
+from polyrl.runtime.terminal import Terminal
 from polyrl.runtime.throughput import matmul_rate, stage_flops, throughput
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def profile_method(config: RunConfig) -> None:
     """Print where the time of a method's iterations goes."""
     from polyrl.runs import make_loop
 
-    out = Console(highlight=False)
+    out = Terminal()
     loop, _ = make_loop(config, say=lambda text: out.print(Text(text, style="dim")))
     profile = measure(loop)
     if profile.flops:
@@ -102,7 +103,7 @@ def profile_method(config: RunConfig) -> None:
 def show(out: Console, profile: Profile, what: str, precision: str) -> None:
     """Print a profile."""
     each = profile.total / profile.iterations
-    out.print(f"[bold]{what}[/]: {seconds_text(each)} an iteration, mean of {profile.iterations}\n")
+    out.print(Text.assemble((what, "bold"), f": {seconds_text(each)} an iteration, mean of {profile.iterations}\n"))
     table = Table(box=None, padding=(0, 3, 0, 0), show_footer=True)
     table.add_column("stage", "all", header_style="dim")
     table.add_column("part", header_style="dim")
@@ -123,14 +124,12 @@ def show(out: Console, profile: Profile, what: str, precision: str) -> None:
         for key, words in (("collect", "in collecting"), ("overall", "overall"))
         if key in profile.speed
     ]
-    out.print(f"\n[bold]Speed[/]  {', '.join(speeds)}")
+    out.print(Text.assemble("\n", ("Speed", "bold"), f"  {', '.join(speeds)}"))
     found = profile.peak_shares()
     if found:
         words = ", ".join(f"{stage} {100 * share:.1f}%" for stage, share in found.items())
-        out.print(
-            f"[bold]Peak[/]   {words} of {profile.peak / 1e9:,.0f} GFLOP/s, which a square {precision} matrix product "
-            "reaches here"
-        )
+        reached = f"{profile.peak / 1e9:,.0f} GFLOP/s, which a square {precision} matrix product reaches here"
+        out.print(Text.assemble(("Peak", "bold"), f"   {words} of {reached}"))
 
 
 def seconds_text(seconds: float) -> str:

@@ -22,6 +22,7 @@ from polyrl.reproduction.words import chance_text, criterion_digits, estimate_te
 from polyrl.runtime.figures import format_value
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import duration
+from polyrl.runtime.terminal import Terminal
 
 COLOURS = {"confirmed": "green", "refuted": "red", "met": "green", "failed": "red", "open": "yellow"}
 
@@ -59,7 +60,7 @@ def run_reproductions(
             raise UserError(f"No method of the family '{family}' has a claim to reproduce yet.")
     else:
         chosen = list(claims().values())
-    console = Console(highlight=False)
+    console = Terminal()
     verdicts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     broken: list[str] = []
     for tested in chosen:
@@ -132,7 +133,7 @@ def print_result(console: Console, tested: Claim, made: Reproduction, pictures: 
     elif made.why_not:
         said += f", not entered: {made.why_not}."
     body = Group(Text(said, style="bold"), Text(tested.limits, style="dim"))
-    console.print(Panel(body, border_style=colour, title=f"[{colour}]verdict[/]", title_align="left"))
+    console.print(Panel(body, border_style=colour, title=Text("verdict", colour), title_align="left"))
     if made.written:
         console.print(f"ledger   {made.written}", soft_wrap=True)
     for picture in pictures:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 from torch import Tensor
@@ -295,7 +294,7 @@ def trace_method(config: RunConfig, iteration: int = 1) -> None:
     out.print(title(config.method, recipe))
     start = f", from {STARTS[wing]}" if wing in STARTS else ""
     which = "One iteration" if iteration == 1 else f"Iteration {iteration}"
-    out.print(f"[dim]{which} on the task {escape(world.task.name)}{start}; * marks what the paper adds.[/]")
+    out.print(Text(f"{which} on the task {world.task.name}{start}; * marks what the paper adds.", style="dim"))
     if new := whats_new(recipe):
         out.print(Text.assemble(("New here: ", "bold"), new))
     if recipe.policy:
@@ -312,10 +311,10 @@ def trace_method(config: RunConfig, iteration: int = 1) -> None:
     seconds = {s: loop.seconds.get(s, 0.0) - before.get(s, 0.0) for s in STAGES}
     total = sum(seconds.values()) or 1.0
     shares = "  ".join(f"{s} {100 * took / total:.0f}%" for s, took in seconds.items())
-    out.print(f"\n[bold]Time[/]  {total:.2f} s in all: {shares}")
+    out.print(Text.assemble("\n", ("Time", "bold"), f"  {total:.2f} s in all: {shares}"))
     left = [f"{k} {figure(loop.context.metrics[k])}" for k in LOGGED if k in loop.context.metrics]
     if left:
-        out.print(f"[bold]Logged[/]  {'  '.join(left)}")
+        out.print(Text.assemble(("Logged", "bold"), f"  {'  '.join(left)}"))
 
 
 def _really(before: Experience | None, after: Experience, name: str) -> bool:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from polyrl.runtime.figures import format_value, scientific, whole
 from polyrl.runtime.metric import Metric
+from polyrl.runtime.terminal import Terminal
 
 SHOWN = {
     "reward": "reward",
@@ -70,7 +71,7 @@ class Progress:
     ):
         self.label, self.budget, self.quiet = label, budget, quiet
         self.metric = metric or Metric()
-        self.console = console or Console(stderr=False, highlight=False)
+        self.console = console or Terminal()
         self.live: Live | None = None
         self.began, self.began_at = time.perf_counter(), 0.0
         self.last_line = 0.0
@@ -103,7 +104,7 @@ class Progress:
             self.live.update(self._panel(record, share))
         elif time.perf_counter() - self.last_line > 10 or record.get(self.metric.key) is not None or share >= 1:
             self.last_line = time.perf_counter()
-            self.console.print(self._line(record, share), soft_wrap=True, markup=False)
+            self.console.print(self._line(record, share), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Show a warning."""
@@ -157,7 +158,7 @@ class Progress:
             if self.metric.target:
                 target = whole(format_value(self.metric, self.metric.lines[self.metric.target]))
                 curve.append(f"  ({self.metric.target} {target})", style="dim")
-        title = f"[bold]{self.label}[/bold]  iteration {record['iteration']}"
+        title = Text.assemble((self.label, "bold"), f"  iteration {record['iteration']}")
         return Panel(Group(bar, numbers, stages, curve), title=title, title_align="left", border_style="blue")
 
 

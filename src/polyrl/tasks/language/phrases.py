@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from polyrl.plain_text import printable
+
 
 def shortened(text: str, most: int = 60) -> str:
     """The text in quotes, on one line and not too long."""
@@ -14,7 +16,7 @@ def shortened(text: str, most: int = 60) -> str:
 
 def reason_of(error: BaseException) -> str:
     """An error as a phrase: its kind and what it says."""
-    message = " ".join(str(error).split())
+    message = printable(" ".join(str(error).split()))
     message = message if len(message) <= 200 else message[:197] + "..."
     return f"{type(error).__name__}: {message.rstrip('.')}" if message else type(error).__name__
 
