@@ -99,6 +99,19 @@ def test_a_reward_model_reads_what_a_policy_has_written_whatever_the_template_do
         assert reader.raw(batch["action"][0].tolist()) == "hm</think>yes<|end|>"
 
 
+def test_a_reward_model_knows_where_the_policys_responses_end(tmp_path: Path) -> None:
+    """Turns end with a token that the generation config names, and not the tokenizer; also when it is loaded again."""
+    policy = make_policy(tmp_path, tokenizer=byte_tokenizer(template=LOOP + OPEN))
+    policy.causal_lm.generation_config.eos_token_id = [2, 4]
+    policy.save(tmp_path / "policy")
+    model = RewardModel.like(policy)
+    model.save(tmp_path / "scores")
+    for reader in (policy, model, RewardModel.load(tmp_path / "scores"), RewardModel.load(tmp_path / "policy")):
+        assert reader.end_ids == (2, 4)
+        assert reader.tokenizer.decode(reader.encode_response([user("q")], "yes")) == "yes<|end|>"
+    assert RewardModel.load(make_policy(tmp_path).tokenizer.name_or_path).end_ids == (2,)
+
+
 @pytest.mark.parametrize("prompt", ["q", [user("q")]])
 def test_an_end_token_inside_a_response_is_refused(prompt: Any) -> None:
     """The model would stop there: what follows it would be half a response, or one that is never written."""

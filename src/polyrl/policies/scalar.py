@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
@@ -32,6 +34,9 @@ _HEAD_FILE = "head.safetensors"
 class _ScalarModel(Reader):
     """A backbone with one number a token; the head starts at 0."""
 
+    ends: tuple[int, ...] = ()
+    """Token ids that end a response beside the tokenizer's end token, those of the policy whose responses are read."""
+
     def __init__(self, backbone: nn.Module, tokenizer: Any, *, precision: Precision = "float32"):
         super().__init__()
         self.backbone: Any = backbone
@@ -45,6 +50,11 @@ class _ScalarModel(Reader):
         nn.init.zeros_(self.head.bias)
         self.eval()
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Token ids that end a response: the same as of the policy that it began as."""
+        return tuple(sorted({*super().end_ids, *self.ends}))
+
     @classmethod
     def load(
         cls, name_or_path: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "float32"
@@ -53,6 +63,8 @@ class _ScalarModel(Reader):
         folder = check_source(name_or_path, weights="config.json")
         backbone = load_weights(AutoModel, str(name_or_path))
         model = cls(backbone, load_tokenizer(str(name_or_path), folder), precision=precision)
+        if folder is not None:
+            model.ends = _ends_in(folder)
         if folder is not None and (folder / _HEAD_FILE).exists():
             try:
                 model.head.load_state_dict(load_file(folder / _HEAD_FILE))
@@ -65,6 +77,8 @@ class _ScalarModel(Reader):
         with no_progress_bar():
             self.backbone.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if set(self.end_ids) > set(super().end_ids):
+            (Path(folder) / GENERATION_CONFIG_NAME).write_text(json.dumps({"eos_token_id": [*self.end_ids]}))
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in self.head.state_dict().items()}, Path(folder) / _HEAD_FILE
         )
@@ -118,7 +132,9 @@ class RewardModel(_ScalarModel):
     @classmethod
     def like(cls, policy: LanguagePolicy, generator: torch.Generator | None = None) -> Self:
         """Reward model on a copy of the policy's backbone as it is in memory (LoRA adapters merged)."""
-        return cls(_copy_backbone(policy), policy.tokenizer, precision=policy.precision, generator=generator)
+        model = cls(_copy_backbone(policy), policy.tokenizer, precision=policy.precision, generator=generator)
+        model.ends = policy.end_ids
+        return model
 
     def score(self, experience: Experience, rows: Index | None = None) -> Tensor:
         """Score of each row at its last present token (its last prompt token if the response is empty): float32 [B]."""
@@ -158,6 +174,15 @@ class RewardModel(_ScalarModel):
     def score_texts(self, prompts: Sequence[str], completions: Sequence[str], *, end: bool = True) -> Tensor:
         """Score of each completion [B]; with `end` the end token follows it, as in a response that ended by itself."""
         return self.score(self.as_batch(prompts, completions, end=end))
+
+
+def _ends_in(folder: Path) -> tuple[int, ...]:
+    """Token ids that end a response, as the folder's generation config names them; none where there is none."""
+    try:
+        named = json.loads((folder / GENERATION_CONFIG_NAME).read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return ()
+    return tuple(int(i) for i in (named if isinstance(named, list) else [named]) if isinstance(i, int))
 
 
 def _copy_backbone(policy: LanguagePolicy) -> nn.Module:
