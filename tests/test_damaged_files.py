@@ -186,6 +186,13 @@ def test_a_killed_run_without_a_checkpoint_begins_again(run: Path, finished: Pat
     assert timeless(read_records(run)) == timeless(read_records(finished))
 
 
+def test_a_checkpoint_that_a_kill_left_too_many_goes(run: Path, polyrl: Command) -> None:
+    """Between the last checkpoint and the removal of an old one; no later checkpoint comes to remove it."""
+    shutil.copytree(run / "checkpoints" / "iteration-000004", run / "checkpoints" / "iteration-000002")
+    assert polyrl("resume", run, "--quiet").code == 0
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"iteration-000004", "iteration-000006"}
+
+
 # ------------------------------------------------------------------------------------- config.yaml and the other files
 
 NESTED = b"[" * 50_000
@@ -229,7 +236,7 @@ def test_a_config_that_is_none(command: str, content: str, run: Path, polyrl: Co
     assert "\x1b" not in told.err
 
 
-ODD: list[Any] = [None, True, -1, 3.5, "\x1b[2J", [], [None], {}, {"a": {}}, "x" * 3000]
+ODD: list[Any] = [None, True, -1, "\x1b[2J", [None], {"a": {}}]
 
 
 @pytest.mark.parametrize("command", ["resume", "eval"])

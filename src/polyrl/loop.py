@@ -21,6 +21,7 @@ from polyrl.runtime.checkpoint import (
     iteration_of,
     load_optimisers,
     load_stores,
+    prune,
     read_state,
     save_checkpoint,
     tidy,
@@ -357,6 +358,8 @@ class Loop:
         except (KeyError, TypeError, ValueError):
             raise UserError(f"The state.json of {newest} is damaged; remove it to go on from an older one.") from None
         self.notices += self.folder.cut_back(self.context.iteration)
+        with writing(root):
+            prune(root, self.keep_checkpoints, newest, self.notices.append)  # a kill may have come before that
         found_in = []
         for record in self.folder.records():
             found_in.append(record["iteration"])

@@ -77,10 +77,15 @@ def save_checkpoint(
             _remove(final, say)
         temporary.rename(final)
         _flush(root)
-        for old in [c for c in checkpoints(root) if not c.is_symlink()][:-keep]:
-            if old != final:
-                _remove(old, say)
+        prune(root, keep, final, say)
     return final
+
+
+def prune(root: Path, keep: int, newest: Path, say: Say = lambda _: None) -> None:
+    """Remove all but the newest `keep` checkpoints, and never `newest` nor a link."""
+    for old in [c for c in checkpoints(root) if not c.is_symlink()][:-keep]:
+        if old != newest:
+            _remove(old, say)
 
 
 def _fill(
