@@ -29,7 +29,7 @@ from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.judge import PreferenceRunner
 from polyrl.tasks.language.own_process import OwnProcess, can_fork
 from polyrl.tasks.language.reward_runner import RewardError, RewardRunner, Scores
-from polyrl.tasks.language.rewards import built_in
+from polyrl.tasks.language.rewards import built_in, load_reward
 from tiny_models import save_model
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="no process can be forked safely here")
@@ -46,7 +46,8 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scored(function: Callable[..., Any], timeout: float = 0.6, on_error: Any = "drop", **more: Any) -> Scores:
-    return RewardRunner([Reward("own", function)], CallPolicy(on_error, timeout, **more))(PROMPTS, TEXTS)
+    policy = CallPolicy(on_error, timeout, **{"process": "own", **more})
+    return RewardRunner([Reward("own", function)], policy)(PROMPTS, TEXTS)
 
 
 def alone(one: Callable[[str], Any]) -> Callable[..., list[Any]]:
@@ -97,10 +98,10 @@ def test_preference_functions_have_the_same_limits(
     def prefer(prompts: list[str], completions_a: list[str], completions_b: list[str]) -> list[float]:
         return [float(one(a) > 0) for a in completions_a]
 
-    runner = PreferenceRunner(Preference("own", prefer), CallPolicy(on_error, 0.6))
+    runner = PreferenceRunner(Preference("own", prefer), CallPolicy(on_error, 0.6, "own"))
     found = runner(PROMPTS, TEXTS, ["x"] * 3, {})
     assert [None if x != x else x for x in found] == expected
-    runner = PreferenceRunner(Preference("own", prefer), CallPolicy("stop", 0.6))
+    runner = PreferenceRunner(Preference("own", prefer), CallPolicy("stop", 0.6, "own"))
     with pytest.raises(UserError, match=r"preference 'own' failed on comparison 2 of 3 .*took longer than 0.6 seconds"):
         runner(PROMPTS, TEXTS, ["x"] * 3, {})
 
@@ -127,7 +128,7 @@ def test_a_function_that_ends_its_process_fails_on_its_sample(end: Callable[[], 
 def test_three_lost_processes_are_enough() -> None:
     found = scored(alone(lambda text: os._exit(1)), on_error="zero", timeout=20)
     texts = [f"{n}" for n in range(6)]
-    runner = RewardRunner([Reward("own", alone(lambda text: os._exit(1)))], CallPolicy("zero", 20))
+    runner = RewardRunner([Reward("own", alone(lambda text: os._exit(1)))], CallPolicy("zero", 20, "own"))
     reasons = [f.reason for f in runner(texts, texts).failures]
     assert reasons[:3] == ["ended its process with exit code 1"] * 3
     assert reasons[3:] == ["not tried, since 3 samples before it ended the function's process"] * 3
@@ -154,7 +155,7 @@ class Counting:
 
 def test_objects_keep_their_models_and_their_state(caplog: pytest.LogCaptureFixture) -> None:
     reward = Counting()
-    runner = RewardRunner([Reward("counting", reward)])
+    runner = RewardRunner([Reward("counting", reward)], CallPolicy(process="own"))
     with torch.no_grad():
         expected = reward.model(torch.tensor([[1.0], [2.0], [3.0]]))[:, 0]
     for call in (1, 2, 3):
@@ -180,6 +181,28 @@ def test_a_list_that_only_the_process_sees_is_told(caplog: pytest.LogCaptureFixt
     assert seen == TEXTS
 
 
+def test_by_itself_a_file_has_a_process_and_an_object_of_python_none(tmp_path: Path) -> None:
+    """What a function given from Python collects is there for whoever gave it; a file's shares nothing with the run."""
+    (tmp_path / "mine.py").write_text(
+        "import os\ndef reward(prompts, completions, **columns): return [float(os.getpid())] * len(prompts)\n"
+    )
+    [there, *_] = RewardRunner([load_reward(f"{tmp_path}/mine.py:reward")])(PROMPTS, TEXTS).total
+    seen: list[str] = []
+    [here, *_] = RewardRunner([Reward("own", alone(lambda text: seen.append(text) or float(os.getpid())))])(
+        PROMPTS, TEXTS
+    ).total
+    assert here == os.getpid() != there and seen == TEXTS
+
+
+@pytest.mark.parametrize("one", [HANGING[0], HANGING[2]], ids=["swallows everything", "sleeps"])
+def test_in_the_same_process_a_call_that_swallows_its_interrupts_ends_too(one: Callable[[str], float]) -> None:
+    before = sys.gettrace()
+    found = scored(alone(one), timeout=0.2, on_error="zero", process="same")
+    assert found.total == [1.0, 0.0, 3.0]
+    assert [(f.row, f.reason) for f in found.failures] == [(1, "took longer than 0.2 seconds")]
+    assert sys.gettrace() is before  # a debugger's or a coverage tool's tracing is left as it was
+
+
 def test_after_an_end_it_starts_anew_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     calls = 0
 
@@ -188,7 +211,7 @@ def test_after_an_end_it_starts_anew_and_says_so(caplog: pytest.LogCaptureFixtur
         calls += 1
         return [swallow("bb" if c == "hang" else c) * 0 + calls for c in completions]
 
-    runner = RewardRunner([Reward("own", reward)], CallPolicy("zero", 0.6))
+    runner = RewardRunner([Reward("own", reward)], CallPolicy("zero", 0.6, "own"))
     assert [runner(["p"], ["a"]).total for _ in range(3)] == [[1.0], [2.0], [3.0]]
     assert runner(["p"], ["hang"]).total == [0.0]
     assert "starts anew, without what the function had kept" in caplog.text
@@ -253,7 +276,9 @@ def test_what_is_printed_there_is_printed_here(capsys: pytest.CaptureFixture[str
 
 
 def test_what_cannot_be_sent_is_computed_here(caplog: pytest.LogCaptureFixture) -> None:
-    runner = RewardRunner([Reward("own", lambda prompts, completions, tool, **more: [t(1) for t in tool])])
+    runner = RewardRunner(
+        [Reward("own", lambda prompts, completions, tool, **more: [t(1) for t in tool])], CallPolicy(process="own")
+    )
     assert runner(["p"], ["a"], tool=[lambda x: x + 1]).total == [2.0]
     assert "is called in this process: its arguments cannot be sent there" in caplog.text
 
@@ -286,7 +311,6 @@ def test_a_failure_shows_its_file_and_line(tmp_path: Path, process: Any) -> None
         ),
         encoding="utf-8",
     )
-    from polyrl.tasks.language.rewards import load_reward
 
     runner = RewardRunner([load_reward(f"{tmp_path}/mine.py:reward")], CallPolicy("stop", 20, process))
     with pytest.raises(RewardError, match=r"raised JSONDecodeError: .* \(.*mine\.py, line 5\)\.$"):
@@ -359,7 +383,7 @@ def test_what_it_has_started_ends_with_it(tmp_path: Path) -> None:
             except BaseException:
                 continue
 
-    found = RewardRunner([Reward("own", reward)], CallPolicy("zero", 0.5))(["p"], ["a"])
+    found = RewardRunner([Reward("own", reward)], CallPolicy("zero", 0.5, "own"))(["p"], ["a"])
     assert found.total == [0.0]
     assert _ends([int(note.read_text(encoding="utf-8"))])
 

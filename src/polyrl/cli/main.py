@@ -97,7 +97,9 @@ HOW = options(
     click.option("--checkpoint-every", type=int, help="iterations between checkpoints  [25]"),
     click.option("--on-reward-error", type=click.Choice(["stop", "drop", "zero"]), help="what to do  [stop]"),
     click.option("--reward-timeout", type=float, metavar="SECONDS", help="limit of one reward call  [60]"),
-    click.option("--reward-process", type=click.Choice(["own", "same"]), help="where your functions run  [own]"),
+    click.option(
+        "--reward-process", type=click.Choice(["auto", "own", "same"]), help="where your functions run  [auto]"
+    ),
     click.option("--no-tensorboard", is_flag=True, help="write no TensorBoard events"),
 )
 TRUST = click.option(

@@ -113,7 +113,7 @@ class RunConfig:
     on_reward_error: Literal["stop", "drop", "zero"] = "stop"
     reward_timeout: float = 60.0
     """Seconds that one call of a reward or preference function may take."""
-    reward_process: Literal["own", "same"] = "own"
+    reward_process: Literal["auto", "own", "same"] = "auto"
     """Where your reward and preference functions run: in a process of their own that can be ended, or in the run's."""
     tensorboard: bool = True
     from_python: tuple[str, ...] = ()

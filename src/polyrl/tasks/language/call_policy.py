@@ -7,7 +7,7 @@ from typing import Literal
 
 from polyrl.errors import UserError
 
-Place = Literal["own", "same"]
+Place = Literal["auto", "own", "same"]
 OnError = Literal["stop", "drop", "zero"]
 
 
@@ -19,13 +19,15 @@ class CallPolicy:
         on_error: "stop" raises at the first row that fails; "drop" leaves it out; "zero" goes on as if it had said
             nothing: a reward of 0, a comparison that is even.
         timeout: seconds that one call may take; None waits for ever.
-        process: "own" calls them in a process of their own, where there is one; "same" in this one.
+        process: "own" calls them in a process of their own, where there is one; "same" in this one; "auto" gives those
+            that come from a file a process of their own, and calls objects of Python here, where what they keep, count
+            or collect is seen by whoever gave them.
         seed: of random numbers in that process.
     """
 
     on_error: OnError = "stop"
     timeout: float | None = 60.0
-    process: Place = "own"
+    process: Place = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -34,5 +36,5 @@ class CallPolicy:
             raise UserError(f"What to do on a reward's error must be stop, drop or zero, not '{self.on_error}'.")
         if self.timeout is not None and not self.timeout > 0:
             raise UserError(f"The time limit of rewards must be more than 0 seconds, not {self.timeout}.")
-        if self.process not in ("own", "same"):
-            raise UserError(f"The process of rewards must be own or same, not '{self.process}'.")
+        if self.process not in ("auto", "own", "same"):
+            raise UserError(f"The process of rewards must be auto, own or same, not '{self.process}'.")

@@ -80,7 +80,9 @@ class Caller:
         self.kind, self.name, self.function, self.read = kind, name, function, read
         self.policy, self.noun = policy, noun
         self._process: OwnProcess | None = None
-        if policy.process == "own" and is_user_code(function) and can_fork():
+        from_file = str(plain_function(function).__module__).startswith(MODULE_PREFIX)
+        own = policy.process == "own" or (policy.process == "auto" and from_file)
+        if own and is_user_code(function) and can_fork():
             self._process = OwnProcess(self._answer, policy.seed)
         self._calls = 0
 
@@ -327,15 +329,28 @@ def _limited(function: Callable[[], Any], seconds: float | None) -> Any:
 
 
 def _limited_by_alarm(function: Callable[[], Any], seconds: float) -> Any:
-    armed = True
+    armed, rung = True, False
+
+    def at_a_line(frame: FrameType, event: str, arg: Any) -> None:
+        if armed and event == "line":
+            raise _Over
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
-        if armed:
-            raise _Over
+        nonlocal rung
+        if not armed:
+            return
+        if rung:  # the function caught the first one: raise at its next line too, which is the one that caught it
+            sys.settrace(lambda *_: None)
+            while frame is not None and frame.f_code is not _limited_by_alarm.__code__:
+                frame.f_trace = at_a_line
+                frame = frame.f_back
+        rung = True
+        raise _Over
 
     old_handler = signal.signal(signal.SIGALRM, on_alarm)
     started = time.monotonic()
-    # The alarm rings again every second: a bare `except:` in the reward swallows one, and not the next.
+    old_trace = sys.gettrace()
+    # The alarm rings again every second, for functions whose bare `except:` swallows the first.
     old_delay, old_interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         try:
@@ -344,6 +359,8 @@ def _limited_by_alarm(function: Callable[[], Any], seconds: float) -> Any:
             armed = False
     finally:  # apart from the line above, which an alarm can interrupt
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if rung:
+            sys.settrace(old_trace)
         signal.signal(signal.SIGALRM, signal.SIG_DFL if old_handler is None else old_handler)
         if old_delay:  # somebody else's alarm was running: let it ring when it would have
             left = max(old_delay - (time.monotonic() - started), 1e-3)
