@@ -146,3 +146,13 @@ def test_a_reward_that_raises_a_hostile_error(run: Path, tmp_path: Path, polyrl:
     few = ["--out", tmp_path / "run", "--quiet", "--max-tokens", 4, "--budget", "iterations=1", "--eval-prompts", 2]
     told = polyrl("train", "grpo", *asked, *few, "--prompts-per-step", 2, "--completions-per-prompt", 2)
     assert told.code == 2 and literal(told.err) and "r.py, line 2)" in told.err
+
+
+def test_every_command_prints_through_the_terminal() -> None:
+    """No other console is made, and no string is read as markup."""
+    root = Path(__file__).resolve().parents[1] / "src" / "polyrl"
+    for file in root.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if file.name != "terminal.py":
+            assert not re.search(r"\bConsole\(", text), file
+        assert "from_markup" not in text and "rich.markup" not in text, file

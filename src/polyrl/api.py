@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyrl.errors import UserError
 from polyrl.plain_text import printable
 from polyrl.runtime.config import RunConfig
 
@@ -39,7 +41,49 @@ class RunResult:
 
 
 def _budget_text(budget: str | Mapping[str, float]) -> str:
-    return budget if isinstance(budget, str) else ",".join(f"{k}={v!r}" for k, v in budget.items())
+    return budget if isinstance(budget, str) else ",".join(f"{k}={_plain(v)!r}" for k, v in budget.items())
+
+
+def _plain(value: Any) -> Any:
+    """The value as a config holds it: paths as text, numbers of NumPy and torch as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(v) for v in value) if type(value) in (list, tuple) else value
+    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
+        return value.item()
+    return value
+
+
+def _config(function: str, options: Mapping[str, Any] | None, **asked: Any) -> RunConfig:
+    """The config of what was asked for.
+
+    Raises:
+        UserError: an option that there is not, or a value of another type.
+    """
+    twice = sorted(asked.keys() & (options or {}).keys())
+    if twice:
+        raise UserError(f"polyrl.{function} takes {' and '.join(twice)} by itself; leave it out of options.")
+    values = {**asked, **(options or {})}
+    return RunConfig.from_dict({k: _plain(v) for k, v in values.items()}, f"polyrl.{function}")
+
+
+def _texts(hyperparameters: Mapping[str, Any]) -> dict[str, str]:
+    """Hyperparameters as they would be typed."""
+    return {k: str(_plain(v)) for k, v in hyperparameters.items()}
+
+
+def _name(function: Any, given: Sequence[str]) -> str:
+    """What a function is called; several partials or objects of one kind are numbered."""
+    from polyrl.tasks.user_code import called_name
+
+    name = called_name(function)
+    if hasattr(function, "__name__"):
+        return name
+    numbered = [name, *(f"{name}-{n}" for n in range(2, len(given) + 2))]
+    return next(candidate for candidate in numbered if candidate not in given)
 
 
 def _given(
@@ -49,33 +93,44 @@ def _given(
     from polyrl.recipe import Recipe
     from polyrl.runtime.config import Given
     from polyrl.tasks.language import Preference, Reward
+    from polyrl.tasks.language.phrases import shortened
     from polyrl.tasks.language.rewards import check_signature
+    from polyrl.tasks.user_code import called_name
 
-    items = [] if reward is None else [reward] if isinstance(reward, str) or callable(reward) else list(reward)
-    specs, objects = [], []
+    alone = isinstance(reward, str | os.PathLike) or callable(reward) or _weighted(reward)
+    items = [] if reward is None else [reward] if alone else list(reward)
+    specs: list[str] = []
+    objects: list[Reward] = []
     for item in items:
-        if isinstance(item, str):
-            specs.append(item)
+        if isinstance(item, str | os.PathLike):
+            specs.append(os.fspath(item))
             continue
-        function, weight = item if isinstance(item, tuple) else (item, 1.0)
-        name = getattr(function, "__name__", type(function).__name__)
+        function, weight = item if _weighted(item) else (item, 1.0)
+        if not callable(function):
+            raise UserError(f"A reward must be a function, its name or (function, weight), not {shortened(str(item))}.")
+        name = _name(function, [reward.name for reward in objects])
         check_signature(name, function)
         objects.append(Reward(name, function, float(weight)))
-    rows = None if dataset is None or isinstance(dataset, str) else list(dataset)
+    rows = None if dataset is None or isinstance(dataset, str | os.PathLike) else list(dataset)
     recipe = method if isinstance(method, Recipe) else None
     environment = task if callable(task) else None
-    judge = Preference(getattr(preference, "__name__", "preference"), preference) if callable(preference) else None
+    judge = Preference(called_name(preference), preference) if callable(preference) else None
     return tuple(specs), Given(recipe=recipe, dataset=rows, rewards=objects, preference=judge, environment=environment)
 
 
+def _weighted(item: Any) -> bool:
+    """Whether this is `(function, weight)`."""
+    return isinstance(item, tuple) and len(item) == 2 and callable(item[0]) and not callable(item[1])
+
+
 def train(
-    method: str | Recipe,
+    method: str | Path | Recipe,
     *,
     task: str | Callable[[], Any] | None = None,
     model: str | Path | None = None,
     reward: str | RewardFunction | Sequence[Any] | None = None,
     preference: str | PreferenceFunction | None = None,
-    dataset: str | Sequence[dict[str, Any]] | None = None,
+    dataset: str | Path | Sequence[dict[str, Any]] | None = None,
     budget: str | Mapping[str, float] = "",
     seed: int = 0,
     out: str | Path | None = None,
@@ -105,21 +160,23 @@ def train(
     """
     from polyrl.runs import default_folder, start_run
     from polyrl.runtime.progress import Progress
+    from polyrl.tasks.user_code import called_name
 
     specs, given = _given(method, dataset, reward, task, preference)
-    named = getattr(task, "__name__", type(task).__name__) if callable(task) else task or ""
-    config = RunConfig(
-        method=method if isinstance(method, str) else method.name,
+    named = called_name(task) if callable(task) else task or ""
+    config = _config(
+        "train",
+        options,
+        method=method if isinstance(method, str | os.PathLike) else method.name,
         task="dataset" if dataset is not None else named,
-        dataset=dataset if isinstance(dataset, str) else None,
+        dataset=dataset if isinstance(dataset, str | os.PathLike) else None,
         rewards=specs,
         preference=preference if isinstance(preference, str) else None,
         model=str(model) if model is not None else None,
         budget=_budget_text(budget),
         seed=seed,
-        hyperparameters={k: v if isinstance(v, str) else str(v) for k, v in hyperparameters.items()},
+        hyperparameters=_texts(hyperparameters),
         from_python=given.names(),
-        **(options or {}),
     )
     folder = Path(out) if out else default_folder(config)
     progress = Progress(config.arm, config.budget, quiet=quiet)
@@ -187,18 +244,22 @@ def compare(
     """
     from polyrl.comparison import run_comparison
 
-    names = [*range(seeds)] if isinstance(seeds, int) else list(seeds)
-    base = RunConfig(
+    seeds = _plain(seeds)
+    names = [*range(seeds)] if isinstance(seeds, int) else [_plain(seed) for seed in seeds]
+    base = _config(
+        "compare",
+        options,
         method="",
         task="dataset" if dataset else task or "",
         dataset=dataset,
-        rewards=(reward,) if isinstance(reward, str) else tuple(reward),
+        rewards=(reward,) if isinstance(reward, str | os.PathLike) else tuple(reward),
         model=str(model) if model is not None else None,
         budget=_budget_text(budget),
-        hyperparameters={k: str(v) for k, v in hyperparameters.items()},
-        **(options or {}),
+        hyperparameters=_texts(hyperparameters),
     )
-    return run_comparison(list(methods), base, names, Path(out) if out else None, workers=workers, quiet=quiet)
+    return run_comparison(
+        [os.fspath(method) for method in methods], base, names, Path(out) if out else None, workers=workers, quiet=quiet
+    )
 
 
 def reproduce(
