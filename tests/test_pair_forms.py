@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from pathlib import Path
@@ -133,3 +134,26 @@ def test_responses_that_all_repeat_their_prompt_are_told(caplog: pytest.LogCaptu
         dataset_task([{**rows[0], "prompt": "other"}, *rows[1:]])
     assert ["begin with the text of their prompt" in r.getMessage() for r in caplog.records] == [True]
     assert {row["chosen"][:1] for row in task.train_rows} == {"q"}  # nothing is taken off
+
+
+def test_conversations_in_a_table_are_the_json_text_of_their_messages(tmp_path: Path) -> None:
+    """A table of texts cannot say it otherwise, and a model is never served JSON."""
+    rows = [
+        {
+            "prompt": json.dumps([user(f"q{i}")]),
+            "chosen": json.dumps([said("yes")]),
+            "rejected": json.dumps([said("no")]),
+        }
+        for i in range(4)
+    ]
+    file = tmp_path / "pairs.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    for data in (rows, str(file)):
+        row = dataset_task(data).train_rows[0]
+        assert row["prompt"] == [user(row["prompt"][0]["content"])]
+        assert (row["chosen"], row["rejected"]) == ([said("yes")], [said("no")])
+    texts = [{"prompt": f'[{{"a": {i}}}]', "chosen": "[{", "rejected": '[{"role": 1}]'} for i in range(3)]
+    assert all(row in texts for row in dataset_task(texts).train_rows)

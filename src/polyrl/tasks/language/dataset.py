@@ -30,7 +30,7 @@ from polyrl.tasks.language.checkers import (
 )
 from polyrl.tasks.language.columns import check_data_names
 from polyrl.tasks.language.data_files import kind_of, read_csv, read_hub, read_json, read_jsonl, read_parquet
-from polyrl.tasks.language.formats import check_messages, check_template_columns, implicit_prompt
+from polyrl.tasks.language.formats import check_messages, check_template_columns, implicit_prompt, messages_of
 from polyrl.tasks.language.left_out import NO_ANSWER, UNUSABLE, DataRow, LeftOut, place_of
 from polyrl.tasks.language.math_process import check_installed
 from polyrl.tasks.language.reward_runner import RewardRunner
@@ -98,7 +98,7 @@ def _row(where: str, given: Any) -> Row:
         raise given
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: a row must be an object with named columns, not {kind_of(given)}.")
-    row: Row = dict(given)
+    row = messages_of(dict(given))
     if "prompt" not in row and "question" in row and "answer" in row:
         row = _from_gsm8k(where, row)
     if row.get("prompt") is None and row.get("chosen") is not None and row.get("rejected") is not None:

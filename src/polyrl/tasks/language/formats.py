@@ -36,6 +36,21 @@ RESERVED = frozenset(
 # ------------------------------------------------------------------------------------------------- prompts and columns
 
 
+def messages_of(row: Row) -> Row:
+    """Return the row with messages where a prompt or a response is the JSON text of some: tables cannot say it else."""
+    return {name: _read_messages(value) if name in ("prompt", *SIDES) else value for name, value in row.items()}
+
+
+def _read_messages(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(r"\s*\[\s*\{", value):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if all(isinstance(m, dict) and "role" in m and "content" in m for m in found) else value
+
+
 def check_messages(where: str, name: str, messages: Any) -> list[dict[str, Any]]:
     """Return the messages without keys that hold null, which tables put where other messages have a value.
 
