@@ -34,8 +34,6 @@ SEED, OTHER_SEED = 7077, 7078
 EVALUATION_SEED = 1234
 COMPOSED = (
     "capo+random-drop",
-    "grpo+vineppo",
-    "ppo+entropy-bonus",
     "hdpo(stored=32)",
     "reinforce(stored=32)",
 )
@@ -107,7 +105,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(tmp_path_factory.mktemp("models") / "tiny", 0, **SIZE)
 
 
-def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int = 3) -> None:
+def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int = 2) -> None:
     """A few iterations between evaluations."""
     info = catalogue.methods()[re.split(r"\+(?!$|\+)|\(", method)[0]]
     recipe = catalogue.build(method, wing=info.wing)
@@ -175,9 +173,8 @@ def test_no_stream_of_a_run_is_drawn_twice_and_all_follow_its_seed(method: str, 
         assert any(drawn.streams.get(phase) for phase in drawn.training()), "nothing was written down"
 
 
-@pytest.mark.parametrize("method", ["grpo", "ppo", "rloo"])
-def test_each_iteration_has_prompts_of_its_own(method: str, drawn: Drawn, tiny: Path) -> None:
-    run(method, drawn, tiny)
+def test_each_iteration_has_prompts_of_its_own(drawn: Drawn, tiny: Path) -> None:
+    run("grpo", drawn, tiny, iterations=3)
     seen = [{re.sub(r"-\d+$", "", r) for r in drawn.rows[i] if "-train-" in r} for i in drawn.training()]
     assert all(len(rows) == 4 for rows in seen) and len(set.union(*seen)) == 12
 
