@@ -14,7 +14,16 @@ from torch import Tensor
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.methods.language.grpo import group_advantage
-from polyrl.parts.credit import GAE, WhitenAdvantage, gae, group_statistics, masked_mean, return_to_go, whiten
+from polyrl.parts.credit import (
+    GAE,
+    WhitenAdvantage,
+    gae,
+    group_statistics,
+    log_group_metrics,
+    masked_mean,
+    return_to_go,
+    whiten,
+)
 from polyrl.parts.improve import (
     NLL,
     Averaged,
@@ -500,6 +509,14 @@ def test_groups_may_lie_anywhere_and_bear_any_number() -> None:
     assert numbers(mean) == [2, 6, 2, 6, 2] and size.tolist() == [2, 2, 2, 2, 1]
     assert numbers(std) == [math.sqrt(2), math.sqrt(2), math.sqrt(2), math.sqrt(2), 0]
     assert numbers(group_statistics(x, group, correction=0)[1]) == [1, 1, 1, 1, 0]
+
+
+def test_greedy_twins_do_not_enter_the_share_of_equal_groups() -> None:
+    """Two of four samples are in a group without spread, wherever the twins are."""
+    context = make_context(TableWorld())
+    score, group = torch.tensor([1.0, 1, 0, 1, 5, 5]), torch.tensor([0, 0, 1, 1, 0, 0])
+    log_group_metrics(context, score, group, torch.tensor([True] * 4 + [False] * 2))
+    assert context.metrics["frac_reward_zero_std"] == 0.5
 
 
 def test_uncounted_rows_get_the_numbers_of_their_group_but_do_not_enter_them() -> None:
