@@ -1,4 +1,4 @@
-# make demo | make test | make check | make bench | make docs
+# make demo | make test | make check | make capped | make newest | make oldest | make bench | make docs
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

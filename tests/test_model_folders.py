@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig, LlamaForCausalLM, MllamaForCausalLM
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 import polyrl
 from polyrl.errors import UserError
@@ -183,6 +184,13 @@ def nameless(kind: str) -> Any:
         torch.manual_seed(0)
         if kind == "llama":
             return Whole(config_of("llama", len(character_tokenizer())))
+        if kind == "mllama":
+            rope = {"rope_type": "default", "rope_theta": 100.0}
+            size = config_of("llama", len(character_tokenizer())).to_dict()
+            kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+            kept += ("intermediate_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+            text = {name: size[name] for name in kept}
+            return MllamaForCausalLM(MllamaTextConfig(**text, cross_attention_layers=[], rope_parameters=rope))
         sizes = {"hidden_size": 32, "intermediate_size": 64, "intermediate_size_mlp": 64, "head_dim": 16}
         heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
         special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "attention_chunk_size": 64}
@@ -192,7 +200,7 @@ def nameless(kind: str) -> Any:
         return Llama4ForCausalLM(config)
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama4"])
+@pytest.mark.parametrize("kind", ["llama", "llama4", "mllama"])
 def test_families_that_name_no_base_model_are_sampled_from_and_trained(kind: str) -> None:
     model = nameless(kind)
     assert model.base_model is model and backbone_of(model) is not model
