@@ -88,7 +88,8 @@ def run_tests(words: str, package: Path) -> int:
     sys.path.insert(0, str(package))
     os.environ["PYTHONPATH"] = str(package)
     os.chdir(TESTS)
-    return int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", *shlex.split(words)]))
+    alone = f"--basetemp={package}-temporary"  # no other run of tests tidies it up
+    return int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", alone, *shlex.split(words)]))
 
 
 def start(words: str, package: Path) -> int:
