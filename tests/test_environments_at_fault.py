@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -19,6 +20,8 @@ from control_environments import Walk, random_walk
 from polyrl.errors import UserError
 from polyrl.policies.control import ControlPolicy, distribution_of
 from polyrl.policies.mlp import mlp
+from polyrl.runs import make_loop
+from polyrl.runtime.config import RunConfig
 from polyrl.sampling.environments import follows_seed
 from polyrl.sampling.judge import Judge
 from polyrl.tasks.control.environment import ControlTask
@@ -190,6 +193,24 @@ def test_nothing_is_written_of_an_evaluation_that_failed(tmp_path: Path) -> None
     with pytest.raises(UserError, match="gave the reward nan at step 3"):
         trained(lambda: Scripted(lambda t: math.nan if t == 3 else 1.0), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "told"),
+    [
+        ("hdpo", "lost-sales", "eval/cost"),
+        ("reinforce", "lost-sales", "eval/cost"),
+    ],
+)
+def test_a_cost_that_is_not_finite_stops_evaluation(method: str, task: str, told: str) -> None:
+    loop, _ = make_loop(RunConfig(method=method, task=task, budget="iterations=1", eval_episodes=4))
+    with torch.no_grad():
+        for named in loop.world.parameters().values():
+            for _, parameter in named:
+                parameter.fill_(math.nan)
+    with pytest.raises(UserError, match=rf"The evaluation after iteration 0 came to .*\({told}\) of nan, so the run"):
+        loop.run()
+    assert loop.context.spent.updates == 0
 
 
 @pytest.mark.parametrize(

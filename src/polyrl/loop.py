@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -236,7 +237,15 @@ class Loop:
 
     def _evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         with self._timed("evaluate"):
-            return self.world.evaluate()
+            metrics, samples = self.world.evaluate()
+        judged = metrics.get(self.metric.key, 0.0)
+        if not math.isfinite(judged):
+            raise NotFinite(
+                f"The evaluation after iteration {self.context.iteration} came to a {self.metric.label} "
+                f"({self.metric.key}) of {judged}, so the run stopped; look at what it is computed from: rewards, "
+                "costs, or weights that have become so large."
+            )
+        return metrics, samples
 
     def _record(self, *, evaluate: bool) -> None:
         """Write the iteration that has just ended."""

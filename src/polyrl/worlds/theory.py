@@ -131,7 +131,7 @@ class GameWorld(TableWorld):
         task: PreferenceGame = self.task
         measures = task.measures(self.answer)
         for name in ("eval/kl_to_nash", "eval/exploitability"):
-            measures[name] = max(LOWEST, measures[name])
+            measures[name] = max(measures[name], LOWEST)  # in this order NaN stays NaN
         return measures, answers(task, self.answer)
 
     def evaluation_facts(self) -> dict[str, Any]:
@@ -208,8 +208,8 @@ class MDPWorld(TableWorld):
         total, episodes = self.tables["regret"].tolist()
         returns = task.returns(self.policy)
         metrics = {
-            "eval/regret": max(LOWEST, total / episodes if episodes else gap),
-            "eval/suboptimality": max(LOWEST, gap),
+            "eval/regret": max(total / episodes if episodes else gap, LOWEST),
+            "eval/suboptimality": max(gap, LOWEST),
             "eval/worst_return": float(task.judge(self.policy, eta=0).value[0, 0]),
             "eval/return_error": max(abs(returns[k] - self.pursued_returns[k]) for k in returns),
         }
