@@ -405,3 +405,28 @@ def test_the_logged_kl_is_of_the_policy_to_the_start_and_of_whole_responses() ->
     assert context.metrics["kl_per_token"] == pytest.approx((1.0 + 1.0 + 2.0 + 0.25) / 4)
     assert context.metrics["perplexity"] == pytest.approx(math.exp((0.5 + 0.25 + 0.5 + 0.125) / 4))
     assert context.metrics["ref_perplexity"] == pytest.approx(math.exp((1.5 + 1.25 + 2.5 + 0.375) / 4))
+
+
+@pytest.mark.parametrize("term", ["dpo-loss", "ipo-loss", "slic-loss", "bradley-terry"])
+def test_a_pair_of_which_a_selection_left_out_one_row_teaches_nothing(term: str) -> None:
+    """As if the pair were not there: neither loss, nor gradient, nor what is logged knows of its other half."""
+    part = next(t for t in parts(improve=True) if t.name == term)
+    assert isinstance(part, Term)
+    pair, preferred = torch.arange(12) // 2, torch.arange(12) % 2 == 0
+    found = []
+    for lost in (True, False):
+        world = PartsWorld()
+        batch = ordinary(world).with_fields(pair=pair, preferred=preferred)
+        batch = Experience({n: batch[n] for n in (*COLLECTED, *part.required(), "weight")})
+        weight = batch["weight"].clone()
+        weight[4 if lost else [4, 5]] = 0.0
+        context = Context(world=world, seed=0, budget=Budget(samples=10), iteration=1)
+        optimise = Optimise(learning_rate=0.1, max_grad_norm=1e9)
+        context.optimiser = optimise.optimisers(world)
+        optimise.run((part,), batch.with_fields(weight=weight), context)
+        found.append(
+            (world.weights(), {k: v for k, v in context.metrics.items() if k.startswith(("loss", "rew", "logps"))})
+        )
+    assert float((found[0][0] - PartsWorld().weights()).abs().max()) > 5e-4
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-9) and len(found[0][1]) > 5

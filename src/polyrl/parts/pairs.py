@@ -69,6 +69,18 @@ def partners(group: Tensor, counted: Tensor) -> Tensor:
     return other
 
 
+def whole_pairs(experience: Experience) -> Tensor:
+    """Number of the pair of each row, int64 `[B]`; -1 in no pair, or in one of which a selection left out a row."""
+    pair = experience["pair"]
+    counted = pair >= 0
+    if "weight" in experience:
+        counted = counted & (experience["weight"] != 0).any(1)
+    _, index, size = torch.unique(pair[counted], return_inverse=True, return_counts=True)
+    found = torch.full_like(pair, -1)
+    found[counted] = torch.where(size[index] == 1, -1, pair[counted])
+    return found
+
+
 def win_shares(probability: Tensor, first: Tensor, second: Tensor, size: int) -> Tensor:
     """Mean probability `[size]` with which each response beats those that it was compared with.
 
@@ -242,7 +254,7 @@ class BestVersusWorst(Part):
 class PairTerm(Term):
     """A loss on the margin by which a pair's chosen response is ahead (`margin`, `pair_loss`); averaged over pairs.
 
-    Each row of a pair carries the loss of the pair.
+    Each row of a pair carries the loss of the pair. A pair of which a selection left out one row teaches nothing.
     """
 
     together: ClassVar[str] = "pair"
@@ -265,12 +277,12 @@ class PairTerm(Term):
 
     def weights(self, experience: Experience) -> Tensor:
         """`weight` [B, T], 0 in rows of no pair."""
-        weight, paired = experience["weight"], experience["pair"] >= 0
+        weight, paired = experience["weight"], whole_pairs(experience) >= 0
         return weight if bool(paired.all()) else weight * paired[:, None]
 
     def step_weights(self, experience: Experience) -> Tensor:
         """`[B]` weights: one over the number of rows that count, 0 in the others."""
-        counted = (experience["weight"] != 0).any(1) & (experience["pair"] >= 0)
+        counted = (experience["weight"] != 0).any(1) & (whole_pairs(experience) >= 0)
         return counted.float() / counted.sum().clamp(min=1)
 
 
@@ -309,7 +321,7 @@ class LogRatioLoss(PairTerm):
             experience["mask"],
             length_norm=self.length_norm,
         )
-        return by_pair(rho, experience["pair"], experience["preferred"])
+        return by_pair(rho, whole_pairs(experience), experience["preferred"])
 
     def margin(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """h of each row's pair, `[B]`."""
@@ -320,7 +332,7 @@ class LogRatioLoss(PairTerm):
         """Implicit rewards, their margin, how often it is positive, and log-probabilities: `[B]`, TRL's names."""
         chosen, rejected = self.log_ratios(outputs, experience)
         total = torch.where(experience["mask"], outputs["logprob"], 0.0).sum(1)
-        won, lost = by_pair(total, experience["pair"], experience["preferred"])
+        won, lost = by_pair(total, whole_pairs(experience), experience["preferred"])
         return {
             "rewards/chosen": self.scale * chosen,
             "rewards/rejected": self.scale * rejected,

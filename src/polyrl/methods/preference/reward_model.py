@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from polyrl.experience import Experience
 from polyrl.parts.optimise import Optimise
-from polyrl.parts.pairs import OfflinePairs, PairTerm
+from polyrl.parts.pairs import OfflinePairs, PairTerm, whole_pairs
 from polyrl.policies.pairs import by_pair
 from polyrl.recipe import Recipe
 from polyrl.tasks.language.preferences import PAIR_METRIC
@@ -38,7 +38,7 @@ class BradleyTerry(PairTerm):
 
     def margin(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """Difference of the two scores of each row's pair, `[B]`."""
-        chosen, rejected = by_pair(outputs["score"], experience["pair"], experience["preferred"])
+        chosen, rejected = by_pair(outputs["score"], whole_pairs(experience), experience["preferred"])
         return chosen - rejected
 
     def pair_loss(self, h: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class BradleyTerry(PairTerm):
 
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
         """Scores, their margin and how often it is positive: `[B]`, TRL's names."""
-        chosen, rejected = by_pair(outputs["score"], experience["pair"], experience["preferred"])
+        chosen, rejected = by_pair(outputs["score"], whole_pairs(experience), experience["preferred"])
         return {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
