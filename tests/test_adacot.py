@@ -118,7 +118,8 @@ def responses(texts: list[str], need: list[Any]) -> Experience:
     score = torch.linspace(0, 1, len(texts))
     return Experience(
         {"mask": mask, "score": score, "reward": 0.1 * mask, "greedy": torch.arange(len(texts)) == 1},
-        {"completion": texts, "need": need},
+        {"completion": texts},
+        [{"need": one} for one in need],
     )
 
 

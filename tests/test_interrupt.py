@@ -35,10 +35,13 @@ class _Dropped:
 
 @pytest.fixture(autouse=True)
 def pythons_own_handler() -> Iterator[None]:
-    """A test runner in the background may have been started with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A test runner in the background may have been started with Ctrl-C ignored, and under nohup with SIGHUP."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -367,7 +367,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path, number: int, b
     pids = [int(parent.stdout.readline()) for _ in range(1 if busy else 2)]
     assert all(pid != parent.pid for pid in pids)
     parent.send_signal(number)
-    parent.wait(timeout=20)
+    parent.wait(timeout=120)
     assert _ends(pids)
 
 

@@ -325,7 +325,7 @@ def test_a_preference_function_of_the_user(taught: Path, tmp_path: Path, polyrl:
     records = read_records(tmp_path / "run")
     assert records[-1]["eval/mean_length"] < records[0]["eval/mean_length"] - 0.3
     told = polyrl("train", method, *line, "--preference", f"{judge}:sure", "--out", tmp_path / "no")
-    assert told.code == 2 and "7 for comparison 1" in told.err and told.err.count("polyrl:") == 1
+    assert told.code == 2 and "returned 7 where a probability belongs" in told.err and told.err.count("polyrl:") == 1
     reverse = ["--task", "reverse", "--model", taught, "--out", tmp_path / "none", "--max-tokens", 8]
     told = polyrl("train", method, *reverse, "--budget", "iterations=1")
     assert told.code == 2 and "--preference" in told.err and "'reverse'" in told.err

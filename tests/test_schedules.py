@@ -26,6 +26,8 @@ class QuietWorld(TableWorld):
 
 
 BATCH = token_batch(QuietWorld())
+OFF_POLICY = {"max_logprob_gap": 1e6}
+"""The same batch is trained on again and again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class SameBatch(Part):
 
 def loop_of(budget: str, method: str = "grpo", **knobs: object) -> Loop:
     recipe = replace(
-        build(method, {k: str(v) for k, v in {"epochs": 1, "minibatches": 1, **knobs}.items()}), collect=SameBatch()
+        build(method, {k: str(v) for k, v in {"epochs": 1, "minibatches": 1, **OFF_POLICY, **knobs}.items()}),
+        collect=SameBatch(),
     )
     world = QuietWorld()
     context = Context(world=world, seed=0, budget=Budget.parse(budget))

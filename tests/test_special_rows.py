@@ -315,7 +315,7 @@ def test_the_joint_reward_learns_from_whole_sampled_responses() -> None:
     for batch in whole_and_plain("unfinished", "greedy", "unpaid", "masked"):
         world = PartsWorld()
         labelled = Experience({"preferred": torch.tensor([True, False])})
-        world.joint_reward = SimpleNamespace(step=step, encoded=lambda p, d: Experience({"x": torch.zeros(len(p))}))
+        world.joint_reward = SimpleNamespace(step=step, encoded=lambda p, d, _: Experience({"x": torch.zeros(len(p))}))
         world.pairs = lambda split, pair=labelled: Pairs(pair)  # type: ignore[attr-defined]
         optimiser = SimpleNamespace(param_groups=[{"lr": 0.0}])
         context = Context(world=world, seed=0, budget=Budget(samples=10), iteration=1, optimiser={"reward": optimiser})

@@ -136,7 +136,7 @@ def test_python_asks_too(made: Path, tmp_path: Path) -> None:
     assert mark.exists()
 
 
-def test_ones_own_runs_go_on_until_their_code_changes(made: Path, tmp_path: Path, polyrl: Command) -> None:
+def test_ones_own_runs_go_on_with_code_that_was_mended(made: Path, tmp_path: Path, polyrl: Command) -> None:
     own = tmp_path / "mine.py"
     own.write_text(REWARD, encoding="utf-8")
     data = ("--dataset", made / "data.jsonl", "--model", made / "model", "--reward", f"{own}:paid")
@@ -146,9 +146,24 @@ def test_ones_own_runs_go_on_until_their_code_changes(made: Path, tmp_path: Path
     assert polyrl("eval", moved, "--prompts", 2).code == 0
     assert polyrl("resume", moved, "--quiet").code == 0
     own.write_text(REWARD.replace("1.0", "2.0"), encoding="utf-8")
-    told = polyrl("eval", moved, "--prompts", 2)
-    assert told.code == 2 and "it has changed since" in told.err
-    assert polyrl("eval", moved, "--prompts", 2, "--trust-code").code == 0
+    assert polyrl("eval", moved, "--prompts", 2).code == 0  # mended where the user keeps it
+
+
+def test_code_that_lies_in_a_run_folder_must_be_what_was_chosen(tmp_path: Path) -> None:
+    inside, beside = tmp_path / "run" / "mine.py", tmp_path / "mine.py"
+    inside.parent.mkdir()
+    for own in (inside, beside):
+        own.write_text(REWARD, encoding="utf-8")
+        config = RunConfig(method="grpo", rewards=(f"{own}:paid",))
+        trust.choose(config)
+        trust._here.clear()
+        trust.check_code(config, tmp_path / "run")
+        own.write_text(REWARD.replace("1.0", "2.0"), encoding="utf-8")
+        if own == beside:
+            trust.check_code(config, tmp_path / "run")
+        else:
+            with pytest.raises(UserError, match="it has changed since"):
+                trust.check_code(config, tmp_path / "run")
 
 
 def test_a_home_that_cannot_be_written_to_keeps_nobody_from_training(

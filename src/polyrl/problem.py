@@ -18,6 +18,7 @@ from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language.base import Preference, Reward
 from polyrl.tasks.language.dataset import DatasetTask
+from polyrl.tasks.theory.games import MatrixGame
 from polyrl.tasks.user_code import code_digest, is_user_code
 
 NOT_SETTINGS = frozenset({"name", "spec", "data", "test_data", "max_tokens", "stop", "start_accuracy", "budget"})
@@ -31,16 +32,19 @@ CODE = ("rewards", "preference", "environment")
 """Code of the user's own, which may be mended while a run waits to be resumed."""
 
 
-def state_problem(task: Any, metric: Metric, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def state_problem(task: Any, metric: Metric, evaluation: Mapping[str, Any], spec: str = "") -> dict[str, Any]:
     """The problem as plain values for config.yaml.
 
     Args:
         task: what is to be solved, as `make_task` returned it.
         metric: what the run is judged by.
         evaluation: how, `World.evaluation_facts`.
+        spec: the task as it was named: a random game whose number is not in it follows the run's seed.
     """
     stated: dict[str, Any] = {"task": task.spec if isinstance(task, ControlTask) else task.name}
     stated["settings"] = _settings(task)
+    if isinstance(task, MatrixGame) and "instance" not in spec:
+        del stated["settings"]["instance"]
     if isinstance(task, ControlTask):
         stated["environment"] = code_digest(task.make) if task.make is not None else None
         if task.make is not None:  # a file's folder says nothing

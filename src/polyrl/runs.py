@@ -120,7 +120,7 @@ def prepare(config: RunConfig, say: Say = lambda _: None) -> tuple[Metric, dict[
     if hasattr(module, "prepare"):
         module.prepare(config, task, say)
     metric = recipe.metric or task.metric
-    return metric, state_problem(task, metric, {})
+    return metric, state_problem(task, metric, {}, config.task)
 
 
 def make_loop(
@@ -164,7 +164,7 @@ def make_loop(
         "budget": dict(budget.limits()),
         "metric": dataclasses.asdict(loop.metric),
         **({"charts": [chart.stated() for chart in charts]} if (charts := getattr(task, "charts", ())) else {}),
-        "problem": state_problem(task, loop.metric, world.evaluation_facts()),
+        "problem": state_problem(task, loop.metric, world.evaluation_facts(), config.task),
         "hyperparameters": recipe.hyperparameters(),
         "evaluation": world.evaluation_facts(),
         "device": world.device,

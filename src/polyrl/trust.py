@@ -2,8 +2,9 @@
 
 Whoever names a method file, a reward, a preference or an environment in a command or in Python chooses it, and that is
 recorded outside of the run folder: the code's place and a hash of its text, in the user's state folder. `resume`,
-`eval` and `play` read what to run from the run folder. They run code that is recorded with the same text, and ask for
-`--trust-code` where it is not.
+`eval` and `play` read what to run from the run folder. They run code that is recorded, and ask for `--trust-code` where
+it is not. A file that lies elsewhere than in the run folder may have been mended since; one inside, which may have come
+with the folder, must have the text that was recorded.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def check_code(
         chosen: what the user asked for in this very command, whose code needs no record.
 
     Raises:
-        UserError: code that is not recorded as the user's choice, or whose text has changed since.
+        UserError: code that is not recorded as the user's choice, or that lies in the folder and has changed since.
     """
     named = named_code(config, kinds)
     if trust_code:
@@ -174,7 +175,8 @@ def check_code(
         if key in _here or key in asked:
             continue
         known = _recorded(code.place)
-        if code.digest in known:
+        inside = Path(code.place).is_relative_to(folder.resolve())
+        if code.digest in known or (known and not inside):
             continue
         since = " as it is now: it has changed since you did" if known else ""
         raise UserError(

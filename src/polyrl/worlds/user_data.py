@@ -59,7 +59,7 @@ def fit_rows(
             wrong = None
         if max_prompt_tokens is not None and size > max_prompt_tokens:
             return f"for a prompt of more than {max_prompt_tokens} tokens", f"{place} has {size}"
-        if wrong is None and task.fixed_pairs:
+        if wrong is None and task.fixed_pairs and "chosen" in row:  # pairs may also be sampled for rows without
             try:
                 encode_pair(reader, row, place)
             except UserError as error:

@@ -13,8 +13,6 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
 from polyrl.tasks.language.base import content
 from polyrl.tasks.language.math_process import check_installed, same_mathematics
 from polyrl.tasks.language.phrases import shortened
@@ -43,7 +41,7 @@ def accepted(truth: Any) -> list[str]:
 
     Raises `ValueError` with a phrase on what the value is, where it can be no answer.
     """
-    if isinstance(truth, np.ndarray | np.generic):
+    if type(truth).__module__ == "numpy":  # which is not imported here
         truth = truth.tolist()
     if truth is None or type(truth).__name__ in ("NAType", "NaTType") or truth != truth:  # NaN is no truth
         return []
