@@ -13,7 +13,7 @@ from polyrl.api import RunResult, train
 MARGIN = 0.13
 """How much greedy accuracy on 200 test words each method adds at least: three standard errors of a difference.
 
-With several seeds, with AVX2 and without AVX, the methods that are asked for it add 0.32 to 0.6 (`make margins`).
+One seed without AVX: the methods that are asked for it add 0.32 to 0.59 (`make margins` measures more of both).
 """
 ROOM = (0.2, 0.35)
 """Accuracy of the start."""
