@@ -41,11 +41,27 @@ GROUPS: list[Group] = [
     ),
     Group(
         "parts/collect.py",
-        "test_streams.py -k 'prompts_of_its_own or (drawn_twice and (grpo or rloo))'",
+        "test_streams.py -k 'other_prompts_and or prompts_of_its_own or (drawn_twice and (grpo or rloo))'",
         [
             ("(context.iteration - 1) * self.prompts_per_step", "0"),
             ('rows("train", context.seed, start', 'rows("train", 0, start'),
             ('rows("train", context.seed, start', 'rows("test", context.seed, start'),
+            ('generator=context.generator("collect")', "generator=torch.Generator().manual_seed(0)"),
+        ],
+    ),
+    Group(
+        "parts/windows.py",
+        "test_streams.py -k other_prompts_and",
+        [
+            ('rows("train", context.seed, n, 1)', 'rows("train", 0, n, 1)'),
+            ('generator=context.generator("collect")', "generator=torch.Generator().manual_seed(0)"),
+        ],
+    ),
+    Group(
+        "parts/offline_steps.py",
+        "test_streams.py -k 'drawn_twice and dapo-direct'",
+        [
+            ('task.rows("train", context.seed, first', 'task.rows("train", 0, first'),
             ('generator=context.generator("collect")', "generator=torch.Generator().manual_seed(0)"),
         ],
     ),
