@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conftest import SEED, reached
 from polyrl import catalogue
-from polyrl.errors import UserError
+from polyrl.errors import NotFinite, UserError
 from polyrl.experience import Experience
 from polyrl.methods.language.aihf import joint_reward_loss
 from polyrl.methods.preference.dpo import DPOLoss
@@ -164,6 +164,19 @@ def test_the_size_of_micro_batches_does_not_count(taught: Path) -> None:
         found.append(torch.cat([p.detach().flatten() for p in loop.world.joint_reward.model.parameters()]))
     moved = (found[0] - found[1]).abs().max()
     assert float(moved) < 2e-4  # Adam's first step turns rounding of tiny gradients into steps of up to 5e-4
+
+
+@pytest.mark.parametrize(("told", "factor"), [("loss", math.nan), ("gradient", 0.0)])
+def test_a_reward_that_is_no_number_takes_no_step(told: str, factor: float, taught: Path) -> None:
+    """The root of 0 has a value, and no slope."""
+    world = loop_of(taught).world
+    reward = world.joint_reward
+    before = [p.clone() for p in reward.model.parameters()]
+    batch = reward.encoded(["ba=", "cb="], ["ab", "bc"])
+    optimiser = torch.optim.SGD(reward.model.parameters(), lr=1.0)
+    with pytest.raises(NotFinite, match=f"The {told} of the reward that is learned became nan"):
+        reward.step(lambda scores: (factor * scores[0]).abs().sqrt().sum(), [batch], optimiser, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, reward.model.parameters(), strict=True))
 
 
 def test_the_reward_separates_and_the_policy_follows_its_step(taught: Path) -> None:

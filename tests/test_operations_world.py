@@ -16,7 +16,7 @@ import torch
 import polyrl as package
 from conftest import SEED, Command, reached, read_records, run_code, timeless
 from polyrl import catalogue
-from polyrl.errors import UserError
+from polyrl.errors import Diverged, UserError
 from polyrl.methods.operations.hdpo import PathwiseCost
 from polyrl.methods.operations.reinforce import PeriodBaseline
 from polyrl.parts.operations import BaseStock, DrawTraces, SampleOrders
@@ -389,3 +389,12 @@ def test_parts_say_what_they_are() -> None:
     assert isinstance(catalogue.build("hdpo+base-stock").policy, BaseStock)
     assert catalogue.build("hdpo+base-stock").terms == (PathwiseCost(),)
     assert catalogue.build("hdpo", {"scenarios": 7}).hyperparameters()["draw-traces.scenarios"] == 7
+
+
+@pytest.mark.parametrize("method", ["hdpo", "reinforce"])
+def test_weights_that_are_not_finite_order_nothing(method: str) -> None:
+    world, recipe = made("backlog", method, scenarios=4, periods=3)
+    iterate(world, recipe, 1)
+    world.parameters()["policy"][0][1].data.fill_(math.nan)
+    with pytest.raises(Diverged, match="weights of the policy that orders are not finite"):
+        iterate(world, recipe, 1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conftest import SEED, Command, reached, read_records, run_code
 from polyrl import catalogue
-from polyrl.errors import UserError
+from polyrl.errors import Diverged, UserError
 from polyrl.experience import Experience
 from polyrl.loop import Loop
 from polyrl.methods.preference.nash_md import mixture
@@ -496,6 +496,46 @@ def test_a_value_that_is_not_finite_stops_the_run_with_its_name() -> None:
     loop.world.tables["moments"][0, 0, 1] = math.nan
     with pytest.raises(NonFinite, match="robust-backup"):
         loop.iterate()
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("nash-mp-pg", "draw-pairs"),
+        ("nash-mp-pg(opponent=step)+descend-in-steps", "draw-pairs"),
+        ("nash-mp", "enumerate-answers"),
+        ("nash-md", "enumerate-against-mixture"),
+        ("self-play", "enumerate-answers"),
+        ("dr-rpo", "roll-episode"),
+        ("dr-lsvi-ucb", "roll-episode"),
+    ],
+)
+def test_a_policy_that_is_not_finite_does_not_play(method: str, part: str) -> None:
+    loop = prepared(method, "linear-mdp" if method.startswith("dr") else RPS, "iterations=9")
+    loop.iterate()
+    loop.world.tables["policy" if method.startswith("dr") else "logits"].fill_(math.nan)
+    with pytest.raises(Diverged, match=f"The policy that part '{part}' was to play in iteration 2 is NaN"):
+        loop.iterate()
+
+
+def test_an_opponent_that_is_not_finite_does_not_play() -> None:
+    loop = prepared("nash-mp-pg(opponent=target)", RPS, "iterations=9")
+    loop.iterate()
+    loop.world.tables["target"].fill_(math.inf)
+    with pytest.raises(Diverged, match="The opponent that part 'draw-pairs' was to play"):
+        loop.iterate()
+
+
+@pytest.mark.parametrize("part", ["descend-with-average", "descend-in-steps"])
+def test_a_step_to_nowhere_names_the_part_that_took_it(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = "nash-mp-pg" if part == "descend-with-average" else f"nash-mp-pg(opponent=step)+{part}"
+    loop = prepared(method, RPS, "iterations=9")
+    loop.iterate()
+    (optimiser,) = loop.context.optimiser.values()
+    monkeypatch.setattr(optimiser, "step", lambda: loop.world.logits.data.fill_(-math.inf))
+    with pytest.raises(NonFinite, match=f"The policy of part '{part}' became NaN or infinite in iteration 2"):
+        loop.iterate()
+    assert loop.context.touched  # so that nothing is saved of it
 
 
 def test_tables_of_another_task_are_refused(tmp_path: Path) -> None:

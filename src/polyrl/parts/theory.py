@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.errors import UserError
+from polyrl.errors import Diverged, UserError
 from polyrl.experience import Experience
 from polyrl.parts.optimise import NonFinite
 from polyrl.recipe import Part, Recipe, Stage, knob
@@ -33,6 +33,20 @@ def check_finite(part: Part, context: Context, **tables: Tensor) -> None:
             raise NonFinite(
                 f"The {name} of part '{part.name}' became NaN or infinite in iteration {context.iteration}, so the run "
                 "stopped before it acted; look at the part's hyperparameters with `polyrl show`."
+            )
+
+
+def check_plays(part: Part, context: Context, **policies: Tensor) -> None:
+    """Stop the run where a policy that is about to be played is not finite; what was saved before is a better one.
+
+    Raises:
+        Diverged: names the policy and the part that was to play it.
+    """
+    for name, policy in policies.items():
+        if not bool(torch.isfinite(policy).all()):
+            raise Diverged(
+                f"The {name} that part '{part.name}' was to play in iteration {context.iteration} is NaN or infinite, "
+                "so the run stopped; lower the step size, or go on from an older checkpoint."
             )
 
 
@@ -75,7 +89,8 @@ class EnumerateAnswers(Part):
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `n` rows of one step: an expectation over the policy is then a weighted sum, not an estimate."""
-        policy = context.world.log_policy[:, None]
+        policy, opponent = context.world.log_policy[:, None], self.opponent(context)[:, None]
+        check_plays(self, context, policy=policy, opponent=opponent)
         there = torch.ones_like(policy, dtype=torch.bool)
         context.spent.samples += 1
         return Experience(
@@ -84,7 +99,7 @@ class EnumerateAnswers(Part):
                 "mask": there,
                 "present": there,
                 "behaviour_logprob": policy,
-                "opponent_logprob": self.opponent(context)[:, None],
+                "opponent_logprob": opponent,
             }
         )
 
@@ -123,6 +138,7 @@ class RollEpisode(Part):
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return one row of `H` steps."""
         world = context.world
+        check_plays(self, context, policy=world.policy)
         state, action, next_state = world.roll(context.generator("collect"))
         live = torch.tensor([s not in world.task.ends for s in state.tolist()])
         context.spent.samples += 1

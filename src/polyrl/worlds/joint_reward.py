@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,18 +65,27 @@ class JointReward:
             The loss and the scores before the step, without gradients.
 
         Raises:
-            NotFinite: the loss is no number; no step was taken.
+            NotFinite: the loss or its gradient is no number; no step was taken.
         """
         scores = [self.scores(batch).requires_grad_() for batch in batches]
         loss = objective(scores)
         if not bool(torch.isfinite(loss)):
-            raise NotFinite(f"The loss of the reward became {float(loss)}.")
+            raise NotFinite(
+                f"The loss of the reward that is learned became {loss.item()}, so the run stopped before the step; "
+                "lower --reward-learning-rate."
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.zero_grad()
         for batch, score in zip(batches, scores, strict=True):
             assert score.grad is not None
             self._backward(batch, score.grad)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
+        size = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm))
+        if not math.isfinite(size):
+            optimiser.zero_grad()
+            raise NotFinite(
+                f"The gradient of the reward that is learned became {size}, so the run stopped before the step; "
+                "lower --reward-learning-rate."
+            )
         optimiser.step()
         optimiser.zero_grad()
         return loss.detach(), [score.detach() for score in scores]

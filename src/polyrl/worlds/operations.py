@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from polyrl.errors import UserError
+from polyrl.errors import Diverged, UserError
 from polyrl.experience import Experience
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.operations.demand import EVALUATION_SEED
@@ -82,6 +82,7 @@ class OperationsWorld(World):
         """
         found: dict[str, Tensor] = {}
         if "cost" in wants:
+            self._check_weights()
             run = self.task.simulator.run(self.policy, experience["initial_inventory"], experience["demand"])
             found["cost"] = run.cost
         if {"logprob", "entropy"} & set(wants):
@@ -91,6 +92,11 @@ class OperationsWorld(World):
             entropy = (self._log_noise() + 0.5 * math.log(2 * math.pi * math.e)).sum()
             found["entropy"] = entropy.expand(tried.shape[:2])
         return {name: tensor for name, tensor in found.items() if name in wants}
+
+    def _check_weights(self) -> None:
+        """Costs do not always show it at once: what is ordered arrives later."""
+        if not all(bool(torch.isfinite(p).all()) for _, p in self.parameters()["policy"]):
+            raise Diverged("The weights of the policy that orders are not finite; lower the learning rate.")
 
     def _log_noise(self) -> Tensor:
         if self.log_noise is None:
@@ -110,7 +116,11 @@ class OperationsWorld(World):
 
         Adds `observation` [B, T, N, slots] (inventories before each order), `action` [B, T, N] (what was tried, before
         it was cut at 0 and at what suppliers have), its `behaviour_logprob` and `reward` (minus cost), both [B, T].
+
+        Raises:
+            Diverged: the policy's weights are not finite.
         """
+        self._check_weights()
         size, periods = experience["demand"].shape[:2]
         spread, tried = self._log_noise().exp(), []
         logprobs = []

@@ -16,6 +16,7 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
+from polyrl.parts.theory import check_finite, check_plays
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
 from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
@@ -44,13 +45,18 @@ class DrawPairs(Part):
     )
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
-        """Return `2 * pairs_per_step` rows of one step: first the policy's answers, then the opponents'."""
+        """Return `2 * pairs_per_step` rows of one step: first the policy's answers, then the opponents'.
+
+        Raises:
+            Diverged: the policy or its opponent is not finite.
+        """
         world, n, random = context.world, self.pairs_per_step, context.generator("collect")
         policy = world.log_policy
         table = (
             policy if self.opponent == "policy" else world.keep(self.opponent, lambda: world.logits.detach().clone())
         )
         other = torch.log_softmax(table, -1)
+        check_plays(self, context, policy=policy, opponent=other)
         action = torch.cat([torch.multinomial(p.exp(), n, True, generator=random) for p in (policy, other)])
         chosen = torch.ones(2 * n, dtype=torch.bool)
         chosen[n:] = self.opponent == "policy"  # what another policy drew must not train this one
@@ -145,11 +151,16 @@ class DescendWithAverage(Descend):
             raise UserError(f"{recipe.name}: the opponent 'step' needs +descend-in-steps; take --opponent policy.")
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        """Take the step and move the target."""
+        """Take the step and move the target.
+
+        Raises:
+            NonFinite: the step came to a policy or a target that is not finite.
+        """
         super().run(terms, experience, context)
         world = context.world
         # of softmax logits the average is the geometric mixture of the policies: the anchor itself, not a stand-in
         world.tables["target"] = torch.lerp(world.tables["target"], world.logits.detach(), self.kappa)
+        check_finite(self, context, policy=world.log_policy, target=world.tables["target"])
         context.log(kl_to_target=kl(world.log_policy, torch.log_softmax(world.tables["target"], -1)))
 
 
@@ -170,9 +181,14 @@ class DescendInSteps(Descend):
             raise UserError(f"{recipe.name}: '{self.name}' needs a fixed opponent; set --opponent step.")
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        """Take a gradient step; after `inner_steps` of them begin the next proximal step."""
+        """Take a gradient step; after `inner_steps` of them begin the next proximal step.
+
+        Raises:
+            NonFinite: the step came to a policy that is not finite.
+        """
         super().run(terms, experience, context)
         world, tables, memory = context.world, context.world.tables, context.memory(self.name)
+        check_finite(self, context, policy=world.log_policy)
         tables.setdefault("answer", torch.log_softmax(tables["target"], -1))
         memory["taken"] = memory.get("taken", 0) + 1
         if memory["taken"] < self.inner_steps:
