@@ -14,21 +14,16 @@ from numpy.typing import NDArray
 from polyrl.errors import UserError
 from polyrl.runtime.seeding import stream_seed
 from polyrl.tasks.control.environment import ControlTask, Environment, Vector
+from polyrl.tasks.control.faults import MISFIT, misfit, no_reset, no_reward, no_step
+from polyrl.tasks.control.faults import failure as failure
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
-from polyrl.tasks.language.phrases import a_kind, reason_of, shortened
+from polyrl.tasks.language.phrases import shortened
 from polyrl.tasks.user_code import raised
 
 
 def episode_seed(seed: int, environment: int, episode: int) -> int:
     """Seed of episode number `episode` of environment number `environment`, 31 bits: what every environment accepts."""
     return stream_seed(seed, "environment", environment, episode) % 2**31
-
-
-def failure(spec: str, environment: int, step: int, what: str) -> UserError:
-    """The error that names an environment and a step of its episode."""
-    return UserError(
-        f"Environment {environment} of {spec} {what} at step {step} of its episode; the run stopped there."
-    )
 
 
 class Environments(ABC):
@@ -136,11 +131,11 @@ class SingleEnvironments(Environments):
         except Exception as error:
             raise failure(self.spec, i, 0, raised(error)) from error
         if type(given) is not tuple or len(given) != 2:
-            raise failure(self.spec, i, 0, f"gave {a_kind(given)} from reset and not (observation, info)")
+            raise failure(self.spec, i, 0, no_reset(given))
         observation = given[0]
         try:
             self.observations.encode(observation, self._rows[i])
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except MISFIT as error:
             raise self._misfit(i, error) from error
         self._check_finite(self.observation)
 
@@ -170,16 +165,14 @@ class SingleEnvironments(Environments):
             try:
                 observation, reward, ends, cuts, _ = given
             except (TypeError, ValueError) as error:
-                told = f"{len(given)} values" if isinstance(given, tuple | list) else a_kind(given)
-                what = f"gave {told} and not (observation, reward, terminated, truncated, info)"
-                raise failure(self.spec, i, length[i], what) from error
+                raise failure(self.spec, i, length[i], no_step(given)) from error
             try:
                 paid[i] = reward  # None becomes NaN
             except (TypeError, ValueError) as error:
-                raise failure(self.spec, i, length[i], f"gave the reward {shortened(str(reward))}") from error
+                raise failure(self.spec, i, length[i], no_reward(reward)) from error
             try:
                 encode(observation, rows[i])
-            except (ValueError, TypeError, KeyError, IndexError) as error:
+            except MISFIT as error:
                 raise self._misfit(i, error) from error
             if ends or cuts:
                 self.terminated[i], self.truncated[i] = ends, not ends
@@ -194,8 +187,7 @@ class SingleEnvironments(Environments):
             self.advance((i,), {i: chosen})
 
     def _misfit(self, i: int, error: Exception) -> UserError:
-        text = f"gave an observation that does not fit its space ({reason_of(error)})"
-        return failure(self.spec, i, self._length[i], text)
+        return failure(self.spec, i, self._length[i], misfit(error))
 
     def close(self) -> None:
         """Close every environment."""
@@ -220,11 +212,7 @@ class VectorEnvironments(Environments):
     def start(self, seed: int, episodes: Sequence[int]) -> None:
         """Start an episode everywhere; its randomness follows from `seed` and the first episode's number alone."""
         self.episode[:], self._length[:], self.dead[:], self.any_dead = episodes, 0, False, False
-        try:
-            observation, _ = self.made.reset(seed=episode_seed(seed, 0, int(episodes[0])))
-        except Exception as error:
-            raise UserError(f"{self.spec} {raised(error)} when it was reset.") from error
-        self._show(observation)
+        self._reset(seed=episode_seed(seed, 0, int(episodes[0])))
 
     def step(self, action: NDArray[Any]) -> bool:
         """Step all at once; ends of episodes are told in the same way for all three modes of resetting."""
@@ -232,6 +220,8 @@ class VectorEnvironments(Environments):
         self._length += 1 if begun is None else ~begun
         try:
             observation, reward, terminated, truncated, info = self.made.step(self.actions.batch(action))
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"{self.spec} {raised(error)} at step {self._length.max()} of its longest episode; the run "
@@ -260,11 +250,19 @@ class VectorEnvironments(Environments):
             self._read_final(info, np.flatnonzero(ended))
         else:
             self.final[ended] = self.observation[ended]
-            fresh, _ = self.made.reset(options={"reset_mask": ended})
-            self._show(fresh)
+            self._reset(options={"reset_mask": ended})
         self.episode += ended
         self._length[ended] = 0
         return True
+
+    def _reset(self, **which: Any) -> None:
+        try:
+            observation, _ = self.made.reset(**which)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.spec} {raised(error)} when it was reset.") from error
+        self._show(observation)
 
     def _read_final(self, info: dict[str, Any], ended: NDArray[np.int64]) -> None:
         found = info.get("final_obs", info.get("final_observation"))
@@ -278,19 +276,19 @@ class VectorEnvironments(Environments):
             one = {key: value[i] for key, value in found.items()} if isinstance(found, dict) else found[i]
             try:
                 self.observations.encode(one, self.final[i])
-            except (ValueError, TypeError, KeyError, IndexError) as error:
+            except MISFIT as error:
                 raise self._misfit(error) from error
         self._check_finite(self.final)
 
     def _show(self, observation: Any) -> None:
         try:
             self.observations.encode_batch(self.made.observation_space, observation, self.observation)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except MISFIT as error:
             raise self._misfit(error) from error
         self._check_finite(self.observation)
 
     def _misfit(self, error: Exception) -> UserError:
-        return UserError(f"{self.spec} gave an observation that does not fit its space ({reason_of(error)}).")
+        return UserError(f"{self.spec} {misfit(error)}.")
 
     def close(self) -> None:
         """Close the vector environment."""

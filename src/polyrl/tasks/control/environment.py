@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import gymnasium
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from polyrl.errors import UserError, nearest
 from polyrl.runtime.metric import Metric
+from polyrl.tasks.control.processes import Processes
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
 from polyrl.tasks.language.phrases import a_kind, reason_of
 from polyrl.tasks.user_code import load_function, raised
@@ -178,9 +179,7 @@ class ControlTask:
             made = self.create(count=count)
             assert isinstance(made, VectorEnv)
         elif self.stepping == "async":
-            self.singles(1)[0].close()  # its errors are clearer here than from a process of its own
-            makers = [lambda: self.singles(1)[0]] * count
-            made = AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+            made = Processes(self.spec, lambda: self.singles(1)[0], count, self.observations)
         elif self.make is not None or find_spec(self.spec).vector_entry_point is None:
             raise UserError(f"{self.spec} has no vectorised form of its own; use stepping=single or stepping=async.")
         else:
