@@ -673,6 +673,25 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/language/gspo.py",
+        "test_gspo.py -k 'not learns'",
+        [
+            ("torch.exp(total / counted.sum(1).clamp(min=1))", "torch.exp(total)"),
+            ("* torch.exp(logprob - logprob.detach())", "* torch.exp(logprob.detach() - logprob.detach())"),
+            ('sequence_ratio(log_ratio, experience["weight"] != 0)', 'sequence_ratio(log_ratio, experience["mask"])'),
+            ("(stopped & counted).sum(1) / counted.sum(1).clamp(min=1)", "stopped.float()"),
+        ],
+    ),
+    Group(
+        "methods/language/cispo.py",
+        "test_cispo.py -k 'not learns'",
+        [
+            ("return ratio.detach().clamp(", "return ratio.clamp("),
+            ("else 1 - clip_low, 1 + clip_high)", "else 1 - clip_low, math.inf)"),
+            ("-math.inf if clip_low is None else 1 - clip_low", "0.8 if clip_low is None else 1 - clip_low"),
+        ],
+    ),
+    Group(
         "methods/language/p3o.py",
         "test_p3o.py -k 'not learns and not run_of and not a_run'",
         [

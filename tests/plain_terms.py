@@ -46,6 +46,27 @@ def clipped_surrogate(t: Table, p: Any, o: Table) -> float:
     return over_steps(t, p, loss)
 
 
+def sequence_surrogate(t: Table, p: Any, o: Table) -> float:
+    """One ratio a rollout, the geometric mean of its counted tokens'."""
+    ratios: dict[int, float] = {}
+    for i in training(t):
+        ratios[i] = math.exp(fmean([log_ratio(t, o, i, k) for k in chosen(t, i) if t["weight"][i][k]]))
+
+    def loss(i: int, k: int) -> float:
+        ratio, gain = ratios[i], t["advantage"][i][k]
+        return -min(ratio * gain, max(1 - p.clip_range, min(1 + p.clip_range_high, ratio)) * gain)
+
+    return over_steps(t, p, loss)
+
+
+def clipped_importance_weight(t: Table, p: Any, o: Table) -> float:
+    def loss(i: int, k: int) -> float:
+        weight = min(1 + p.clip_range_high, math.exp(log_ratio(t, o, i, k)))
+        return -weight * t["advantage"][i][k] * o["logprob"][i][k]
+
+    return over_steps(t, p, loss)
+
+
 def policy_gradient(t: Table, p: Any, o: Table) -> float:
     return over_steps(t, p, lambda i, k: -t["advantage"][i][k] * o["logprob"][i][k])
 
@@ -121,6 +142,8 @@ TERMS: dict[str, Callable[[Table, Any, Table], float]] = {
     f.__name__.replace("_", "-"): f
     for f in (
         clipped_surrogate,
+        sequence_surrogate,
+        clipped_importance_weight,
         policy_gradient,
         value_loss,
         value_cross_entropy,
