@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import polyrl
 from control_environments import Walk, random_walk
 from polyrl.errors import UserError
+from polyrl.models.actor import DistributionActor
 from polyrl.policies.control import ControlPolicy, distribution_of
 from polyrl.policies.mlp import mlp
 from polyrl.runs import make_loop
@@ -175,7 +176,7 @@ BAD = [
 def test_a_reward_that_is_not_finite_stops_evaluation_too(reward: Any, told: str) -> None:
     task = ControlTask("mine", make=lambda: Scripted(lambda t: reward if t == 3 else 1.0))
     with pytest.raises(UserError, match=f"Environment 0 of mine gave the reward {told} at step 3 of its episode"):
-        Judge(task, 0)(quiet_policy(task), 2)
+        Judge(task, 0)(DistributionActor(quiet_policy(task)), 2)
 
 
 @pytest.mark.parametrize("mode", [*AutoresetMode])
@@ -186,7 +187,7 @@ def test_so_it_does_in_vector_environments(mode: AutoresetMode, reward: float) -
 
     task = ControlTask("mine", make=make)
     with pytest.raises(UserError, match=r"gave the reward (nan|inf) at step 3 of its episode"):
-        Judge(task, 0)(quiet_policy(task), 2)
+        Judge(task, 0)(DistributionActor(quiet_policy(task)), 2)
 
 
 def test_nothing_is_written_of_an_evaluation_that_failed(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_steps_of_another_form_are_told(given: Any, told: str) -> None:
 
     task = ControlTask("mine", make=Old)
     with pytest.raises(UserError, match=rf"{told} \(observation, reward, terminated, truncated, info\) at step 1"):
-        Judge(task, 0)(quiet_policy(task), 1)
+        Judge(task, 0)(DistributionActor(quiet_policy(task)), 1)
 
 
 def test_a_reset_of_another_form_is_told() -> None:
@@ -234,7 +235,7 @@ def test_a_reset_of_another_form_is_told() -> None:
 
     task = ControlTask("mine", make=lambda: Old(space=spaces.Box(-1, 1, (2,))))
     with pytest.raises(UserError, match=r"gave a ndarray from reset and not \(observation, info\)"):
-        Judge(task, 0)(quiet_policy(task), 1)
+        Judge(task, 0)(DistributionActor(quiet_policy(task)), 1)
 
 
 # ---------------------------------------------------------------------------------------- the user's own code

@@ -16,8 +16,14 @@ from conftest import SEED, reached
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.methods.control.llm_guidance import advice_weight
-from polyrl.policies.adviser import Adviser, average_entropy, brier_score, calibration_error, discrimination
-from polyrl.policies.mixture import mixed_logits, mixed_logprob, mixed_slope
+from polyrl.methods.control.llm_guidance.adviser import (
+    Adviser,
+    average_entropy,
+    brier_score,
+    calibration_error,
+    discrimination,
+)
+from polyrl.methods.control.llm_guidance.mixture import mixed_logits, mixed_logprob, mixed_slope
 from polyrl.runs import make_loop
 from polyrl.runtime.config import Given, RunConfig
 from polyrl.tasks.control.unlock_grid import FORWARD, LEFT, OPEN, PICK_UP, RIGHT, UnlockGrid
@@ -213,7 +219,7 @@ def test_it_composes_with_ppo() -> None:
 
 
 def test_dropout_is_on_for_the_adviser_only_while_it_is_asked() -> None:
-    guide = loop_of().world.guide
+    guide = loop_of().world.actor.guide
     adviser: Adviser = guide.adviser
     text = [UnlockGrid(4).words((0, 0, 0, 0, 0))]
     several = adviser.answers(text, 4, 1)

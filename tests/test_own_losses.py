@@ -284,7 +284,7 @@ class WrongWay(Categorical):
 def acts_by(distribution: Distribution) -> Callable[[ControlWorld], None]:
     def alter(world: ControlWorld) -> None:
         world.policy.distribution = distribution
-        world.flat = {name: FlatParameters(module) for name, module in world._models().items()}
+        world.flat = {name: FlatParameters(module) for name, module in world.modules.items()}
         world._passes = ActorCriticPasses.of(world.policy, world.critic)
 
     return alter

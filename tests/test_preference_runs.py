@@ -158,8 +158,8 @@ def test_a_round_needs_no_reference_model(taught: Path, tmp_path: Path) -> None:
     """Log-ratios to the policy that sampled are 0 before the first step, and the loss is log 2."""
     from polyrl.catalogue import build
 
-    assert "reference" not in build("iterative-dpo", {"reference": "round"}).models()
-    assert "reference" in build("iterative-dpo").models()
+    assert "reference" not in build("iterative-dpo", {"reference": "round"}).required_models()
+    assert "reference" in build("iterative-dpo").required_models()
     trained(
         "iterative-dpo(reference=round,epochs=1,minibatches=1)", taught, tmp_path / "run", "iterations=2",
         prompts_per_step=16,

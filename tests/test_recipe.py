@@ -90,7 +90,7 @@ def test_every_method_of_the_catalogue_holds_together() -> None:
     for slug in catalogue.methods():
         recipe = build(slug)
         assert recipe.name == slug
-        assert set(recipe.adds) <= {p.name for p in recipe.parts()}, slug
+        assert set(recipe.adds) <= {p.name for p in recipe.parts()} | {*recipe.models}, slug
         assert set(recipe.notes) <= {"collect", "score", "credit", "select", "improve"}, slug
 
 
@@ -101,13 +101,13 @@ def test_the_reference_is_measured_only_where_the_kl_counts() -> None:
     on, off = build("rloo", {"kl_coef": 0.1}), build("rloo", {"kl_coef": 0})
     assert names(on)["score"] == ["task-reward", "reference-logprob", "token-kl-penalty"]
     assert names(off)["score"] == ["task-reward", "token-kl-penalty"]
-    assert on.models() == {"reference"} and off.models() == frozenset()
+    assert on.required_models() == {"reference"} and off.required_models() == frozenset()
 
 
 def test_a_term_that_needs_the_reference_has_it_measured_in_score() -> None:
     on, off = build("grpo", {"kl_loss_coef": 0.04}), build("grpo")
-    assert names(on)["score"] == ["task-reward", "reference-logprob"] and on.models() == {"reference"}
-    assert names(off)["score"] == ["task-reward"] and off.models() == frozenset()
+    assert names(on)["score"] == ["task-reward", "reference-logprob"] and on.required_models() == {"reference"}
+    assert names(off)["score"] == ["task-reward"] and off.required_models() == frozenset()
 
 
 def test_both_kls_share_one_measurement() -> None:
@@ -117,9 +117,9 @@ def test_both_kls_share_one_measurement() -> None:
 
 def test_values_are_measured_before_gae_and_only_there() -> None:
     assert names(build("ppo"))["credit"] == ["values", "gae", "whiten-advantage"]
-    assert build("ppo").models() == {"critic", "reference"}
+    assert build("ppo").required_models() == {"critic", "reference"}
     for other in ("grpo", "rloo", "remax", "reinforce++"):
-        assert "values" not in names(build(other))["credit"] and "critic" not in build(other).models()
+        assert "values" not in names(build(other))["credit"] and "critic" not in build(other).required_models()
 
 
 def test_weights_come_first_in_select_or_stand_alone() -> None:
@@ -157,7 +157,7 @@ def test_grpo_with_the_leave_one_out_of_rloo() -> None:
 
 def test_ppo_with_rloo_drops_the_value_loss_that_has_nothing_to_learn() -> None:
     mixed = build("ppo(completions_per_prompt=4)+rloo")
-    assert mixed.dropped == ("value-loss",) and not mixed.models() & {"critic"}
+    assert mixed.dropped == ("value-loss",) and not mixed.required_models() & {"critic"}
     assert "value-loss" not in names(mixed)["improve"] and "values" not in names(mixed)["credit"]
 
 
@@ -205,7 +205,7 @@ def test_a_part_with_hyperparameters() -> None:
     mixed = build("grpo+reference-kl(kl_loss_coef=0.04, kl_estimator=k2)")
     assert mixed.terms[1] == ReferenceKL(kl_loss_coef=0.04, kl_estimator="k2")
     assert len(mixed.terms) == 2  # it replaced grpo's own
-    assert mixed.models() == {"reference"}
+    assert mixed.required_models() == {"reference"}
 
 
 def test_hyperparameters_of_a_part_are_its_own() -> None:

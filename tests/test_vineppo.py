@@ -207,7 +207,7 @@ def test_rows_padding_and_twins_do_not_matter(world: Any, monkeypatch: pytest.Mo
 
 
 def test_composition() -> None:
-    assert catalogue.build("ppo+vineppo").models() == frozenset({"reference"})  # no critic is left
+    assert catalogue.build("ppo+vineppo").required_models() == frozenset({"reference"})  # no critic is left
     assert "value-loss" in catalogue.build("ppo+vineppo").dropped
     names = [p.name for p in catalogue.build("grpo+vineppo").credit]
     assert names == ["vine-advantage"]

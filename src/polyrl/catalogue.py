@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from polyrl.recipe import Part, Recipe
 
 PACKAGE = Path(__file__).parent
-ABSTRACT = {"Part", "Term", "Improver", "Architecture", "Averaged", "PairTerm", "LogRatioLoss"}
-ROOTS = {"Term": "improve", "Improver": "improve", "Architecture": "policy"}
+ABSTRACT = {"Part", "Term", "Improver", "Architecture", "Averaged", "PairTerm", "LogRatioLoss", "OffPolicyTerm"}
+ROOTS = {"Term": "improve", "Improver": "improve", "Architecture": "policy", "Change": "data", "Trained": "models"}
 """Stage of the classes of `polyrl.recipe` that parts derive from."""
 WING_OF_FOLDER = {"preference": "language"}
 """Folders of methods that run in the wing of another name."""
@@ -184,11 +184,13 @@ def variants() -> dict[str, list[MethodInfo]]:
     The package's own come first, then those of installed packages (entry points `polyrl.methods`).
     """
     found: dict[str, list[MethodInfo]] = {}
-    for path in sorted((PACKAGE / "methods").glob("*/*.py")):
-        if path.stem != "__init__":
-            info = method_info(path, f"polyrl.methods.{path.parent.name}.{path.stem}", path.parent.name)
-            if info:
-                found.setdefault(info.slug, []).append(info)
+    root = PACKAGE / "methods"
+    files = [path for path in root.glob("*/*.py") if path.stem != "__init__"]
+    for path in sorted([*files, *root.glob("*/*/__init__.py")]):  # a long paper is a folder
+        named = path.parent if path.stem == "__init__" else path.with_suffix("")
+        info = method_info(path, f"polyrl.methods.{named.parent.name}.{named.name}", named.parent.name)
+        if info:
+            found.setdefault(info.slug, []).append(info)
     from importlib.metadata import entry_points
 
     for entry in entry_points(group="polyrl.methods"):

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from polyrl.core.update import Means
 from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.recipe import STAGES, Recipe, Stage
 from polyrl.runtime.budget import Spent
@@ -39,6 +40,7 @@ from polyrl.runtime.throughput import throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -88,42 +90,30 @@ class Loop:
         """Make the optimisers."""
         self._stages = self.recipe.stages()
         if self.context.optimiser is None:
-            self.context.optimiser = self.recipe.optimise.optimisers(self.world)
+            self.context.optimiser = self.recipe.improver.optimisers(self.world)
+        self.context.turns = self.recipe.turns
 
     # ---------------------------------------------------------------------------------------------- one iteration
 
-    def iterate(self, observe: Observer | None = None) -> Experience:
-        """Run the five stages once; metrics are left in the context."""
+    def iterate(self, observe: Observer | None = None) -> Experience | None:
+        """Run an iteration: the five stages once, or as many turns of them as the recipe says.
+
+        Metrics are left in the context.
+        """
         context, recipe = self.context, self.recipe
         context.iteration += 1
-        context.metrics, context.touched = {}, False
+        context.metrics, context.ended, context.means, context.touched = {}, {}, Means(), False
         before = context.began = dataclasses.replace(context.spent)
-        experience: Any = None
+        experience: Experience | None = None
         sampling = 0.0  # seconds of the stages in which tokens are sampled
-        for stage, parts in self._stages:
-            tokens = context.spent.tokens
-            with self._timed(stage):
-                if stage == "select":
-                    recipe.optimise.set_rates(context)
-                for part in parts:
-                    if stage == "improve":
-                        continue
-                    began, earlier = time.perf_counter(), experience
-                    experience = part(experience, context)
-                    if observe:
-                        observe(stage, part, earlier, experience, time.perf_counter() - began)
-                if stage == "improve":
-                    began = time.perf_counter()
-                    recipe.optimise.run(recipe.terms, experience, context)
-                    if observe:
-                        observe(stage, recipe.optimise, experience, experience, time.perf_counter() - began)
-            if context.spent.tokens > tokens:
-                sampling += context.metrics[f"seconds/{stage}"]
-                self.sampled.add(stage)
-            if stage == "select":
-                with self._timed("monitor"):
-                    self.world.monitor(experience, context)
+        for turn in range(recipe.turns):
+            context.turn = turn if recipe.turns > 1 else None
+            experience, took = self._turn(observe)
+            sampling += took
         context.spent.iterations += 1
+        for rows in context.sources.values():
+            rows.commit()
+            context.metrics.update(rows.facts())
         spent = context.metrics
         context.spent.seconds += sum(spent[f"seconds/{s}"] for s in STAGES)
         if context.spent.tokens > before.tokens:
@@ -131,7 +121,40 @@ class Loop:
         elif context.spent.steps > before.steps:
             took = sum(spent[f"seconds/{s}"] for s in STAGES)
             spent["steps_per_second"] = (context.spent.steps - before.steps) / took
-        return experience  # type: ignore[no-any-return]
+        return experience
+
+    def _turn(self, observe: Observer | None) -> tuple[Experience | None, float]:
+        """Run the stages once; what was collected, and the seconds of stages in which tokens were sampled."""
+        context, recipe, improver = self.context, self.recipe, self.recipe.improver
+        experience: Any = None
+        sampling = 0.0
+        for stage, parts in self._stages:
+            tokens = context.spent.tokens
+            with self._timed(stage):
+                if stage == "select":
+                    improver.set_rates(context)
+                for part in parts:
+                    if stage == "improve":
+                        continue
+                    began, earlier = time.perf_counter(), experience
+                    experience = part(experience, context)
+                    if observe:
+                        observe(stage, part, earlier, experience, time.perf_counter() - began)
+                for source, rows in zip(recipe.sources.values(), context.sources.values(), strict=True):
+                    if source.after == stage:
+                        rows.take(experience)
+                if stage == "improve":
+                    began = time.perf_counter()
+                    improver.run(recipe.terms, experience, context)
+                    if observe:
+                        observe(stage, improver, experience, experience, time.perf_counter() - began)
+            if context.spent.tokens > tokens:
+                sampling += context.metrics[f"seconds/{stage}"]
+                self.sampled.add(stage)
+            if stage == "select" and experience is not None:
+                with self._timed("monitor"):
+                    self.world.monitor(experience, context)
+        return experience, sampling
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -303,16 +326,25 @@ class Loop:
                 state,
                 self.context.optimiser,
                 self._names(),
-                self.world.save,
+                self._save,
                 self.context.stores,
                 keep=self.keep_checkpoints,
                 say=self._warn,
             )
 
+    def _save(self, folder: Path) -> None:
+        """Write models and sources into a new checkpoint's folder."""
+        self.world.save(folder)
+        before = checkpoints(folder.parent)
+        for rows in self.context.sources.values():
+            rows.save(folder, before[-1] if before else None)
+
     def _rescue(self, spent: Spent, memories: dict[str, Any], stores: dict[str, dict[str, Tensor]]) -> None:
         """Write a checkpoint of the finished iterations when one fails before its first optimiser step."""
         if self.context.touched:
             return  # the models have moved: the last regular checkpoint is the one from before
+        if not all(rows.rewind() for rows in self.context.sources.values()):
+            return  # a source was written over where it began
         self.world.rewind()
         self.context.iteration -= 1
         self.context.spent, self.context.memories, self.context.stores = spent, memories, stores
@@ -357,6 +389,8 @@ class Loop:
                     f"The checkpoint {newest} is of another run: its {name} is {state.get(name)}, not {mine}."
                 )
         self.world.load(newest)
+        for rows in self.context.sources.values():
+            rows.load(newest)
         load_optimisers(newest, self.context.optimiser, self._names())
         self.context.stores = load_stores(newest)
         try:

@@ -13,7 +13,7 @@ import inspect
 import math
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,10 +25,13 @@ from polyrl.settings import parse_value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from polyrl.core.update import See, Step, Update
+    from polyrl.data.base import Source
     from polyrl.experience import Experience
+    from polyrl.models.base import Model
     from polyrl.runtime.context import Context
 
-Stage = Literal["policy", "collect", "score", "credit", "select", "improve"]
+Stage = Literal["policy", "models", "data", "collect", "score", "credit", "select", "improve"]
 STAGES: tuple[Stage, ...] = ("collect", "score", "credit", "select", "improve")
 
 
@@ -106,6 +109,25 @@ class Part:
         """Return the experience with the fields that the part gives."""
         raise NotImplementedError
 
+    def apply(self, batch: Experience, see: See) -> Experience:
+        """The same within an update, where models and draws may be seen; no gradient flows through it."""
+        return self(batch, see.context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change(Part):
+    """What changes an entry of a recipe when it is added: `sac+n-step` sums more rewards in the replay's rows."""
+
+    stage: ClassVar[Stage] = "data"
+
+    def change(self, recipe: Recipe) -> Recipe:
+        """The recipe with the entry changed.
+
+        Raises:
+            UserError: the recipe has no such entry.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Term(Part):
@@ -167,6 +189,14 @@ class Term(Part):
         found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
         return total.detach(), {name: x for name, x in zip(leaves, found, strict=True) if x is not None}
 
+    def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
+        """The loss within an update, where other models and draws may be seen; `loss` unless a term needs these."""
+        return self.loss(outputs, batch)
+
+    def priority(self, outputs: Mapping[str, Tensor], batch: Experience) -> Tensor | None:
+        """How much there is to learn from each row `[B, T]`, for sources that sample by it; None: it says nothing."""
+        return None
+
     def step_weights(self, experience: Experience) -> Tensor:
         """Return weights, shaped like the loss, that turn its sum into the term's average over all rows given."""
         raise NotImplementedError
@@ -180,7 +210,10 @@ class Term(Part):
 
 
 _BESIDE_THE_LOSS = frozenset(
-    {"name", "averaging", "weights", "step_weights", "slopes", "updated", "required", "required_models", "check_within"}
+    {
+        *("name", "averaging", "weights", "step_weights", "slopes", "updated", "priority"),
+        *("required", "required_models", "check_within", "apply"),
+    }
 )
 """Methods and properties of a term that neither its loss nor its statistics are made of."""
 
@@ -239,17 +272,110 @@ def _check_range(owner: str, f: dataclasses.Field[Any], value: Any) -> None:
         raise UserError(f"{owner}.{f.name} is {value!r} but must be {wanted}.")
 
 
+def options(part: Part) -> list[dataclasses.Field[Any]]:
+    """The fields of a part that are hyperparameters; others say how parts are joined (`Sample("replay")`)."""
+    return [f for f in dataclasses.fields(part) if not f.name.startswith("_") and (f.metadata or not _joins(part, f))]
+
+
+def _joins(part: Part, f: dataclasses.Field[Any]) -> bool:
+    value = getattr(part, f.name)
+    return not f.kw_only or isinstance(value, Part | tuple | Mapping)
+
+
+def _rebuilt(
+    step: Step, changed: Callable[[Part], Part], within: Callable[[tuple[Step, ...]], tuple[Step, ...]]
+) -> Step:
+    """An update, move or repeat whose parts are changed."""
+    from polyrl.core.update import Repeat, Update
+
+    if isinstance(step, Repeat):
+        return dataclasses.replace(step, of=within(step.of))
+    if isinstance(step, Update):
+        inner: dict[str, Any] = {
+            "batch": changed(step.batch),
+            "credit": tuple(map(changed, step.credit)),
+            "terms": tuple(map(changed, step.terms)),
+        }
+        return dataclasses.replace(step, **inner)
+    return step
+
+
+def check_updates(recipe: Recipe, given: set[str]) -> None:
+    """Refuse a list of updates that does not hold together.
+
+    Args:
+        recipe: what is checked.
+        given: fields that the stages of a turn give.
+
+    Raises:
+        UserError: a model or source that nobody states, an output that no model gives, or a field that is not there.
+    """
+    from polyrl.core.update import Again, Move, Update, flat
+
+    def known(name: str, what: str, entries: Mapping[str, Any], owner: str) -> None:
+        if name not in entries:
+            raise UserError(
+                f"{recipe.name}: '{owner}' names the {what} '{name}', which the recipe does not state; it has "
+                f"{', '.join(entries) or 'none'}."
+            )
+
+    known(recipe.acts, "model", recipe.models, "acts")
+    for name, model in recipe.models.items():
+        if model.copied:
+            known(model.copied, "model", recipe.models, name)
+    for source in recipe.sources.values():
+        for missing in sorted(source.required() - given if source.after else ()):
+            raise UserError(
+                f"{recipe.name}: the source '{source.name}' needs the field '{missing}', which no stage gives."
+            )
+    fields: set[str] = set(given)
+    for step in flat(recipe.updates):
+        if isinstance(step, Move):
+            known(step.target, "model", recipe.models, step.name)
+            known(step.towards, "model", recipe.models, step.name)
+            continue
+        known(step.trains, "model", recipe.models, step.name)
+        outputs = recipe.models[step.trains].outputs
+        for term in step.terms:
+            for missing in sorted(term.wants - outputs):
+                raise UserError(
+                    f"{recipe.name}: the term '{term.name}' wants the output '{missing}' of the model "
+                    f"'{step.trains}', which gives {', '.join(sorted(outputs)) or 'none'}."
+                )
+        if isinstance(step, Update) and step.batch.reads():
+            for name in step.batch.reads():
+                known(name, "source", recipe.sources, step.name)
+            fields = set.intersection(*(set(recipe.sources[name].fields) for name in step.batch.reads()))
+        elif not isinstance(step.batch, Again):
+            fields = set(given)
+        for part in (*step.credit, *step.terms):
+            for missing in sorted(part.required() - fields):
+                raise UserError(
+                    f"{recipe.name}: part '{part.name}' of the {step.name} needs the field '{missing}', which its "
+                    f"batch does not have; it has {', '.join(sorted(fields))}."
+                )
+            for name in sorted(part.required_models()):
+                known(name, "model", recipe.models, part.name)
+            fields |= part.gives
+        fields |= outputs
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Five stages filled with parts.
+    """Five stages filled with parts, and what they work on.
 
     Attributes:
         name: what the user typed, such as "grpo" or "ppo+k3".
-        collect: the one part that brings experience.
-        score, credit, select: chains of parts, run in order.
-        terms: the objective, a sum.
-        optimise: the part that takes the improvement step.
-        policy: what acts, where polyrl makes it; None where a model is given.
+        collect: the one part that brings experience; None where all rows are given.
+        score, credit, select: chains of parts, run in order on what was collected.
+        terms: the objective, a sum; with `optimise` the case of one update on the fresh batch.
+        optimise: the part that takes the improvement step; None where `updates` say what is done.
+        updates: what improves which model on which batch, in order (`polyrl.core.update`).
+        models: what has parameters, by name (`polyrl.models.base`), where the recipe says so.
+        sources: rows beside the fresh ones, by name (`polyrl.data.base`).
+        acts: the model that acts, by name.
+        turns: passes through the stages and the updates in one iteration.
+        policy: what acts, where polyrl makes it for `optimise`; None where a model is given.
         dropped: terms that went because a part that replaced another no longer gives what they need.
         adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
@@ -257,13 +383,18 @@ class Recipe:
     """
 
     name: str
-    collect: Part
-    score: tuple[Part, ...]
-    credit: tuple[Part, ...]
-    terms: tuple[Term, ...]
-    optimise: Improver
+    collect: Part | None = None
+    score: tuple[Part, ...] = ()
+    credit: tuple[Part, ...] = ()
+    terms: tuple[Term, ...] = ()
+    optimise: Improver | None = None
     select: tuple[Part, ...] = ()
     policy: Architecture | None = None
+    models: Mapping[str, Model] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    updates: tuple[Step, ...] = ()
+    acts: str = "policy"
+    turns: int = 1
     adds: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
@@ -276,7 +407,8 @@ class Recipe:
         chains: dict[Stage, list[Part]] = {stage: list(self.listed(stage)) for stage in STAGES}
         given: set[str] = set()
         for stage in STAGES:
-            for part in list(chains[stage]):
+            kept = [source for source in self.sources.values() if source.after == stage]  # they read what is there then
+            for part in [*chains[stage], *kept]:
                 for name in sorted(part.required() - given):
                     if name not in MEASURES:
                         continue
@@ -291,28 +423,70 @@ class Recipe:
     def listed(self, stage: Stage) -> tuple[Part, ...]:
         """Parts of a stage as the recipe states them (for improve: the terms, then the optimiser)."""
         if stage == "collect":
-            return (self.collect,)
+            return (self.collect,) if self.collect else ()
         if stage == "improve":
-            return (*self.terms, self.optimise)
+            return (*self.terms, self.improver)
         return typing.cast("tuple[Part, ...]", getattr(self, stage))
 
+    @functools.cached_property
+    def improver(self) -> Improver:
+        """What improves: `optimise`, or the list of updates."""
+        if self.optimise is not None:
+            return self.optimise
+        from polyrl.core.update import UpdateList
+
+        return UpdateList(updates=self.updates)
+
+    def update_steps(self) -> list[Step]:
+        """Every update, move and repeat, what is repeated behind its repeat."""
+        from polyrl.core.update import Repeat
+
+        found: list[Step] = []
+
+        def walk(steps: tuple[Step, ...]) -> None:
+            for step in steps:
+                found.append(step)
+                if isinstance(step, Repeat):
+                    walk(step.of)
+
+        walk(self.updates)
+        return found
+
+    def entries(self) -> list[tuple[str, Part]]:
+        """Models, sources and what the updates are made of, each with the name by which its hyperparameters are set."""
+        from polyrl.core.update import Update
+
+        found: list[tuple[str, Part]] = [*self.models.items(), *self.sources.items()]
+        for step in self.update_steps():
+            if isinstance(step, Update):
+                found.append((step.batch.name, step.batch))
+                found += [(part.name, part) for part in (*step.credit, *step.terms)]
+            found.append((step.name, step))
+        return found
+
     def parts(self) -> Iterator[Part]:
-        """Yield every part in the order of the stages, measuring parts included."""
+        """Yield every part in the order of the stages, measuring parts included, those of updates at the end."""
         for _, parts in self.stages():
             yield from parts
+        for _, part in self.entries():
+            yield part
 
-    def models(self) -> frozenset[str]:
-        """Models besides the policy that the recipe needs."""
+    def required_models(self) -> frozenset[str]:
+        """Models besides the policy that parts need, where the recipe does not list its models itself."""
         return frozenset().union(*(p.required_models() for p in self.parts()))
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Every hyperparameter as `part.field` -> value."""
+        """Every hyperparameter as `part.field` -> value; of models and sources as `name.field`."""
+        parts = [(p.name, p) for p in (*([self.policy] if self.policy else []), *self._stage_parts())]
         return {
-            f"{p.name}.{f.name}": getattr(p, f.name)
-            for p in (*([self.policy] if self.policy else []), *self.parts())
-            for f in dataclasses.fields(p)
-            if not f.name.startswith("_")
+            f"{name.replace('_', '-')}.{f.name}": getattr(p, f.name)
+            for name, p in (*parts, *self.entries())
+            for f in options(p)
         }
+
+    def _stage_parts(self) -> Iterator[Part]:
+        for _, parts in self.stages():
+            yield from parts
 
     # ---------------------------------------------------------------------------------------------- composing
 
@@ -321,13 +495,29 @@ class Recipe:
         if isinstance(other, Recipe):
             result = self
             own = [other.policy] if other.policy else []
+            for name, model in other.models.items():
+                if name in other.adds:
+                    result = result._with_model(name, model)
             for part in [p for p in (*own, *other.parts()) if p.name in other.adds]:
                 result = result._with(part)
             return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=self.adds + other.adds)
         result = self._with(other)
         return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=(*self.adds, other.name))
 
+    def _with_model(self, name: str, model: Model) -> Recipe:
+        """Put a model into the place of one of the same name, which must give what is read of it."""
+        old = self.models.get(name)
+        if old is None:
+            raise UserError(f"{self.name} has no model '{name}', so '{model.name}' has nothing to replace.")
+        shared = {f.name for f in options(model)} & {f.name for f in options(old)}
+        model = dataclasses.replace(model, **{f: getattr(old, f) for f in shared})
+        return dataclasses.replace(self, models={**self.models, name: model})
+
     def _with(self, part: Part) -> Recipe:
+        if isinstance(part, Change):
+            return part.change(self)
+        if self.updates and (found := self._within_updates(part)) is not None:
+            return found
         which = "optimise" if isinstance(part, Improver) else part.stage
         if which in ("policy", "collect", "optimise"):
             old = getattr(self, which)
@@ -346,9 +536,59 @@ class Recipe:
             chain = (*chain, part)
         return self._changed(where, chain)._without_orphans(replaced)
 
+    def _within_updates(self, part: Part) -> Recipe | None:
+        """Put a part where one of its slot stands in an update, or a term into the one update that gives what it wants.
+
+        None where it is neither: then it belongs to a stage.
+        """
+        from polyrl.core.update import Update
+
+        def alike(other: Part) -> bool:
+            return type(other) is type(part) or (bool(part.slot) and other.slot == part.slot)
+
+        def placed(update: Update) -> Update:
+            return dataclasses.replace(
+                update,
+                credit=tuple(part if alike(p) else p for p in update.credit),
+                terms=typing.cast("tuple[Term, ...]", tuple(part if alike(t) else t for t in update.terms)),
+            )
+
+        updates = [u for u in self.update_steps() if isinstance(u, Update)]
+        if any(alike(p) for u in updates for p in (*u.credit, *u.terms)):
+            return self._with_updates(placed)
+        if not isinstance(part, Term):
+            return None
+        able = [u for u in updates if part.wants <= self.models[u.trains].outputs]
+        if len(able) != 1:
+            which = f"the updates of {', '.join(u.trains for u in able)} all do" if able else "no update does"
+            raise UserError(
+                f"{self.name}: the term '{part.name}' belongs to an update of a model that gives "
+                f"{' and '.join(sorted(part.wants))}, and {which}; say where it belongs in a method file."
+            )
+        joined = dataclasses.replace(able[0], terms=(*able[0].terms, part))
+        return self._with_updates(lambda update: joined if update == able[0] else update)
+
+    def _with_updates(self, changed: Callable[[Update], Update]) -> Recipe:
+        """The recipe with every update changed, those in repeats too."""
+        from polyrl.core.update import Repeat, Update
+
+        def walk(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+            return tuple(
+                dataclasses.replace(s, of=walk(s.of))
+                if isinstance(s, Repeat)
+                else changed(s)
+                if isinstance(s, Update)
+                else s
+                for s in steps
+            )
+
+        return dataclasses.replace(self, updates=walk(self.updates))
+
     def _without_orphans(self, replaced: Sequence[Part]) -> Recipe:
         """Drop terms whose needs only a replaced part gave: without GAE's targets a value loss has nothing to learn."""
-        given = {g for p in (self.collect, *self.score, *self.credit, *self.select) for g in p.gives} | set(MEASURES)
+        given = {g for p in (*self.listed("collect"), *self.score, *self.credit, *self.select) for g in p.gives} | set(
+            MEASURES
+        )
         lost = {g for p in replaced for g in p.gives} - given
         orphans = tuple(t for t in self.terms if t.required() & lost)
         if not orphans:
@@ -373,26 +613,33 @@ class Recipe:
         wanted_part, _, wanted = name.replace("-", "_").rpartition(".")
         hits = 0
 
-        def changed(part: Part) -> Part:
+        def changed(part: Part, called: str = "") -> Part:
             nonlocal hits
-            if wanted_part and part.name.replace("-", "_") != wanted_part:
+            if wanted_part and (called or part.name).replace("-", "_") != wanted_part:
                 return part
-            for f in dataclasses.fields(part):
+            for f in options(part):
                 if f.name == wanted:
                     hits += 1
                     hints = typing.get_type_hints(type(part))
-                    return dataclasses.replace(part, **{wanted: parse_value(part.name, wanted, hints[wanted], value)})
+                    value_ = parse_value(called or part.name, wanted, hints[wanted], value)
+                    return dataclasses.replace(part, **{wanted: value_})
             return part
+
+        def within(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+            return tuple(typing.cast("Step", changed(_rebuilt(step, changed, within))) for step in steps)
 
         result = dataclasses.replace(
             self,
-            collect=changed(self.collect),
+            collect=self.collect and changed(self.collect),
             score=tuple(changed(p) for p in self.score),
             credit=tuple(changed(p) for p in self.credit),
             select=tuple(changed(p) for p in self.select),
             terms=typing.cast("tuple[Term, ...]", tuple(changed(p) for p in self.terms)),
-            optimise=typing.cast("Improver", changed(self.optimise)),
+            optimise=typing.cast("Improver | None", self.optimise and changed(self.optimise)),
             policy=typing.cast("Architecture | None", self.policy and changed(self.policy)),
+            models={k: typing.cast("Model", changed(m, k)) for k, m in self.models.items()},
+            sources={k: typing.cast("Source", changed(m, k)) for k, m in self.sources.items()},
+            updates=within(self.updates),
         )
         if not hits:
             names = [k for key in self.hyperparameters() for k in (key, key.rpartition(".")[2])]
@@ -416,13 +663,18 @@ class Recipe:
         given: set[str] = set()
         if self.policy:
             self.policy.check_within(self)
+        if (self.optimise is None) == (not self.updates):
+            raise UserError(
+                f"{self.name} must say how it improves: either terms and optimise, or a list of updates, and not both."
+            )
         for stage, parts in self.stages():
             for part in parts:
                 if part.stage != stage:
                     raise UserError(f"{self.name}: part '{part.name}' works in stage {part.stage}, not in {stage}.")
                 for missing in sorted(part.required() - given):
                     late = [p.name for p in self.parts() if missing in p.gives - p.required()]
-                    able = {p for p in providers if missing in p.gives - p.needs}
+                    # what sees models works within updates only
+                    able = {p for p in providers if missing in p.gives - p.needs and p.apply is Part.apply}
                     # of many those that no paper owns
                     able = {p for p in able if ".methods." not in p.__module__} if len(able) > MOST_NAMED else able
                     would = late or sorted(kebab(p.__name__) for p in able)
@@ -439,4 +691,6 @@ class Recipe:
                     )
                 given |= part.gives
                 part.check_within(self)
+        if self.updates:
+            check_updates(self, given)
         return self

@@ -138,6 +138,7 @@ def make_loop(
     threadpool_limits(config.threads, user_api="blas")  # NumPy's
     world: World = wing_module(config, given).make_world(config, task, recipe, say)
     context = Context(world=world, seed=config.seed, budget=budget)
+    context.sources = {name: source.make(name, task, config) for name, source in recipe.sources.items()}
     loop = Loop(
         recipe,
         world,

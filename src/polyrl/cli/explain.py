@@ -84,7 +84,7 @@ def _parts_table(parts: Sequence[Part], recipe: Recipe) -> Padding:
 
 def _has_critic(recipe: Recipe) -> bool:
     """Whether a critic is trained: the recipe asks for the model, or a term reads its values."""
-    return "critic" in recipe.models() or any("value" in term.wants for term in recipe.terms)
+    return "critic" in recipe.required_models() or any("value" in term.wants for term in recipe.terms)
 
 
 def title(spec: str, recipe: Recipe) -> Panel:

@@ -50,7 +50,7 @@ def play(
     world: Any = open_policy(folder, trust_code=trust_code)
     assert isinstance(world, ControlWorld)
     if video is None and not render:
-        played = Judge(world.task, SEED, lanes=min(episodes, 20))(world.policy, episodes)
+        played = Judge(world.task, SEED, lanes=min(episodes, 20))(world.judged, episodes)
     elif video is not None:
         played = _filmed(world, episodes, video)
     else:
@@ -81,7 +81,7 @@ def _print(task: ControlTask, played: list[Episode]) -> None:
 def _shown(world: ControlWorld, episodes: int, mode: str, watch: Callable[[Environment], None] | None) -> list[Episode]:
     judge = Judge(world.task, SEED, lanes=1, render_mode=mode, watch=watch)
     try:
-        return judge(world.policy, episodes)
+        return judge(world.judged, episodes)
     finally:
         judge.close()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean
 from typing import ClassVar
 
 import numpy as np
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from polyrl.experience import Experience
+from polyrl.models.actor import Actor
 from polyrl.policies.control import CLIP, EPSILON, ControlCritic, ControlPolicy, Distribution, RunningMoments
 from polyrl.policies.mlp import Activation, layer_sizes, mlp
 from polyrl.recipe import Architecture, Part, Stage, knob
 from polyrl.rows import SpecialRows
 from polyrl.runtime.context import Context
 from polyrl.runtime.seeding import generator
+from polyrl.tasks.control.environment import ControlTask
 
 # ------------------------------------------------------------------------------------------------------------- policy
 
@@ -78,22 +80,34 @@ class StepEnvironments(Part):
             "truncated",
             "final_observation",
             "starts_episode",
+            "rollout_end",
         }
     )
 
     environments: int = knob(8, "environments that are stepped together", low=1)
     steps_per_environment: int = knob(128, "steps of each environment in one iteration", low=1)
 
+    def actor(self, inner: Actor, task: ControlTask, seed: int, say: Callable[[str], None]) -> Actor:
+        """What acts in training, made of the policy's own actor: here that itself; a paper's wrapper in its own part.
+
+        Raises:
+            UserError: the wrapper does not fit the task.
+        """
+        return inner
+
+    def acting(self, context: Context) -> Actor | None:
+        """Who acts in this turn, where that is not the run's actor; None is that."""
+        return None
+
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `[B, T]` steps, B = `environments`, T = `steps_per_environment`; logs the episodes that ended."""
         batch: Experience
         batch, returns, lengths = context.world.collect(
-            self.environments, self.steps_per_environment, context.generator("collect")
+            self.environments, self.steps_per_environment, context.generator("collect"), self.acting(context)
         )
         context.spent.steps += int(batch["mask"].sum())
         context.spent.samples += len(returns)
-        if returns:
-            context.log(episode__return=fmean(returns), episode__length=fmean(lengths), episode__count=len(returns))
+        context.log_episodes(returns, lengths)
         return batch
 
 

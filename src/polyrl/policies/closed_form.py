@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
+from polyrl.models.actor import Actor
 from polyrl.policies.control import IN_PLACE, ControlCritic, ControlPolicy, Distribution, Floats, WayBack, is_plain
-from polyrl.policies.mixture import FIELDS_READ, mixed_slope
 
 Slope = Callable[[Floats, Floats], None]
 """Multiplies a slope `[N, H]` in place by an activation's derivative, told by the activation's output `[N, H]`."""
@@ -110,17 +110,22 @@ class Layers:
 class ActorCriticPasses:
     """Log-probabilities, entropies and values of single steps, and their way back into the gradients."""
 
-    reads = frozenset({"observation", "action"}) | FIELDS_READ
-    """Fields that `forward` needs; where there is advice, log-probabilities are those of the mixture with it."""
+    reads = frozenset({"observation", "action"})
+    """Fields that `forward` needs, beside those that the actor's log-probability depends on."""
 
-    def __init__(self, policy: ControlPolicy, actor: Layers | None, critic: Layers | None):
-        self.policy, self.actor, self.critic = policy, actor, critic
+    def __init__(self, policy: ControlPolicy, actor: Layers | None, critic: Layers | None, acting: Actor | None = None):
+        self.policy, self.actor, self.critic, self.acting = policy, actor, critic, acting
         self._way_back: Callable[[Floats, Floats], Floats] | None = None
         self._compared = False
 
     @classmethod
-    def of(cls, policy: ControlPolicy, critic: ControlCritic | None) -> ActorCriticPasses | None:
-        """Those of these networks; None where a layer has no form here and autograd must do it."""
+    def of(
+        cls, policy: ControlPolicy, critic: ControlCritic | None, acting: Actor | None = None
+    ) -> ActorCriticPasses | None:
+        """Those of these networks; None where a layer has no form here and autograd must do it.
+
+        `acting`: whose log-probability it is, where that is not the policy's own.
+        """
         # what a subclass computes in another way is not what is written here
         if type(policy).outputs is not ControlPolicy.outputs:
             return None
@@ -131,7 +136,7 @@ class ActorCriticPasses:
         judge = None if critic is None else Layers.of(critic.network)
         if actor is None or (critic is not None and judge is None):
             return None
-        return cls(policy, actor, judge)
+        return cls(policy, actor, judge, acting)
 
     def forward(self, batch: Experience, wants: frozenset[str]) -> dict[str, Tensor]:
         """What is wanted of "logprob", "entropy" and "value", `[N, 1]` each, of `observation` `[N, 1, D]`."""
@@ -144,8 +149,8 @@ class ActorCriticPasses:
                 compare_with_autograd(self.policy.distribution, numbers, action)
                 self._compared = True
             logprob, entropy, back = self.policy.distribution.differentiable(numbers, action)
-            if "advice" in batch:
-                logprob, slope = mixed_slope(logprob, action, *map(_array, (batch["advice"], batch["advice_weight"])))
+            if self.acting is not None and (found_by := self.acting.logprob_by_models(logprob, batch)) is not None:
+                logprob, slope = found_by
                 back = _through(slope, back)
             self._way_back = back
             found = {"logprob": _column(logprob), "entropy": _column(entropy)}
@@ -208,7 +213,7 @@ def compare_with_autograd(distribution: Distribution, numbers: Floats, action: N
 
 
 def _through(slope: Floats, back: WayBack) -> WayBack:
-    """The way back from a mixture's log-probability, whose derivative by the policy's is `slope` `[N]`."""
+    """The way back from an actor's log-probability, whose derivative by the policy's is `slope` `[N]`."""
     return lambda by_logprob, by_entropy: back(by_logprob * slope, by_entropy)
 
 

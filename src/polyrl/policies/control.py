@@ -134,8 +134,9 @@ class MomentArrays:
 class Distribution(nn.Module):
     """A family of distributions over actions, described by `size` numbers a state.
 
-    Sampling is `decide(numbers + noise)` with noise that fits the family, and the most probable action is
-    `decide(numbers)`; so acting needs no more than an addition.
+    Sampling is `sample(numbers, noise)` with noise that fits the family, and the most probable action is
+    `decide(numbers)`. Where noise need not depend on the state, as in most families, a sample is
+    `decide(numbers + noise)`: no more than an addition.
 
     Attributes:
         size: how many numbers describe one distribution.
@@ -155,11 +156,15 @@ class Distribution(nn.Module):
 
     @abstractmethod
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Floats:
-        """Noise that makes `decide` a sample, `[*shape, size]`."""
+        """Noise for `sample`, `[*shape, ...]`, in most families `[*shape, size]`."""
 
     @abstractmethod
     def decide(self, numbers: Floats) -> NDArray[Any]:
-        """Actions `[B, *action_shape]` of perturbed numbers `[B, size]`."""
+        """Most probable actions `[B, *action_shape]` of numbers `[B, size]`."""
+
+    def sample(self, numbers: Floats, noise: Floats) -> NDArray[Any]:
+        """Actions `[B, *action_shape]` at random, of numbers `[B, size]` and noise `[B, ...]` of `noise`'s making."""
+        return self.decide(numbers + noise)
 
     @abstractmethod
     def log_prob(self, numbers: Tensor, action: Tensor) -> Tensor:

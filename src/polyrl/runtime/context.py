@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from polyrl.runtime.budget import Budget, Spent
@@ -12,6 +14,8 @@ from polyrl.runtime.seeding import generator
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from polyrl.data.base import Rows
 
 
 @dataclass
@@ -30,6 +34,11 @@ class Context:
         optimiser: the trained models' optimisers, by model.
         touched: whether this iteration has already changed a model.
         compared: whether written derivatives were compared with autograd's, which a process does once.
+        sources: rows beside the fresh ones, by name (`polyrl.data.base.Rows`).
+        turn: number of the present pass through the stages, from 0; None where an iteration is one pass.
+        turns: passes in one iteration.
+        means: averages over the updates of this iteration.
+        ended: returns and lengths of the episodes that ended in this iteration.
     """
 
     world: Any
@@ -44,6 +53,16 @@ class Context:
     optimiser: Any = None
     touched: bool = False
     compared: bool = False
+    sources: dict[str, Rows] = field(default_factory=dict)
+    turn: int | None = None
+    turns: int = 1
+    means: Any = None
+    ended: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def turns_done(self) -> int:
+        """Passes through the stages that were made before the present one, in the whole run."""
+        return (self.iteration - 1) * self.turns + (self.turn or 0)
 
     @property
     def progress(self) -> float:
@@ -70,8 +89,10 @@ class Context:
         return 1 / self.budget.expected_iterations(spent)
 
     def generator(self, *names: object) -> torch.Generator:
-        """A random stream of this iteration; the same names give the same numbers."""
-        return generator(self.seed, *names, self.iteration)
+        """A random stream of this iteration, or of this turn of it; the same names give the same numbers."""
+        if self.turn is None:
+            return generator(self.seed, *names, self.iteration)
+        return generator(self.seed, *names, self.iteration, self.turn)
 
     def memory(self, name: str) -> dict[str, Any]:
         """The numbers that a part keeps from one iteration to the next."""
@@ -80,6 +101,17 @@ class Context:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors that a part keeps from one iteration to the next: replaced, never written into."""
         return self.stores.setdefault(name, {})
+
+    def log_episodes(self, returns: Sequence[float], lengths: Sequence[float]) -> None:
+        """Log the episodes that ended, as means over those of the whole iteration so far."""
+        if not returns:
+            return
+        self.ended.setdefault("return", []).extend(returns)
+        self.ended.setdefault("length", []).extend(lengths)
+        found = {name: fmean(values) for name, values in self.ended.items()}
+        self.log(
+            episode__return=found["return"], episode__length=found["length"], episode__count=len(self.ended["return"])
+        )
 
     def log(self, **values: SupportsFloat) -> None:
         """Add metrics to this iteration's record; `__` in a name becomes `/`."""

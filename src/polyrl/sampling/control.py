@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from polyrl.errors import Diverged, UserError
-from polyrl.policies.control import ControlPolicy, Floats
-from polyrl.policies.mixture import Mixing
+from polyrl.models.actor import ActionNotFinite, Actor, Moment
+from polyrl.policies.control import Floats
 from polyrl.sampling.environments import Environments, SingleEnvironments, failure
 
 REPLAY_LIMIT = 50_000
@@ -29,14 +29,16 @@ class Rollout:
 
     observation: Floats
     action: NDArray[Any]
-    numbers: Floats
-    """`[B, T, O]`: what the policy said in each state."""
+    records: dict[str, NDArray[Any]]
+    """`[B, T, ...]`: what the actor recorded at each step."""
     reward: Floats
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     present: NDArray[np.bool_]
     final_observation: Floats
     starts_episode: NDArray[np.bool_]
+    rollout_end: NDArray[np.bool_]
+    """`[B, T]`: the rollout ended here, and the episode goes on in the next one."""
     returns: list[float]
     """Raw returns of the episodes that ended."""
     lengths: list[int]
@@ -49,7 +51,7 @@ class Standing:
     Attributes:
         episode: number of each environment's present episode.
         paid: return so far of each present episode.
-        actions: the policy's actions in each present episode, for replay.
+        actions: what the environments were given in each present episode, for replay.
         observation: float64 `[B, D]`, what each environment shows, to see whether a replay came to the same.
         restarts: how often all episodes were started anew.
         running: false where episodes start anew at the next rollout.
@@ -75,21 +77,25 @@ class _Buffers:
 
     observation: Floats
     """`[T + 1, B, D]`: what the policy saw, and what it will see at the next rollout's first step."""
-    numbers: Floats
+    records: dict[str, NDArray[Any]]
     action: NDArray[Any]
+    executed: NDArray[Any]
+    """The same array, or what the environments got in the actions' place."""
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     dead: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, steps: int, environments: Environments, policy: ControlPolicy) -> _Buffers:
+    def of(cls, steps: int, environments: Environments, actor: Actor) -> _Buffers:
         """Buffers for rollouts of `steps`."""
-        shape, distribution = (steps, environments.count), policy.distribution
+        shape = (steps, environments.count)
+        action = np.empty((*shape, *actor.action_shape), dtype=actor.action_dtype)
         return cls(
             observation=np.empty((steps + 1, environments.count, environments.observations.size), dtype=np.float32),
-            numbers=np.empty((*shape, distribution.size), dtype=np.float32),
-            action=np.empty((*shape, *distribution.action_shape), dtype=distribution.dtype),
+            records={name: np.empty((*shape, *of), dtype=kind) for name, (of, kind) in actor.recorded.items()},
+            action=action,
+            executed=action if actor.execute is None else np.empty_like(action),
             reward=np.empty(shape),
             terminated=np.empty(shape, dtype=bool),
             truncated=np.empty(shape, dtype=bool),
@@ -98,15 +104,15 @@ class _Buffers:
 
 
 class Collector:
-    """Collects rollouts with a policy, and knows where the environments stand."""
+    """Collects rollouts with an actor, and knows where the environments stand."""
 
     def __init__(
-        self, environments: Environments, policy: ControlPolicy, seed: int, say: Callable[[str], None] = lambda _: None
+        self, environments: Environments, actor: Actor, seed: int, say: Callable[[str], None] = lambda _: None
     ):
-        self.environments, self.policy, self.seed, self.say = environments, policy, seed, say
+        self.environments, self.actor, self.seed, self.say = environments, actor, seed, say
         self.standing = Standing()
         self._ready = False
-        self._statistics = [*policy.buffers()]
+        self._statistics = actor.statistics()
         self._before: tuple[Standing, list[torch.Tensor]] | None = None
         self._buffers: _Buffers | None = None
         self._current: Floats = np.zeros((0, 0), dtype=np.float32)
@@ -159,7 +165,7 @@ class Collector:
         environments, standing = self.environments, self.standing
         self._ready = True
         if not standing.running or len(standing.episode) != environments.count:
-            empty = np.zeros((0, *self.policy.distribution.action_shape), dtype=self.policy.distribution.dtype)
+            empty = np.zeros((0, *self.actor.action_shape), dtype=self.actor.action_dtype)
             first = standing.restarts if not environments.replayable else 0
             environments.start(self.seed, [first] * environments.count)
             self._begin([True] * environments.count)
@@ -193,16 +199,14 @@ class Collector:
         self._begin([i in strayed or i in fresh for i in range(environments.count)])
 
     def _begin(self, fresh: list[bool]) -> None:
-        """Show the policy the first observations of new episodes."""
-        self.policy.see(self.environments.observation[np.array(fresh)])
-        self._current = self.policy.normalise(self.environments.observation)
+        """Show the actor the first observations of new episodes."""
+        self.actor.observe(self.environments.observation[np.array(fresh)])
+        self._current = self.actor.normalise(self.environments.observation)
 
     # ------------------------------------------------------------------------------------------- one rollout
 
-    def collect(self, steps: int, generator: torch.Generator, mixing: Mixing | None = None) -> Rollout:
-        """Step every environment `steps` times with actions sampled from the policy as it is now.
-
-        With `mixing` they are sampled from its mixture with advice, which then is what `numbers` describe.
+    def collect(self, steps: int, generator: torch.Generator, actor: Actor | None = None) -> Rollout:
+        """Step every environment `steps` times with actions of the actor as it is now, or of another one's.
 
         Raises:
             UserError: an environment raised, or gave an observation or reward that is not finite.
@@ -210,52 +214,59 @@ class Collector:
         self._before = self.standing.copy(), [buffer.clone() for buffer in self._statistics]
         if not self._ready:
             self._prepare()
-        environments, policy = self.environments, self.policy
-        noise = policy.distribution.noise((steps, environments.count), generator)
+        environments, actor = self.environments, self.actor if actor is None else actor
+        noise = actor.noise(steps, environments.count, generator)
         b = self._buffers
-        if b is None or b.reward.shape != noise.shape[:2]:
-            b = self._buffers = _Buffers.of(steps, environments, policy)
+        if b is None or b.reward.shape != (steps, environments.count) or b.records.keys() != actor.recorded.keys():
+            b = self._buffers = _Buffers.of(steps, environments, actor)
         b.observation[0] = self._current
         for told in (b.terminated, b.truncated, b.dead):
             told[:] = False
         starts = environments.dead | (environments.length == 0)
         length = np.where(starts, 0, environments.length)
         final = np.zeros((environments.count, steps, environments.observations.size), dtype=np.float32)
-        self._step_through(b, noise, final, mixing)
+        self._step_through(actor, b, noise, final, starts)
         self._current = b.observation[steps]
         return self._finish(b, final, starts, length)
 
-    def _step_through(self, b: _Buffers, noise: Floats, final: Floats, mixing: Mixing | None) -> None:
+    def _step_through(
+        self, actor: Actor, b: _Buffers, noise: NDArray[Any], final: Floats, starts: NDArray[np.bool_]
+    ) -> None:
         """Fill the buffers; this is where a run of control spends its time, so that nothing is done twice in here."""
-        environments, policy = self.environments, self.policy
-        forward, decide, step = policy.snapshot(), policy.distribution.decide, environments.step
-        moments = None if policy.observation_moments is None else policy.observation_moments.arrays()
+        environments, execute = self.environments, actor.execute
+        play, step, observe = actor.player(), environments.step, actor.observed()
         shown, paid = environments.observation, environments.reward
-        finite = np.empty(b.numbers.shape[1:], dtype=bool)
         seen = [*b.observation]
-        for t, (numbers, perturbation) in enumerate(zip(b.numbers, noise, strict=True)):
-            forward(seen[t], numbers)
-            if np.count_nonzero(np.isfinite(numbers, out=finite)) != finite.size:
-                self._blame_policy(seen[t])
-            if mixing is not None:
-                numbers[:] = mixing(shown, numbers)
+        rows = [dict(zip(b.records, one, strict=True)) for one in zip(*b.records.values(), strict=True)]
+        moment = Moment(seen[0], shown, starts)
+        for t, moment.noise in enumerate(noise):
+            moment.seen = seen[t]
+            if rows:
+                moment.records = rows[t]
             if environments.any_dead:
                 b.dead[t] = environments.dead
-            b.action[t] = action = decide(numbers + perturbation)
+            try:
+                b.action[t] = action = play(moment)
+            except ActionNotFinite:
+                self._blame_policy(seen[t])
+            if execute is not None:
+                b.executed[t] = action = execute(action)
             ended = step(action)
             b.reward[t] = paid
-            if moments is None:
+            if observe is None:
                 seen[t + 1][:] = shown
             else:
                 # the observation that ends an episode under NEXT_STEP is shown to the critic only, never to the
                 # statistics
-                moments.update(shown[~environments.dead] if environments.any_dead else shown)
-                moments.normalise(shown, seen[t + 1])
+                observe(shown[~environments.dead] if environments.any_dead else None, shown, seen[t + 1])
+            moment.starts = b.dead[t]  # these were reset by this step
             if ended:
                 b.terminated[t], b.truncated[t] = environments.terminated, environments.truncated
+                over = environments.terminated | environments.truncated
+                moment.starts = moment.starts | (over & ~environments.dead)
                 cut = environments.truncated
                 if np.count_nonzero(cut):
-                    final[cut, t] = policy.normalise(environments.final[cut])
+                    final[cut, t] = actor.normalise(environments.final[cut])
 
     def _finish(self, b: _Buffers, final: Floats, starts: NDArray[np.bool_], length: NDArray[np.int64]) -> Rollout:
         environments = self.environments
@@ -263,10 +274,12 @@ class Collector:
         if not np.isfinite(b.reward[present]).all():
             self._blame_reward(b.reward, present, ended, length)
         reward = np.where(present, b.reward, 0.0).T.copy()
-        returns, lengths = self._episodes(reward, b.action, b.dead, ended, length)
+        returns, lengths = self._episodes(reward, b.executed, b.dead, ended, length)
         # the rollout's end cuts an episode that goes on: the value of what follows counts, as at a time limit
         goes_on = present[-1] & ~ended[-1]
         b.truncated[-1] |= goes_on
+        rollout_end = np.zeros_like(present)
+        rollout_end[-1] = goes_on
         final[goes_on, -1] = self._current[goes_on]
 
         def by_environment(x: NDArray[Any]) -> NDArray[Any]:
@@ -278,13 +291,14 @@ class Collector:
         return Rollout(
             observation=by_environment(b.observation[:-1]),
             action=by_environment(b.action),
-            numbers=by_environment(b.numbers),
+            records={name: by_environment(x) for name, x in b.records.items()},
             reward=reward.astype(np.float32),
             terminated=by_environment(b.terminated),
             truncated=by_environment(b.truncated),
             present=by_environment(present),
             final_observation=final,
             starts_episode=starts,
+            rollout_end=by_environment(rollout_end),
             returns=returns,
             lengths=lengths,
         )
@@ -318,8 +332,8 @@ class Collector:
 
     # --------------------------------------------------------------------------------------------- what fails
 
-    def _blame_policy(self, current: Floats) -> None:
-        if all(bool(torch.isfinite(p).all()) for p in self.policy.parameters()):
+    def _blame_policy(self, current: Floats) -> NoReturn:
+        if self.actor.is_finite():
             raise UserError(
                 f"The policy's output for an observation of {self.environments.spec} overflows (the largest input is "
                 f"{np.abs(current).max():.3g}); use --normalise-observation true, or scale the observations."

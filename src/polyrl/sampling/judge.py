@@ -10,11 +10,13 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from polyrl.errors import UserError
-from polyrl.policies.control import ControlPolicy
-from polyrl.policies.mixture import Mixing
+from polyrl.errors import NotFinite, UserError
+from polyrl.models.actor import ActionNotFinite, Actor, Moment
 from polyrl.sampling.environments import SingleEnvironments, VectorEnvironments, episode_seed
 from polyrl.tasks.control.environment import ControlTask, Environment
+
+Decide = Callable[[NDArray[np.float64], NDArray[np.bool_]], NDArray[Any]]
+"""Raw observations `[B, D]`, and which rows start an episode `[B]`, to actions `[B, ...]`."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,23 @@ class Judge:
     watch: Callable[[Environment], None] | None = None
     _made: SingleEnvironments | None = None
 
-    def __call__(self, policy: ControlPolicy, episodes: int, mixing: Mixing | None = None) -> list[Episode]:
-        """Play episodes 0 to `episodes - 1`, with `mixing` by the policy's mixture with advice.
+    def __call__(self, actor: Actor, episodes: int) -> list[Episode]:
+        """Play episodes 0 to `episodes - 1` greedily.
 
         Raises:
             UserError: an environment cannot be made, or fails.
         """
-        forward = policy.snapshot()
+        play = actor.player()
 
-        def decide(observation: NDArray[np.float64]) -> NDArray[Any]:
-            numbers = forward(policy.normalise(observation))
-            return policy.distribution.decide(numbers if mixing is None else mixing(observation, numbers))
+        def decide(observation: NDArray[np.float64], starts: NDArray[np.bool_]) -> NDArray[Any]:
+            try:
+                action = play(Moment(actor.normalise(observation), observation, starts))
+            except ActionNotFinite:
+                raise NotFinite(
+                    f"What the policy says in some state of {self.task.spec} is not finite, so it could not be judged; "
+                    "lower the learning rate, or look at how large observations are."
+                ) from None
+            return action if actor.execute is None else actor.execute(action)
 
         return self._in_rounds(decide, episodes) if self.task.is_vector else self._in_lanes(decide, episodes)
 
@@ -74,7 +82,7 @@ class Judge:
         """The seed of an episode."""
         return episode_seed(self.seed, 0, episode)
 
-    def _in_lanes(self, decide: Callable[[NDArray[np.float64]], NDArray[Any]], episodes: int) -> list[Episode]:
+    def _in_lanes(self, decide: Decide, episodes: int) -> list[Episode]:
         """Single environments: a lane whose episode is over takes the next one."""
         made = self._singles(min(self.lanes, episodes))
         waiting = iter(range(episodes))
@@ -94,7 +102,7 @@ class Judge:
         for lane in range(made.count):
             next_in(lane)
         while playing:
-            over = made.advance(playing, made.actions.each(decide(made.observation)))
+            over = made.advance(playing, made.actions.each(decide(made.observation, made.length == 0)))
             made.check_rewards(playing)
             totals += made.reward
             for lane in playing if self.watch is not None else ():
@@ -124,7 +132,7 @@ class Judge:
             self._made = SingleEnvironments(task.spec, made, task.observations, task.actions)
         return self._made
 
-    def _in_rounds(self, decide: Callable[[NDArray[np.float64]], NDArray[Any]], episodes: int) -> list[Episode]:
+    def _in_rounds(self, decide: Decide, episodes: int) -> list[Episode]:
         """Vector environments: all are reset together, and the first episode of each counts, as often as it takes."""
         if self.watch is not None or self.render_mode is not None:
             raise UserError(f"{self.task.spec} is a vector environment, which cannot be shown; give a single one.")
@@ -138,7 +146,7 @@ class Judge:
             totals, lengths = np.zeros(made.count), np.zeros(made.count, dtype=np.int64)
             ended = [""] * made.count
             while not all(ended):
-                made.step(decide(made.observation))
+                made.step(decide(made.observation, made.length == 0))
                 made.check_rewards(i for i in range(made.count) if not ended[i])
                 for i in (i for i in range(made.count) if not ended[i]):
                     totals[i] += made.reward[i]

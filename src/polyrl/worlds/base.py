@@ -13,6 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from polyrl.experience import Experience
+    from polyrl.models.base import Models
     from polyrl.runtime.context import Context
 
 
@@ -43,6 +44,8 @@ class World(ABC):
     """
 
     task: Any
+    models: Models | None = None
+    """What the recipe's updates train, where it states its models."""
     device: str = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of forward passes."""

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
+from polyrl.models.actor import Actor, DistributionActor
+from polyrl.models.base import Interface, Models, PolicyNetwork
+from polyrl.models.policies import RandomActor
+from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean
 from polyrl.parts.score import kl_estimate
 from polyrl.policies.closed_form import ActorCriticPasses
 from polyrl.policies.control import ControlCritic, ControlPolicy, distribution_of
 from polyrl.policies.flat import FlatParameters
-from polyrl.policies.mixture import Guide, Mixing, mixed_logprob
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.sampling.control import Collector, Standing
 from polyrl.sampling.environments import PROBED_STEPS, environments_of, follows_seed
@@ -67,15 +70,34 @@ def make_world(config: RunConfig, task: ControlTask, recipe: Recipe, say: Say = 
         raise UserError(
             f"Control runs on the CPU, where its small networks are fastest; leave --device {config.device} away."
         )
+    evaluation = Evaluation(episodes=task.eval_episodes)
+    collect = recipe.collect
+    if collect is not None and not isinstance(collect, StepEnvironments):
+        raise UserError(f"{recipe.name} collects by '{collect.name}', which does not step environments.")
+
+    def acting(inner: Actor) -> Actor:
+        return inner if collect is None else collect.actor(inner, task, config.seed, say)
+
+    if recipe.models:
+        observations = task.observations
+        interface = Interface(task.name, observations.size, observations.continuous, task.actions.space)
+        models = Models(recipe.models, interface, config.seed)
+        if not isinstance(models[recipe.acts], PolicyNetwork):
+            raise UserError(f"{recipe.name} acts by '{recipe.acts}', which is no policy.")
+        return ControlWorld(
+            task, seed=config.seed, models=models, acts=recipe.acts, acting=acting, evaluation=evaluation, say=say
+        )
     if recipe.policy is None:
         raise UserError(f"{recipe.name} has no architecture for control; put one into it, such as +mlp-actor-critic.")
-    evaluation = Evaluation(episodes=task.eval_episodes)
-    world = ControlWorld(
-        task, recipe.policy, seed=config.seed, critic="critic" in recipe.models(), evaluation=evaluation, say=say
+    return ControlWorld(
+        task,
+        recipe.policy,
+        seed=config.seed,
+        critic="critic" in recipe.required_models(),
+        acting=acting,
+        evaluation=evaluation,
+        say=say,
     )
-    if hasattr(recipe.collect, "make_guide"):
-        world.guide = recipe.collect.make_guide(task, config.seed, say)
-    return world
 
 
 def training_seed(seed: int) -> int:
@@ -87,62 +109,78 @@ class ControlWorld(World):
     """Implements `polyrl.worlds.base.World` for Gymnasium environments.
 
     Attributes:
-        policy, critic: the networks; statistics of normalisation are the policy's buffers.
+        models: the recipe's, where it states them.
+        policy, critic: else the networks; statistics of normalisation are the policy's buffers.
+        actor: what acts in training; `judged`: what evaluations judge, the policy without wrappers.
         collector: steps the training environments; None before the first rollout.
         latest: the latest rollout.
         flat: the trained parameters of each model as one vector.
-        guide: whose advice is mixed into the policy while it collects; None where it acts alone.
     """
-
-    reads = ActorCriticPasses.reads
 
     def __init__(
         self,
         task: ControlTask,
-        architecture: Any,
+        architecture: Any = None,
         *,
         seed: int = 0,
         critic: bool = True,
+        models: Models | None = None,
+        acts: str = "policy",
+        acting: Callable[[Actor], Actor] = lambda inner: inner,
         evaluation: Evaluation | None = None,
         say: Say = lambda _: None,
     ):
         self.task, self.architecture, self.seed, self.say = task, architecture, seed, say
         self.evaluation = evaluation or Evaluation(episodes=task.eval_episodes)
-        observations = task.observations
-        distribution = distribution_of(task.actions.space, getattr(architecture, "log_std_init", 0.0))
-        self.policy: ControlPolicy = architecture.make_policy(distribution, observations.continuous, seed)
-        self.critic: ControlCritic | None = architecture.make_critic(observations.size, seed) if critic else None
-        self.flat = {name: FlatParameters(module) for name, module in self._models().items()}
-        self._passes = ActorCriticPasses.of(self.policy, self.critic)
+        self.models = models
+        self._passes: ActorCriticPasses | None = None
+        if models is None:
+            observations = task.observations
+            distribution = distribution_of(task.actions.space, getattr(architecture, "log_std_init", 0.0))
+            self.policy: ControlPolicy = architecture.make_policy(distribution, observations.continuous, seed)
+            self.critic: ControlCritic | None = architecture.make_critic(observations.size, seed) if critic else None
+            self.modules: dict[str, nn.Module] = {"policy": self.policy}
+            if self.critic is not None:
+                self.modules["critic"] = self.critic
+            self.flat = {name: FlatParameters(module) for name, module in self.modules.items()}
+            self.judged: Actor = DistributionActor(self.policy)
+            self.actor = acting(self.judged)
+            self._passes = ActorCriticPasses.of(self.policy, self.critic, self.actor)
+        else:
+            self.modules, self.flat = {**models}, models.trained()
+            policy = models[acts]
+            assert isinstance(policy, PolicyNetwork)
+            self.judged = policy.actor()
+            self.actor = acting(self.judged)
+        self.reads = ActorCriticPasses.reads | self.actor.fields_read
         self.collector: Collector | None = None
         self.judge = Judge(task, self.evaluation.seed)
         self.latest: Experience | None = None
-        self.guide: Guide | None = None
         self._standing = Standing()
 
     # ----------------------------------------------------------------------------------------------- collecting
 
     def collect(
-        self, environments: int, steps: int, generator: torch.Generator
+        self, environments: int, steps: int, generator: torch.Generator, actor: Actor | None = None
     ) -> tuple[Experience, list[float], list[int]]:
-        """A rollout of `steps` in each of `environments`; with raw returns and lengths of the episodes that ended."""
+        """A rollout of `steps` in each of `environments`; with raw returns and lengths of the episodes that ended.
+
+        `actor`: who acts, where that is not the run's own.
+        """
         if self.collector is None or self.collector.environments.count != environments:
             if self.collector is not None:
                 self.collector.environments.close()
             made = environments_of(self.task, environments)
-            self.collector = Collector(made, self.policy, training_seed(self.seed), self.say)
+            self.collector = Collector(made, self.actor, training_seed(self.seed), self.say)
             self.collector.go_on_from(self._standing)
-        mixing = None if self.guide is None else Mixing(self.guide)
-        rollout = self.collector.collect(steps, generator, mixing)
+        rollout = self.collector.collect(steps, generator, actor)
         action = torch.from_numpy(rollout.action)
-        with torch.no_grad():
-            logprob = self.policy.distribution.log_prob(torch.from_numpy(rollout.numbers), action)
         present = torch.from_numpy(rollout.present)
         batch = Experience(
             {
                 "observation": torch.from_numpy(rollout.observation),
                 "action": action,
-                "behaviour_logprob": logprob,
+                **(actor or self.actor).fields(rollout.records, action),
                 "present": present,
                 "mask": present.clone(),
                 "reward": torch.from_numpy(rollout.reward),
@@ -150,10 +188,9 @@ class ControlWorld(World):
                 "truncated": torch.from_numpy(rollout.truncated),
                 "final_observation": torch.from_numpy(rollout.final_observation),
                 "starts_episode": torch.from_numpy(rollout.starts_episode),
+                "rollout_end": torch.from_numpy(rollout.rollout_end),
             }
         )
-        if mixing is not None:
-            batch = batch.with_fields(**mixing.fields())
         self.latest = batch
         return batch, rollout.returns, rollout.lengths
 
@@ -186,10 +223,7 @@ class ControlWorld(World):
         """Differentiable "logprob", "entropy" and "value" `[B, T]`, those that are wanted."""
         found: dict[str, Tensor] = {}
         if {"logprob", "entropy"} & set(wants):
-            found.update(self.policy.outputs(experience["observation"], experience["action"]))
-            if "advice" in experience:
-                advice = experience["advice"], experience["advice_weight"]
-                found["logprob"] = mixed_logprob(found["logprob"], experience["action"], *advice)
+            found.update(self.actor.outputs(experience, wants))
         if "value" in wants:
             found["value"] = self._need_critic()(experience["observation"])
         return {name: tensor for name, tensor in found.items() if name in wants}
@@ -231,16 +265,16 @@ class ControlWorld(World):
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Return and length of the fixed evaluation episodes, actions at their most probable; the first few of them."""
-        played = self.judge(self.policy, self.evaluation.episodes)
+        played = self.judge(self.judged, self.evaluation.episodes)
         returns = [episode.total for episode in played]
         metrics = {
             "eval/return": statistics.fmean(returns),
             "eval/return_std": statistics.pstdev(returns),
             "eval/length": statistics.fmean(episode.length for episode in played),
         }
-        if self.guide is not None:
-            guided = self.judge(self.policy, self.evaluation.episodes, Mixing(self.guide))
-            metrics["eval/guided_return"] = statistics.fmean(episode.total for episode in guided)
+        if self.actor.judged_as:
+            acted = self.judge(self.actor, self.evaluation.episodes)
+            metrics[f"eval/{self.actor.judged_as}_return"] = statistics.fmean(episode.total for episode in acted)
         samples = [
             {"episode": k, "seed": e.seed, "return": e.total, "length": e.length, "ended": e.ended}
             for k, e in enumerate(played[: self.evaluation.shown])
@@ -249,16 +283,23 @@ class ControlWorld(World):
 
     def notices(self) -> list[str]:
         """Whether the environment does not follow its seed, on which equal evaluations rest."""
-        distribution = self.policy.distribution
         stream = generator(self.seed, "does it follow its seed")
-        noise = distribution.noise((PROBED_STEPS,), stream)
-        if follows_seed(self.task, distribution.decide(noise)):
+        if follows_seed(self.task, self._any_actions(stream)):
             return []
         return [
             f"{self.task.spec} does not follow its seed: reset twice with one seed and given the same actions, it came "
             "to other observations or rewards, so evaluations are not of the same episodes, and a resumed run comes to "
             "other numbers than an uninterrupted one; let reset(seed=...) decide everything"
         ]
+
+    def _any_actions(self, stream: torch.Generator) -> np.ndarray[Any, Any]:
+        """Actions `[T, ...]` to probe an environment with, as it takes them."""
+        if self.models is None:
+            distribution = self.policy.distribution
+            return distribution.decide(distribution.noise((PROBED_STEPS,), stream))
+        random = RandomActor(self.task.actions.space)
+        actions = random.noise(PROBED_STEPS, 1, stream)[:, 0]
+        return actions if random.execute is None else random.execute(actions)
 
     def evaluation_facts(self) -> dict[str, Any]:
         """How the run is judged."""
@@ -271,11 +312,11 @@ class ControlWorld(World):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        for name, module in self._models().items():
+        for name, module in self.modules.items():
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
         about = {
             "task": self.task.name,
-            "architecture": {"name": self.architecture.name, **dataclasses.asdict(self.architecture)},
+            **self._stated(),
             "observation": str(self.task.observations.space),
             "action": str(self.task.actions.space),
         }
@@ -308,7 +349,7 @@ class ControlWorld(World):
         from safetensors.torch import load_file
 
         try:
-            for name, module in self._models().items():
+            for name, module in self.modules.items():
                 module.load_state_dict(load_file(folder / f"{name}.safetensors"))
             if (folder / "environments.json").is_file():
                 facts = json.loads((folder / "environments.json").read_text(encoding="utf-8"))
@@ -320,5 +361,8 @@ class ControlWorld(World):
         if self.collector is not None:
             self.collector.go_on_from(self._standing)
 
-    def _models(self) -> dict[str, nn.Module]:
-        return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
+    def _stated(self) -> dict[str, Any]:
+        """The architecture, or the models, for policy.json."""
+        if self.models is None:
+            return {"architecture": {"name": self.architecture.name, **dataclasses.asdict(self.architecture)}}
+        return {"models": {name: {"name": m.name, **dataclasses.asdict(m)} for name, m in self.models.entries.items()}}

@@ -109,14 +109,14 @@ def make_world(
             _fit(config, task, LanguagePolicy.load(model), room)
         give_pairs(task, model, say=say)
     terms = [t for t in recipe.terms if t.together == "pair"]
-    if "reward-model" in recipe.models():
+    if "reward-model" in recipe.required_models():
         return load_reward_model(config, task, model, terms)
     torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
     world = load_world(config, task, model, critic=_critic(recipe, task, model), terms=terms)
     _fit(config, task, world.policy, room)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
     world.check_rows(some, room)
-    if "joint-reward" in recipe.models():
+    if "joint-reward" in recipe.required_models():
         world.joint_reward = JointReward(world)
     return world
 
@@ -128,9 +128,9 @@ def _fit(config: RunConfig, task: LanguageTask, reader: Reader, room: int) -> No
 def _critic(recipe: Recipe, task: LanguageTask, model: str) -> bool | str:
     """Whether there is a critic, or the folder of the reward model that it begins as."""
     starts = [getattr(part, "critic_start", "policy") for part in recipe.select]
-    if "critic" in recipe.models() and "reward-model" in starts:
+    if "critic" in recipe.required_models() and "reward-model" in starts:
         return task.scoring_folder(model)
-    return "critic" in recipe.models()
+    return "critic" in recipe.required_models()
 
 
 def load_reward_model(

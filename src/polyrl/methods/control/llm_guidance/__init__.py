@@ -22,9 +22,11 @@ from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
+from polyrl.methods.control.llm_guidance.adviser import Adviser, UncertainAdvice, built_in_adviser
+from polyrl.methods.control.llm_guidance.mixture import AdvisedActor
 from polyrl.methods.control.ppo import recipe as ppo_recipe
+from polyrl.models.actor import Actor, DistributionActor
 from polyrl.parts.control import StepEnvironments
-from polyrl.policies.adviser import Adviser, UncertainAdvice, built_in_adviser
 from polyrl.recipe import Recipe, knob
 from polyrl.runtime.context import Context
 from polyrl.tasks.control.environment import ControlTask
@@ -70,14 +72,23 @@ class GuidedEnvironments(StepEnvironments):
     )
     fixed_advice: bool = knob(True, "ask once about each state; false asks again, with new dropout, at every visit")
 
-    def make_guide(self, task: ControlTask, seed: int, say: Callable[[str], None]) -> UncertainAdvice | None:
-        """The run's guide; None for shaper=none.
+    def actor(self, inner: Actor, task: ControlTask, seed: int, say: Callable[[str], None]) -> Actor:
+        """The agent with its guide; alone for shaper=none.
 
         Raises:
             UserError: the environment or the adviser does not fit.
         """
         if self.shaper == "none":
-            return None
+            return inner
+        assert isinstance(inner, DistributionActor)
+        return AdvisedActor(inner, self.guide(task, seed, say))
+
+    def guide(self, task: ControlTask, seed: int, say: Callable[[str], None]) -> UncertainAdvice:
+        """Who gives advice on the task.
+
+        Raises:
+            UserError: the environment or the adviser does not fit.
+        """
         if not isinstance(task.actions.space, spaces.Discrete):
             raise UserError(f"Advice is on one of a few actions, and {task.name} does not have Discrete actions.")
         environment = task.probe
@@ -105,9 +116,11 @@ class GuidedEnvironments(StepEnvironments):
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `[B, T]` steps with `advice` [B, T, A] and `advice_weight` [B, T]; logs how good the advice is."""
-        guide: UncertainAdvice | None = context.world.guide
-        if guide is None:
+        actor = context.world.actor
+        if not isinstance(actor, AdvisedActor):
             return super().__call__(experience, context)
+        guide = actor.guide
+        assert isinstance(guide, UncertainAdvice)
         guide.weigh = self.weigher(context.schedule_progress)
         if not self.fixed_advice and self.shaper != "uncalibrated":
             guide.visits = int(torch.randint(2**62, (1,), generator=context.generator("advice")))

@@ -1,0 +1,282 @@
+"""A replay buffer: the latest steps of every environment, written in place, sampled uniformly or by priority.
+
+A ring of slots, each with one step of each environment, so that the steps that follow one are the next slots: returns
+of n steps are summed when a row is sampled. In a checkpoint it lies in pieces of some thousand steps; a piece that has
+not changed since the checkpoint before is linked and not written again, so that a checkpoint costs what is new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from polyrl.data.base import Rows, Source
+from polyrl.data.priorities import Priorities
+from polyrl.errors import UserError
+from polyrl.experience import Experience
+from polyrl.recipe import knob
+
+PIECE = 65_536
+"""Steps in one file of a checkpoint, at most."""
+KEPT = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "rollout_end", "mask")
+"""Fields of what a turn collects that are kept, `[B, T, ...]`."""
+
+
+@dataclass(frozen=True)
+class Replay(Source):
+    """Keep the latest steps, and sample from them."""
+
+    after: ClassVar[str] = "score"
+    needs: ClassVar[frozenset[str]] = frozenset(KEPT)
+    fields: ClassVar[frozenset[str]] = frozenset(
+        {"observation", "action", "reward", "next_observation", "discount", "weight", "row"}
+    )
+
+    capacity: int = knob(1_000_000, "steps that are kept; the oldest are overwritten", low=1)
+    learning_starts: int = knob(100, "steps before updates begin", low=0)
+    gamma: float = knob(0.99, "discount, per step", low=0, high=1)
+    n_step: int = knob(1, "steps whose rewards are summed before a value stands for the rest", low=1)
+    priority_exponent: float = knob(0.0, "how much priorities count in sampling; 0 is uniform", low=0)
+    importance_exponent: float = knob(0.4, "how much of the bias of priorities weights undo", low=0, high=1)
+
+    def make(self, name: str, task: Any, config: Any) -> Rows:
+        """An empty buffer."""
+        return ReplayBuffer(name, self)
+
+
+class ReplayBuffer(Rows):
+    """The rows of a `Replay`.
+
+    Attributes:
+        name: in the recipe.
+        entry: its hyperparameters.
+        count: slots that were ever written; the next is number `count % slots` of the ring.
+        slots: how many the ring has, of one step of each environment.
+        arrays: field -> `[slots, B, ...]`.
+    """
+
+    def __init__(self, name: str, entry: Replay):
+        self.name, self.entry = name, entry
+        self.count, self.slots, self.lanes = 0, 0, 0
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.priorities: Priorities | None = None
+        self.wants_feedback = entry.priority_exponent > 0
+        self._changed: set[int] = set()
+        self._committed = 0
+        self._saved = -1
+
+    # --------------------------------------------------------------------------------------------------- writing
+
+    def _allocate(self, lanes: int, like: dict[str, NDArray[Any]]) -> None:
+        """Make the ring; memory that is not written yet costs nothing."""
+        self.lanes = lanes
+        self.slots = max(1, self.entry.capacity // lanes)
+        if self.slots <= self.entry.n_step:
+            raise UserError(
+                f"The replay buffer '{self.name}' holds {self.slots} steps of each of {lanes} environments, fewer than "
+                f"n_step={self.entry.n_step} needs; raise --capacity."
+            )
+        self.arrays = {name: np.zeros((self.slots, lanes, *x.shape[2:]), dtype=x.dtype) for name, x in like.items()}
+        if self.wants_feedback:
+            self.priorities = Priorities(self.slots * lanes)
+
+    def take(self, experience: Experience) -> None:
+        """Write the steps `[B, T, ...]` over the oldest ones."""
+        given = {name: experience[name].numpy().swapaxes(0, 1) for name in KEPT}
+        steps, lanes = given["mask"].shape[:2]
+        if not self.arrays:
+            self._allocate(lanes, given)
+        elif lanes != self.lanes:
+            raise UserError(
+                f"The replay buffer '{self.name}' holds steps of {self.lanes} environments, and {lanes} are stepped."
+            )
+        if steps > self.slots:
+            given, self.count = {name: x[-self.slots :] for name, x in given.items()}, self.count + steps - self.slots
+            steps = self.slots
+        first = self.count % self.slots
+        room = min(steps, self.slots - first)
+        for name, x in given.items():
+            self.arrays[name][first : first + room] = x[:room]
+            self.arrays[name][: steps - room] = x[room:]
+        written = (first + np.arange(steps)) % self.slots
+        self._changed.update((written // self.piece).tolist())
+        if self.priorities is not None:
+            rows = (written[:, None] * lanes + np.arange(lanes)).reshape(-1)
+            self.priorities.add(rows, given["mask"].reshape(-1))
+        self.count += steps
+
+    @property
+    def piece(self) -> int:
+        """Slots in one file of a checkpoint."""
+        return max(1, PIECE // self.lanes)
+
+    @property
+    def held(self) -> int:
+        """Slots that hold steps."""
+        return min(self.count, self.slots)
+
+    def commit(self) -> None:
+        """Remember how far it is written."""
+        self._committed = self.count
+
+    def rewind(self) -> bool:
+        """Forget the latest slots, which is possible while none of them has taken the place of an older one."""
+        if self.count == self._committed:
+            return True
+        if self.count > self.slots:
+            return False
+        if self.priorities is not None:
+            self.priorities.remove(np.arange(self._committed * self.lanes, self.count * self.lanes))
+        self.count = self._committed
+        return True
+
+    # -------------------------------------------------------------------------------------------------- sampling
+
+    def ready(self) -> bool:
+        """Whether enough steps are held."""
+        return self.held * self.lanes >= max(self.entry.learning_starts, 1)
+
+    def sample(self, count: int, stream: torch.Generator) -> Experience:
+        """Rows drawn with replacement: `reward` of n steps, `discount` gamma^n or 0, `next_observation` after them."""
+        if self.priorities is None:
+            rows = torch.randint(self.held * self.lanes, (count,), generator=stream).numpy()
+            mask = self.arrays["mask"].reshape(-1)
+            while not mask[rows].all():  # steps that only reset an environment are no experience
+                again = ~mask[rows]
+                rows[again] = torch.randint(self.held * self.lanes, (int(again.sum()),), generator=stream).numpy()
+            weight = torch.ones(count, 1)
+        else:
+            rows, share = self.priorities.sample(torch.rand(count, generator=stream).numpy())
+            weight = importance_weights(share, self.priorities.held, self.entry.importance_exponent)
+        return self.rows(rows).with_fields(weight=weight, row=torch.from_numpy(rows).unsqueeze(1))
+
+    def rows(self, rows: NDArray[np.int64]) -> Experience:
+        """The steps number `rows` `[N]` (slot times environments plus environment) as `[N, 1, ...]`."""
+        slot, lane = np.divmod(rows, self.lanes)
+        gamma, a = self.entry.gamma, self.arrays
+        reward = a["reward"][slot, lane].astype(np.float32)
+        over = a["terminated"][slot, lane] | (a["truncated"][slot, lane] & ~a["rollout_end"][slot, lane])
+        last, discount = slot, np.full(len(rows), np.float32(gamma))
+        newest = (self.count - 1) % self.slots
+        for _ in range(1, self.entry.n_step):
+            goes_on = ~over & (last != newest)
+            if not goes_on.any():
+                break
+            following = np.where(goes_on, (last + 1) % self.slots, last)
+            reward += np.where(goes_on, discount * a["reward"][following, lane], 0).astype(np.float32)
+            discount = np.where(goes_on, discount * np.float32(gamma), discount)
+            cut = a["truncated"][following, lane] & ~a["rollout_end"][following, lane]
+            over = np.where(goes_on, a["terminated"][following, lane] | cut, over)
+            last = following
+        discount = np.where(a["terminated"][last, lane], np.float32(0), discount)
+        found = {
+            "observation": a["observation"][slot, lane],
+            "action": a["action"][slot, lane],
+            "next_observation": a["next_observation"][last, lane],
+            "reward": reward,
+            "discount": discount,
+        }
+        return Experience({name: torch.from_numpy(x).unsqueeze(1) for name, x in found.items()})
+
+    def feedback(self, rows: Tensor, values: Tensor) -> None:
+        """Priorities |td| + 1e-6 to the exponent (arXiv:1511.05952, section 3.3)."""
+        assert self.priorities is not None
+        size = values.abs().reshape(-1).double().numpy() + 1e-6
+        self.priorities.set(rows.reshape(-1).numpy(), size**self.entry.priority_exponent)
+
+    def facts(self) -> dict[str, float]:
+        """How many steps are held, and how full it is."""
+        if not self.slots:
+            return {}
+        return {f"{self.name}/steps": self.held * self.lanes, f"{self.name}/full": self.held / self.slots}
+
+    # --------------------------------------------------------------------------------------------- checkpoints
+
+    def _file(self, piece: int) -> str:
+        return f"source-{self.name}-{piece:05d}.safetensors"
+
+    def save(self, folder: Path, previous: Path | None) -> None:
+        """Write the pieces that have changed since `previous`, link the others, and say what there is."""
+        from safetensors.numpy import save_file
+
+        linked = previous is not None and self._is_as_saved(previous)
+        for piece in range(-(-self.held // self.piece) if self.lanes else 0):
+            path = folder / self._file(piece)
+            if linked and piece not in self._changed and previous is not None:
+                link(previous / path.name, path)
+                continue
+            rows = slice(piece * self.piece, min((piece + 1) * self.piece, self.held))
+            save_file({name: np.ascontiguousarray(x[rows]) for name, x in self.arrays.items()}, path)
+        if self.priorities is not None:
+            save_file(self.priorities.state(), folder / f"source-{self.name}-priorities.safetensors")
+        facts = {"count": self.count, "slots": self.slots, "lanes": self.lanes}
+        (folder / f"source-{self.name}.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        self._changed, self._saved = set(), self.count
+
+    def _is_as_saved(self, previous: Path) -> bool:
+        """Whether `previous` holds what was written or read here last."""
+        try:
+            facts = json.loads((previous / f"source-{self.name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(facts.get("count") == self._saved)
+
+    def load(self, folder: Path) -> None:
+        """Read the pieces back.
+
+        Raises:
+            UserError: they are missing, or of another buffer.
+        """
+        from safetensors.numpy import load_file
+
+        try:
+            facts = json.loads((folder / f"source-{self.name}.json").read_text(encoding="utf-8"))
+            self.count, slots, lanes = int(facts["count"]), int(facts["slots"]), int(facts["lanes"])
+            self.arrays, self.priorities = {}, None
+            if lanes:
+                for piece in range(-(-min(self.count, slots) // max(1, PIECE // lanes))):
+                    read = load_file(folder / self._file(piece))
+                    if not self.arrays:
+                        self._allocate(lanes, read)
+                    if self.slots != slots:
+                        raise UserError(
+                            f"The replay buffer in {folder} holds {slots} steps of an environment and not {self.slots}."
+                        )
+                    first = piece * self.piece
+                    for name, x in read.items():
+                        self.arrays[name][first : first + len(x)] = x
+            if self.priorities is not None:
+                self.priorities.load(load_file(folder / f"source-{self.name}-priorities.safetensors"))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            raise UserError(f"The folder {folder} does not hold the replay buffer '{self.name}'.") from None
+        self._changed, self._saved, self._committed = set(), self.count, self.count
+
+
+def link(old: Path, new: Path) -> None:
+    """Give a file that never changes a second place; a copy where the file system has no links."""
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
+
+
+def importance_weights(share: NDArray[np.float64], held: int, exponent: float) -> Tensor:
+    """(1 / (N P))^beta, as shares of the largest among them `[N, 1]` (arXiv:1511.05952, section 3.4).
+
+    Args:
+        share: `[N]`, probabilities of the rows.
+        held: how many rows there are.
+        exponent: beta.
+    """
+    weight = (held * share) ** -exponent
+    return torch.from_numpy((weight / weight.max()).astype(np.float32)).unsqueeze(1)

@@ -1,0 +1,1 @@
+"""What has parameters, by name, and what acts with it."""

@@ -1,0 +1,218 @@
+"""What turns observations into actions: an actor, with one face for acting and one for training.
+
+Acting is a loop over steps that must cost no more than it computes, so it goes by a **player**: a function over arrays
+that is made once a rollout, from the weights as they are then. Training asks the same actor for differentiable
+**outputs** of the steps that were stored. Wrappers (advice, masks, a guide that goes first) are actors that take
+another as `inner`; what they record at each step becomes fields of the experience, by which `outputs` finds again what
+was done.
+
+An actor draws nothing itself: it says what noise it wants, and gets it in one block a rollout.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyrl.errors import Diverged
+from polyrl.experience import Experience
+from polyrl.policies.control import ControlPolicy, Distribution, Floats
+
+
+class ActionNotFinite(Diverged):
+    """What a network says in some state is not finite, so there is no action; the collector says where."""
+
+
+@dataclass
+class Moment:
+    """One step as a player sees it; one object a rollout, whose arrays are changed at every step.
+
+    Attributes:
+        seen: float32 `[B, D]`, the observations as models read them.
+        shown: float64 `[B, D]`, the same as the environments show them.
+        starts: bool `[B]`, whose episode begins with this step.
+        noise: `[B, ...]`, this step's part of the block that `Actor.noise` made; None while nothing is explored.
+        records: where the actor writes what it says that it records, `[B, ...]` each; empty while nothing is stored.
+    """
+
+    seen: Floats
+    shown: NDArray[np.float64]
+    starts: NDArray[np.bool_]
+    noise: NDArray[Any] | None = None
+    records: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+Player = Callable[[Moment], NDArray[Any]]
+"""Gives actions `[B, *action_shape]` for a moment.
+
+Raises:
+    ActionNotFinite: what the network says is not finite.
+"""
+
+
+class Actor(ABC):
+    """Turns observations into actions.
+
+    Attributes:
+        action_shape: shape of one action, `()` or `(A,)`.
+        action_dtype: NumPy dtype of actions.
+        recorded: name -> (shape, dtype) of what a player writes at every step, beside the action.
+        judged_as: where it is not the policy itself that acts, the name under which evaluations also tell its return;
+            empty: only the policy is judged.
+        fields_read: fields of the experience that `outputs` needs beside observation and action.
+        execute: what environments are given for actions `[B, ...]`, where that is not the action itself.
+    """
+
+    action_shape: tuple[int, ...]
+    action_dtype: Any
+    recorded: Mapping[str, tuple[tuple[int, ...], Any]]
+    judged_as: str = ""
+    fields_read: frozenset[str] = frozenset()
+    execute: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+
+    @abstractmethod
+    def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
+        """What a rollout of `steps` in `count` environments draws, `[steps, count, ...]`."""
+
+    @abstractmethod
+    def player(self) -> Player:
+        """Acting with the weights as they are now: at random by a moment's noise, or greedily where it has none."""
+
+    @abstractmethod
+    def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
+        """Fields `[B, T, ...]` that the rollout's records `[B, T, ...]` and its actions make, `behaviour_logprob` too
+        where the actor has one.
+        """
+
+    @abstractmethod
+    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """Differentiable outputs of stored steps, `[B, T]` each, those that are wanted: "logprob", "entropy"."""
+
+    def logprob_by_models(self, logprob: Floats, batch: Experience) -> tuple[Floats, Floats] | None:
+        """The actor's log-probabilities `[N]` where its model's are `logprob`, and their derivative by those `[N]`.
+
+        None where they are the same, which is so unless a wrapper says otherwise.
+        """
+        return None
+
+    # ------------------------------------------------------------------------------- what observations pass through
+
+    def observe(self, shown: NDArray[np.float64]) -> None:  # noqa: B027 - nothing by default
+        """Take raw observations `[N, D]` into running statistics, where the actor keeps some."""
+
+    def normalise(self, shown: NDArray[np.float64]) -> Floats:
+        """Raw observations `[..., D]` as its models read them, float32."""
+        return shown.astype(np.float32)
+
+    def observed(self) -> Callable[[NDArray[np.float64] | None, NDArray[np.float64], Floats], None] | None:
+        """A fast form of the two above for the loop over steps, `(new, all, into)`; None where nothing is normalised.
+
+        It takes the rows `new` into the statistics and writes all rows, normalised, to `into`.
+        """
+        return None
+
+    def statistics(self) -> list[Tensor]:
+        """Tensors that acting changes, which a rollout that does not count must bring back."""
+        return []
+
+    @abstractmethod
+    def is_finite(self) -> bool:
+        """Whether every parameter that it acts by is finite."""
+
+
+class DistributionActor(Actor):
+    """Samples from the distribution that a policy's network describes in each state.
+
+    Attributes:
+        policy: network, distribution and statistics.
+    """
+
+    def __init__(self, policy: ControlPolicy):
+        self.policy = policy
+        self.action_shape, self.action_dtype = self.distribution.action_shape, self.distribution.dtype
+        self.recorded = {"numbers": ((self.distribution.size,), np.float32)}
+
+    @property
+    def distribution(self) -> Distribution:
+        """The policy's family."""
+        return self.policy.distribution
+
+    def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
+        """The family's own noise, `[steps, count, size]`."""
+        return self.distribution.noise((steps, count), generator)
+
+    def describer(self) -> Callable[[Moment], Floats]:
+        """What the network says in a moment's states `[B, size]`, also written to the record `numbers`."""
+        forward = self.policy.snapshot()
+        finite = np.empty((0, 0), dtype=bool)
+
+        def describe(moment: Moment) -> Floats:
+            nonlocal finite
+            numbers = forward(moment.seen, moment.records.get("numbers"))
+            if finite.shape != numbers.shape:
+                finite = np.empty(numbers.shape, dtype=bool)
+            if np.count_nonzero(np.isfinite(numbers, out=finite)) != finite.size:
+                raise ActionNotFinite
+            return numbers
+
+        return describe
+
+    def player(self) -> Player:
+        """Sample, or take the most probable action where there is no noise."""
+        return self.chooser(self.describer())
+
+    def chooser(self, describe: Callable[[Moment], Floats]) -> Player:
+        """Choose actions of the distributions that `describe` gives the numbers of."""
+        decide, sample = self.distribution.decide, self.distribution.sample
+
+        def play(moment: Moment) -> NDArray[Any]:
+            numbers = describe(moment)
+            return decide(numbers) if moment.noise is None else sample(numbers, moment.noise)
+
+        return play
+
+    def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
+        """`behaviour_logprob` of the whole rollout at once."""
+        with torch.no_grad():
+            logprob = self.distribution.log_prob(torch.from_numpy(records["numbers"]), action)
+        return {"behaviour_logprob": logprob}
+
+    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """The policy's own."""
+        found = self.policy.outputs(batch["observation"], batch["action"])
+        return {name: x for name, x in found.items() if name in wants}
+
+    def observe(self, shown: NDArray[np.float64]) -> None:
+        """The policy's statistics."""
+        self.policy.see(shown)
+
+    def normalise(self, shown: NDArray[np.float64]) -> Floats:
+        """By the policy's statistics."""
+        return self.policy.normalise(shown)
+
+    def observed(self) -> Callable[[NDArray[np.float64] | None, NDArray[np.float64], Floats], None] | None:
+        """On the memory of the policy's statistics."""
+        if self.policy.observation_moments is None:
+            return None
+        moments = self.policy.observation_moments.arrays()
+
+        def observe(new: NDArray[np.float64] | None, shown: NDArray[np.float64], into: Floats) -> None:
+            moments.update(shown if new is None else new)
+            moments.normalise(shown, into)
+
+        return observe
+
+    def statistics(self) -> list[Tensor]:
+        """The policy's buffers."""
+        return [*self.policy.buffers()]
+
+    def is_finite(self) -> bool:
+        """The policy's."""
+        return all(bool(torch.isfinite(p).all()) for p in self.policy.parameters())

@@ -1,0 +1,236 @@
+"""Models by name: what a recipe says of them, and the modules that are made of that.
+
+A recipe lists its models, `{"policy": ..., "q": QNetwork(), "q_target": Copy("q"), "temperature": Temperature()}`. Each
+entry states the outputs that it gives, by which what terms want is checked before a run; each is initialised from a
+random stream of its own, so that one model more changes no other; each trained one has its own Adam.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyrl.errors import UserError
+from polyrl.models.actor import Actor
+from polyrl.parts.schedules import Schedule
+from polyrl.policies.flat import FlatParameters, VectorAdamW
+from polyrl.recipe import Part, Stage, knob
+from polyrl.runtime.seeding import generator
+
+if TYPE_CHECKING:
+    from polyrl.experience import Experience
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a task shows and takes, which models are made for.
+
+    Attributes:
+        task: its name, for errors.
+        observation_size: D, numbers of one observation.
+        continuous: bool `[D]`, which of them vary continuously.
+        action_space: Gymnasium's.
+    """
+
+    task: str
+    observation_size: int
+    continuous: NDArray[np.bool_]
+    action_space: spaces.Space[Any]
+
+    def box(self, owner: str) -> spaces.Box:
+        """The action space, which must be a Box of finite bounds.
+
+        Raises:
+            UserError: it is not.
+        """
+        space = self.action_space
+        if not isinstance(space, spaces.Box) or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise UserError(
+                f"{owner} acts by continuous numbers between bounds, and the actions of {self.task} are {space}; take "
+                "a method for such actions, such as dqn or ppo, or give the environment a Box with finite bounds."
+            )
+        return space
+
+    def choices(self, owner: str) -> int:
+        """How many actions there are, of a Discrete space.
+
+        Raises:
+            UserError: it is another space.
+        """
+        if not isinstance(self.action_space, spaces.Discrete):
+            raise UserError(
+                f"{owner} chooses one of a few actions, and the actions of {self.task} are {self.action_space}; take a "
+                "method for such actions, such as sac or ppo."
+            )
+        return int(self.action_space.n)
+
+
+Forward = Callable[..., Tensor]
+
+
+class Network(nn.Module):
+    """A model's module: `outputs` for what terms read, and named methods for what its own papers ask of it."""
+
+    @abstractmethod
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+        """Differentiable outputs of the batch's steps, `[B, T, ...]` each, those that are wanted.
+
+        Args:
+            batch: rows of steps.
+            wants: names among the model's `outputs`.
+            draw: normal numbers of a shape, from the update's own stream.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Part):
+    """A model as a recipe states it. Subclasses name their `outputs` and make the module."""
+
+    stage: ClassVar[Stage] = "models"
+    outputs: ClassVar[frozenset[str]] = frozenset()
+    """What terms may want of it."""
+    copied: ClassVar[str] = ""
+    """Name of the model that this one is a copy of; empty for one of its own."""
+
+    @abstractmethod
+    def make(self, interface: Interface, stream: torch.Generator) -> Network:
+        """A new module, initialised from `stream`.
+
+        Raises:
+            UserError: it does not fit the task.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Model):
+    """A model with an Adam of its own."""
+
+    learning_rate: float = knob(3e-4, "Adam step size", low=0, high=1e37)
+    schedule: Schedule = knob("constant", "learning rate over the budget")
+    adam_epsilon: float = knob(1e-8, "Adam's epsilon", above=0)
+    max_grad_norm: float | None = knob(None, "norm at which the gradient is clipped; none is off", above=0)
+
+
+@dataclass(frozen=True)
+class Copy(Model):
+    """A model's copy, equal to it at first, which only moves of the list of updates change."""
+
+    of: str
+
+    @property
+    def copied(self) -> str:  # type: ignore[override]
+        """The model that it is a copy of."""
+        return self.of
+
+    def make(self, interface: Interface, stream: torch.Generator) -> Network:
+        """Copies are made of modules: see `Models`."""
+        raise AssertionError("a copy is made of the model that it copies")
+
+
+class Models(Mapping[str, Network]):
+    """The modules of a run, by name, with their flat vectors.
+
+    No module's parameters ask for gradients but while an update trains it, so that nothing is computed for the others.
+
+    Attributes:
+        entries: what the recipe says of each.
+        flat: each module's parameters as one vector; none for a module without parameters.
+    """
+
+    def __init__(self, entries: Mapping[str, Model], interface: Interface, seed: int):
+        self.entries = dict(entries)
+        self._modules: dict[str, Network] = {}
+        self.flat: dict[str, FlatParameters] = {}
+        for name, entry in self.entries.items():
+            if not entry.copied:
+                self._modules[name] = entry.make(interface, generator(seed, "model", name))
+        for name, entry in self.entries.items():
+            if entry.copied:
+                self._modules[name] = copy.deepcopy(self._modules[entry.copied])
+        for name, module in self._modules.items():
+            if any(True for _ in module.parameters()):
+                self.flat[name] = FlatParameters(module)
+            module.requires_grad_(False)
+
+    def __getitem__(self, name: str) -> Network:
+        return self._modules[name]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def trained(self) -> dict[str, FlatParameters]:
+        """The vectors of the models that have an Adam."""
+        return {name: flat for name, flat in self.flat.items() if isinstance(self.entries[name], Trained)}
+
+    def optimisers(self) -> dict[str, VectorAdamW]:
+        """One Adam for each trained model."""
+        found = {}
+        for name, flat in self.trained().items():
+            entry = self.entries[name]
+            assert isinstance(entry, Trained)
+            found[name] = VectorAdamW(
+                flat.vector, lr=entry.learning_rate, eps=entry.adam_epsilon, weight_decay=0.0, betas=(0.9, 0.999)
+            )
+        return found
+
+    def move(self, target: str, towards: str, tau: float) -> None:
+        """Move the parameters and buffers of `target` the share `tau` of the way `towards` another model's."""
+        for moved, goal in self._pairs(target, towards):
+            if moved.is_floating_point() and tau != 1:
+                moved.lerp_(goal, tau)
+            else:
+                moved.copy_(goal)
+
+    def _pairs(self, target: str, towards: str) -> list[tuple[Tensor, Tensor]]:
+        pairs = [*zip(self[target].buffers(), self[towards].buffers(), strict=True)]
+        if target in self.flat:
+            pairs.append((self.flat[target].vector.data, self.flat[towards].vector.data))
+        return pairs
+
+    def distance(self, one: str, other: str) -> float:
+        """Euclidean distance of two models' parameters."""
+        if one not in self.flat:
+            return 0.0
+        return float((self.flat[one].vector.data - self.flat[other].vector.data).norm())
+
+    def save(self, folder: Path) -> None:
+        """Write `NAME.safetensors` for each."""
+        from safetensors.torch import save_file
+
+        for name, module in self._modules.items():
+            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, in place.
+
+        Raises:
+            OSError, RuntimeError, SafetensorError: a file is missing, or is of another model.
+        """
+        from safetensors.torch import load_file
+
+        for name, module in self._modules.items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+
+
+class PolicyNetwork(Network):
+    """A model that can act."""
+
+    @abstractmethod
+    def actor(self) -> Actor:
+        """What acts with it."""
+        raise NotImplementedError

@@ -1,0 +1,115 @@
+"""Multi-layer perceptrons of one or several members with equal layers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polyrl import kernels
+from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers
+from polyrl.policies.control import Floats
+
+Activation = Literal["relu", "tanh", "elu"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "elu": nn.functional.elu,
+}
+
+
+class StackedMlp(nn.Module):
+    """`members` networks of equal layers on the same inputs, `[..., I]` to `[..., members, O]`.
+
+    One weight `[members, I, O]` and one bias `[members, O]` a layer, initialised as torch's linear layers are: each
+    number uniform within 1 / sqrt(I).
+
+    Attributes:
+        weights, biases: of each layer.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: tuple[int, ...],
+        outputs: int,
+        *,
+        members: int = 1,
+        activation: Activation = "relu",
+        layer_norm: bool = False,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.members, self.activation, self.layer_norm = members, activation, layer_norm
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for a, b in itertools.pairwise([inputs, *hidden, outputs]):
+            bound = 1 / math.sqrt(a)
+            for store, shape in ((self.weights, (members, a, b)), (self.biases, (members, b))):
+                store.append(nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator)))
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(members, h)) for h in hidden] if layer_norm else [])
+        self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(members, h)) for h in hidden] if layer_norm else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs `[..., members, O]` of inputs `[..., I]`."""
+        flat = x.reshape(-1, x.shape[-1])
+        out = self._fast(flat) if self._is_fast(flat) else self._plain(flat)
+        return out.transpose(0, 1).reshape(*x.shape[:-1], self.members, out.shape[-1])
+
+    def _is_fast(self, x: Tensor) -> bool:
+        known = self.activation in IN_PLACE and not self.layer_norm
+        return kernels.ENABLED and known and x.dtype == torch.float32 and x.device.type == "cpu"
+
+    def _fast(self, x: Tensor) -> Tensor:
+        parameters = [p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
+        found: Tensor = StackedLayers.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
+        return found
+
+    def _plain(self, x: Tensor) -> Tensor:
+        h = x.expand(self.members, *x.shape)
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight)
+            if layer < last:
+                if self.layer_norm:
+                    h = nn.functional.layer_norm(h, h.shape[-1:])
+                    h = h * self.scales[layer].unsqueeze(1) + self.shifts[layer].unsqueeze(1)
+                h = ACTIVATIONS[self.activation](h)
+        return h
+
+
+def live_forward(network: StackedMlp) -> Callable[[Floats], Floats]:
+    """Forward passes of a network of one member, `[N, I]` to `[N, O]`, by its weights as they are at each call.
+
+    In NumPy on the module's own memory: at one or a few rows a framework costs more than what it computes.
+    """
+    if not kernels.ENABLED or network.layer_norm or network.activation not in ("relu", "tanh"):
+
+        def plainly(x: Floats) -> Floats:
+            with torch.no_grad():
+                found: Floats = network(torch.from_numpy(x)).squeeze(-2).numpy()
+            return found
+
+        return plainly
+    layers = [(w.data[0].numpy(), b.data[0].numpy()) for w, b in zip(network.weights, network.biases, strict=True)]
+    (last_weight, last_bias), inner = layers[-1], layers[:-1]
+    relu = network.activation == "relu"
+    zero = np.zeros((), dtype=np.float32)
+
+    def forward(x: Floats) -> Floats:
+        for weight, bias in inner:
+            x = x.dot(weight)
+            x += bias
+            if relu:
+                np.maximum(x, zero, out=x)
+            else:
+                np.tanh(x, out=x)
+        x = x.dot(last_weight)
+        x += last_bias
+        return x
+
+    return forward

@@ -1,0 +1,266 @@
+"""Policies between bounds, `[-1, 1]` a number, which the environment gets scaled to its own: stochastic and not."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
+from polyrl.models.base import Interface, PolicyNetwork, Trained
+from polyrl.models.networks import Activation, StackedMlp, live_forward
+from polyrl.policies.control import Floats
+from polyrl.policies.mlp import layer_sizes
+from polyrl.recipe import knob
+
+if TYPE_CHECKING:
+    from polyrl.experience import Experience
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+"""Bounds of log standard deviations, as Stable-Baselines3 has them."""
+LARGEST_ATANH = 1 - 1e-6
+"""Actions of data are brought this near to their bounds before the inverse of tanh is taken."""
+
+
+def scaler(space: spaces.Box) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Brings actions in `[-1, 1]` `[B, A]` to a Box's bounds, float32."""
+    low, high = space.low.reshape(1, -1).astype(np.float32), space.high.reshape(1, -1).astype(np.float32)
+    half, middle = (high - low) / 2, (high + low) / 2
+
+    def scaled(action: NDArray[Any]) -> NDArray[Any]:
+        found: NDArray[Any] = action * half
+        found += middle
+        return found
+
+    return scaled
+
+
+class BoundedActor(Actor):
+    """Acts by a policy between bounds; the environment gets its actions scaled to its own.
+
+    Attributes:
+        policy: what acts.
+    """
+
+    recorded: Mapping[str, tuple[tuple[int, ...], Any]] = {}
+    action_dtype = np.float32
+
+    def __init__(self, policy: BoundedPolicy, space: spaces.Box):
+        self.policy = policy
+        self.action_shape = (policy.numbers,)
+        self.execute = scaler(space)
+
+    def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
+        """Normal numbers, `[steps, count, A]`."""
+        return torch.randn((steps, count, self.policy.numbers), generator=generator).numpy()
+
+    def player(self) -> Player:
+        """Its action, perturbed by the policy's own kind of noise."""
+        forward, decide, explore = live_forward(self.policy.network), self.policy.decide, self.policy.explore
+
+        def play(moment: Moment) -> NDArray[Any]:
+            said = forward(moment.seen)
+            if not np.isfinite(said).all():
+                raise ActionNotFinite
+            return decide(said) if moment.noise is None else explore(said, moment.noise)
+
+        return play
+
+    def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
+        """None: off-policy methods weigh by no likelihood of what acted."""
+        return {}
+
+    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """Outputs that need no draws."""
+
+        def refuse(*shape: int) -> Tensor:
+            raise AssertionError("an output that draws belongs to an update")
+
+        return self.policy.outputs(batch, wants, refuse)
+
+    def is_finite(self) -> bool:
+        """The policy's parameters."""
+        return all(bool(torch.isfinite(p).all()) for p in self.policy.parameters())
+
+
+class RandomActor(Actor):
+    """Acts at random, uniformly over the actions, to begin with something in a replay buffer."""
+
+    recorded: Mapping[str, tuple[tuple[int, ...], Any]] = {}
+
+    def __init__(self, space: spaces.Space[Any]):
+        self.space = space
+        self.discrete = isinstance(space, spaces.Discrete)
+        self.action_shape = () if self.discrete else (int(np.prod(space.shape or ())),)
+        self.action_dtype = np.int64 if self.discrete else np.float32
+        if isinstance(space, spaces.Box):
+            self.execute = scaler(space)
+
+    def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
+        """The actions themselves, `[steps, count, ...]`: between -1 and 1 where they are continuous."""
+        shape = (steps, count, *self.action_shape)
+        if isinstance(self.space, spaces.Discrete):
+            return torch.randint(int(self.space.n), shape, generator=generator).numpy()
+        return torch.empty(shape).uniform_(-1, 1, generator=generator).numpy()
+
+    def player(self) -> Player:
+        """What was drawn."""
+
+        def play(moment: Moment) -> NDArray[Any]:
+            assert moment.noise is not None
+            return moment.noise
+
+        return play
+
+    def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def is_finite(self) -> bool:
+        """True: there is nothing to be otherwise."""
+        return True
+
+
+class BoundedPolicy(PolicyNetwork):
+    """A network from observations to what describes an action in `[-1, 1]`."""
+
+    def __init__(self, network: StackedMlp, space: spaces.Box):
+        super().__init__()
+        self.network, self.space = network, space
+        self.numbers = int(np.prod(space.shape))
+
+    def actor(self) -> Actor:
+        """Acts by this policy."""
+        return BoundedActor(self, self.space)
+
+    @abstractmethod
+    def decide(self, said: Floats) -> Floats:
+        """Most probable actions `[B, A]` of what the network says `[B, O]`."""
+
+    @abstractmethod
+    def explore(self, said: Floats, noise: Floats) -> Floats:
+        """Actions `[B, A]` at random, by normal noise `[B, A]`."""
+
+
+class SquashedGaussianPolicy(BoundedPolicy):
+    """tanh of a Gaussian whose mean and deviation depend on the state (arXiv:1812.05905, appendix C)."""
+
+    def distribution(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation `[..., A]` before the tanh."""
+        mean, log_std = self.network(observation).squeeze(-2).chunk(2, -1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def sample(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions `[..., A]` and their log-densities `[...]`, differentiable, by normal noise `[..., A]`."""
+        mean, log_std = self.distribution(observation)
+        before = mean + log_std.exp() * noise
+        return torch.tanh(before), squashed_logprob(before, noise, log_std)
+
+    def logprob(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Log-density `[...]` of actions `[..., A]`, of which those on a bound are brought just inside."""
+        mean, log_std = self.distribution(observation)
+        before = torch.atanh(action.clamp(-LARGEST_ATANH, LARGEST_ATANH))
+        return squashed_logprob(before, (before - mean) * (-log_std).exp(), log_std)
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+        """ "sampled_action" and "sampled_logprob" of fresh actions, "logprob" of stored ones, "mode"."""
+        observation, found = batch["observation"], dict[str, Tensor]()
+        if {"sampled_action", "sampled_logprob"} & set(wants):
+            noise = draw(*observation.shape[:-1], self.numbers)
+            found["sampled_action"], found["sampled_logprob"] = self.sample(observation, noise)
+        if "logprob" in wants:
+            found["logprob"] = self.logprob(observation, batch["action"])
+        if "mode" in wants:
+            found["mode"] = torch.tanh(self.distribution(observation)[0])
+        return found
+
+    def decide(self, said: Floats) -> Floats:
+        """tanh of the mean."""
+        return np.tanh(said[:, : self.numbers])
+
+    def explore(self, said: Floats, noise: Floats) -> Floats:
+        """tanh of mean plus deviation times noise."""
+        deviation = np.exp(np.clip(said[:, self.numbers :], LOG_STD_MIN, LOG_STD_MAX))
+        return np.tanh(said[:, : self.numbers] + deviation * noise)
+
+
+def squashed_logprob(before: Tensor, standard: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density of tanh(`before`), a Gaussian number whose standard score is `standard`; `[..., A]` to `[...]`.
+
+    log N minus sum log(1 - tanh^2) (arXiv:1812.05905, equation 21), the latter as 2 (log 2 - u - softplus(-2u)), which
+    loses no digits far from 0.
+    """
+    gaussian = -0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)
+    shrinks = 2 * (math.log(2) - before - nn.functional.softplus(-2 * before))
+    return (gaussian - shrinks).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquashedGaussian(Trained):
+    """tanh of a Gaussian with state-dependent deviations, for actions between bounds."""
+
+    outputs: ClassVar[frozenset[str]] = frozenset({"sampled_action", "sampled_logprob", "logprob", "mode"})
+
+    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
+
+    def make(self, interface: Interface, stream: torch.Generator) -> SquashedGaussianPolicy:
+        """A network to means and log deviations of the task's actions."""
+        box = interface.box("A squashed Gaussian policy")
+        sizes, numbers = layer_sizes(self.hidden), 2 * int(np.prod(box.shape))
+        network = StackedMlp(interface.observation_size, sizes, numbers, activation=self.activation, generator=stream)
+        return SquashedGaussianPolicy(network, box)
+
+
+class DeterministicPolicyNetwork(BoundedPolicy):
+    """One action a state; explored by normal noise on it (arXiv:1802.09477)."""
+
+    def __init__(self, network: StackedMlp, space: spaces.Box, exploration_noise: float):
+        super().__init__(network, space)
+        self.exploration_noise = exploration_noise
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Actions `[..., A]` of observations `[..., D]`."""
+        return torch.tanh(self.network(observation).squeeze(-2))
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+        """ "mode" `[B, T, A]`: the action in each state."""
+        return {"mode": self(batch["observation"])}
+
+    def decide(self, said: Floats) -> Floats:
+        """tanh."""
+        return np.tanh(said)
+
+    def explore(self, said: Floats, noise: Floats) -> Floats:
+        """The action with noise, cut at the bounds."""
+        return np.clip(np.tanh(said) + self.exploration_noise * noise, -1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeterministicPolicy(Trained):
+    """One action a state, between bounds; acting adds normal noise."""
+
+    outputs: ClassVar[frozenset[str]] = frozenset({"mode"})
+
+    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
+    exploration_noise: float = knob(0.1, "deviation of the noise on actions, as a share of half their range", low=0)
+
+    def make(self, interface: Interface, stream: torch.Generator) -> DeterministicPolicyNetwork:
+        """A network to the task's actions."""
+        box = interface.box("A deterministic policy")
+        sizes, numbers = layer_sizes(self.hidden), int(np.prod(box.shape))
+        network = StackedMlp(interface.observation_size, sizes, numbers, activation=self.activation, generator=stream)
+        return DeterministicPolicyNetwork(network, box, self.exploration_noise)

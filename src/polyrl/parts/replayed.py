@@ -1,0 +1,175 @@
+"""Parts that methods with a replay buffer share: stepping with random first actions, targets, squared errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polyrl.core.update import See
+from polyrl.experience import Experience
+from polyrl.models.actor import Actor
+from polyrl.models.policies import RandomActor
+from polyrl.parts.control import StepEnvironments
+from polyrl.parts.improve import Averaged
+from polyrl.recipe import Part, Stage, Term, knob
+from polyrl.rows import ALONE, SpecialRows
+from polyrl.runtime.context import Context
+
+# ------------------------------------------------------------------------------------------------------------ collect
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepAndKeep(StepEnvironments):
+    """Step environments for a replay buffer: the first steps at random, then with the method's own actor."""
+
+    environments: int = knob(1, "environments that are stepped together", low=1)
+    steps_per_environment: int = knob(1, "steps of each environment in one turn", low=1)
+    random_steps: int = knob(0, "steps at first whose actions are drawn uniformly", low=0)
+
+    def acting(self, context: Context) -> Actor | None:
+        """Who acts in this turn; None is the run's own actor."""
+        if context.spent.steps < self.random_steps:
+            return RandomActor(context.world.task.actions.space)
+        return None
+
+
+# -------------------------------------------------------------------------------------------------------------- score
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextObservation(Part):
+    """Measure what was seen after each step; where an episode was cut, what it showed last."""
+
+    stage: ClassVar[Stage] = "score"
+    measures: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"observation", "final_observation", "truncated"})
+    gives: ClassVar[frozenset[str]] = frozenset({"next_observation"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `next_observation` [B, T, D]; after a termination, the next episode's first."""
+        observation, cut = experience["observation"], experience["truncated"]
+        following = torch.cat([observation[:, 1:], experience["final_observation"][:, -1:]], 1)
+        return experience.with_fields(
+            next_observation=torch.where(cut.unsqueeze(-1), experience["final_observation"], following)
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- credit
+
+
+def soft_target(reward: Tensor, discount: Tensor, value: Tensor, logprob: Tensor, temperature: Tensor) -> Tensor:
+    """r + discount (Q - alpha log pi) (arXiv:1812.05905, equation 3). Any shape."""
+    return reward + discount * (value - temperature * logprob)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTarget(Part):
+    """Targets of the critics: the reward, and the least target critic's value of a fresh action with its entropy."""
+
+    stage: ClassVar[Stage] = "credit"
+    slot: ClassVar[str] = "value-target"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
+    gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
+    models: ClassVar[frozenset[str]] = frozenset({"policy", "q_target", "temperature"})
+
+    entropy_backup: bool = knob(True, "whether the entropy of what follows counts in the targets")
+
+    def apply(self, batch: Experience, see: See) -> Experience:
+        """Add `value_target` [B, T]."""
+        following, policy = batch["next_observation"], see["policy"]
+        noise = see.draw(*following.shape[:-1], policy.numbers)
+        action, logprob = policy.sample(following, noise)
+        value = self.value(see["q_target"](following, action), see)
+        temperature = see["temperature"]() if self.entropy_backup else torch.zeros(1)
+        return batch.with_fields(
+            value_target=soft_target(batch["reward"], batch["discount"], value, logprob, temperature)
+        )
+
+    def value(self, q: Tensor, see: See) -> Tensor:
+        """What the target takes of the critics' values `[..., K]`: the least."""
+        return q.amin(-1)
+
+
+# ------------------------------------------------------------------------------------------------------------ improve
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyTerm(Averaged):
+    """A term over sampled rows, whose mean is weighted by their `weight`, divided by their number."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = Term.special_rows
+
+    def step_weights(self, experience: Experience) -> Tensor:
+        """`[B, T]`: importance weights over the number of rows (arXiv:1511.05952, algorithm 1)."""
+        weight = experience["weight"]
+        return weight / weight.numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaredTD(OffPolicyTerm):
+    """Half the squared error of every critic against one target."""
+
+    slot: ClassVar[str] = "value-objective"
+    needs: ClassVar[frozenset[str]] = frozenset({"value_target", "weight"})
+    wants: ClassVar[frozenset[str]] = frozenset({"q"})
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """Sum over critics of (Q_k - y)^2 / 2, `[B, T]`."""
+        return (outputs["q"] - experience["value_target"].unsqueeze(-1)).square().sum(-1) / 2
+
+    def priority(self, outputs: Mapping[str, Tensor], batch: Experience) -> Tensor:
+        """Mean absolute error of the critics `[B, T]`."""
+        return (outputs["q"] - batch["value_target"].unsqueeze(-1)).abs().mean(-1)
+
+    def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
+        """The critics' mean value, and the targets'."""
+        return {"q": outputs["q"].mean(-1), "value_target": experience["value_target"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftValue(OffPolicyTerm):
+    """Raise the least critic's value of the policy's own actions, and its entropy (arXiv:1812.05905, equation 9)."""
+
+    slot: ClassVar[str] = "policy-objective"
+    needs: ClassVar[frozenset[str]] = frozenset({"observation", "weight"})
+    wants: ClassVar[frozenset[str]] = frozenset({"sampled_action", "sampled_logprob"})
+    models: ClassVar[frozenset[str]] = frozenset({"q", "temperature"})
+
+    def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
+        """alpha log pi - Q of a fresh action, `[B, T]`."""
+        value = self.value(see["q"](batch["observation"], outputs["sampled_action"]))
+        return see["temperature"]() * outputs["sampled_logprob"] - value
+
+    def value(self, q: Tensor) -> Tensor:
+        """What the policy is raised by, of the critics' values `[..., K]`: the least."""
+        return q.amin(-1)
+
+    def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
+        """Minus the mean log-density: an estimate of the entropy."""
+        return {"entropy": -outputs["sampled_logprob"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyTarget(OffPolicyTerm):
+    """Move the temperature so that the entropy comes to a target (arXiv:1812.05905, equation 18)."""
+
+    slot: ClassVar[str] = "temperature-objective"
+    needs: ClassVar[frozenset[str]] = frozenset({"action", "sampled_logprob", "weight"})
+    wants: ClassVar[frozenset[str]] = frozenset({"log_number"})
+
+    target_entropy: float | None = knob(None, "H*, nats; none is minus the number of an action's numbers")
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """-log alpha (log pi + H*), `[B, T]`."""
+        target = -float(experience["action"].shape[-1]) if self.target_entropy is None else self.target_entropy
+        return -outputs["log_number"] * (experience["sampled_logprob"] + target)
+
+    def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
+        """The temperature."""
+        return {"temperature": outputs["log_number"].exp()}
