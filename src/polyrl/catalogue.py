@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError, nearest
-from polyrl.recipe import kebab
+from polyrl.recipe import Change, Recipe, kebab
 from polyrl.settings import parse_settings
 from polyrl.tasks import WINGS
 
@@ -30,10 +30,20 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
     from types import ModuleType
 
-    from polyrl.recipe import Part, Recipe
+    from polyrl.recipe import Part
 
 PACKAGE = Path(__file__).parent
-ABSTRACT = {"Part", "Term", "Improver", "Architecture", "Averaged", "PairTerm", "LogRatioLoss", "OffPolicyTerm"}
+ABSTRACT = {
+    "Part",
+    "Term",
+    "Improver",
+    "Architecture",
+    "Averaged",
+    "PairTerm",
+    "LogRatioLoss",
+    "OffPolicyTerm",
+    "ReplayChange",
+}
 ROOTS = {"Term": "improve", "Improver": "improve", "Architecture": "policy", "Change": "data", "Trained": "models"}
 """Stage of the classes of `polyrl.recipe` that parts derive from."""
 WING_OF_FOLDER = {"preference": "language"}
@@ -411,13 +421,15 @@ def build(spec: str, settings: dict[str, Any] | None = None, *, wing: str | None
     for name, arguments in _split(spec):
         item = _load(name, wing)
         if result is None:
-            if not hasattr(item, "collect"):
+            if not isinstance(item, Recipe):
                 raise UserError(f"'{name}' is a part, not a method; put a method first, such as grpo+{name}.")
-            result = item  # type: ignore[assignment]
+            result = item
         else:
             result = result + item
         assert result is not None
-        own = set() if hasattr(item, "collect") else {f.name for f in dataclasses.fields(item)}
+        # what a change has set stands in the entry that it changed
+        entire = isinstance(item, Recipe | Change)
+        own = set() if entire else {f.name for f in dataclasses.fields(item)}
         for key, value in parse_settings(arguments, name).items():
             result = result.set(f"{item.name}.{key}" if key in own else key, value)
     if result is None:

@@ -98,7 +98,7 @@ class Loop:
     def iterate(self, observe: Observer | None = None) -> Experience | None:
         """Run an iteration: the five stages once, or as many turns of them as the recipe says.
 
-        Metrics are left in the context.
+        Metrics are left in the context; `observe` is called in the last turn only.
         """
         context, recipe = self.context, self.recipe
         context.iteration += 1
@@ -108,7 +108,7 @@ class Loop:
         sampling = 0.0  # seconds of the stages in which tokens are sampled
         for turn in range(recipe.turns):
             context.turn = turn if recipe.turns > 1 else None
-            experience, took = self._turn(observe)
+            experience, took = self._turn(observe if turn + 1 == recipe.turns else None)
             sampling += took
         context.spent.iterations += 1
         for rows in context.sources.values():

@@ -428,6 +428,11 @@ class Recipe:
             return (*self.terms, self.improver)
         return typing.cast("tuple[Part, ...]", getattr(self, stage))
 
+    @property
+    def collected(self) -> frozenset[str]:
+        """Fields that *collect* gives; none where all rows are given."""
+        return self.collect.gives if self.collect else frozenset()
+
     @functools.cached_property
     def improver(self) -> Improver:
         """What improves: `optimise`, or the list of updates."""
@@ -476,7 +481,10 @@ class Recipe:
         return frozenset().union(*(p.required_models() for p in self.parts()))
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Every hyperparameter as `part.field` -> value; of models and sources as `name.field`."""
+        """Every hyperparameter as `part.field` -> value; of models and sources as `name.field`.
+
+        A bare field sets it in every part, model and source that has it.
+        """
         parts = [(p.name, p) for p in (*([self.policy] if self.policy else []), *self._stage_parts())]
         return {
             f"{name.replace('_', '-')}.{f.name}": getattr(p, f.name)

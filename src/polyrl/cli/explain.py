@@ -15,12 +15,16 @@ from rich.text import Text
 
 from polyrl import catalogue
 from polyrl.claims import claims, verdict
+from polyrl.cli import update_lists
+from polyrl.cli.update_lists import written
 from polyrl.recipe import STAGES, Part, Recipe, Stage
 from polyrl.runtime.progress import STAGE_COLOURS
 from polyrl.runtime.terminal import Terminal
 
 QUESTIONS: dict[str, str] = {
     "policy": "what acts?",
+    "models": "what acts, and what is trained beside it?",
+    "data": "which rows are there beside the fresh ones?",
     "collect": "where does experience come from?",
     "score": "what was it worth?",
     "credit": "which actions deserve it?",
@@ -50,9 +54,18 @@ def show_method(spec: str, wing: str | None = None) -> None:
     if recipe.policy:
         out.print(stage_heading("policy", recipe))
         out.print(_parts_table((recipe.policy,), recipe))
+    if recipe.models:
+        out.print(stage_heading("models", recipe))
+        out.print(update_lists.models_table(recipe))
+    if recipe.sources:
+        out.print(stage_heading("data", recipe))
+        out.print(update_lists.sources_table(recipe))
     for stage, parts in recipe.stages():
+        if recipe.updates and stage != "improve" and not parts:
+            continue
         out.print(stage_heading(stage, recipe))
-        out.print(_parts_table(parts, recipe))
+        improves = stage == "improve" and recipe.updates
+        out.print(update_lists.updates_table(recipe) if improves else _parts_table(parts, recipe))
     infos = catalogue.variants().get(spec, [])
     info = catalogue.method_for(spec, wing) if infos else catalogue.describe(spec)
     source = f"Source: {info.path}. " if info else ""
@@ -111,7 +124,7 @@ def stage_heading(stage: Stage, recipe: Recipe) -> Group:
     """The stage's number, name and question, and what the recipe notes on it."""
     number = f"{STAGES.index(stage) + 1} " if stage in STAGES else ""
     heading = Text.assemble(
-        (f"\n{number}{stage.upper()}", f"bold {STAGE_COLOURS[stage]}"),
+        (f"\n{number}{stage.upper()}", f"bold {STAGE_COLOURS.get(stage, 'white')}"),
         (f"  {QUESTIONS[stage]}", "dim italic"),
     )
     note = recipe.notes.get(stage)
@@ -124,8 +137,3 @@ def part_name(part: Part, recipe: Recipe) -> Text:
     if part.name in recipe.adds:
         name.append(" *", style="yellow")
     return name
-
-
-def written(value: Any) -> str:
-    """A hyperparameter's value as the command line takes it."""
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)

@@ -78,6 +78,8 @@ def measure(loop: Loop, *, warm_up: int = WARM_UP, iterations: int = MEASURED) -
 
     for _ in range(iterations):
         experience = loop.iterate(observe)
+        if experience is None:
+            continue
         for stage, flops in stage_flops(loop.world, loop.recipe, experience).items():
             profile.flops[stage] = profile.flops.get(stage, 0.0) + flops
     if loop.seconds.get("monitor"):

@@ -12,9 +12,10 @@ from rich.padding import Padding
 from rich.text import Text
 from torch import Tensor
 
-from polyrl.cli import excerpts, responses, tokens
-from polyrl.cli.explain import console, first_sentence, part_name, stage_heading, title, written
+from polyrl.cli import excerpts, responses, tokens, update_lists
+from polyrl.cli.explain import console, first_sentence, part_name, stage_heading, title
 from polyrl.cli.fields import field_table
+from polyrl.cli.update_lists import written
 from polyrl.experience import FIELDS, Experience
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.tools import turns
@@ -215,7 +216,14 @@ class Tracer:
             line.append(f"  {first_sentence(type(term))}")
             self._say(line, 2)
             self._say(_term_facts(term, metrics), style="dim")
-        o = recipe.optimise
+        if recipe.updates:
+            context = self.loop.context
+            for said in update_lists.traced(recipe, context.world.models, context.sources, metrics):
+                self._say(said, 2)
+            if news := self._news(frozenset(k for k in metrics if k.startswith(TOLD))):
+                self._say(f"measured, as means over the iteration: {news}")
+            return
+        o = recipe.improver
         took = f"  {duration(seconds) if seconds >= 1 else f'{1000 * seconds:.0f} ms'}"
         name = part_name(o, recipe)
         name.stylize("bold")
@@ -297,6 +305,11 @@ def trace_method(config: RunConfig, iteration: int = 1) -> None:
     out.print(Text(f"{which} on the task {world.task.name}{start}; * marks what the paper adds.", style="dim"))
     if new := whats_new(recipe):
         out.print(Text.assemble(("New here: ", "bold"), new))
+    if recipe.models:
+        out.print(stage_heading("models", recipe))
+        out.print(update_lists.models_summary(recipe))
+    if recipe.turns > 1:
+        out.print(Text(f"An iteration is {recipe.turns:,} turns of the stages; the last one is shown.", style="dim"))
     if recipe.policy:
         out.print(stage_heading("policy", recipe))
         out.print(Text.assemble("  ", part_name(recipe.policy, recipe), f"  {first_sentence(type(recipe.policy))}"))
@@ -330,8 +343,11 @@ def _really(before: Experience | None, after: Experience, name: str) -> bool:
 def whats_new(recipe: Recipe) -> str:
     """The stages that the paper changes, each with the parts that it adds."""
     said = []
+    if own := [name for name in recipe.models if name in recipe.adds]:
+        said.append(f"models ({', '.join(own)})")
     for stage, parts in recipe.stages():
-        names = [part.name for part in parts if part.name in recipe.adds]
+        within = [part for _, part in recipe.entries()] if stage == "improve" else []
+        names = [part.name for part in (*parts, *within) if part.name in recipe.adds]
         if names:
             said.append(f"{stage} ({', '.join(names)})")
     return "; ".join(said)

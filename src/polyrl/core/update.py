@@ -232,7 +232,8 @@ class UpdateList(Improver):
             return
         for step in self.updates:
             run.take(step, context.turns_done)
-        context.metrics.update(run.means.found())
+        if context.turn is None or context.turn + 1 == context.turns:
+            context.metrics.update(run.means.found())
 
 
 class _Turn:
@@ -299,7 +300,7 @@ class _Turn:
     def _rows(self, batch: Batch, see: See) -> Experience:
         sources = self.context.sources
         if isinstance(batch, Sample):
-            return sources[batch.source].sample(batch.batch_size, see.generator)  # type: ignore[no-any-return]
+            return sources[batch.source].sample(batch.batch_size, see.generator)
         if isinstance(batch, Mix):
             first = round(batch.share * batch.batch_size)
             sizes = {batch.first: first, batch.second: batch.batch_size - first}

@@ -245,7 +245,8 @@ class DeterministicPolicyNetwork(BoundedPolicy):
 
     def explore(self, said: Floats, noise: Floats) -> Floats:
         """The action with noise, cut at the bounds."""
-        return np.clip(np.tanh(said) + self.exploration_noise * noise, -1.0, 1.0)
+        found: Floats = np.clip(np.tanh(said) + self.exploration_noise * noise, -1.0, 1.0)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ class OptimiseWithDemonstrations(Optimise):
 
     def check_within(self, recipe: Recipe) -> None:
         """Only language models have demonstrations."""
-        if self.ptx_coef and "prompt_ids" not in recipe.collect.gives:
+        if self.ptx_coef and "prompt_ids" not in recipe.collected:
             raise UserError(
                 f"{recipe.name}: part '{self.name}' imitates worked completions, which only language tasks have; set "
                 "--ptx-coef 0."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from polyrl.core.update import See
+from polyrl.data.replay import Replay
+from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.models.actor import Actor
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
-from polyrl.parts.improve import Averaged
-from polyrl.recipe import Part, Stage, Term, knob
+from polyrl.recipe import Change, Part, Recipe, Stage, Term, knob, options
 from polyrl.rows import ALONE, SpecialRows
 from polyrl.runtime.context import Context
 
@@ -95,15 +97,53 @@ class SoftTarget(Part):
         return q.amin(-1)
 
 
+# --------------------------------------------------------------------------------------------------- changed sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayChange(Change):
+    """A change of a recipe's replay buffers: its own hyperparameters take the place of theirs."""
+
+    def change(self, recipe: Recipe) -> Recipe:
+        """The recipe with every replay buffer changed.
+
+        Raises:
+            UserError: it has none.
+        """
+        own = {f.name: getattr(self, f.name) for f in options(self)}
+        changed = {
+            name: dataclasses.replace(source, **own)
+            for name, source in recipe.sources.items()
+            if isinstance(source, Replay)
+        }
+        if not changed:
+            raise UserError(f"{recipe.name} has no replay buffer, so there is nothing that '{self.name}' could change.")
+        return dataclasses.replace(recipe, sources={**recipe.sources, **changed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NStep(ReplayChange):
+    """Sum the rewards of several steps before a value stands for the rest, in the rows of the replay buffer."""
+
+    n_step: int = knob(3, "steps whose rewards are summed", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prioritised(ReplayChange):
+    """Sample rows the more often the larger their last error was, and weigh them back (arXiv:1511.05952)."""
+
+    priority_exponent: float = knob(0.6, "alpha: how much priorities count in sampling; 0 is uniform", low=0)
+    importance_exponent: float = knob(0.4, "beta: how much of the bias of priorities weights undo", low=0, high=1)
+
+
 # ------------------------------------------------------------------------------------------------------------ improve
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyTerm(Averaged):
+class OffPolicyTerm(Term):
     """A term over sampled rows, whose mean is weighted by their `weight`, divided by their number."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
-    special_rows: ClassVar[SpecialRows | None] = Term.special_rows
 
     def step_weights(self, experience: Experience) -> Tensor:
         """`[B, T]`: importance weights over the number of rows (arXiv:1511.05952, algorithm 1)."""
@@ -144,7 +184,8 @@ class SoftValue(OffPolicyTerm):
     def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
         """alpha log pi - Q of a fresh action, `[B, T]`."""
         value = self.value(see["q"](batch["observation"], outputs["sampled_action"]))
-        return see["temperature"]() * outputs["sampled_logprob"] - value
+        loss: Tensor = see["temperature"]() * outputs["sampled_logprob"] - value
+        return loss
 
     def value(self, q: Tensor) -> Tensor:
         """What the policy is raised by, of the critics' values `[..., K]`: the least."""

@@ -109,7 +109,7 @@ class Continuing(Part):
         for knob_name in ("temperature", "top_k", "top_p"):
             mine = getattr(self, knob_name)
             theirs = getattr(recipe.collect, knob_name, mine)
-            if theirs != mine:
+            if theirs != mine and recipe.collect:
                 raise UserError(
                     f"{recipe.name}: '{recipe.collect.name}' samples with {knob_name} {theirs:g} but '{self.name}' "
                     f"continues with {mine:g}; set both at once with --{knob_name.replace('_', '-')}."

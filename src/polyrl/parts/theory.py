@@ -231,7 +231,7 @@ class RobustBackup(Part):
             theirs = getattr(recipe.optimise, name, mine)
             if mine != theirs:
                 raise UserError(
-                    f"{recipe.name}: {name} is {mine} in '{self.name}' but {theirs} in '{recipe.optimise.name}'; the "
+                    f"{recipe.name}: {name} is {mine} in '{self.name}' but {theirs} in '{recipe.improver.name}'; the "
                     f"values would be of another policy, so set --{name} for both."
                 )
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -95,6 +96,7 @@ class ExploreEnvironments(StepAndKeep):
 
     def actor(self, inner: Actor, task: ControlTask, seed: int, say: Callable[[str], None]) -> Actor:
         """The greedy actor with random actions between."""
+        assert isinstance(task.actions.space, spaces.Discrete)  # the model has refused others
         return EpsilonGreedy(inner, int(task.actions.space.n))
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:

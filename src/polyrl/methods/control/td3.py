@@ -61,7 +61,8 @@ class FirstCriticValue(OffPolicyTerm):
 
     def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
         """-Q_1(s, pi(s)), `[B, T]`."""
-        return -see["q"](batch["observation"], outputs["mode"])[..., 0]
+        value: Tensor = see["q"](batch["observation"], outputs["mode"])[..., 0]
+        return -value
 
 
 def recipe() -> Recipe:

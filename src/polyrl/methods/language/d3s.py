@@ -86,7 +86,7 @@ class VariedRollouts(Part):
 
     def check_within(self, recipe: Recipe) -> None:
         """What an unfinished response will earn is not known."""
-        if self.of == "reward" and "finished" in recipe.collect.gives:
+        if self.of == "reward" and recipe.collect and "finished" in recipe.collect.gives:
             raise UserError(
                 f"{recipe.name}: '{self.name}' chooses by reward, but '{recipe.collect.name}' brings unfinished "
                 "responses, which have none; set --of advantage, or sample whole responses."

@@ -1,0 +1,157 @@
+"""How `polyrl show` and `polyrl trace` tell of models, sources and the list of updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from polyrl.core.update import Again, Fresh, Mix, Move, Repeat, Sample, Step, Update, flat
+from polyrl.recipe import Part, Recipe, options
+
+
+def written(value: Any) -> str:
+    """A hyperparameter's value as the command line takes it."""
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def _first_sentence(thing: Any) -> str:
+    return (thing.__doc__ or "").partition("\n")[0]
+
+
+def _option_rows(table: Table, called: str, part: Part) -> None:
+    for f in options(part):
+        option = Text(f"--{called}.{f.name} ".replace("_", "-"), style="cyan")
+        option.append(written(getattr(part, f.name)), style="bold cyan")
+        option.append(f"   {f.metadata.get('help', '')}", style="dim")
+        table.add_row("", option)
+
+
+def _table() -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    return table
+
+
+def _starred(name: str, called: str, recipe: Recipe) -> Text:
+    text = Text(name)
+    if called in recipe.adds:
+        text.append(" *", style="yellow")
+    return text
+
+
+def models_table(recipe: Recipe) -> Padding:
+    """Every model: what it is, who trains it, moves it and reads it, and its hyperparameters."""
+    table = _table()
+    updates = [s for s in flat(recipe.updates) if isinstance(s, Update)]
+    for name, model in recipe.models.items():
+        facts = [f"a copy of {model.copied}" if model.copied else _first_sentence(type(model)).rstrip(".")]
+        facts += [f"trained by {u.name}" for u in updates if u.trains == name]
+        facts += [
+            f"moved towards {m.towards}" for m in flat(recipe.updates) if isinstance(m, Move) and m.target == name
+        ]
+        readers = [p.name for u in updates for p in (*u.credit, *u.terms) if name in p.required_models()]
+        facts += [f"read by {', '.join(dict.fromkeys(readers))}"] if readers else []
+        facts += ["acts"] if name == recipe.acts else []
+        table.add_row(_starred(name, name, recipe), "; ".join(facts))
+        _option_rows(table, name, model)
+    return Padding(table, (0, 0, 0, 4))
+
+
+def models_summary(recipe: Recipe) -> Padding:
+    """The models in a line each."""
+    table = _table()
+    for name, model in recipe.models.items():
+        what = f"a copy of {model.copied}" if model.copied else _first_sentence(type(model))
+        values = ", ".join(f"{f.name}={written(getattr(model, f.name))}" for f in options(model))
+        table.add_row(_starred(name, name, recipe), Text.assemble(what, (f"  {values}", "dim")))
+    return Padding(table, (0, 0, 0, 2))
+
+
+def sources_table(recipe: Recipe) -> Padding:
+    """Every source with its hyperparameters."""
+    table = _table()
+    for name, source in recipe.sources.items():
+        filled = f", filled after {source.after}" if source.after else ", given"
+        table.add_row(_starred(name, name, recipe), f"{_first_sentence(type(source)).rstrip('.')}{filled}")
+        _option_rows(table, name, source)
+    return Padding(table, (0, 0, 0, 4))
+
+
+def batch_words(batch: Part) -> str:
+    """Where an update's rows come from: "256 rows of replay"."""
+    if isinstance(batch, Sample):
+        return f"{batch.batch_size} rows of {batch.source}"
+    if isinstance(batch, Mix):
+        return f"{batch.batch_size} rows, {batch.share:.0%} of {batch.first} and the rest of {batch.second}"
+    if isinstance(batch, Again):
+        return "the same rows"
+    return "the fresh rows" if isinstance(batch, Fresh) else batch.name
+
+
+def _numbered(every: int) -> str:
+    return "" if every == 1 else f", at every {every}th"
+
+
+def step_words(step: Step) -> str:
+    """An update, move or repeat in a line."""
+    if isinstance(step, Repeat):
+        return f"{step.gradient_steps} times:"
+    if isinstance(step, Move):
+        how = "becomes" if step.tau == 1 else f"moves {step.tau:g} of the way to"
+        return f"{step.target} {how} {step.towards}{_numbered(step.every)}"
+    return f"train {step.trains} on {batch_words(step.batch)}{_numbered(step.every)}"
+
+
+def walk(steps: Sequence[Step], depth: int = 0) -> Iterator[tuple[Step, int]]:
+    """Every step of a list with its depth in repeats."""
+    for step in steps:
+        yield step, depth
+        if isinstance(step, Repeat):
+            yield from walk(step.of, depth + 1)
+
+
+def updates_table(recipe: Recipe) -> Padding:
+    """The list of updates in its order, each with its parts and their hyperparameters."""
+    table = _table()
+    for number, (step, depth) in enumerate(walk(recipe.updates), 1):
+        line = Text("  " * depth + step_words(step), style="bold")
+        table.add_row(Text(str(number), style="dim"), line)
+        _option_rows(table, step.name, step)
+        if isinstance(step, Update):
+            _option_rows(table, step.batch.name, step.batch)
+            for part in (*step.credit, *step.terms):
+                said = _starred(part.name, part.name, recipe)
+                said.append(f"  {_first_sentence(type(part))}", style="not bold")
+                table.add_row("", Text("  ").append_text(said))
+                _option_rows(table, part.name, part)
+    return Padding(table, (0, 0, 0, 4))
+
+
+def traced(recipe: Recipe, models: Any, sources: Mapping[str, Any], metrics: Mapping[str, float]) -> Iterator[Text]:
+    """What the updates of an iteration did, a line each, from the means that it logged."""
+    for name, rows in sources.items():
+        facts = rows.facts()
+        held = facts.get(f"{name}/steps", 0.0)
+        full = facts.get(f"{name}/full")
+        said = f"{name} holds {held:,.0f} steps" + ("" if full is None else f", {full:.1%} of its capacity")
+        yield Text(said if rows.ready() else f"{said}: too few to begin, so nothing was trained", style="dim")
+    for step, depth in walk(recipe.updates):
+        line = Text("  " * depth).append(step_words(step), style="bold")
+        if isinstance(step, Move):
+            line.append(f"; {models.distance(step.target, step.towards):.3g} apart now", style="dim")
+        elif isinstance(step, Update):
+            gives = sorted({field for part in step.credit for field in part.gives})
+            losses = [f"{t.name} {metrics[f'loss/{t.name}']:+.4f}" for t in step.terms if f"loss/{t.name}" in metrics]
+            norm = metrics.get(f"grad_norm/{step.trains}")
+            facts_ = [
+                f"{', '.join(p.name for p in step.credit)} gives {', '.join(gives)}" if gives else "",
+                f"loss {', '.join(losses)}" if losses else "",
+                "" if norm is None else f"gradient norm {norm:.3g}",
+            ]
+            line.append("".join(f"; {fact}" for fact in facts_ if fact), style="dim")
+        yield line
