@@ -218,8 +218,8 @@ class Tracer:
             self._say(_term_facts(term, metrics), style="dim")
         if recipe.updates:
             context = self.loop.context
-            for said in update_lists.traced(recipe, context.world.models, context.sources, metrics):
-                self._say(said, 2)
+            for line in update_lists.traced(recipe, context.world.models, context.sources, metrics):
+                self._say(line, 2)
             if news := self._news(frozenset(k for k in metrics if k.startswith(TOLD))):
                 self._say(f"measured, as means over the iteration: {news}")
             return
