@@ -486,11 +486,12 @@ class Recipe:
         A bare field sets it in every part, model and source that has it.
         """
         parts = [(p.name, p) for p in (*([self.policy] if self.policy else []), *self._stage_parts())]
-        return {
+        found = {
             f"{name.replace('_', '-')}.{f.name}": getattr(p, f.name)
             for name, p in (*parts, *self.entries())
             for f in options(p)
         }
+        return found | ({"iteration.turns": self.turns} if self.updates else {})
 
     def _stage_parts(self) -> Iterator[Part]:
         for _, parts in self.stages():
@@ -620,6 +621,11 @@ class Recipe:
         """
         wanted_part, _, wanted = name.replace("-", "_").rpartition(".")
         hits = 0
+        if self.updates and wanted == "turns" and wanted_part in ("", "iteration"):
+            turns: int = parse_value("iteration", "turns", int, value)
+            if turns < 1:
+                raise UserError(f"iteration.turns is {turns} but must be at least 1.")
+            return dataclasses.replace(self, turns=turns)
 
         def changed(part: Part, called: str = "") -> Part:
             nonlocal hits

@@ -265,7 +265,7 @@ class _Turn:
             for part in update.credit:
                 batch = part.apply(batch, see)
         module: Network = self.models[update.trains]
-        module.requires_grad_(True)
+        self.models.ask_gradients(update.trains, True)
         try:
             outputs = module.outputs(batch, update.wants(), see.draw)
             parts = [(term.summand(outputs, batch, see) * term.step_weights(batch)).sum() for term in update.terms]
@@ -276,7 +276,7 @@ class _Turn:
             vector.grad.zero_()
             total.backward()  # type: ignore[no-untyped-call]
         finally:
-            module.requires_grad_(False)
+            self.models.ask_gradients(update.trains, False)
         self._step(update, optimiser)
         constants = {name: x.detach() for name, x in outputs.items()}
         if source := update.batch.reads():

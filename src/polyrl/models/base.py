@@ -162,7 +162,14 @@ class Models(Mapping[str, Network]):
         for name, module in self._modules.items():
             if any(True for _ in module.parameters()):
                 self.flat[name] = FlatParameters(module)
-            module.requires_grad_(False)
+        self._parameters = {name: [*module.parameters()] for name, module in self._modules.items()}
+        for name in self._modules:
+            self.ask_gradients(name, False)
+
+    def ask_gradients(self, name: str, asked: bool) -> None:
+        """Whether what is computed from now on carries gradients to the parameters of this model."""
+        for parameter in self._parameters[name]:
+            parameter.requires_grad = asked
 
     def __getitem__(self, name: str) -> Network:
         return self._modules[name]

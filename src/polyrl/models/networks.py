@@ -53,6 +53,8 @@ class StackedMlp(nn.Module):
                 store.append(nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator)))
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(members, h)) for h in hidden] if layer_norm else [])
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(members, h)) for h in hidden] if layer_norm else [])
+        # looked up once: weight and bias of each layer in turn
+        self._layers = tuple(p for pair in zip(self.weights, self.biases, strict=True) for p in pair)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs `[..., members, O]` of inputs `[..., I]`."""
@@ -65,8 +67,7 @@ class StackedMlp(nn.Module):
         return kernels.ENABLED and known and x.dtype == torch.float32 and x.device.type == "cpu"
 
     def _fast(self, x: Tensor) -> Tensor:
-        parameters = [p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
-        found: Tensor = StackedLayers.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call]
+        found: Tensor = StackedLayers.apply(x, self.activation, *self._layers)  # type: ignore[no-untyped-call]
         return found
 
     def _plain(self, x: Tensor) -> Tensor:
