@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from polyrl import catalogue
 from polyrl import rows as special_rows
 from polyrl.claims import claims
+from polyrl.cli.update_lists import step_words, walk
+from polyrl.core.update import Update
 from polyrl.experience import FIELDS
-from polyrl.recipe import STAGES, Part, Recipe
+from polyrl.recipe import STAGES, Part, Recipe, options
 from polyrl.reproduction import ledger
 from polyrl.reproduction.page import NOT_RETESTED, claim_page, claims_page
 from polyrl.rows import USES
@@ -41,6 +43,8 @@ RESULTS = DOCS.parent / "benchmarks" / "results"
 METHODS, MEASURED, PAIRS = "methods", "measured", "pairs"
 """Names of the tables between markers."""
 QUESTIONS = {
+    "models": "What acts, and what is trained beside it?",
+    "data": "Which rows are there beside the fresh ones?",
     "policy": "What acts, where no model is given? An architecture, which polyrl makes.",
     "collect": "Where does experience come from?",
     "score": "What was it worth?",
@@ -54,7 +58,8 @@ QUESTIONS = {
 
 def file_name(slug: str) -> str:
     """The stem of the method's own file, such as `reinforce_pp`: a slug that files and web addresses can carry."""
-    return catalogue.methods()[slug].path.stem
+    path = catalogue.methods()[slug].path
+    return path.parent.name if path.stem == "__init__" else path.stem
 
 
 def cell(value: object) -> str:
@@ -103,7 +108,9 @@ def range_text(part: type[Part], f: dataclasses.Field[Any]) -> str:
 
 def knob_rows(part: type[Part], values: Part | None = None) -> Iterator[tuple[str, str, str, str]]:
     """Name, default, range and meaning of each hyperparameter of a part, as `values` sets them."""
-    for f in dataclasses.fields(part):
+    for f in (
+        options(values) if values is not None else [f for f in dataclasses.fields(part) if f.kw_only or f.metadata]
+    ):
         default = getattr(values, f.name) if values is not None else f.default
         yield f"`{f.name}`", f"`{value_text(default)}`", range_text(part, f), f.metadata.get("help", "")
 
@@ -162,8 +169,13 @@ def _recipe_pieces(info: catalogue.MethodInfo) -> Iterator[str]:
         "Each is an option: `--name value` sets it in every part that has it, `--part.name value` in one part. "
         "The defaults below are this recipe's, chosen for small models; the paper's own stand further down."
     )
-    parts = (*([recipe.policy] if recipe.policy else []), *recipe.parts())
-    rows = [(p.name, *row) for p in parts for row in knob_rows(type(p), p)]
+    own = {id(part) for _, part in recipe.entries()}
+    parts = [(p.name, p) for p in recipe.parts() if id(p) not in own]
+    parts = [*([(recipe.policy.name, recipe.policy)] if recipe.policy else []), *parts, *recipe.entries()]
+    rows = [(name.replace("_", "-"), *row) for name, p in parts for row in knob_rows(type(p), p)]
+    if recipe.updates:
+        meaning = "passes through the stages and the updates in one iteration"
+        rows.append(("iteration", "`turns`", f"`{recipe.turns}`", "at least 1", meaning))
     yield table(("part", "name", "default", "range", "meaning"), rows)
     # a method that runs in several wings needs the task named where it is not the first's
     named = f" --task {info.task}" if info is not catalogue.methods()[slug] else ""
@@ -183,8 +195,18 @@ def _star(part: Part, recipe: Recipe) -> str:
 
 
 def _stage_pieces(recipe: Recipe) -> Iterator[str]:
+    for stage, entries in (("models", recipe.models), ("data", recipe.sources)):
+        if entries:
+            yield f"### {stage}"
+            yield f"*{QUESTIONS[stage]}*"
+            yield "\n".join(_entry_line(name, entry, recipe) for name, entry in entries.items())
     for number, (stage, parts) in enumerate(recipe.stages(), start=1):
         yield f"### {number} {stage}"
+        if recipe.updates and stage == "improve":
+            note = recipe.notes.get(stage, "")
+            yield f"*{QUESTIONS[stage]}* {note[:1].upper()}{note[1:]}."
+            yield "\n".join(_step_lines(recipe))
+            continue
         note = recipe.notes.get(stage, "")
         yield f"*{QUESTIONS[stage]}*" + (f" {note[:1].upper()}{note[1:]}." if note else "")
         yield "\n".join(
@@ -192,6 +214,22 @@ def _stage_pieces(recipe: Recipe) -> Iterator[str]:
             f"{docstring(type(p)).partition(chr(10))[0]}"
             for p in parts
         )
+
+
+def _entry_line(name: str, entry: Part, recipe: Recipe) -> str:
+    star = " `*`" if name in recipe.adds else ""
+    if entry.name not in catalogue.entries():
+        return f"- `{name}`{star}: a copy of `{recipe.models[name].copied}`"
+    return f"- [`{name}`](../reference/parts.md#{entry.name}){star}: {docstring(type(entry)).partition(chr(10))[0]}"
+
+
+def _step_lines(recipe: Recipe) -> Iterator[str]:
+    for step, depth in walk(recipe.updates):
+        space = "    " * depth
+        yield f"{space}- **{step_words(step)}**"
+        for part in (*step.credit, *step.terms) if isinstance(step, Update) else ():
+            line = f"[`{part.name}`](../reference/parts.md#{part.name}){_star(part, recipe)}"
+            yield f"{space}    - {line}: {docstring(type(part)).partition(chr(10))[0]}"
 
 
 def wings(slug: str) -> str:
@@ -252,8 +290,8 @@ def parts_page() -> str:
         docstring(special_rows).partition("\n\n")[2],
         table(("a part says", "which means"), [*USES.items()]),
     ]
-    classes = {p.name: p for p in catalogue.parts().values()}
-    for stage in ("policy", *STAGES):
+    classes = {p.name: p for p in (*catalogue.parts().values(), *catalogue.entries().values())}
+    for stage in ("policy", "models", "data", *STAGES):
         pieces += [f"## {stage}", QUESTIONS[stage]]
         for name, info in classes.items():
             if info.stage != stage:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError, nearest
-from polyrl.recipe import Change, Recipe, kebab
+from polyrl.recipe import STAGES, Change, Recipe, kebab
 from polyrl.settings import parse_settings
 from polyrl.tasks import WINGS
 
@@ -43,9 +43,18 @@ ABSTRACT = {
     "LogRatioLoss",
     "OffPolicyTerm",
     "ReplayChange",
+    "Trained",
+    "Source",
 }
-ROOTS = {"Term": "improve", "Improver": "improve", "Architecture": "policy", "Change": "data", "Trained": "models"}
-"""Stage of the classes of `polyrl.recipe` that parts derive from."""
+ROOTS = {
+    "Term": "improve",
+    "Improver": "improve",
+    "Architecture": "policy",
+    "Change": "data",
+    "Trained": "models",
+    "Source": "data",
+}
+"""Stage of the classes of `polyrl.core.part` that parts derive from."""
 WING_OF_FOLDER = {"preference": "language"}
 """Folders of methods that run in the wing of another name."""
 FAMILIES = {
@@ -294,9 +303,21 @@ def parts() -> dict[str, PartInfo]:
     """Every part that can be named in a composition, by its name."""
     shared = [(p, f"polyrl.parts.{p.stem}") for p in sorted((PACKAGE / "parts").glob("*.py")) if p.stem != "__init__"]
     own = [(m.path, m.module) for infos in variants().values() for m in infos]
-    order = {s: i for i, s in enumerate(("policy", "collect", "score", "credit", "select", "improve"))}
+    order = {s: i for i, s in enumerate(("policy", "models", "data", *STAGES))}
     infos = _part_infos(shared + own)
     return dict(sorted(infos.items(), key=lambda item: (order.get(item[1].stage, 9), item[0])))
+
+
+@cache
+def entries() -> dict[str, PartInfo]:
+    """Every model and source that a recipe can state, by its class's name in kebab case."""
+    files = [
+        (path, f"polyrl.{room}.{path.stem}")
+        for room in ("models", "data")
+        for path in sorted((PACKAGE / room).glob("*.py"))
+        if path.stem != "__init__"
+    ]
+    return _part_infos(files)
 
 
 def part_classes() -> list[type[Part]]:
@@ -437,9 +458,6 @@ def build(spec: str, settings: dict[str, Any] | None = None, *, wing: str | None
     for key, value in (settings or {}).items():
         result = result.set(key, value)
     checked = dataclasses.replace(result, name=spec if not spec.endswith(".py") else result.name)
-    for info in parts().values():
-        if info.measures and info.module.startswith("polyrl.parts."):
-            _import(info.module, info.path)  # so that the recipe finds what it puts in by itself
     try:
         return checked.check()
     except UserError:

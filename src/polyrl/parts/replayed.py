@@ -18,7 +18,7 @@ from polyrl.models.actor import Actor
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
 from polyrl.recipe import Change, Part, Recipe, Stage, Term, knob, options
-from polyrl.rows import ALONE, SpecialRows
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 
 # ------------------------------------------------------------------------------------------------------------ collect
@@ -50,7 +50,7 @@ class NextObservation(Part):
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "final_observation", "truncated"})
     gives: ClassVar[frozenset[str]] = frozenset({"next_observation"})
-    special_rows: ClassVar[SpecialRows | None] = ALONE
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `next_observation` [B, T, D]; after a termination, the next episode's first."""
@@ -78,6 +78,7 @@ class SoftTarget(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
     models: ClassVar[frozenset[str]] = frozenset({"policy", "q_target", "temperature"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     entropy_backup: bool = knob(True, "whether the entropy of what follows counts in the targets")
 
@@ -144,6 +145,7 @@ class OffPolicyTerm(Term):
     """A term over sampled rows, whose mean is weighted by their `weight`, divided by their number."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS  # rows are single steps of a source
 
     def step_weights(self, experience: Experience) -> Tensor:
         """`[B, T]`: importance weights over the number of rows (arXiv:1511.05952, algorithm 1)."""

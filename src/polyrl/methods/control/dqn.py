@@ -25,6 +25,7 @@ from polyrl.models.base import Copy
 from polyrl.models.critics import DiscreteQNetwork
 from polyrl.parts.replayed import OffPolicyTerm, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
 from polyrl.tasks.control.environment import ControlTask
 
@@ -130,6 +131,7 @@ class GreedyTarget(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
     models: ClassVar[frozenset[str]] = frozenset({"q", "q_target"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     double: bool = knob(True, "the network chooses the target's action, the copy values it; false: the copy does both")
 

@@ -74,6 +74,7 @@ class AdaptiveKLPenalty(Averaged):
 
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "behaviour_logprob", "weight", "kl_factor"})
+    derives: ClassVar[tuple[type[Part], ...]] = (KLFactor,)
 
     penalty_target: float = knob(0.01, "KL of one iteration that b is adapted towards, nats a step", above=0)
     penalty_init: float = knob(1.0, "b of the first iteration", above=0)

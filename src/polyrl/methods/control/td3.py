@@ -19,6 +19,7 @@ from polyrl.models.critics import QNetwork
 from polyrl.models.policies import DeterministicPolicy
 from polyrl.parts.replayed import OffPolicyTerm, SquaredTD, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 
 SLUG = "td3"
 TITLE = "Addressing Function Approximation Error in Actor-Critic Methods"
@@ -37,6 +38,7 @@ class SmoothedTarget(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
     models: ClassVar[frozenset[str]] = frozenset({"policy_target", "q_target"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     target_noise: float = knob(0.2, "deviation of the noise on target actions", low=0)
     target_noise_clip: float = knob(0.5, "largest noise on target actions", low=0)

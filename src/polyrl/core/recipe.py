@@ -1,0 +1,409 @@
+"""Recipes: five stages filled with parts, composition with `+`, and the check that a recipe holds together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from polyrl.core.derived import DERIVED, measuring
+from polyrl.core.part import STAGES, Architecture, Change, Improver, Part, Stage, Term, kebab, options
+from polyrl.errors import UserError, nearest
+from polyrl.runtime.metric import Metric
+from polyrl.settings import parse_value
+
+if TYPE_CHECKING:
+    from polyrl.core.update import Step, Update
+    from polyrl.data.base import Source
+    from polyrl.models.base import Model
+
+MOST_NAMED = 4
+"""Parts that an error names as those that would give a missing field."""
+OUTPUTS = frozenset({"logprob", "entropy", "value", "cost", "score"})
+"""What terms of an objective on the fresh batch may want of policy, critic and reward model."""
+
+
+def _rebuilt(
+    step: Step, changed: Callable[[Part], Part], within: Callable[[tuple[Step, ...]], tuple[Step, ...]]
+) -> Step:
+    """An update, move or repeat whose parts are changed."""
+    from polyrl.core.update import Repeat, Update
+
+    if isinstance(step, Repeat):
+        return dataclasses.replace(step, of=within(step.of))
+    if isinstance(step, Update):
+        inner: dict[str, Any] = {
+            "batch": changed(step.batch),
+            "credit": tuple(map(changed, step.credit)),
+            "terms": tuple(map(changed, step.terms)),
+        }
+        return dataclasses.replace(step, **inner)
+    return step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Five stages filled with parts, and what they work on.
+
+    Attributes:
+        name: what the user typed, such as "grpo" or "ppo+k3".
+        collect: the one part that brings experience; None where all rows are given.
+        score, credit, select: chains of parts, run in order on what was collected.
+        terms: the objective, a sum; with `optimise` the case of one update on the fresh batch.
+        optimise: the part that takes the improvement step; None where `updates` say what is done.
+        updates: what improves which model on which batch, in order (`polyrl.core.update`).
+        models: what has parameters, by name (`polyrl.models.base`), where the recipe says so.
+        sources: rows beside the fresh ones, by name (`polyrl.data.base`).
+        acts: the model that acts, by name.
+        turns: passes through the stages and the updates in one iteration.
+        policy: what acts, where polyrl makes it for `optimise`; None where a model is given.
+        dropped: terms that went because a part that replaced another no longer gives what they need.
+        adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
+        notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
+        metric: what its runs are judged by, where that is not what the task says.
+    """
+
+    name: str
+    collect: Part | None = None
+    score: tuple[Part, ...] = ()
+    credit: tuple[Part, ...] = ()
+    terms: tuple[Term, ...] = ()
+    optimise: Improver | None = None
+    select: tuple[Part, ...] = ()
+    policy: Architecture | None = None
+    models: Mapping[str, Model] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    updates: tuple[Step, ...] = ()
+    acts: str = "policy"
+    turns: int = 1
+    adds: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+    metric: Metric | None = None
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def stages(self) -> list[tuple[Stage, tuple[Part, ...]]]:
+        """Each stage with its parts; measuring parts are put in where a field that nobody gives is first needed."""
+        chains: dict[Stage, list[Part]] = {stage: list(self.listed(stage)) for stage in STAGES}
+        given: set[str] = set()
+        for stage in STAGES:
+            kept = [source for source in self.sources.values() if source.after == stage]  # they read what is there then
+            for part in [*chains[stage], *kept]:
+                for name in sorted(part.required() - given):
+                    kind = measuring(name, self._stated())
+                    if kind is None:
+                        continue
+                    measure = kind()
+                    chain = chains[measure.stage]
+                    # before the first part of its own stage that needs it, else at that stage's end
+                    chain.insert(chain.index(part) if part in chain else len(chain), measure)
+                    given |= measure.gives
+                given |= part.gives
+        return [(stage, tuple(chains[stage])) for stage in STAGES]
+
+    def _stated(self) -> list[Part]:
+        """The parts that the recipe states, those of updates too."""
+        own = [part for stage in STAGES for part in self.listed(stage)]
+        return own + [part for _, part in self.entries()]
+
+    def listed(self, stage: Stage) -> tuple[Part, ...]:
+        """Parts of a stage as the recipe states them (for improve: the terms, then the optimiser)."""
+        if stage == "collect":
+            return (self.collect,) if self.collect else ()
+        if stage == "improve":
+            return (*self.terms, self.improver)
+        return typing.cast("tuple[Part, ...]", getattr(self, stage))
+
+    @property
+    def collected(self) -> frozenset[str]:
+        """Fields that *collect* gives; none where all rows are given."""
+        return self.collect.gives if self.collect else frozenset()
+
+    @functools.cached_property
+    def improver(self) -> Improver:
+        """What improves: `optimise`, or the list of updates."""
+        if self.optimise is not None:
+            return self.optimise
+        from polyrl.core.update import UpdateList
+
+        return UpdateList(updates=self.updates)
+
+    def update_steps(self) -> list[Step]:
+        """Every update, move and repeat, what is repeated behind its repeat."""
+        from polyrl.core.update import Repeat
+
+        found: list[Step] = []
+
+        def walk(steps: tuple[Step, ...]) -> None:
+            for step in steps:
+                found.append(step)
+                if isinstance(step, Repeat):
+                    walk(step.of)
+
+        walk(self.updates)
+        return found
+
+    def entries(self) -> list[tuple[str, Part]]:
+        """Models, sources and what the updates are made of, each with the name by which its hyperparameters are set."""
+        from polyrl.core.update import Update
+
+        found: list[tuple[str, Part]] = [*self.models.items(), *self.sources.items()]
+        for step in self.update_steps():
+            if isinstance(step, Update):
+                found.append((step.batch.name, step.batch))
+                found += [(part.name, part) for part in (*step.credit, *step.terms)]
+            found.append((step.name, step))
+        return found
+
+    def parts(self) -> Iterator[Part]:
+        """Yield every part in the order of the stages, measuring parts included, those of updates at the end."""
+        for _, parts in self.stages():
+            yield from parts
+        for _, part in self.entries():
+            yield part
+
+    def required_models(self) -> frozenset[str]:
+        """Models besides the policy that parts need, where the recipe does not list its models itself."""
+        return frozenset().union(*(p.required_models() for p in self.parts()))
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every hyperparameter as `part.field` -> value; of models and sources as `name.field`.
+
+        A bare field sets it in every part, model and source that has it.
+        """
+        parts = [(p.name, p) for p in (*([self.policy] if self.policy else []), *self._stage_parts())]
+        found = {
+            f"{name.replace('_', '-')}.{f.name}": getattr(p, f.name)
+            for name, p in (*parts, *self.entries())
+            for f in options(p)
+        }
+        return found | ({"iteration.turns": self.turns} if self.updates else {})
+
+    def _stage_parts(self) -> Iterator[Part]:
+        for _, parts in self.stages():
+            yield from parts
+
+    # ---------------------------------------------------------------------------------------------- composing
+
+    def __add__(self, other: Recipe | Part) -> Recipe:
+        """Put another part, or the parts that another method adds, into this recipe."""
+        if isinstance(other, Recipe):
+            result = self
+            own = [other.policy] if other.policy else []
+            for name, model in other.models.items():
+                if name in other.adds:
+                    result = result._with_model(name, model)
+            for part in [p for p in (*own, *other.parts()) if p.name in other.adds]:
+                result = result._with(part)
+            return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=self.adds + other.adds)
+        result = self._with(other)
+        return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=(*self.adds, other.name))
+
+    def _with_model(self, name: str, model: Model) -> Recipe:
+        """Put a model into the place of one of the same name, which must give what is read of it."""
+        old = self.models.get(name)
+        if old is None:
+            raise UserError(f"{self.name} has no model '{name}', so '{model.name}' has nothing to replace.")
+        shared = {f.name for f in options(model)} & {f.name for f in options(old)}
+        model = dataclasses.replace(model, **{f: getattr(old, f) for f in shared})
+        return dataclasses.replace(self, models={**self.models, name: model})
+
+    def _with(self, part: Part) -> Recipe:
+        if isinstance(part, Change):
+            return part.change(self)
+        if self.updates and (found := self._within_updates(part)) is not None:
+            return found
+        which = "optimise" if isinstance(part, Improver) else part.stage
+        if which in ("policy", "collect", "optimise"):
+            old = getattr(self, which)
+            if old is None:
+                raise UserError(f"{self.name} is given its policy, so '{part.name}' has nothing to replace.")
+            shared = {f.name for f in dataclasses.fields(part)} & {f.name for f in dataclasses.fields(old)}
+            kept = {name: getattr(old, name) for name in shared}
+            return self._changed(which, dataclasses.replace(part, **kept))
+        where = "terms" if part.stage == "improve" else part.stage
+        chain: tuple[Part, ...] = getattr(self, where)
+        replaced = [p for p in chain if part.slot and p.slot == part.slot]
+        same = [i for i, p in enumerate(chain) if type(p) is type(part) or (part.slot and p.slot == part.slot)]
+        if same:
+            chain = tuple(part if i == same[0] else p for i, p in enumerate(chain) if i not in same[1:])
+        else:
+            chain = (*chain, part)
+        return self._changed(where, chain)._without_orphans(replaced)
+
+    def _within_updates(self, part: Part) -> Recipe | None:
+        """Put a part where one of its slot stands in an update, or a term into the one update that gives what it wants.
+
+        None where it is neither: then it belongs to a stage.
+        """
+        from polyrl.core.update import Update
+
+        def alike(other: Part) -> bool:
+            return type(other) is type(part) or (bool(part.slot) and other.slot == part.slot)
+
+        def placed(update: Update) -> Update:
+            return dataclasses.replace(
+                update,
+                credit=tuple(part if alike(p) else p for p in update.credit),
+                terms=typing.cast("tuple[Term, ...]", tuple(part if alike(t) else t for t in update.terms)),
+            )
+
+        updates = [u for u in self.update_steps() if isinstance(u, Update)]
+        if any(alike(p) for u in updates for p in (*u.credit, *u.terms)):
+            return self._with_updates(placed)
+        if not isinstance(part, Term):
+            return None
+        able = [u for u in updates if part.wants <= self.models[u.trains].outputs]
+        if len(able) != 1:
+            which = f"the updates of {', '.join(u.trains for u in able)} all do" if able else "no update does"
+            raise UserError(
+                f"{self.name}: the term '{part.name}' belongs to an update of a model that gives "
+                f"{' and '.join(sorted(part.wants))}, and {which}; say where it belongs in a method file."
+            )
+        joined = dataclasses.replace(able[0], terms=(*able[0].terms, part))
+        return self._with_updates(lambda update: joined if update == able[0] else update)
+
+    def _with_updates(self, changed: Callable[[Update], Update]) -> Recipe:
+        """The recipe with every update changed, those in repeats too."""
+        from polyrl.core.update import Repeat, Update
+
+        def walk(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+            return tuple(
+                dataclasses.replace(s, of=walk(s.of))
+                if isinstance(s, Repeat)
+                else changed(s)
+                if isinstance(s, Update)
+                else s
+                for s in steps
+            )
+
+        return dataclasses.replace(self, updates=walk(self.updates))
+
+    def _without_orphans(self, replaced: Sequence[Part]) -> Recipe:
+        """Drop terms whose needs only a replaced part gave: without GAE's targets a value loss has nothing to learn."""
+        before = (*self.listed("collect"), *self.score, *self.credit, *self.select)
+        derived = {g for p in self._stated() for kind in p.derives for g in kind.gives} | set(DERIVED)
+        given = {g for p in before for g in p.gives} | derived
+        lost = {g for p in replaced for g in p.gives} - given
+        orphans = tuple(t for t in self.terms if t.required() & lost)
+        if not orphans:
+            return self
+        kept = tuple(t for t in self.terms if t not in orphans)
+        return dataclasses.replace(self, terms=kept, dropped=self.dropped + tuple(t.name for t in orphans))
+
+    def _changed(self, stage: str, value: Any) -> Recipe:
+        changes: dict[str, Any] = {stage: value}
+        return dataclasses.replace(self, **changes)
+
+    def set(self, name: str, value: Any) -> Recipe:
+        """Return the recipe with a hyperparameter set.
+
+        Args:
+            name: `field` (set in every part that has it) or `part.field`.
+            value: the value, or its text.
+
+        Raises:
+            UserError: no part has such a hyperparameter, or the value is malformed or out of range.
+        """
+        wanted_part, _, wanted = name.replace("-", "_").rpartition(".")
+        hits = 0
+        if self.updates and wanted == "turns" and wanted_part in ("", "iteration"):
+            turns: int = parse_value("iteration", "turns", int, value)
+            if turns < 1:
+                raise UserError(f"iteration.turns is {turns} but must be at least 1.")
+            return dataclasses.replace(self, turns=turns)
+
+        def changed(part: Part, called: str = "") -> Part:
+            nonlocal hits
+            if wanted_part and (called or part.name).replace("-", "_") != wanted_part:
+                return part
+            for f in options(part):
+                if f.name == wanted:
+                    hits += 1
+                    hints = typing.get_type_hints(type(part))
+                    value_ = parse_value(called or part.name, wanted, hints[wanted], value)
+                    return dataclasses.replace(part, **{wanted: value_})
+            return part
+
+        def within(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+            return tuple(typing.cast("Step", changed(_rebuilt(step, changed, within))) for step in steps)
+
+        result = dataclasses.replace(
+            self,
+            collect=self.collect and changed(self.collect),
+            score=tuple(changed(p) for p in self.score),
+            credit=tuple(changed(p) for p in self.credit),
+            select=tuple(changed(p) for p in self.select),
+            terms=typing.cast("tuple[Term, ...]", tuple(changed(p) for p in self.terms)),
+            optimise=typing.cast("Improver | None", self.optimise and changed(self.optimise)),
+            policy=typing.cast("Architecture | None", self.policy and changed(self.policy)),
+            models={k: typing.cast("Model", changed(m, k)) for k, m in self.models.items()},
+            sources={k: typing.cast("Source", changed(m, k)) for k, m in self.sources.items()},
+            updates=within(self.updates),
+        )
+        if not hits:
+            names = [k for key in self.hyperparameters() for k in (key, key.rpartition(".")[2])]
+            near = nearest(name.replace("-", "_"), dict.fromkeys(names))
+            raise UserError(
+                f"{self.name} has no hyperparameter '{name}'.{near} `polyrl show {self.name}` lists them all."
+            )
+        return result
+
+    # ----------------------------------------------------------------------------------------------- checking
+
+    def check(self, *, providers: Sequence[type[Part]] = ()) -> Recipe:
+        """Return the recipe if it holds together.
+
+        Args:
+            providers: known part classes, named in the error as those that would give a missing field.
+
+        Raises:
+            UserError: a part needs a field that no earlier part gives, or stands in the wrong stage.
+        """
+        given: set[str] = set()
+        if self.policy:
+            self.policy.check_within(self)
+        if (self.optimise is None) == (not self.updates):
+            raise UserError(
+                f"{self.name} must say how it improves: either terms and optimise, or a list of updates, and not both."
+            )
+        for stage, parts in self.stages():
+            for part in parts:
+                if part.stage != stage:
+                    raise UserError(f"{self.name}: part '{part.name}' works in stage {part.stage}, not in {stage}.")
+                for missing in sorted(part.required() - given):
+                    late = [p.name for p in self.parts() if missing in p.gives - p.required()]
+                    # what sees models works within updates only
+                    able = {p for p in providers if missing in p.gives - p.needs and p.apply is Part.apply}
+                    able = {p for p in able if not any(base in able for base in p.__mro__[1:])}
+                    # of many those that no paper owns
+                    able = {p for p in able if ".methods." not in p.__module__} if len(able) > MOST_NAMED else able
+                    would = late or sorted(kebab(p.__name__) for p in able)
+                    how = " or ".join(f"'{w}'" for w in would[:MOST_NAMED])
+                    way = (
+                        f"{how} gives it, but later"
+                        if late
+                        else f"{how} would give it"
+                        if would
+                        else "no known part gives it"
+                    )
+                    raise UserError(
+                        f"{self.name}: part '{part.name}' needs the field '{missing}', which nobody gives; {way}."
+                    )
+                given |= part.gives
+                part.check_within(self)
+        for term in self.terms:
+            for missing in sorted(term.wants - OUTPUTS):
+                raise UserError(
+                    f"{self.name}: the term '{term.name}' wants the output '{missing}', which no model gives; there "
+                    f"are {', '.join(sorted(OUTPUTS))}."
+                )
+        if self.updates:
+            from polyrl.core.checking import check_updates
+
+            check_updates(self, given)
+        return self
