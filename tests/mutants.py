@@ -446,8 +446,8 @@ GROUPS: list[Group] = [
             ("steps + end + 1 - begins - rests", "steps + end + 1 - begins"),
             ("paid, steps, begins = 0.0, 0, end + 1", "paid, steps, begins = paid, 0, end + 1"),
             (
-                "final[cut, t] = policy.normalise(environments.final[cut])",
-                "final[cut, t] = policy.normalise(environments.observation[cut])",
+                "final[cut, t] = actor.normalise(environments.final[cut])",
+                "final[cut, t] = actor.normalise(environments.observation[cut])",
             ),
         ],
     ),
@@ -470,7 +470,7 @@ GROUPS: list[Group] = [
         "test_control_sampling.py -k 'evaluation'",
         [
             ("return episode_seed(self.seed, 0, episode)", "return episode_seed(self.seed, 0, 0)"),
-            ("forward(policy.normalise(observation))", "forward(observation.astype(np.float32))"),
+            ("Moment(actor.normalise(observation), ", "Moment(observation.astype(np.float32), "),
         ],
     ),
     # ------------------------------------------------------------------------------------------ operations
@@ -768,11 +768,17 @@ GROUPS: list[Group] = [
     ),
     # ------------------------------------------------------------------------------------------------ recipe
     Group(
-        "recipe.py",
+        "core/part.py",
         "test_recipe.py",
         [
             ("(low is not None and value < low)", "(low is not None and value <= low)"),
             ("(above is not None and value <= above)", "(above is not None and value < above)"),
+        ],
+    ),
+    Group(
+        "core/recipe.py",
+        "test_recipe.py",
+        [
             ("                given |= part.gives\n        return", "        return"),
             ("chain.index(part) if part in chain else len(chain), measure)", "len(chain), measure)"),
             ("dataclasses.replace(part, **kept)", "part"),
@@ -802,7 +808,7 @@ GROUPS: list[Group] = [
             ("self.context.spent, self.context.memories, self.context.stores = spent, memories, stores", "pass"),
             ("if self.context.touched:\n            return", "if False:\n            return"),
             ("copy.deepcopy(context.memories)", "context.memories"),
-            ('if stage == "select":\n                with', 'if stage == "credit":\n                with'),
+            ('if stage == "select" and experience', 'if stage == "credit" and experience'),
             ("except Diverged:\n                    raise", "except ZeroDivisionError:\n                    raise"),
             ("self.context.stores = load_stores(newest)", "pass"),
         ],

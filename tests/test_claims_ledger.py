@@ -151,7 +151,7 @@ def test_the_tables_say_what_the_ledger_says(hooks: ModuleType) -> None:
     for slug in catalogue.methods():
         entry = ledger.read(slug, ROOT / "ledger")
         said = entry["verdict"] if entry else "not yet re-tested"
-        stem = catalogue.methods()[slug].path.stem
+        stem = hooks.file_name(slug)
         shown, linked = (said, said) if slug not in claims() else (
             f"[{said}](docs/claims/{stem}.md)", f"[{said}](../claims/{stem}.md)"
         )  # fmt: skip

@@ -303,7 +303,7 @@ def parts() -> dict[str, PartInfo]:
     """Every part that can be named in a composition, by its name."""
     shared = [(p, f"polyrl.parts.{p.stem}") for p in sorted((PACKAGE / "parts").glob("*.py")) if p.stem != "__init__"]
     own = [(m.path, m.module) for infos in variants().values() for m in infos]
-    order = {s: i for i, s in enumerate(("policy", "models", "data", *STAGES))}
+    order: dict[str, int] = {s: i for i, s in enumerate(("policy", "models", "data", *STAGES))}
     infos = _part_infos(shared + own)
     return dict(sorted(infos.items(), key=lambda item: (order.get(item[1].stage, 9), item[0])))
 
