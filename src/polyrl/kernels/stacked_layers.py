@@ -72,7 +72,7 @@ class StackedLayers(torch.autograd.Function):
                 torch.mm(slope[k], weight[k].t(), out=before[k])
             output = hidden[layer - 1]
             if ctx.activation == "relu":
-                before.mul_(output > 0)
+                before = torch.ops.aten.threshold_backward(before, output, 0)
             else:
                 before.mul_(1 - output * output)
             slope = before
