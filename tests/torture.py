@@ -57,6 +57,7 @@ SIZES = {
     "scenarios": "4",
     "periods": "10",
     "dropout_passes": "2",
+    **{"turns": "25", "random_steps": "10", "learning_starts": "20", "batch_size": "16", "gradient_steps": "3"},
 }
 """Hyperparameters that only cost time, where a method has them."""
 OTHER_SIZES = {
