@@ -41,7 +41,8 @@ def write(path: Path, rows: list[Any]) -> str:
 
 
 def loop_of(model: str, data: str, method: str = "grpo", **options: Any) -> Any:
-    config = RunConfig(method=method, task="dataset", dataset=data, model=model, max_tokens=8, budget="samples=64",
+    limit = None if method == "reward-model" else 8
+    config = RunConfig(method=method, task="dataset", dataset=data, model=model, max_tokens=limit, budget="samples=64",
                        tensorboard=False, **options)  # fmt: skip
     return make_loop(config)[0]
 

@@ -63,7 +63,7 @@ def test_a_reward_model_learns_and_becomes_a_reward(taught: Path, tmp_path: Path
     pairs = [{"prompt": r["prompt"], "chosen": r["answer"], "rejected": f"a{r['answer'][1:]}"} for r in rows]
     file, run = tmp_path / "pairs.jsonl", tmp_path / "scorer"
     file.write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    line = ["--dataset", file, "--model", taught, "--max-tokens", 12, "--no-tensorboard", "--quiet"]
+    line = ["--dataset", file, "--model", taught, "--no-tensorboard", "--quiet"]
     line += ["--learning-rate", 2e-3, "--budget", "samples=1600", "--evaluations", 1, "--seed", SEED]
     told = polyrl("train", "reward-model", *line, "--out", run)
     assert (told.code, told.err) == (0, "")

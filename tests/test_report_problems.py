@@ -86,7 +86,11 @@ def kinds(tmp_path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any], str
         "reward's code": (base, {**base, "rewards": (unlike,)}, "rewards"),
         "reward's weight": (base, {**base, "rewards": (f"{paid}=2",)}, "rewards"),
         "rewards": (base, {**base, "rewards": ("exact",)}, "rewards"),
-        "preference": ({**base, "preference": judge}, {**base, "preference": harsh}, "preference"),
+        "preference": (
+            {**base, "method": "online-dpo+preference-label", "preference": judge},
+            {**base, "method": "online-dpo+preference-label", "preference": harsh},
+            "preference",
+        ),
         "prompts of an evaluation": (base, {**base, "eval_prompts": 3}, "prompts"),
         "limit": (base, {**base, "max_tokens": 5}, "longest response"),
         "difficulty": ({"task": "reverse"}, {"task": "reverse", "difficulty": 4}, "difficulty"),

@@ -85,7 +85,8 @@ def test_code_from_somebody_else_runs_only_when_told(
     made: Path, tmp_path: Path, polyrl: Command, command: str, kind: str
 ) -> None:
     run, mark = foreign(made, tmp_path, kind)
-    few = {"eval": ["--prompts", 2], "play": [], "resume": ["--quiet"]}[command]
+    judged = ["--episodes" if kind == "task" else "--prompts", 2]
+    few = {"eval": judged, "play": [], "resume": ["--quiet"]}[command]
     told = polyrl(command, run, *few)
     assert told.code == 2 and not mark.exists()
     assert told.err.count("\n") == 1 and f"names the {kind} " in told.err and "--trust-code" in told.err
@@ -93,7 +94,7 @@ def test_code_from_somebody_else_runs_only_when_told(
     assert mark.exists() or kind == "method", told.err  # a method's file may be read and not run once it is imported
     if kind != "method":
         assert told.code == 0, told.err
-        assert polyrl("eval", run, "--prompts", 2).code == 0  # chosen now: nobody is asked twice
+        assert polyrl("eval", run, *judged).code == 0  # chosen now: nobody is asked twice
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def run_comparison(
     if any(len(name.encode()) > LONGEST_NAME for name in called) and not quiet:
         console.print("Some names are too long for folders: a hash stands for their ends.", style="dim")
     with stopped_by_signals():
-        prepared = _prepare(configs, console, quiet)
+        prepared = _prepare(configs, console, quiet, begins="problem" not in stated)
         _check_problem(folder, stated.get("problem"), prepared["problem"], console)
         stated |= prepared
         with writing(folder):
@@ -133,14 +133,20 @@ def _free_folder(base: RunConfig) -> Path:
     return root / f"compare-{plain(base.task)}-{stamp}"
 
 
-def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool) -> dict[str, Any]:
-    """Find every mistake, and make what the runs share once, before the first run; return how they are judged."""
+def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool, *, begins: bool) -> dict[str, Any]:
+    """Find every mistake, and make what the runs share once, before the first run; return how they are judged.
+
+    What no arm would use is a mistake where the comparison begins, and not where it goes on.
+    """
     from polyrl.runs import make_recipe, prepare
 
-    for config in {c.method: c for c in configs}.values():
+    arms = [*{c.method: c for c in configs}.values()]
+    for config in arms:
         make_recipe(config)
     metric, problem = prepare(
-        configs[0], (lambda _: None) if quiet else (lambda t: console.print(Text(t, style="dim")))
+        configs[0],
+        (lambda _: None) if quiet else (lambda t: console.print(Text(t, style="dim"))),
+        arms=arms if begins else (),
     )
     return {**metric.stated(), "problem": problem}
 
@@ -183,7 +189,7 @@ def work(values: dict[str, Any], folder: str) -> str:
         if checkpoints(path / "checkpoints") and (path / "config.yaml").is_file():
             loop = resume_run(path, progress=progress, chosen=config)
         else:
-            loop = start_run(config, path, progress=progress, overwrite=True)
+            loop = start_run(config, path, progress=progress, overwrite=True, asked=False)  # of all arms together
         begun = True
         loop.run()
     except KeyboardInterrupt:

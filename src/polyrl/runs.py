@@ -31,6 +31,7 @@ from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder, provenance
 from polyrl.tasks import wing_of
 from polyrl.trust import check_code, choose
+from polyrl.unused import refuse_unused
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
@@ -107,15 +108,25 @@ def make_recipe(config: RunConfig, given: Given | None = None) -> Recipe:
     return catalogue.build(config.method, dict(config.hyperparameters), wing=wing(config, given))
 
 
-def prepare(config: RunConfig, say: Say = lambda _: None) -> tuple[Metric, dict[str, Any]]:
+def prepare(
+    config: RunConfig, say: Say = lambda _: None, *, arms: Sequence[RunConfig] = ()
+) -> tuple[Metric, dict[str, Any]]:
     """Find every mistake that shows before a run, make once what several runs share.
 
-    Returns what judges the runs, and the problem that they are given (`state_problem`, without its evaluation).
+    Args:
+        config: of the first run.
+        say: is told what is going on.
+        arms: of all methods, where what none of them uses is to be refused.
+
+    Returns:
+        What judges the runs, and the problem that they are given (`state_problem`, without its evaluation).
     """
     recipe = make_recipe(config)
     Budget.parse(config.budget)
     make_device(config.device)
     task = make_task(config)
+    if arms:
+        refuse_unused(config, [make_recipe(arm) for arm in arms], task, wing(config))
     module = wing_module(config)
     if hasattr(module, "prepare"):
         module.prepare(config, task, say)
@@ -124,16 +135,19 @@ def prepare(config: RunConfig, say: Say = lambda _: None) -> tuple[Metric, dict[
 
 
 def make_loop(
-    config: RunConfig, *, given: Given | None = None, say: Say = lambda _: None
+    config: RunConfig, *, given: Given | None = None, say: Say = lambda _: None, asked: bool = True
 ) -> tuple[Loop, dict[str, Any]]:
     """Everything of a run but its folder; returns the loop and the facts for config.yaml.
 
     Cheap mistakes are found first: no model is loaded or made before recipe, budget, task and rewards are good.
+    `asked` says whether the config is what somebody asks of this very run: what it would not use is then refused.
     """
     config = completed(config, given)
     recipe = make_recipe(config, given)
     budget = Budget.parse(config.budget)
     task = make_task(config, given)
+    if asked:
+        refuse_unused(config, [recipe], task, wing(config, given))
     torch.set_num_threads(config.threads)
     threadpool_limits(config.threads, user_api="blas")  # NumPy's
     world: World = wing_module(config, given).make_world(config, task, recipe, say)
@@ -251,13 +265,14 @@ def start_run(
     progress: Progress | None = None,
     overwrite: bool = False,
     say: Say = lambda _: None,
+    asked: bool = True,
 ) -> Loop:
     """Prepare a new run in a new folder. Nothing is written before everything is known to be good."""
     config = located(config)
     choose(config)
     config = completed(config, given)
     RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
-    loop, facts = make_loop(config, given=given, say=say)
+    loop, facts = make_loop(config, given=given, say=say, asked=asked)
     loop.folder = RunFolder.create(folder, overwrite=overwrite)
     try:
         loop.folder.write_config(facts)
@@ -294,7 +309,7 @@ def resume_run(
     check_code(config, folder, trust_code=trust_code, chosen=chosen)
     run.hold()
     try:
-        loop, now = make_loop(config, given=given, say=say)
+        loop, now = make_loop(config, given=given, say=say, asked=False)
         if facts.get("start") != now["start"]:
             raise UserError(
                 f"The starting model of {folder} has changed (it was {facts.get('start')}, now {now['start']}), so the "

@@ -136,9 +136,21 @@ def wing_of_run(folder: Path) -> str:
 
 
 def run_evaluation(
-    folder: Path, *, prompts: int, sampled: bool, episodes: int | None, trust_code: bool = False
+    folder: Path, *, prompts: int | None, sampled: bool, episodes: int | None, trust_code: bool = False
 ) -> None:
-    """Judge a run's policy and print the numbers; of an accuracy with its interval."""
+    """Judge a run's policy and print the numbers; of an accuracy with its interval.
+
+    Raises:
+        UserError: the run has no policy yet, or an option means nothing for this kind of run.
+    """
+    wing = wing_of_run(folder)
+    language = wing == "language"
+    asked = {"prompts": prompts is not None, "sampled": sampled, "episodes": episodes is not None}
+    meant = ("prompts", "sampled") if language else ("episodes",) if wing != "theory" else ()
+    for name, there in asked.items():
+        if there and name not in meant:
+            raise UserError(f"--{name} means nothing for {folder}, which is a run of {wing}.")
+    prompts = 500 if prompts is None else prompts
     if prompts < 1:
         raise UserError(f"--prompts is {prompts} but must be at least 1.")
     if episodes is not None and episodes < 1:
@@ -147,9 +159,10 @@ def run_evaluation(
     world: Any = open_policy(folder, trust_code=trust_code, **options)
     metrics, _ = world.evaluate()
     console = Terminal()
-    language = wing_of_run(folder) == "language"
     count = prompts
     if language and not hasattr(world, "policy"):
+        if sampled:
+            raise UserError(f"--sampled means nothing for {folder}, a reward model, which answers nothing.")
         facts = world.evaluation_facts()
         console.print(f"{folder}: a reward model, on {facts['pairs']} held-out pairs of {world.task.name}")
     elif language:

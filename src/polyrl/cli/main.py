@@ -361,11 +361,11 @@ def trace(ctx: click.Context, /, method: str, iteration: int, profile: bool, **g
 
 @polyrl.command("eval", context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompts", type=int, default=500, show_default=True, help="test prompts of a language run")
+@click.option("--prompts", type=int, help="test prompts of a language run  [500]")
 @click.option("--sampled", is_flag=True, help="sampled instead of greedy responses")
 @click.option("--episodes", type=int, help="episodes or scenarios of any other run  [the task's]")
 @TRUST
-def eval_(run: Path, prompts: int, sampled: bool, episodes: int | None, trust_code: bool) -> None:
+def eval_(run: Path, prompts: int | None, sampled: bool, episodes: int | None, trust_code: bool) -> None:
     """Judge the trained policy of RUN apart from training."""
     from polyrl.cli.commands import run_evaluation
 

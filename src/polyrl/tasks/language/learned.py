@@ -296,6 +296,7 @@ class LearnedSort(ScoredByModel, SortPairs):
 
     name = "learned-sort"
     budget = "samples=4096"
+    pairs_by_preference = False
 
     def __post_init__(self) -> None:
         """Check the settings; what stands for people's judgement is the reward model alone."""

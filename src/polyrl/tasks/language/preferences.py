@@ -335,6 +335,7 @@ class SortPairs(GeneratedTask):
     budget = "samples=8000"  # one pass over the fixed pairs
     evaluation_prompts = 500
     evaluation_greedy = False
+    pairs_by_preference = True
     start_size = MappingProxyType({"hidden": 64, "heads": 4, "kv_heads": 4, "head_dim": 16, "mlp": 256, "context": 64})
 
     def __post_init__(self) -> None:

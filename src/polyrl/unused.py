@@ -1,0 +1,121 @@
+"""What was asked for and would do nothing: refused in one sentence before a run begins, so that nobody relies on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from polyrl.errors import UserError
+
+if TYPE_CHECKING:
+    from polyrl.recipe import Recipe
+    from polyrl.runtime.config import RunConfig
+
+OF_LANGUAGE = (
+    *(
+        "difficulty",
+        "dataset",
+        "test_dataset",
+        "checker",
+        "max_prompt_tokens",
+        "skip_bad_rows",
+        "rewards",
+        "preference",
+    ),
+    *("model", "lora", "max_tokens", "precision", "micro_batch_tokens", "eval_prompts", "eval_greedy"),
+    *("monitor_kl_every", "on_reward_error", "reward_timeout", "reward_process"),
+)
+"""Fields of `RunConfig` that only language runs look at."""
+ELSEWHERE = {"language": ("eval_episodes",), "theory": ("eval_episodes", "device")}
+"""Fields that runs of a wing do not look at, besides those of language: theory judges exactly, on the CPU."""
+OF_RESPONSES = ("max_tokens", "eval_greedy", "monitor_kl_every")
+"""Fields that mean nothing where no responses are sampled."""
+OF_JUDGING = ("checker", "rewards", "on_reward_error", "reward_timeout", "reward_process")
+"""Fields that mean nothing where nobody asks rewards."""
+OPTIONS = {"rewards": "reward", "eval_greedy": "eval-sampled"}
+"""Options that are not called as their field is."""
+
+
+def refuse_unused(config: RunConfig, recipes: Sequence[Recipe], task: Any, wing: str) -> None:
+    """Refuse settings that none of the runs would look at.
+
+    A reward that is only evaluated is looked at.
+
+    Args:
+        config: what was asked for; of a comparison what all arms share.
+        recipes: of the run, or of all arms: what one of them looks at is used.
+        task: what they run on.
+        wing: its wing.
+
+    Raises:
+        UserError: names the options, and why they do nothing.
+    """
+    asked = _asked(config)
+    nothing = ELSEWHERE.get(wing, ()) if wing == "language" else (*OF_LANGUAGE, *ELSEWHERE.get(wing, ()))
+    if useless := [name for name in nothing if name in asked]:
+        said, them = _said(useless)
+        raise UserError(f"{said} nothing on {task.name}, which is a task of {wing}; leave {them} away.")
+    if wing == "language":
+        _refuse_unused_of_language(asked, recipes, task)
+
+
+def _refuse_unused_of_language(asked: Sequence[str], recipes: Sequence[Recipe], task: Any) -> None:
+    from polyrl.tasks.language.dataset import DatasetTask
+    from polyrl.tasks.language.preferences import PairDataset
+
+    if "test_dataset" in asked and not isinstance(task, DatasetTask):
+        raise UserError("--test-dataset is for data of your own; give --dataset too.")
+    if "difficulty" in asked and isinstance(task, DatasetTask):
+        raise UserError("--difficulty is of built-in tasks, and means nothing for data of your own; leave it away.")
+    names = " and ".join(recipe.name for recipe in recipes)
+    given = isinstance(task, PairDataset)
+    if all("reward-model" in recipe.required_models() for recipe in recipes):
+        pairs = "the data's pairs" if given else "the task's pairs" if task.pairs_by_preference else ""
+        useless = (
+            (*OF_RESPONSES, *OF_JUDGING) if given else OF_JUDGING if pairs else ("eval_greedy", "monitor_kl_every")
+        )
+        if found := [name for name in useless if name in asked]:
+            said, them = _said(found)
+            why = f"learns from {pairs}" if pairs else "answers nothing"
+            raise UserError(f"{said} nothing for {names}, which {why}; leave {them} away.")
+    if "preference" in asked and not task.pairs_by_preference and not any(_asks(r, given) for r in recipes):
+        read = given and any(map(_reads_pairs, recipes))
+        raise UserError(
+            f"--preference means nothing for {names}: {'the data has its pairs' if read else 'no part asks for one'}; "
+            "leave it away, or let it compare sampled responses, as online-dpo+preference-label does."
+        )
+
+
+def _asks(recipe: Recipe, pairs_given: bool) -> bool:
+    """Whether a preference function is asked: by a part, or for labels of pairs that are made."""
+    from polyrl.parts.pairs import PreferenceLabel
+
+    if _reads_pairs(recipe) and not pairs_given:
+        return True
+    return any(isinstance(part, PreferenceLabel) or _is_users(part) for part in recipe.parts())
+
+
+def _reads_pairs(recipe: Recipe) -> bool:
+    return bool(getattr(recipe.collect, "fixed_pairs", False))
+
+
+def _is_users(part: object) -> bool:
+    """A part of somebody else's may ask whatever it likes."""
+    return type(part).__module__.partition(".")[0] != "polyrl"
+
+
+def _asked(config: RunConfig) -> list[str]:
+    """Fields that were set to something else than what they are by default."""
+    usual = {f.name: f.default for f in dataclasses.fields(config)}
+    python = {"reward": "rewards"}
+    objects = {python.get(name, name) for name in config.from_python}
+    if config.device == "cpu":
+        usual["device"] = "cpu"  # where all but language runs anyway
+    return [name for name, value in usual.items() if getattr(config, name) != value or name in objects]
+
+
+def _said(fields: Sequence[str]) -> tuple[str, str]:
+    """`--reward and --lora mean`, and the pronoun that stands for them."""
+    names = [f"--{OPTIONS.get(name, name.replace('_', '-'))}" for name in fields]
+    return f"{' and '.join(names)} {'means' if len(names) == 1 else 'mean'}", "it" if len(names) == 1 else "them"
