@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from chat_tokenizers import LOOP, THINKS, byte_tokenizer, user
+from chat_tokenizers import Text as Reads
+from chat_tokenizers import said as answered
 from conftest import Command
 from polyrl import catalogue
 from polyrl.cli import excerpts, responses, tokens
 from polyrl.cli.fields import field_table, value_range
 from polyrl.cli.trace import counted, metric_words, whats_new
 from polyrl.experience import Experience
+from polyrl.policies.rows import pad_rows
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 
@@ -220,7 +225,7 @@ def test_the_gradient_norms_of_a_trace_are_those_of_the_iteration(
 class _Letters:
     """Reads token 1 as a, 2 as b, ..."""
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: list[int], **_: bool) -> str:
         return "".join(chr(96 + i) for i in ids)
 
 
@@ -330,6 +335,37 @@ def test_responses_stand_with_what_changed_and_what_the_task_says() -> None:
     lines = [line.split() for line in said.splitlines() if line.split()[:1] == ["sample"]]
     assert lines[0] == ["sample", "1.00", "0.50", "1.00", "2.00", "0", "aaaa"]
     assert lines[1] == ["sample", "not", "yet", "not", "yet", "3.00", "4.00", "1", "bbbb"]  # unfinished: no score
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ([user("hi ?")], r"<|start|>user\nhi ?<|end|>\n<|start|>assistant\n<think>\n"),
+        ([user("hi"), answered("no , <tool_call>")], r"<|start|>user\nhi<|end|>\n<|start|>assistant\nno , <tool_call>"),
+        ("2 + 2 =", "<s>2 + 2 ="),
+    ],
+    ids=["conversation", "begun answer", "text"],
+)
+def test_prompts_are_shown_as_the_model_reads_them(prompt: Any, read: str) -> None:
+    reader = Reads(byte_tokenizer(adds="start", template=LOOP + THINKS))
+    ids, mask = pad_rows([reader.encode_prompt(prompt), reader.encode_prompt("a longer prompt " * 5)], 0, "left")
+    batch = responses_of([0, 1], [0.0, 1.0], prompt_ids=ids, prompt_mask=mask)
+    batch = batch.with_columns(prompt=[prompt, "a longer prompt"])
+    shown = text(responses.completions(batch, [0], "scored", tokenizer=reader.tokenizer))
+    assert f"scored: {read}" in shown and "<pad>" not in shown
+    pair = {"pair": torch.zeros(2, dtype=torch.long), "preferred": torch.tensor([True, False])}
+    shown = text(excerpts.preference_pairs(batch.with_fields(**pair), tokenizer=reader.tokenizer))
+    assert read in shown and "role" not in shown
+
+
+def test_responses_without_a_text_are_shown_as_the_model_writes_them() -> None:
+    reader = Reads(byte_tokenizer())
+    reader.tokenizer.clean_up_tokenization_spaces = True
+    ids, mask = pad_rows([reader.encode(t) for t in ("<think>a , b</think></s>", "no</s>")], 0, "right")
+    pair = {"pair": torch.zeros(2, dtype=torch.long), "preferred": torch.tensor([True, False])}
+    batch = Experience({"action": ids, "mask": mask, **pair})
+    shown = text(excerpts.preference_pairs(batch, tokenizer=reader.tokenizer))
+    assert row(shown, "chosen") == ["<think>a", ",", "b</think></s>"] and row(shown, "rejected") == ["no</s>"]
 
 
 def test_rows_that_were_drawn_are_counted() -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from polyrl.cli.responses import escaped, indented
+from polyrl.cli.responses import escaped, indented, read_prompt, read_text
 from polyrl.cli.tokens import TokenTable, signed
 from polyrl.experience import Experience
 
@@ -50,17 +50,13 @@ def log_ratios(experience: Experience, world: Any) -> dict[int, float]:
     return dict(zip(rows, ratio.tolist(), strict=True))
 
 
-def _texts(experience: Experience, row: int, tokenizer: Any) -> tuple[str, str]:
-    """Prompt and response of a row: its columns, or what its tokens say where it has none."""
-    said = []
-    for column, ids, mask in (("prompt", "prompt_ids", "prompt_mask"), ("completion", "action", "mask")):
-        if column in experience.columns:
-            said.append(str(experience.columns[column][row]))
-        elif tokenizer is not None and ids in experience and mask in experience:
-            said.append(str(tokenizer.decode(experience[ids][row][experience[mask][row]].tolist())))
-        else:
-            said.append("")
-    return said[0], said[1]
+def _response(experience: Experience, row: int, tokenizer: Any) -> str:
+    """A row's response: its column, or what its tokens say where it has none."""
+    if "completion" in experience.columns:
+        return str(experience.columns["completion"][row])
+    if tokenizer is not None and "action" in experience and "mask" in experience:
+        return read_text(tokenizer, experience["action"][row][experience["mask"][row]])
+    return ""
 
 
 def preference_pairs(
@@ -74,20 +70,20 @@ def preference_pairs(
     Args:
         experience: rows with `pair` and `preferred`.
         before, after: rho of each row, nats.
-        tokenizer: reads rows that carry no text.
+        tokenizer: reads prompts, and responses that carry no text.
     """
     moved = bool(before and after)
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=moved)
     for column in ("", "rho before", "rho after", "response") if moved else ("", "response"):
         table.add_column(column, header_style="dim")
     for chosen, rejected in some_pairs(experience):
-        if prompt := _texts(experience, chosen, tokenizer)[0]:
+        if prompt := read_prompt(experience, chosen, tokenizer):
             table.add_row(*[""] * (3 if moved else 1), Text(escaped(prompt), style="bold"))
         for row, name, style in ((chosen, "chosen", "green"), (rejected, "rejected", "red")):
             cells = [Text(name, style=style)]
             if before and after:
                 cells += [Text(f"{round(ratios.get(row, 0.0), 4) + 0.0:+.4f}") for ratios in (before, after)]
-            table.add_row(*cells, Text(escaped(_texts(experience, row, tokenizer)[1]), style="cyan"))
+            table.add_row(*cells, Text(escaped(_response(experience, row, tokenizer)), style="cyan"))
         if before and after:
             h = [ratios.get(chosen, 0.0) - ratios.get(rejected, 0.0) for ratios in (before, after)]
             table.add_row(

@@ -171,15 +171,19 @@ def _places_in_group(group: Tensor) -> list[tuple[int, int]]:
 # -------------------------------------------------------------------------------------------------- whole responses
 
 
-def _prompt(experience: Experience, row: int, tokenizer: Any) -> str:
-    """The row's prompt, with the steps of a response that belong to it where states are prompts."""
-    prompt = str(experience.columns.get("prompt", [""] * len(experience))[row])
-    if tokenizer is not None and "prompt_ids" in experience:
-        ids = experience["prompt_ids"][row][experience["prompt_mask"][row]].tolist()
-        read = str(tokenizer.decode(ids, skip_special_tokens=True))
-        if read.startswith(prompt):
-            return read
-    return prompt
+def read_text(tokenizer: Any, ids: Tensor) -> str:
+    """What tokens `[n]` say to the model: special ones stand there too, and no space is cleaned up."""
+    return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def read_prompt(experience: Experience, row: int, tokenizer: Any) -> str:
+    """The row's prompt as the model reads it: laid out by its chat template, with the steps that belong to a state.
+
+    Without a tokenizer or tokens, the task's own text; empty where there is none.
+    """
+    if tokenizer is not None and "prompt_ids" in experience and "prompt_mask" in experience:
+        return read_text(tokenizer, experience["prompt_ids"][row][experience["prompt_mask"][row]])
+    return str(experience.columns.get("prompt", [""] * len(experience))[row])
 
 
 def row_fields(part: Part, experience: Experience, changed: Sequence[str]) -> list[str]:
@@ -260,7 +264,7 @@ def completions(
     """
     table = Table(box=None, padding=(0, 2, 0, 0))
     said, common = _said_of(experience, rows)
-    prompts = [_prompt(experience, i, tokenizer) for i in rows]
+    prompts = [read_prompt(experience, i, tokenizer) for i in rows]
     shared = len(set(prompts)) == 1
     heads = [""]
     for name in fields:

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 from torch import Tensor
 
-from polyrl.cli.responses import differs, indented
+from polyrl.cli.responses import differs, indented, read_text
 from polyrl.experience import FIELDS, Experience
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.recipe import Part
@@ -151,7 +151,7 @@ def _moved(experience: Experience, before: Experience | None, row: int, names: S
 def _piece(experience: Experience, row: int, t: int | None, tokenizer: Any) -> Text:
     if t is None:
         return Text("...", style="dim")
-    piece = repr(str(tokenizer.decode([int(experience["action"][row, t])])))[1:-1]
+    piece = repr(read_text(tokenizer, experience["action"][row, t : t + 1]))[1:-1]
     return Text(piece, style="cyan" if bool(experience["mask"][row, t]) else "dim")
 
 
