@@ -309,7 +309,7 @@ def test_a_rollout_that_fails_can_be_forgotten() -> None:
     collector.collect(10, stream())
     assert policy_of(collector).observation_moments is not None
     before = collector.standing.copy(), policy_of(collector).observation_moments.mean.clone()
-    told = r"Environment 1 of mine raised ConnectionError: the cable came out \(.*sampling.py, line 303\) at step \d"
+    told = r"Environment 1 of mine raised ConnectionError: the cable came out \(.*sampling.py, line \d+\) at step \d"
     with pytest.raises(UserError, match=told):
         collector.collect(20, stream(1))
     assert not torch.equal(before[1], policy_of(collector).observation_moments.mean)

@@ -238,6 +238,7 @@ def test_resume_leaves_dot_folders_beside_checkpoints_alone(run: Path, tmp_path:
     (run / "checkpoints").symlink_to(scratch)
     mine = [put(scratch / n) for n in (".ssh/id", ".config/a/b", ".writing/x", ".writing-6/x", ".removing-all/x", "x")]
     put(scratch / ".writing-000006-12" / "tables.safetensors")  # polyrl's own, of a process that was killed
+    put(scratch / ".writing-000006-12" / ".tmpR8MnPs")  # safetensors' own, before it has its name
     (scratch / ".writing-000007-12").symlink_to(tmp_path)  # not polyrl's: it makes no links
     shutil.rmtree(scratch / "iteration-000004")
     assert polyrl("resume", run, "--quiet").code == 0

@@ -291,3 +291,21 @@ def test_numbers_that_json_has_not_become_null(tmp_path: Path) -> None:
         values = json.loads((tmp_path / "run" / name).read_text(), parse_constant=refuse)
         assert values
     assert next(folder.records())["kl"] is None
+
+
+def test_what_a_killed_writer_left_of_a_model_is_gone_and_what_lies_beside_a_model_stays(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+
+    def write(place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        (place / "policy.safetensors").write_bytes(b"1")
+
+    folder.write_folder("model", write)
+    (folder.path / "model" / ".tmpAbCdE1").write_text("mine")
+    unfinished = folder.path / ".model.writing"
+    unfinished.mkdir()
+    (unfinished / ".tmpR8MnPs").write_bytes(b"half of a tensor")
+    assert folder.write_folder("model", write) == []
+    assert sorted(p.name for p in folder.path.iterdir() if "model" in p.name or "kept" in p.name) == ["model"]
+    assert (folder.path / "model" / ".tmpAbCdE1").read_text() == "mine"
+    assert not (folder.path / "model" / ".tmpR8MnPs").exists()

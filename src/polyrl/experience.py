@@ -29,6 +29,10 @@ FIELDS: dict[str, Field] = {
     "prompt_mask": Field("[B, P]", "bool", "-", "true where a prompt token is real"),
     "observation": Field("[B, T, ...]", "float32", "task's own", "what the policy saw before each step (control)"),
     "action": Field("[B, T, ...]", "int64, float32", "token id or action", "what was done, before any clipping"),
+    "action_mask": Field(
+        "[B, T, A]", "bool", "-", "actions that were allowed, where the environment says it (control)"
+    ),
+    "next_action_mask": Field("[B, T, A]", "bool", "-", "the same after each step (control)"),
     "present": Field("[B, T]", "bool", "-", "true where the step is part of the episode, tool returns included"),
     "mask": Field("[B, T]", "bool", "-", "true where the policy chose the step: these count in losses"),
     "behaviour_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action when it was sampled"),

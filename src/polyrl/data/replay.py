@@ -30,6 +30,8 @@ PIECE = 65_536
 """Steps in one file of a checkpoint, at most."""
 KEPT = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "rollout_end", "mask")
 """Fields of what a turn collects that are kept, `[B, T, ...]`."""
+MASKS = ("action_mask", "next_action_mask")
+"""Fields that are kept where there are such."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class ReplayBuffer(Rows):
 
     def take(self, experience: Experience) -> None:
         """Write the steps `[B, T, ...]` over the oldest ones."""
-        given = {name: experience[name].numpy().swapaxes(0, 1) for name in KEPT}
+        names = [*KEPT, *(name for name in MASKS if name in experience)]
+        given = {name: experience[name].numpy().swapaxes(0, 1) for name in names}
         steps, lanes = given["mask"].shape[:2]
         if not self.arrays:
             self._allocate(lanes, given)
@@ -186,6 +189,7 @@ class ReplayBuffer(Rows):
             "reward": reward,
             "discount": discount,
         }
+        found |= {name: a[name][where, lane] for name, where in zip(MASKS, (slot, last), strict=True) if name in a}
         return Experience({name: torch.from_numpy(x).unsqueeze(1) for name, x in found.items()})
 
     def feedback(self, rows: Tensor, values: Tensor) -> None:

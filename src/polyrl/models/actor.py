@@ -38,6 +38,7 @@ class Moment:
         seen: float32 `[B, D]`, the observations as models read them.
         shown: float64 `[B, D]`, the same as the environments show them.
         starts: bool `[B]`, whose episode begins with this step.
+        mask: bool `[B, A]`, the actions that are allowed; None where all are.
         noise: `[B, ...]`, this step's part of the block that `Actor.noise` made; None while nothing is explored.
         records: where the actor writes what it says that it records, `[B, ...]` each; empty while nothing is stored.
     """
@@ -46,6 +47,7 @@ class Moment:
     shown: NDArray[np.float64]
     starts: NDArray[np.bool_]
     noise: NDArray[Any] | None = None
+    mask: NDArray[np.bool_] | None = None
     records: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
@@ -95,6 +97,10 @@ class Actor(ABC):
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable outputs of stored steps, `[B, T]` each, those that are wanted: "logprob", "entropy"."""
 
+    def allowed(self, numbers: Floats, batch: Experience) -> Floats:
+        """What the model's network says `[N, size]`, changed by what was known of stored steps, such as a mask."""
+        return numbers
+
     def logprob_by_models(self, logprob: Floats, batch: Experience) -> tuple[Floats, Floats] | None:
         """The actor's log-probabilities `[N]` where its model's are `logprob`, and their derivative by those `[N]`.
 
@@ -125,6 +131,10 @@ class Actor(ABC):
     @abstractmethod
     def is_finite(self) -> bool:
         """Whether every parameter that it acts by is finite."""
+
+
+BLOCKED = np.float32(-1e8)
+"""Logit of an action that is not allowed: its probability is exactly 0, and its share of the entropy too."""
 
 
 class DistributionActor(Actor):
@@ -216,3 +226,35 @@ class DistributionActor(Actor):
     def is_finite(self) -> bool:
         """The policy's."""
         return all(bool(torch.isfinite(p).all()) for p in self.policy.parameters())
+
+
+class MaskedActor(DistributionActor):
+    """Samples from the allowed ones of a few actions, where the environment says which they are."""
+
+    fields_read = frozenset({"action_mask"})
+
+    def describer(self) -> Callable[[Moment], Floats]:
+        """The network's logits, and a very low one for what is not allowed."""
+        describe = super().describer()
+
+        def masked(moment: Moment) -> Floats:
+            numbers = describe(moment)
+            if moment.mask is not None:
+                numbers[~moment.mask] = BLOCKED
+            return numbers
+
+        return masked
+
+    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """Log-probability and entropy among the allowed actions."""
+        numbers = self.policy.network(batch["observation"])
+        numbers = torch.where(batch["action_mask"], numbers, torch.full_like(numbers, float(BLOCKED)))
+        found = {
+            "logprob": self.distribution.log_prob(numbers, batch["action"]),
+            "entropy": self.distribution.entropy(numbers),
+        }
+        return {name: x for name, x in found.items() if name in wants}
+
+    def allowed(self, numbers: Floats, batch: Experience) -> Floats:
+        """The same for arrays."""
+        return np.where(batch["action_mask"].squeeze(1).numpy(), numbers, BLOCKED)

@@ -88,7 +88,10 @@ class GreedyActor(Actor):
             if not np.isfinite(values).all():
                 raise ActionNotFinite
             # the state's value moves all actions alike
-            best: NDArray[Any] = (values[:, 1:] if dueling else values).argmax(1)
+            values = values[:, 1:] if dueling else values
+            if moment.mask is not None:
+                values = np.where(moment.mask, values, -np.inf)
+            best: NDArray[Any] = values.argmax(1)
             return best
 
         return play

@@ -145,6 +145,8 @@ class ActorCriticPasses:
         self._way_back = None
         if self.actor is not None and wants & {"logprob", "entropy"}:
             numbers, action = self.actor.forward(observation), _array(batch["action"])
+            if self.acting is not None:
+                numbers = self.acting.allowed(numbers, batch)
             if not self._compared:
                 compare_with_autograd(self.policy.distribution, numbers, action)
                 self._compared = True

@@ -45,6 +45,9 @@ _MODEL = re.compile(
 )
 """Files of model folders that carry no list of theirs."""
 
+_PARTIAL = re.compile(r"(.+/)?\.tmp\w{6}")
+"""What safetensors writes first and then renames: left behind by a process that was killed meanwhile."""
+
 Own = Callable[[str], bool]
 
 
@@ -137,7 +140,7 @@ def checkpoint_holding(folder: Path, prefix: str = "") -> Holding:
         own: Own = lambda name: name in names or name == "state.json"  # noqa: E731
     else:
         known = known_names(folder.parent)
-        own = lambda name: name in known or _within_model(name)  # noqa: E731
+        own = lambda name: name in known or _within_model(name) or bool(_PARTIAL.fullmatch(name))  # noqa: E731
     return _below(folder, own, prefix, last=("state.json",))
 
 
@@ -150,9 +153,11 @@ def model_holding(folder: Path, checkpoints: Path, prefix: str = "") -> Holding:
             return _below(folder, names.__contains__, prefix, last=(LISTED,))
     known = known_names(checkpoints)
     adapters = (folder / "adapter_config.json").is_file()  # peft writes a README beside them
+    writing = folder.name.startswith(".")  # nobody else puts files there
 
     def own(name: str) -> bool:
-        return name in known or name == LISTED or _within_model(name) or (adapters and name == "README.md")
+        ours = name in known or name == LISTED or _within_model(name) or (adapters and name == "README.md")
+        return ours or (writing and bool(_PARTIAL.fullmatch(name)))
 
     return _below(folder, own, prefix)
 

@@ -39,6 +39,8 @@ class Rollout:
     starts_episode: NDArray[np.bool_]
     rollout_end: NDArray[np.bool_]
     """`[B, T]`: the rollout ended here, and the episode goes on in the next one."""
+    masks: dict[str, NDArray[np.bool_]]
+    """`action_mask` and `next_action_mask` `[B, T, A]`: what is allowed before and after each step; empty: all."""
     returns: list[float]
     """Raw returns of the episodes that ended."""
     lengths: list[int]
@@ -85,6 +87,7 @@ class _Buffers:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     dead: NDArray[np.bool_]
+    masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, steps: int, environments: Environments, actor: Actor) -> _Buffers:
@@ -238,13 +241,19 @@ class Collector:
         shown, paid = environments.observation, environments.reward
         seen = [*b.observation]
         rows = [dict(zip(b.records, one, strict=True)) for one in zip(*b.records.values(), strict=True)]
-        moment = Moment(seen[0], shown, starts)
+        before = after = None
+        if environments.mask is not None:
+            before, after = (np.empty((len(noise), *environments.mask.shape), dtype=bool) for _ in range(2))
+            b.masks = {"action_mask": before, "next_action_mask": after}
+        moment = Moment(seen[0], shown, starts, mask=environments.mask)
         for t, moment.noise in enumerate(noise):
             moment.seen = seen[t]
             if rows:
                 moment.records = rows[t]
             if environments.any_dead:
                 b.dead[t] = environments.dead
+            if before is not None:
+                before[t] = environments.mask
             try:
                 b.action[t] = action = play(moment)
             except ActionNotFinite:
@@ -259,6 +268,11 @@ class Collector:
                 # the observation that ends an episode under NEXT_STEP is shown to the critic only, never to the
                 # statistics
                 observe(shown[~environments.dead] if environments.any_dead else None, shown, seen[t + 1])
+            if after is not None:
+                after[t] = environments.mask
+                if ended:
+                    over = environments.terminated | environments.truncated
+                    after[t, over] = environments.final_mask[over]
             moment.starts = b.dead[t]  # these were reset by this step
             if ended:
                 b.terminated[t], b.truncated[t] = environments.terminated, environments.truncated
@@ -299,6 +313,7 @@ class Collector:
             final_observation=final,
             starts_episode=starts,
             rollout_end=by_environment(rollout_end),
+            masks={name: by_environment(x) for name, x in b.masks.items()},
             returns=returns,
             lengths=lengths,
         )

@@ -38,13 +38,20 @@ class Environments(ABC):
             experience, and `observation` still is the one that ended the episode.
         any_dead: whether one of them is.
         episode: int64 `[B]`, number of the present episode, from 0.
+        mask: bool `[B, A]`, actions that are allowed now, where `info["action_mask"]` tells it, else None.
+        final_mask: the same where an episode ended, of the state that ended it.
     """
 
     replayable = False
     """Whether each episode starts from a seed of its own, so that actions bring back its state."""
 
-    def __init__(self, spec: str, count: int, observations: ObservationEncoder, actions: ActionAdapter):
-        self.spec, self.count = spec, count
+    def __init__(
+        self, spec: str, count: int, observations: ObservationEncoder, actions: ActionAdapter, masked: int = 0
+    ):
+        """`masked`: how many actions the environment tells the allowed ones of; 0 for one that tells nothing."""
+        self.spec, self.count, self.masked = spec, count, masked
+        self.mask = np.ones((count, masked), dtype=bool) if masked else None
+        self.final_mask = np.ones((count, masked), dtype=bool)
         self.observations, self.actions = observations, actions
         self.observation = np.zeros((count, observations.size))
         self.final = np.zeros((count, observations.size))
@@ -83,6 +90,23 @@ class Environments(ABC):
             if not np.isfinite(self.reward[i]):
                 raise failure(self.spec, i, int(self.length[i]), f"gave the reward {self.reward[i]}")
 
+    def _allowed(self, environment: int, step: int, mask: Any) -> NDArray[np.bool_]:
+        """A mask `[A]` as the environment gave it.
+
+        Raises:
+            UserError: it is missing, of another shape, or allows nothing.
+        """
+        told = None if mask is None else np.asarray(mask)
+        if told is None or told.shape != (self.masked,):
+            shape = "none" if told is None else f"one of shape {told.shape}"
+            raise failure(
+                self.spec, environment, step, f"gave no info['action_mask'] of {self.masked} actions but {shape}"
+            )
+        allowed: NDArray[np.bool_] = told.astype(bool)
+        if not allowed.any():
+            raise failure(self.spec, environment, step, "allows no action at all (its info['action_mask'] is all 0)")
+        return allowed
+
     def _check_finite(self, shown: NDArray[np.float64]) -> None:
         """Refuse observations `[B, D]` that are not finite."""
         if np.count_nonzero(np.isfinite(shown, out=self._finite)) == self._finite.size:
@@ -96,8 +120,15 @@ class SingleEnvironments(Environments):
 
     replayable = True
 
-    def __init__(self, spec: str, made: list[Environment], observations: ObservationEncoder, actions: ActionAdapter):
-        super().__init__(spec, len(made), observations, actions)
+    def __init__(
+        self,
+        spec: str,
+        made: list[Environment],
+        observations: ObservationEncoder,
+        actions: ActionAdapter,
+        masked: int = 0,
+    ):
+        super().__init__(spec, len(made), observations, actions, masked)
         self.made = made
         self.seed = 0
         # looked up once and not at every step
@@ -137,6 +168,8 @@ class SingleEnvironments(Environments):
             self.observations.encode(observation, self._rows[i])
         except MISFIT as error:
             raise self._misfit(i, error) from error
+        if self.mask is not None:
+            self.mask[i] = self._allowed(i, 0, given[1].get("action_mask"))
         self._check_finite(self.observation)
 
     def step(self, action: NDArray[Any]) -> bool:
@@ -144,6 +177,8 @@ class SingleEnvironments(Environments):
         ended = self.advance(self._all, self.actions.each(action))
         for i in ended:
             self.final[i] = self.observation[i]
+            if self.mask is not None:
+                self.final_mask[i] = self.mask[i]
             self.begin(i, int(self.episode[i]) + 1)
         return bool(ended)
 
@@ -156,6 +191,7 @@ class SingleEnvironments(Environments):
             self.terminated[i] = self.truncated[i] = False
         self._ended = ended = list[int]()
         step, rows, length, paid, encode = self._step, self._rows, self._length, self.reward, self.observations.encode
+        mask = self.mask
         for i in which:
             length[i] += 1
             try:
@@ -163,7 +199,7 @@ class SingleEnvironments(Environments):
             except Exception as error:
                 raise failure(self.spec, i, length[i], raised(error)) from error
             try:
-                observation, reward, ends, cuts, _ = given
+                observation, reward, ends, cuts, info = given
             except (TypeError, ValueError) as error:
                 raise failure(self.spec, i, length[i], no_step(given)) from error
             try:
@@ -174,6 +210,8 @@ class SingleEnvironments(Environments):
                 encode(observation, rows[i])
             except MISFIT as error:
                 raise self._misfit(i, error) from error
+            if mask is not None and not ends:  # what ends has no action left
+                mask[i] = self._allowed(i, length[i], info.get("action_mask"))
             if ends or cuts:
                 self.terminated[i], self.truncated[i] = ends, not ends
                 ended.append(i)
@@ -198,8 +236,10 @@ class SingleEnvironments(Environments):
 class VectorEnvironments(Environments):
     """A Gymnasium vector environment, in whichever way it resets the episodes that have ended."""
 
-    def __init__(self, spec: str, made: Vector, observations: ObservationEncoder, actions: ActionAdapter):
-        super().__init__(spec, made.num_envs, observations, actions)
+    def __init__(
+        self, spec: str, made: Vector, observations: ObservationEncoder, actions: ActionAdapter, masked: int = 0
+    ):
+        super().__init__(spec, made.num_envs, observations, actions, masked)
         self.made = made
         self.mode = autoreset_mode(spec, made)
         self._length = np.zeros(self.count, dtype=np.int64)
@@ -212,7 +252,8 @@ class VectorEnvironments(Environments):
     def start(self, seed: int, episodes: Sequence[int]) -> None:
         """Start an episode everywhere; its randomness follows from `seed` and the first episode's number alone."""
         self.episode[:], self._length[:], self.dead[:], self.any_dead = episodes, 0, False, False
-        self._reset(seed=episode_seed(seed, 0, int(episodes[0])))
+        info = self._reset(seed=episode_seed(seed, 0, int(episodes[0])))
+        self._show_masks(info, np.zeros(self.count, dtype=bool))
 
     def step(self, action: NDArray[Any]) -> bool:
         """Step all at once; ends of episodes are told in the same way for all three modes of resetting."""
@@ -240,8 +281,12 @@ class VectorEnvironments(Environments):
             self._length[begun] = 0
             self.dead[:], self.any_dead = False, False
         ended = self.terminated | self.truncated
+        same_step = self.mode is AutoresetMode.SAME_STEP
+        self._show_masks(info, np.zeros_like(ended) if same_step else self.terminated)
         if not np.count_nonzero(ended):
             return False
+        if self.mask is not None:
+            self.final_mask[ended] = self._last_masks(info)[ended] if same_step else self.mask[ended]
         if self.mode is AutoresetMode.NEXT_STEP:
             self.dead[:], self.any_dead = ended, True
             self.final[ended] = self.observation[ended]
@@ -250,19 +295,38 @@ class VectorEnvironments(Environments):
             self._read_final(info, np.flatnonzero(ended))
         else:
             self.final[ended] = self.observation[ended]
-            self._reset(options={"reset_mask": ended})
+            self._show_masks(self._reset(options={"reset_mask": ended}), ~ended)
         self.episode += ended
         self._length[ended] = 0
         return True
 
-    def _reset(self, **which: Any) -> None:
+    def _reset(self, **which: Any) -> dict[str, Any]:
         try:
-            observation, _ = self.made.reset(**which)
+            observation, info = self.made.reset(**which)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"{self.spec} {raised(error)} when it was reset.") from error
         self._show(observation)
+        told: dict[str, Any] = info
+        return told
+
+    def _last_masks(self, info: dict[str, Any]) -> NDArray[np.bool_]:
+        """The masks `[B, A]` of states that ended and were reset in the same step; all allowed where none is told."""
+        told = info.get("final_info", {}).get("action_mask")
+        found = np.ones((self.count, self.masked), dtype=bool)
+        for i in range(self.count if told is not None else 0):
+            if told[i] is not None and np.shape(told[i]) == (self.masked,) and np.any(told[i]):
+                found[i] = np.asarray(told[i]).astype(bool)
+        return found
+
+    def _show_masks(self, info: dict[str, Any], without: NDArray[np.bool_]) -> None:
+        """Take in the masks of all but the environments `without` `[B]`, which have none now or keep theirs."""
+        if self.mask is None:
+            return
+        told = info.get("action_mask")
+        for i in np.flatnonzero(~without):
+            self.mask[i] = self._allowed(int(i), int(self._length[i]), None if told is None else told[i])
 
     def _read_final(self, info: dict[str, Any], ended: NDArray[np.int64]) -> None:
         found = info.get("final_obs", info.get("final_observation"))
@@ -356,5 +420,5 @@ def follows_seed(task: ControlTask, actions: NDArray[Any]) -> bool:
 def environments_of(task: ControlTask, count: int) -> Environments:
     """Make the training environments of a task."""
     if task.is_vector or task.stepping != "single":
-        return VectorEnvironments(task.spec, task.vector(count), task.observations, task.actions)
-    return SingleEnvironments(task.spec, task.singles(count), task.observations, task.actions)
+        return VectorEnvironments(task.spec, task.vector(count), task.observations, task.actions, task.masked)
+    return SingleEnvironments(task.spec, task.singles(count), task.observations, task.actions, task.masked)

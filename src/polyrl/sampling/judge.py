@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from polyrl.errors import NotFinite, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
-from polyrl.sampling.environments import SingleEnvironments, VectorEnvironments, episode_seed
+from polyrl.sampling.environments import Environments, SingleEnvironments, VectorEnvironments, episode_seed
 from polyrl.tasks.control.environment import ControlTask, Environment
 
-Decide = Callable[[NDArray[np.float64], NDArray[np.bool_]], NDArray[Any]]
-"""Raw observations `[B, D]`, and which rows start an episode `[B]`, to actions `[B, ...]`."""
+Decide = Callable[[Environments], NDArray[Any]]
+"""What environments show now to actions `[B, ...]`."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Judge:
         """
         play = actor.player()
 
-        def decide(observation: NDArray[np.float64], starts: NDArray[np.bool_]) -> NDArray[Any]:
+        def decide(made: Environments) -> NDArray[Any]:
+            observation, starts, mask = made.observation, made.length == 0, made.mask
             try:
-                action = play(Moment(actor.normalise(observation), observation, starts))
+                action = play(Moment(actor.normalise(observation), observation, starts, mask=mask))
             except ActionNotFinite:
                 raise NotFinite(
                     f"What the policy says in some state of {self.task.spec} is not finite, so it could not be judged; "
@@ -102,7 +103,7 @@ class Judge:
         for lane in range(made.count):
             next_in(lane)
         while playing:
-            over = made.advance(playing, made.actions.each(decide(made.observation, made.length == 0)))
+            over = made.advance(playing, made.actions.each(decide(made)))
             made.check_rewards(playing)
             totals += made.reward
             for lane in playing if self.watch is not None else ():
@@ -129,7 +130,7 @@ class Judge:
             else:
                 shown = [task.create(render_mode=self.render_mode) for _ in range(count)]
                 made = [environment for environment in shown if isinstance(environment, gymnasium.Env)]
-            self._made = SingleEnvironments(task.spec, made, task.observations, task.actions)
+            self._made = SingleEnvironments(task.spec, made, task.observations, task.actions, task.masked)
         return self._made
 
     def _in_rounds(self, decide: Decide, episodes: int) -> list[Episode]:
@@ -139,14 +140,14 @@ class Judge:
         task, found = self.task, list[Episode]()
         vector = task.create(count=min(self.lanes, episodes))
         assert not isinstance(vector, gymnasium.Env)
-        made = VectorEnvironments(task.spec, vector, task.observations, task.actions)
+        made = VectorEnvironments(task.spec, vector, task.observations, task.actions, task.masked)
         while len(found) < episodes:
             number = len(found)
             made.start(self.seed, [number] * made.count)
             totals, lengths = np.zeros(made.count), np.zeros(made.count, dtype=np.int64)
             ended = [""] * made.count
             while not all(ended):
-                made.step(decide(made.observation, made.length == 0))
+                made.step(decide(made))
                 made.check_rewards(i for i in range(made.count) if not ended[i])
                 for i in (i for i in range(made.count) if not ended[i]):
                     totals[i] += made.reward[i]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.models.actor import Actor, DistributionActor
+from polyrl.models.actor import Actor, DistributionActor, MaskedActor
 from polyrl.models.base import Interface, Models, PolicyNetwork
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
@@ -143,7 +143,7 @@ class ControlWorld(World):
             if self.critic is not None:
                 self.modules["critic"] = self.critic
             self.flat = {name: FlatParameters(module) for name, module in self.modules.items()}
-            self.judged: Actor = DistributionActor(self.policy)
+            self.judged: Actor = (MaskedActor if task.masked else DistributionActor)(self.policy)
             self.actor = acting(self.judged)
             self._passes = ActorCriticPasses.of(self.policy, self.critic, self.actor)
         else:
@@ -189,6 +189,7 @@ class ControlWorld(World):
                 "final_observation": torch.from_numpy(rollout.final_observation),
                 "starts_episode": torch.from_numpy(rollout.starts_episode),
                 "rollout_end": torch.from_numpy(rollout.rollout_end),
+                **{name: torch.from_numpy(x) for name, x in rollout.masks.items()},
             }
         )
         self.latest = batch

@@ -52,10 +52,10 @@ class EpsilonGreedy(Actor):
         self.inner, self.choices, self.epsilon = inner, choices, 1.0
 
     def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
-        """The random actions, `[steps, count]`, and -1 where the greedy one is taken."""
-        random = torch.randint(self.choices, (steps, count), generator=generator)
+        """Numbers in [0, 1) `[steps, count]` that choose a random action, and -1 where the greedy one is taken."""
+        random = torch.rand((steps, count), generator=generator)
         explores = torch.rand((steps, count), generator=generator) < self.epsilon
-        return torch.where(explores, random, -1).numpy()
+        return torch.where(explores, random, -1.0).numpy()
 
     def player(self) -> Player:
         """Replace the greedy actions where there are random ones."""
@@ -63,7 +63,9 @@ class EpsilonGreedy(Actor):
 
         def explore(moment: Moment) -> NDArray[Any]:
             greedy, random = play(moment), moment.noise
-            return greedy if random is None else np.where(random >= 0, random, greedy)
+            if random is None:
+                return greedy
+            return np.where(random >= 0, chosen(random, self.choices, moment.mask), greedy)
 
         return explore
 
@@ -78,6 +80,14 @@ class EpsilonGreedy(Actor):
     def is_finite(self) -> bool:
         """The inner actor's parameters."""
         return self.inner.is_finite()
+
+
+def chosen(uniform: NDArray[Any], choices: int, mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """Actions `[B]`, each allowed one as likely as another, by numbers in [0, 1) `[B]`."""
+    allowed = np.ones((len(uniform), choices), dtype=bool) if mask is None else mask
+    place = np.floor(uniform * allowed.sum(1))  # of the allowed ones, in their order
+    found: NDArray[np.int64] = (allowed.cumsum(1) > place[:, None]).argmax(1)
+    return found
 
 
 def exploration(progress: float, fraction: float, initial: float, final: float) -> float:
@@ -140,6 +150,8 @@ class GreedyTarget(Part):
         following = batch["next_observation"]
         theirs = see["q_target"](following)
         chooses = see["q"](following) if self.double else theirs
+        if "next_action_mask" in batch:
+            chooses = torch.where(batch["next_action_mask"], chooses, -torch.inf)
         return batch.with_fields(value_target=double_target(batch["reward"], batch["discount"], chooses, theirs))
 
 

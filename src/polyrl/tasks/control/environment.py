@@ -119,6 +119,21 @@ class ControlTask:
         """How the environment can show itself."""
         return [*self._probed.metadata.get("render_modes", [])]
 
+    @cached_property
+    def masked(self) -> int:
+        """How many actions there are, where the environment tells which are allowed (`info["action_mask"]`); else 0."""
+        space = self.actions.space
+        if not isinstance(space, gymnasium.spaces.Discrete):
+            return 0
+        made: Any = self.create()
+        try:
+            _, info = made.reset(seed=0)
+        except Exception:
+            return 0  # told by whoever steps it
+        finally:
+            made.close()
+        return int(space.n) if isinstance(info, dict) and "action_mask" in info else 0
+
     # ------------------------------------------------------------------------------------------------ making
 
     def create(self, *, render_mode: str | None = None, count: int | None = None) -> Environment | Vector:

@@ -81,6 +81,8 @@ class GuidedEnvironments(StepEnvironments):
         if self.shaper == "none":
             return inner
         assert isinstance(inner, DistributionActor)
+        if task.masked:
+            raise UserError(f"{task.name} allows some actions only, and advice may be on others; take --shaper none.")
         return AdvisedActor(inner, self.guide(task, seed, say))
 
     def guide(self, task: ControlTask, seed: int, say: Callable[[str], None]) -> UncertainAdvice:
