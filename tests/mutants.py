@@ -877,7 +877,6 @@ GROUPS: list[Group] = [
         "test_trace.py -k 'texts_of_any_kind or stay_one_line or says or model_reads or model_writes'",
         [
             ("ids.tolist(), skip_special_tokens=False", "ids.tolist(), skip_special_tokens=True"),
-            ("clean_up_tokenization_spaces=False", "clean_up_tokenization_spaces=True"),
             ("line = repr(str(text))[1:-1]", "line = str(text)"),
         ],
     ),

@@ -123,6 +123,25 @@ def test_reports_reach_rewards_checker_and_measures(letters: Path) -> None:
     assert metrics["eval/accuracy"] == pytest.approx(metrics["eval/twice"]) and 0 < metrics["eval/twice"] < 1
 
 
+def test_play_judges_by_what_sessions_report(
+    letters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an evaluation does: the text alone would not tell."""
+    from polyrl.cli import play_language
+
+    world = world_of(Counting(), letters)
+    monkeypatch.setattr(play_language, "open_policy", lambda *_, **__: world)
+    monkeypatch.setenv("COLUMNS", "400")
+    play_language.play(letters, prompts=30, temperature=1.0)
+    said = capsys.readouterr().out
+    rows = world.task.rows("test", 7, 0, 30)
+    sampling, stream = Sampling(max_tokens=90), torch.Generator().manual_seed(0)
+    batch = world.sample(rows, sampling, completions_per_prompt=1, generator=stream)
+    right = [n > 1 for n in batch.columns["calls"]]
+    assert said.count("  right\n") == sum(right) and said.count("  wrong, expected ") == len(right) - sum(right)
+    assert 0 < sum(right) < 30
+
+
 def test_continuations_go_on_with_sessions_that_know_what_was(letters: Path) -> None:
     world = world_of(Counting(), letters)
     batch = sampled(world)

@@ -360,7 +360,6 @@ def test_prompts_are_shown_as_the_model_reads_them(prompt: Any, read: str) -> No
 
 def test_responses_without_a_text_are_shown_as_the_model_writes_them() -> None:
     reader = Reads(byte_tokenizer())
-    reader.tokenizer.clean_up_tokenization_spaces = True
     ids, mask = pad_rows([reader.encode(t) for t in ("<think>a , b</think></s>", "no</s>")], 0, "right")
     pair = {"pair": torch.zeros(2, dtype=torch.long), "preferred": torch.tensor([True, False])}
     batch = Experience({"action": ids, "mask": mask, **pair})

@@ -15,6 +15,7 @@ from polyrl.sampling.language import Sampling
 from polyrl.tasks.language.base import LanguageTask, Row
 from polyrl.tasks.language.formats import template_columns
 from polyrl.tasks.language.rewards import NotLoaded
+from polyrl.worlds.language_evaluation import seen_rows
 
 COMPARED = 50
 """Test prompts that are looked at to lay out a question as they are."""
@@ -44,7 +45,8 @@ def play(
     )
     batch = world.sample(rows, sampling, completions_per_prompt=1, generator=torch.Generator().manual_seed(0))
     console = Terminal()
-    for row, text in zip(rows, batch.columns["completion"], strict=True):
+    # with what sessions of tools report, which checkers read as in training
+    for row, text in zip(seen_rows(batch), batch.columns["completion"], strict=True):
         line = Text(str(row["prompt"]), style="bold")
         line.append(text, style="cyan")
         if prompt is None and world.rewards is not None:
