@@ -822,7 +822,7 @@ GROUPS: list[Group] = [
             ("if not c.is_symlink()][:-keep]:", "if not c.is_symlink()][:-1]:"),
             ('if state.get("format") not in (FORMAT, FIRST_FORMAT):', "if False:"),
             ("found.setdefault(part, {})[key] = tensor", "found[part] = {key: tensor}"),
-            ("    if kept:\n        save_file(kept", "    if False:\n        save_file(kept"),
+            ("yield STORES, of_parts", "pass"),
         ],
     ),
     # -------------------------------------------------------------------------------------------- run folders

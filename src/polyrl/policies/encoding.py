@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from polyrl.errors import UserError
 from polyrl.tasks.language.base import content
@@ -21,11 +21,21 @@ from polyrl.tasks.language.phrases import reason_of, shortened
 _log = logging.getLogger(__name__)
 
 Prompt = str | list[dict[str, Any]]
+Response = str | Sequence[Mapping[str, Any]]
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of a message that hold its thoughts; chat templates name them differently."""
 ANCHORS = ("\n", ">", "a")
 """Texts that a piece of a response is encoded after, where the tokenizer adds a space to the beginning of a text."""
+
+
+class Layout(TypedDict, total=False):
+    """What a chat template is given beside the messages; data have it as columns (`template_columns`)."""
+
+    tools: Sequence[Any] | None
+    """JSON schemas of the tools that it is to show; nothing for plain text."""
+    chat_template_kwargs: Mapping[str, Any] | None
+    """Further variables of the template."""
 
 
 class UnwritableResponse(UserError):
@@ -48,13 +58,7 @@ class TextEncoding:
         """Token ids of a row's `prompt`; the chat template is given its columns `tools` and `chat_template_kwargs`."""
         return self.encode_prompt(row["prompt"], **template_columns(row))
 
-    def encode_prompt(
-        self,
-        prompt: Prompt,
-        *,
-        tools: Sequence[Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, **layout: Unpack[Layout]) -> list[int]:
         """Token ids of a plain or conversational prompt.
 
         A start token that the tokenizer adds to a text stands there once; an end token that it adds does not: the
@@ -63,17 +67,13 @@ class TextEncoding:
 
         Args:
             prompt: text or messages.
-            tools: JSON schemas of the tools that the chat template is to show; nothing for plain text.
-            chat_template_kwargs: further variables of the chat template.
+            layout: `tools` and `chat_template_kwargs`, which the chat template is given.
 
         Raises:
             UserError: there is no chat template, it refuses the conversation or is damaged, or an empty prompt cannot
                 start with a start token.
         """
-        if isinstance(prompt, str):
-            ids = self._encode_text(prompt)
-        else:
-            ids = self._bare(self._prompt_text(prompt, tools, chat_template_kwargs))
+        ids = self._encode_text(prompt) if isinstance(prompt, str) else self._bare(self._prompt_text(prompt, layout))
         if not ids:
             if self.tokenizer.bos_token_id is None:
                 raise UserError("A prompt is empty and the tokenizer has no start token; give a prompt with text.")
@@ -109,20 +109,14 @@ class TextEncoding:
     def _name(self) -> str:
         return f"'{self.tokenizer.name_or_path}'" if self.tokenizer.name_or_path else "the model"
 
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Any] | None,
-        chat_template_kwargs: Mapping[str, Any] | None,
-        **how: bool,
-    ) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], layout: Layout, **how: bool) -> str:
         """Text of a conversation, as the chat template writes it."""
         if not getattr(self.tokenizer, "chat_template", None):
             raise UserError(
                 "The prompt is a conversation but the model's tokenizer has no chat template; "
                 "give plain text prompts or set tokenizer.chat_template."
             )
-        tools, variables = list(tools or ()) or None, dict(chat_template_kwargs or {})
+        tools, variables = list(layout.get("tools") or ()) or None, dict(layout.get("chat_template_kwargs") or {})
         try:
             self._say_what_is_not_shown(frozenset([*(["tools"] if tools else []), *variables]))
             text = self.tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, **how, **variables)
@@ -152,26 +146,15 @@ class TextEncoding:
     def _told(self) -> set[frozenset[str]]:
         return set()
 
-    def _prompt_text(
-        self,
-        prompt: list[dict[str, Any]],
-        tools: Sequence[Any] | None,
-        chat_template_kwargs: Mapping[str, Any] | None,
-    ) -> str:
+    def _prompt_text(self, prompt: list[dict[str, Any]], layout: Layout) -> str:
         going_on = _goes_on(prompt)
         how = {"continue_final_message": True} if going_on else {"add_generation_prompt": True}
-        return self._render(prompt, tools, chat_template_kwargs, **how)
+        return self._render(prompt, layout, **how)
 
     # ---- responses
 
     def encode_response(
-        self,
-        prompt: Prompt,
-        response: str | Sequence[Mapping[str, Any]],
-        *,
-        ended: bool = True,
-        tools: Sequence[Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        self, prompt: Prompt, response: Response, *, ended: bool = True, **layout: Unpack[Layout]
     ) -> list[int]:
         """Token ids of a given response after a prompt, with the end token that the model would have to say.
 
@@ -180,7 +163,7 @@ class TextEncoding:
             response: text or one message; after a conversation the chat template lays it out, up to the end of its
                 turn.
             ended: false for a response that a length limit cut off: it has no end token.
-            tools, chat_template_kwargs: as for the prompt.
+            layout: as for the prompt.
 
         Raises:
             UnwritableResponse: the chat template writes the answered turn otherwise than it opens one to be answered,
@@ -192,7 +175,7 @@ class TextEncoding:
         else:
             messages = list(response) if not isinstance(response, str) else [{"role": "assistant", "content": response}]
             text = content(messages)
-            opened, rest = self._answered(prompt, messages, tools, chat_template_kwargs)
+            opened, rest = self._answered(prompt, messages, layout)
             ids = self._after(opened, self._bare(opened), rest, laid_out=True)
         inside = self.encode(text)
         while inside and inside[-1] in self.end_ids:
@@ -211,13 +194,7 @@ class TextEncoding:
         return ids
 
     def encode_turns(
-        self,
-        prompt: Prompt,
-        response: str | Sequence[Mapping[str, Any]],
-        *,
-        ended: bool = True,
-        tools: Sequence[Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        self, prompt: Prompt, response: Response, *, ended: bool = True, **layout: Unpack[Layout]
     ) -> tuple[list[int], list[bool]]:
         """Token ids of a response of one or more turns, and which of them the model writes.
 
@@ -228,43 +205,38 @@ class TextEncoding:
             UnwritableResponse: as `encode_response`, or the template writes an answered turn otherwise when the
                 conversation goes on.
         """
-        given: dict[str, Any] = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
         if isinstance(prompt, str) or isinstance(response, str) or len(response) == 1:
-            ids = self.encode_response(prompt, response, ended=ended, **given)
+            ids = self.encode_response(prompt, response, ended=ended, **layout)
             return ids, [True] * len(ids)
-        talk, ids = list(prompt), self.encode_prompt(prompt, **given)
+        talk, ids = list(prompt), self.encode_prompt(prompt, **layout)
         before, own = len(ids), [False] * len(ids)
         for i, message in enumerate(response):
             if message["role"] == "assistant":
-                opened = self.encode_prompt(talk, **given)
+                opened = self.encode_prompt(talk, **layout)
                 if opened[: len(ids)] != ids:
                     raise UnwritableResponse(
                         f"the chat template of {self._name} writes an answer otherwise when the conversation goes on; "
                         "give each answer as a row of its own, or leave the row out."
                     )
                 own += [False] * (len(opened) - len(ids))
-                answer = self.encode_response(talk, [message], ended=ended or i + 1 < len(response), **given)
+                answer = self.encode_response(talk, [message], ended=ended or i + 1 < len(response), **layout)
                 ids, own = [*opened, *answer], [*own, *[True] * len(answer)]
             talk.append(dict(message))
         return ids[before:], own[before:]
 
     def _answered(
-        self,
-        prompt: list[dict[str, Any]],
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Any] | None,
-        chat_template_kwargs: Mapping[str, Any] | None,
+        self, prompt: list[dict[str, Any]], messages: Sequence[Mapping[str, Any]], layout: Layout
     ) -> tuple[str, str]:
         """The prompt as text, and what the chat template writes behind it where `messages` answer it."""
         if len(messages) != 1 or messages[0].get("role", "assistant") != "assistant":
             roles = ", ".join(str(m.get("role")) for m in messages)
             raise UserError(f"a response must be one message of the assistant, not {len(messages)} ({roles}).")
-        opened = self._prompt_text(prompt, tools, chat_template_kwargs)
+        opened = self._prompt_text(prompt, layout)
         answer = dict(messages[0])
         if _goes_on(prompt):
             answer["content"] = str(prompt[-1]["content"]) + str(answer.get("content") or "")
             prompt = prompt[:-1]
-        whole = self._render([*prompt, answer], tools, chat_template_kwargs, add_generation_prompt=False)
+        whole = self._render([*prompt, answer], layout, add_generation_prompt=False)
         advice = "give both as texts that are laid out already, set chat_template_kwargs, or leave the row out"
         if not whole.startswith(opened):
             shared = next(i for i, (a, b) in enumerate(zip(opened, whole + "\0", strict=False)) if a != b)
@@ -272,7 +244,7 @@ class TextEncoding:
                 f"the chat template of {self._name} opens the turn with {shortened(opened[shared:])} and does not "
                 f"write the response {shortened(content(messages))} so; {advice}."
             )
-        turn = _squeezed(whole[self._turn_begins(prompt, whole, tools, chat_template_kwargs) :])
+        turn = _squeezed(whole[self._turn_begins(prompt, whole, layout) :])
         called = [str(call.get("function", call).get("name") or "") for call in answer.get("tool_calls") or ()]
         for said in (content([answer]), *(str(answer.get(name) or "") for name in REASONING), *called):
             if _squeezed(said) not in turn:
@@ -281,16 +253,10 @@ class TextEncoding:
                 )
         return opened, whole[len(opened) :]
 
-    def _turn_begins(
-        self,
-        prompt: list[dict[str, Any]],
-        whole: str,
-        tools: Sequence[Any] | None,
-        chat_template_kwargs: Mapping[str, Any] | None,
-    ) -> int:
+    def _turn_begins(self, prompt: list[dict[str, Any]], whole: str, layout: Layout) -> int:
         """Where in the whole conversation the template begins to write the last turn."""
         try:
-            before = self._render(prompt, tools, chat_template_kwargs, add_generation_prompt=False) if prompt else ""
+            before = self._render(prompt, layout, add_generation_prompt=False) if prompt else ""
         except UserError:  # a template that takes no conversation without an answer
             return 0
         return next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,10 @@ def save_checkpoint(
         final, temporary = root / f"iteration-{iteration:06d}", root / f".writing-{iteration:06d}-{os.getpid()}"
         temporary.mkdir()
         try:
-            _fill(temporary, iteration, state, optimisers, names, save_models, stores)
+            save_models(temporary)
+            for name, tensors in _tables(optimisers, names, stores):
+                save_file(tensors, temporary / name)
+            _seal(temporary, {"iteration": iteration, **state})
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)  # made by this very call; a full disk needs the room
             raise
@@ -88,29 +91,36 @@ def prune(root: Path, keep: int, newest: Path, say: Say = lambda _: None) -> Non
             _remove(old, say)
 
 
-def _fill(
-    folder: Path,
-    iteration: int,
-    state: dict[str, Any],
-    optimisers: dict[str, torch.optim.Optimizer],
-    names: dict[str, list[str]],
-    save_models: Callable[[Path], None],
+def _tables(
+    optimisers: Mapping[str, torch.optim.Optimizer],
+    names: Mapping[str, list[str]],
     stores: Mapping[str, Mapping[str, Tensor]],
-) -> None:
-    save_models(folder)
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Files of tensors beside the models, one after the other: what each optimiser and the parts keep."""
+
+    def kept(tensor: Tensor) -> Tensor:
+        return tensor.detach().cpu().contiguous()
+
     for model, optimiser in optimisers.items():
-        tensors = {
-            f"{name}/{key}": value.detach().cpu().contiguous()
-            for name, p in zip(names[model], (p for g in optimiser.param_groups for p in g["params"]), strict=True)
-            for key, value in optimiser.state.get(p, {}).items()
-        }
-        save_file(tensors, folder / f"optimiser-{model}.safetensors")
-    kept = {f"{part}/{name}": x.detach().cpu().contiguous() for part, of in stores.items() for name, x in of.items()}
-    if kept:
-        save_file(kept, folder / STORES)
+        parameters = zip(names[model], _parameters(optimiser), strict=True)
+        found = {f"{n}/{key}": kept(x) for n, p in parameters for key, x in optimiser.state.get(p, {}).items()}
+        yield _of_optimiser(model), found
+    if of_parts := {f"{part}/{name}": kept(x) for part, of in stores.items() for name, x in of.items()}:
+        yield STORES, of_parts
+
+
+def _of_optimiser(model: str) -> str:
+    return f"optimiser-{model}.safetensors"
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimiser.param_groups for p in group["params"]]
+
+
+def _seal(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write state.json with a hash of every file, and flush all to disk."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    record = {"format": FORMAT, "iteration": iteration, **state}
-    record["files"] = {str(p.relative_to(folder)): _digest(p) for p in files}
+    record = {"format": FORMAT, **state, "files": {str(p.relative_to(folder)): _digest(p) for p in files}}
     record["digest"] = _state_digest(record)
     (folder / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     for path in [*files, folder / "state.json", folder]:
@@ -211,14 +221,9 @@ def _is_state(state: dict[str, Any]) -> bool:
 def load_optimisers(folder: Path, optimisers: dict[str, torch.optim.Optimizer], names: dict[str, list[str]]) -> None:
     """Put saved optimiser tensors back."""
     for model, optimiser in optimisers.items():
-        try:
-            tensors = load_file(folder / f"optimiser-{model}.safetensors")
-        except (OSError, SafetensorError):
-            raise UserError(
-                f"The checkpoint {folder} has no readable optimiser for the {model}; it cannot be resumed."
-            ) from None
-        parameters = [p for g in optimiser.param_groups for p in g["params"]]
-        for name, parameter in zip(names[model], parameters, strict=True):
+        told = f"The checkpoint {folder} has no readable optimiser for the {model}; it cannot be resumed."
+        tensors = _read(folder / _of_optimiser(model), told)
+        for name, parameter in zip(names[model], _parameters(optimiser), strict=True):
             state = {k.rpartition("/")[2]: v for k, v in tensors.items() if k.rpartition("/")[0] == name}
             if state:
                 optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
@@ -228,12 +233,17 @@ def load_stores(folder: Path) -> dict[str, dict[str, Tensor]]:
     """Read the tensors that parts kept, by part and name."""
     if not (folder / STORES).is_file():
         return {}
-    try:
-        tensors = load_file(folder / STORES)
-    except (OSError, SafetensorError):
-        raise UserError(f"{folder / STORES} is damaged; remove {folder} to go on from an older one.") from None
+    tensors = _read(folder / STORES, f"{folder / STORES} is damaged; remove {folder} to go on from an older one.")
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, key = name.partition("/")
         found.setdefault(part, {})[key] = tensor
     return found
+
+
+def _read(path: Path, told: str) -> dict[str, Tensor]:
+    """Tensors of a file; raises `UserError` with `told` where it cannot be read."""
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError):
+        raise UserError(told) from None
