@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polyrl.core.update import Means
+from polyrl.core.updating import Means
 from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.recipe import STAGES, Recipe, Stage
 from polyrl.runtime.budget import Spent
@@ -128,20 +128,21 @@ class Loop:
         context, recipe, improver = self.context, self.recipe, self.recipe.improver
         experience: Any = None
         sampling = 0.0
+        collects = improver.collects(context)
         for stage, parts in self._stages:
             tokens = context.spent.tokens
             with self._timed(stage):
                 if stage == "select":
                     improver.set_rates(context)
                 for part in parts:
-                    if stage == "improve":
+                    if stage == "improve" or not collects:
                         continue
                     began, earlier = time.perf_counter(), experience
                     experience = part(experience, context)
                     if observe:
                         observe(stage, part, earlier, experience, time.perf_counter() - began)
                 for source, rows in zip(recipe.sources.values(), context.sources.values(), strict=True):
-                    if source.after == stage:
+                    if source.after == stage and collects:
                         rows.take(experience)
                 if stage == "improve":
                     began = time.perf_counter()

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from polyrl.core.update import Again, Fresh, Mix, Move, Repeat, Sample, Step, Update, flat
+from polyrl.core.update import Again, Fresh, Mix, Move, OwnUpdate, Phase, Repeat, Sample, Step, Update, flat
 from polyrl.recipe import Part, Recipe, options
 
 
@@ -101,6 +101,11 @@ def step_words(step: Step) -> str:
     """An update, move or repeat in a line."""
     if isinstance(step, Repeat):
         return f"{step.gradient_steps} times:"
+    if isinstance(step, Phase):
+        until = f"until {step.optimiser_steps:,} optimiser steps" if step.optimiser_steps else "to the end"
+        return f"{until}{'' if step.collects else ', without collecting'}:"
+    if isinstance(step, OwnUpdate):
+        return f"{step.name} of {step.trains} on {batch_words(step.batch)}{_numbered(step.every)}"
     if isinstance(step, Move):
         how = "becomes" if step.tau == 1 else f"moves {step.tau:g} of the way to"
         return f"{step.target} {how} {step.towards}{_numbered(step.every)}"
@@ -111,7 +116,7 @@ def walk(steps: Sequence[Step], depth: int = 0) -> Iterator[tuple[Step, int]]:
     """Every step of a list with its depth in repeats."""
     for step in steps:
         yield step, depth
-        if isinstance(step, Repeat):
+        if isinstance(step, Repeat | Phase):
             yield from walk(step.of, depth + 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from polyrl.core.update import Again, Move, Update, flat
+from polyrl.core.update import Again, Move, OwnUpdate, flat
 from polyrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def check_updates(recipe: Recipe, given: set[str]) -> None:
             )
 
     known(recipe.acts, "model", recipe.models, "acts")
+    known(recipe.judged or recipe.acts, "model", recipe.models, "judged")
     for name, model in recipe.models.items():
         if model.copied:
             known(model.copied, "model", recipe.models, name)
@@ -47,19 +48,20 @@ def check_updates(recipe: Recipe, given: set[str]) -> None:
             continue
         known(step.trains, "model", recipe.models, step.name)
         outputs = recipe.models[step.trains].outputs
-        for term in step.terms:
-            for missing in sorted(term.wants - outputs):
-                raise UserError(
-                    f"{recipe.name}: the term '{term.name}' wants the output '{missing}' of the model "
-                    f"'{step.trains}', which gives {', '.join(sorted(outputs)) or 'none'}."
-                )
-        if isinstance(step, Update) and step.batch.reads():
+        if step.batch.reads():
             for name in step.batch.reads():
                 known(name, "source", recipe.sources, step.name)
             fields = set.intersection(*(set(recipe.sources[name].fields) for name in step.batch.reads()))
         elif not isinstance(step.batch, Again):
             fields = set(given)
-        for part in (*step.credit, *step.terms):
+        own = (step,) if isinstance(step, OwnUpdate) else (*step.credit, *step.terms)
+        for term in () if isinstance(step, OwnUpdate) else step.terms:
+            for missing in sorted(term.wants - outputs):
+                raise UserError(
+                    f"{recipe.name}: the term '{term.name}' wants the output '{missing}' of the model "
+                    f"'{step.trains}', which gives {', '.join(sorted(outputs)) or 'none'}."
+                )
+        for part in own:
             for missing in sorted(part.required() - fields):
                 raise UserError(
                     f"{recipe.name}: part '{part.name}' of the {step.name} needs the field '{missing}', which its "

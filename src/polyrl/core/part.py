@@ -224,6 +224,10 @@ class Improver(Part):
         """Return the torch optimisers whose state belongs in checkpoints, by model; none by default."""
         return {}
 
+    def collects(self, context: Context) -> bool:
+        """Whether the stages before *improve* run in this turn."""
+        return True
+
     def set_rates(self, context: Context) -> None:
         """Set the step sizes of this iteration; called before *select*, whose parts may read the coming step's."""
 

@@ -16,7 +16,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.settings import parse_value
 
 if TYPE_CHECKING:
-    from polyrl.core.update import Step, Update
+    from polyrl.core.update import Batch, Step, Update
     from polyrl.data.base import Source
     from polyrl.models.base import Model
 
@@ -30,10 +30,12 @@ def _rebuilt(
     step: Step, changed: Callable[[Part], Part], within: Callable[[tuple[Step, ...]], tuple[Step, ...]]
 ) -> Step:
     """An update, move or repeat whose parts are changed."""
-    from polyrl.core.update import Repeat, Update
+    from polyrl.core.update import OwnUpdate, Phase, Repeat, Update
 
-    if isinstance(step, Repeat):
+    if isinstance(step, Repeat | Phase):
         return dataclasses.replace(step, of=within(step.of))
+    if isinstance(step, OwnUpdate):
+        return dataclasses.replace(step, batch=typing.cast("Batch", changed(step.batch)))
     if isinstance(step, Update):
         inner: dict[str, Any] = {
             "batch": changed(step.batch),
@@ -58,6 +60,7 @@ class Recipe:
         models: what has parameters, by name (`polyrl.models.base`), where the recipe says so.
         sources: rows beside the fresh ones, by name (`polyrl.data.base`).
         acts: the model that acts, by name.
+        judged: the model that evaluations judge, by name; empty is the one that acts.
         turns: passes through the stages and the updates in one iteration.
         policy: what acts, where polyrl makes it for `optimise`; None where a model is given.
         dropped: terms that went because a part that replaced another no longer gives what they need.
@@ -78,6 +81,7 @@ class Recipe:
     sources: Mapping[str, Source] = field(default_factory=dict)
     updates: tuple[Step, ...] = ()
     acts: str = "policy"
+    judged: str = ""
     turns: int = 1
     adds: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -128,20 +132,20 @@ class Recipe:
         """What improves: `optimise`, or the list of updates."""
         if self.optimise is not None:
             return self.optimise
-        from polyrl.core.update import UpdateList
+        from polyrl.core.updating import UpdateList
 
         return UpdateList(updates=self.updates)
 
     def update_steps(self) -> list[Step]:
         """Every update, move and repeat, what is repeated behind its repeat."""
-        from polyrl.core.update import Repeat
+        from polyrl.core.update import Phase, Repeat
 
         found: list[Step] = []
 
         def walk(steps: tuple[Step, ...]) -> None:
             for step in steps:
                 found.append(step)
-                if isinstance(step, Repeat):
+                if isinstance(step, Repeat | Phase):
                     walk(step.of)
 
         walk(self.updates)
@@ -149,13 +153,15 @@ class Recipe:
 
     def entries(self) -> list[tuple[str, Part]]:
         """Models, sources and what the updates are made of, each with the name by which its hyperparameters are set."""
-        from polyrl.core.update import Update
+        from polyrl.core.update import OwnUpdate, Update
 
         found: list[tuple[str, Part]] = [*self.models.items(), *self.sources.items()]
         for step in self.update_steps():
             if isinstance(step, Update):
                 found.append((step.batch.name, step.batch))
                 found += [(part.name, part) for part in (*step.credit, *step.terms)]
+            elif isinstance(step, OwnUpdate):
+                found.append((step.batch.name, step.batch))
             found.append((step.name, step))
         return found
 
@@ -269,12 +275,12 @@ class Recipe:
 
     def _with_updates(self, changed: Callable[[Update], Update]) -> Recipe:
         """The recipe with every update changed, those in repeats too."""
-        from polyrl.core.update import Repeat, Update
+        from polyrl.core.update import Phase, Repeat, Update
 
         def walk(steps: tuple[Step, ...]) -> tuple[Step, ...]:
             return tuple(
                 dataclasses.replace(s, of=walk(s.of))
-                if isinstance(s, Repeat)
+                if isinstance(s, Repeat | Phase)
                 else changed(s)
                 if isinstance(s, Update)
                 else s

@@ -59,6 +59,23 @@ Raises:
 """
 
 
+@dataclass(frozen=True)
+class Making:
+    """What a wrapper may be made of.
+
+    Attributes:
+        task: what is solved.
+        models: the recipe's models by name; empty where it states none.
+        seed: of the run.
+        say: for what takes long.
+    """
+
+    task: Any
+    models: Mapping[str, Any]
+    seed: int
+    say: Callable[[str], None] = lambda _: None
+
+
 class Actor(ABC):
     """Turns observations into actions.
 
@@ -68,6 +85,7 @@ class Actor(ABC):
         recorded: name -> (shape, dtype) of what a player writes at every step, beside the action.
         judged_as: where it is not the policy itself that acts, the name under which evaluations also tell its return;
             empty: only the policy is judged.
+        is_policy: whether evaluations judge this actor, with no noise, in the place of the policy that it wraps.
         fields_read: fields of the experience that `outputs` needs beside observation and action.
         execute: what environments are given for actions `[B, ...]`, where that is not the action itself.
     """
@@ -76,6 +94,7 @@ class Actor(ABC):
     action_dtype: Any
     recorded: Mapping[str, tuple[tuple[int, ...], Any]]
     judged_as: str = ""
+    is_policy: bool = False
     fields_read: frozenset[str] = frozenset()
     execute: Callable[[NDArray[Any]], NDArray[Any]] | None = None
 

@@ -28,6 +28,7 @@ from polyrl.recipe import Part, Stage, knob
 from polyrl.runtime.seeding import generator
 
 if TYPE_CHECKING:
+    from polyrl.core.update import Draws
     from polyrl.experience import Experience
 
 
@@ -82,13 +83,13 @@ class Network(nn.Module):
     """A model's module: `outputs` for what terms read, and named methods for what its own papers ask of it."""
 
     @abstractmethod
-    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """Differentiable outputs of the batch's steps, `[B, T, ...]` each, those that are wanted.
 
         Args:
             batch: rows of steps.
             wants: names among the model's `outputs`.
-            draw: normal numbers of a shape, from the update's own stream.
+            draw: random numbers of the update's own stream: `draw(*shape)` normal, `draw.uniform(*shape)`.
         """
         raise NotImplementedError
 

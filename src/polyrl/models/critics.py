@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ from polyrl.policies.mlp import layer_sizes
 from polyrl.recipe import knob
 
 if TYPE_CHECKING:
+    from polyrl.core.update import Draws
     from polyrl.experience import Experience
 
 
@@ -33,7 +34,7 @@ class ActionCritics(Network):
         found: Tensor = self.network(torch.cat([observation, action], -1)).squeeze(-1)
         return found
 
-    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "q" `[B, T, K]` of the actions that were taken."""
         return {"q": self(batch["observation"], batch["action"])}
 
@@ -102,7 +103,7 @@ class GreedyActor(Actor):
 
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """The model's."""
-        return self.values.outputs(batch, wants, torch.randn)
+        return {name: x for name, x in self.values.valued(batch).items() if name in wants}
 
     def is_finite(self) -> bool:
         """The model's parameters."""
@@ -125,8 +126,12 @@ class ActionValues(PolicyNetwork):
         found: Tensor = self.network(observation).squeeze(-2)
         return dueling_values(found[..., :1], found[..., 1:]) if self.dueling else found
 
-    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "q" `[B, T]` of the actions that were taken, and "action_values" `[B, T, A]`."""
+        return self.valued(batch)
+
+    def valued(self, batch: Experience) -> dict[str, Tensor]:
+        """The same, which need no draws."""
         values = self(batch["observation"])
         return {"action_values": values, "q": values.gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)}
 
@@ -171,7 +176,7 @@ class StateCritic(Network):
         found: Tensor = self.network(observation).squeeze(-1).squeeze(-1)
         return found
 
-    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "value" `[B, T]`."""
         return {"value": self(batch["observation"])}
 

@@ -22,6 +22,7 @@ from polyrl.policies.mlp import layer_sizes
 from polyrl.recipe import knob
 
 if TYPE_CHECKING:
+    from polyrl.core.update import Draws
     from polyrl.experience import Experience
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -79,12 +80,8 @@ class BoundedActor(Actor):
         return {}
 
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
-        """Outputs that need no draws."""
-
-        def refuse(*shape: int) -> Tensor:
-            raise AssertionError("an output that draws belongs to an update")
-
-        return self.policy.outputs(batch, wants, refuse)
+        """None: what trains is asked of the model, within an update."""
+        return {}
 
     def is_finite(self) -> bool:
         """The policy's parameters."""
@@ -174,7 +171,7 @@ class SquashedGaussianPolicy(BoundedPolicy):
         before = torch.atanh(action.clamp(-LARGEST_ATANH, LARGEST_ATANH))
         return squashed_logprob(before, (before - mean) * (-log_std).exp(), log_std)
 
-    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "sampled_action" and "sampled_logprob" of fresh actions, "logprob" of stored ones, "mode"."""
         observation, found = batch["observation"], dict[str, Tensor]()
         if {"sampled_action", "sampled_logprob"} & set(wants):
@@ -235,7 +232,7 @@ class DeterministicPolicyNetwork(BoundedPolicy):
         """Actions `[..., A]` of observations `[..., D]`."""
         return torch.tanh(self.network(observation).squeeze(-2))
 
-    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "mode" `[B, T, A]`: the action in each state."""
         return {"mode": self(batch["observation"])}
 

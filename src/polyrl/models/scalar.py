@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,7 @@ from polyrl.models.base import Interface, Network, Trained
 from polyrl.recipe import knob
 
 if TYPE_CHECKING:
+    from polyrl.core.update import Draws
     from polyrl.experience import Experience
 
 
@@ -28,7 +29,7 @@ class PositiveNumber(Network):
         """The number `[1]`, a constant: what trains it is its logarithm."""
         return self.log.detach().exp()
 
-    def outputs(self, batch: Experience, wants: Collection[str], draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "log_number" `[1]`."""
         return {"log_number": self.log}
 

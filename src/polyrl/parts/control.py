@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,14 +10,13 @@ import torch
 from torch import Tensor
 
 from polyrl.experience import Experience
-from polyrl.models.actor import Actor
+from polyrl.models.actor import Actor, Making
 from polyrl.policies.control import CLIP, EPSILON, ControlCritic, ControlPolicy, Distribution, RunningMoments
 from polyrl.policies.mlp import Activation, layer_sizes, mlp
 from polyrl.recipe import Architecture, Part, Stage, knob
 from polyrl.rows import SpecialRows
 from polyrl.runtime.context import Context
 from polyrl.runtime.seeding import generator
-from polyrl.tasks.control.environment import ControlTask
 
 # ------------------------------------------------------------------------------------------------------------- policy
 
@@ -87,7 +85,7 @@ class StepEnvironments(Part):
     environments: int = knob(8, "environments that are stepped together", low=1)
     steps_per_environment: int = knob(128, "steps of each environment in one iteration", low=1)
 
-    def actor(self, inner: Actor, task: ControlTask, seed: int, say: Callable[[str], None]) -> Actor:
+    def actor(self, inner: Actor, making: Making) -> Actor:
         """What acts in training, made of the policy's own actor: here that itself; a paper's wrapper in its own part.
 
         Raises:

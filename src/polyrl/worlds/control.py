@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
-from polyrl.models.actor import Actor, DistributionActor, MaskedActor
+from polyrl.models.actor import Actor, DistributionActor, Making, MaskedActor
 from polyrl.models.base import Interface, Models, PolicyNetwork
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
@@ -75,17 +75,26 @@ def make_world(config: RunConfig, task: ControlTask, recipe: Recipe, say: Say = 
     if collect is not None and not isinstance(collect, StepEnvironments):
         raise UserError(f"{recipe.name} collects by '{collect.name}', which does not step environments.")
 
-    def acting(inner: Actor) -> Actor:
-        return inner if collect is None else collect.actor(inner, task, config.seed, say)
+    def acting(inner: Actor, models: Mapping[str, Any]) -> Actor:
+        return inner if collect is None else collect.actor(inner, Making(task, models, config.seed, say))
 
     if recipe.models:
         observations = task.observations
         interface = Interface(task.name, observations.size, observations.continuous, task.actions.space)
         models = Models(recipe.models, interface, config.seed)
-        if not isinstance(models[recipe.acts], PolicyNetwork):
-            raise UserError(f"{recipe.name} acts by '{recipe.acts}', which is no policy.")
+        judged = recipe.judged or recipe.acts
+        for name in (recipe.acts, judged):
+            if not isinstance(models[name], PolicyNetwork):
+                raise UserError(f"{recipe.name} acts by or judges '{name}', which is no policy.")
         return ControlWorld(
-            task, seed=config.seed, models=models, acts=recipe.acts, acting=acting, evaluation=evaluation, say=say
+            task,
+            seed=config.seed,
+            models=models,
+            acts=recipe.acts,
+            judges=judged,
+            acting=acting,
+            evaluation=evaluation,
+            say=say,
         )
     if recipe.policy is None:
         raise UserError(f"{recipe.name} has no architecture for control; put one into it, such as +mlp-actor-critic.")
@@ -126,7 +135,8 @@ class ControlWorld(World):
         critic: bool = True,
         models: Models | None = None,
         acts: str = "policy",
-        acting: Callable[[Actor], Actor] = lambda inner: inner,
+        judges: str = "policy",
+        acting: Callable[[Actor, Mapping[str, Any]], Actor] = lambda inner, models: inner,
         evaluation: Evaluation | None = None,
         say: Say = lambda _: None,
     ):
@@ -144,14 +154,14 @@ class ControlWorld(World):
                 self.modules["critic"] = self.critic
             self.flat = {name: FlatParameters(module) for name, module in self.modules.items()}
             self.judged: Actor = (MaskedActor if task.masked else DistributionActor)(self.policy)
-            self.actor = acting(self.judged)
+            self.actor = acting(self.judged, {})
             self._passes = ActorCriticPasses.of(self.policy, self.critic, self.actor)
         else:
             self.modules, self.flat = {**models}, models.trained()
-            policy = models[acts]
-            assert isinstance(policy, PolicyNetwork)
-            self.judged = policy.actor()
-            self.actor = acting(self.judged)
+            policy, judged = models[acts], models[judges]
+            assert isinstance(policy, PolicyNetwork) and isinstance(judged, PolicyNetwork)
+            self.actor = acting(policy.actor(), models)
+            self.judged = self.actor if self.actor.is_policy else judged.actor()
         self.reads = ActorCriticPasses.reads | self.actor.fields_read
         self.collector: Collector | None = None
         self.judge = Judge(task, self.evaluation.seed)

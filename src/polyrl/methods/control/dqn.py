@@ -7,7 +7,7 @@ options. The settings are those of the RL zoo for CartPole, not those of the pap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,14 +20,13 @@ from torch import Tensor
 from polyrl.core.update import Move, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
 from polyrl.experience import Experience
-from polyrl.models.actor import Actor, Moment, Player
+from polyrl.models.actor import Actor, Making, Moment, Player
 from polyrl.models.base import Copy
 from polyrl.models.critics import DiscreteQNetwork
 from polyrl.parts.replayed import OffPolicyTerm, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage, knob
 from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.runtime.context import Context
-from polyrl.tasks.control.environment import ControlTask
 
 SLUG = "dqn"
 TITLE = "Human-level Control through Deep Reinforcement Learning"
@@ -105,10 +104,11 @@ class ExploreEnvironments(StepAndKeep):
     exploration_initial: float = knob(1.0, "share of random actions at first", low=0, high=1)
     exploration_final: float = knob(0.04, "share of random actions after that", low=0, high=1)
 
-    def actor(self, inner: Actor, task: ControlTask, seed: int, say: Callable[[str], None]) -> Actor:
+    def actor(self, inner: Actor, making: Making) -> Actor:
         """The greedy actor with random actions between."""
-        assert isinstance(task.actions.space, spaces.Discrete)  # the model has refused others
-        return EpsilonGreedy(inner, int(task.actions.space.n))
+        space = making.task.actions.space
+        assert isinstance(space, spaces.Discrete)  # the model has refused others
+        return EpsilonGreedy(inner, int(space.n))
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `[B, T]` steps; logs the share of random actions."""

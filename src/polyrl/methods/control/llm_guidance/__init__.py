@@ -25,7 +25,7 @@ from polyrl.experience import Experience
 from polyrl.methods.control.llm_guidance.adviser import Adviser, UncertainAdvice, built_in_adviser
 from polyrl.methods.control.llm_guidance.mixture import AdvisedActor
 from polyrl.methods.control.ppo import recipe as ppo_recipe
-from polyrl.models.actor import Actor, DistributionActor
+from polyrl.models.actor import Actor, DistributionActor, Making
 from polyrl.parts.control import StepEnvironments
 from polyrl.recipe import Recipe, knob
 from polyrl.runtime.context import Context
@@ -72,7 +72,7 @@ class GuidedEnvironments(StepEnvironments):
     )
     fixed_advice: bool = knob(True, "ask once about each state; false asks again, with new dropout, at every visit")
 
-    def actor(self, inner: Actor, task: ControlTask, seed: int, say: Callable[[str], None]) -> Actor:
+    def actor(self, inner: Actor, making: Making) -> Actor:
         """The agent with its guide; alone for shaper=none.
 
         Raises:
@@ -81,9 +81,10 @@ class GuidedEnvironments(StepEnvironments):
         if self.shaper == "none":
             return inner
         assert isinstance(inner, DistributionActor)
+        task = making.task
         if task.masked:
             raise UserError(f"{task.name} allows some actions only, and advice may be on others; take --shaper none.")
-        return AdvisedActor(inner, self.guide(task, seed, say))
+        return AdvisedActor(inner, self.guide(task, making.seed, making.say))
 
     def guide(self, task: ControlTask, seed: int, say: Callable[[str], None]) -> UncertainAdvice:
         """Who gives advice on the task.

@@ -1,0 +1,160 @@
+"""Papers that bend a recipe most, each as one file that touches nothing shared: they train, resume and compose."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from conftest import SEED, read_records
+from polyrl import catalogue
+from polyrl.core.update import Move, Phase, Sample, See, Update
+from polyrl.data.replay import Replay
+from polyrl.experience import Experience
+from polyrl.models.base import Copy
+from polyrl.models.critics import QNetwork
+from polyrl.models.policies import DeterministicPolicy
+from polyrl.parts.replayed import SquaredTD, StepAndKeep
+from polyrl.recipe import Part, Recipe, Stage
+from polyrl.runs import make_loop, resume_run, start_run
+from polyrl.runtime.config import Given, RunConfig
+
+torch.set_num_threads(1)
+DRAFTS = Path(__file__).parent / "drafts"
+EXPO, NPG_IGT = DRAFTS / "expo.py", DRAFTS / "npg_igt.py"
+SIZES = {
+    EXPO: {"turns": "30", "random_steps": "10", "learning_starts": "20", "hidden": "16x16", "batch_size": "8"},
+    NPG_IGT: {"steps_per_environment": "30", "environments": "2"},
+}
+
+
+def config_of(method: str, sizes: dict[str, str], budget: str = "iterations=3") -> RunConfig:
+    options: dict[str, Any] = {"evaluations": 1, "eval_episodes": 1, "tensorboard": False, "checkpoint_every": 1}
+    return RunConfig(method=method, task="Pendulum-v1", budget=budget, seed=SEED, hyperparameters=sizes, **options)
+
+
+def loop_of(draft: Path, extra: str = "", **settings: str) -> Any:
+    return make_loop(config_of(f"{draft}{extra}", {**SIZES[draft], **settings}))[0]
+
+
+@pytest.mark.parametrize("draft", [EXPO, NPG_IGT], ids=lambda d: d.stem)
+def test_a_draft_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, draft: Path) -> None:
+    def numbers(folder: Path) -> list[dict[str, Any]]:
+        drop = ("seconds", "steps_per_second")
+        return [{k: v for k, v in r.items() if not k.startswith(drop)} for r in read_records(folder)]
+
+    start_run(config_of(str(draft), SIZES[draft]), tmp_path / "whole").run()
+    loop = start_run(config_of(str(draft), SIZES[draft]), tmp_path / "half")
+    iterate, count = loop.iterate, iter(range(9))
+
+    def stops(*given: Any) -> Any:
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return iterate(*given)
+
+    loop.iterate = stops  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    resume_run(tmp_path / "half", trust_code=True).run()
+    assert numbers(tmp_path / "half") == numbers(tmp_path / "whole")
+
+
+def test_expo_composes_with_parts_for_replay_buffers() -> None:
+    recipe = catalogue.build(f"{EXPO}+n-step+prioritised", {"candidates": "2", "radius": "0.1"})
+    replay = recipe.sources["replay"]
+    assert isinstance(replay, Replay) and (replay.n_step, replay.priority_exponent) == (3, 0.6)
+    values = recipe.hyperparameters()
+    assert values["act-on-the-fly.candidates"] == values["on-the-fly-target.candidates"] == 2
+    assert values["edit.radius"] == 0.1
+    loop_of(EXPO, "+n-step+prioritised").iterate()
+
+
+def test_expo_without_edits_is_the_best_of_the_base_actions() -> None:
+    loop = loop_of(EXPO, radius="0")
+    models = loop.world.models
+    stream = torch.Generator().manual_seed(1)
+    shown = torch.randn(6, 3, generator=stream)
+    chain = torch.randn(6, 4, models["base"].steps + 1, 1, generator=stream)
+    edits = torch.randn(6, 4, 1, generator=stream)
+    best = vars(sys.modules[type(loop.world.actor).__module__])["best_action"]
+    found = best(models, shown, chain, edits, "q")
+    repeated = shown.unsqueeze(1).expand(6, 4, 3)
+    base = models["base"].sample(repeated, chain)
+    values = models["q"](repeated, base).mean(-1)
+    torch.testing.assert_close(found, base[torch.arange(6), values.argmax(1)])
+    wider = loop_of(EXPO).world.models
+    chosen = best(wider, shown, chain, edits, "q")
+    base = wider["base"].sample(repeated, chain)
+    assert bool((wider["q"](shown, chosen).mean(-1) >= wider["q"](repeated, base).mean(-1).amax(1) - 1e-6).all())
+
+
+def test_the_gradient_of_each_of_expos_losses_belongs_to_its_model() -> None:
+    loop = loop_of(EXPO)
+    before = {name: flat.vector.detach().clone() for name, flat in loop.world.models.flat.items()}
+    loop.iterate()
+    assert all(not torch.equal(before[name], flat.vector) for name, flat in loop.world.models.flat.items())
+    assert not any(p.requires_grad for m in loop.world.models.values() for p in m.parameters())
+
+
+def test_npg_igt_acts_ahead_of_what_is_judged() -> None:
+    loop = loop_of(NPG_IGT)
+    flat = loop.world.models.flat
+    start = flat["policy"].vector.detach().clone()
+    assert torch.equal(start, flat["ahead"].vector)
+    loop.iterate()
+    assert loop.context.metrics["step_length"] == pytest.approx(0.1, rel=1e-4)
+    first = flat["policy"].vector.detach().clone()
+    factor = 0.383162  # (1 - eta) / eta at the second step, of the card
+    torch.testing.assert_close(flat["ahead"].vector.detach(), first + factor * (first - start), rtol=1e-4, atol=1e-6)
+    loop.iterate()
+    assert loop.context.metrics["step_length"] == pytest.approx(0.1 * 2 / 3, rel=1e-4)
+    assert loop.world.judged.policy is loop.world.models["policy"]
+    assert loop.world.actor.policy is loop.world.models["ahead"]
+
+
+# ----------------------------------------------------------------------------------------------------------- phases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Part):
+    """The reward as the target."""
+
+    stage: ClassVar[Stage] = "credit"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward"})
+    gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
+
+    def apply(self, batch: Experience, see: See) -> Experience:
+        return batch.with_fields(value_target=batch["reward"])
+
+
+def phased() -> Recipe:
+    """First the critic alone on random steps that the first phase collects none of, then both."""
+    critic = Update("q", (SquaredTD(),), Sample("replay", batch_size=8), credit=(Known(),))
+    return Recipe(
+        name="phased",
+        models={"policy": DeterministicPolicy(hidden="8"), "q": QNetwork(hidden="8"), "q_target": Copy("q")},
+        collect=StepAndKeep(random_steps=1_000),
+        sources={"replay": Replay(learning_starts=5)},
+        updates=(Phase((critic,), optimiser_steps=7), Phase((critic, Move("q_target", "q")))),
+        turns=10,
+    )
+
+
+def test_phases_follow_one_another_by_optimiser_steps() -> None:
+    config = config_of("mine", {})
+    loop = make_loop(config, given=Given(recipe=phased().check()))[0]
+    models = loop.world.models
+    start = models.flat["q_target"].vector.detach().clone()
+    moves: list[int] = []
+    move = models.move
+    models.move = lambda *given: (moves.append(loop.context.spent.updates), move(*given))[1]  # type: ignore[method-assign]
+    for _ in range(2):
+        loop.iterate()
+    # ready with the fifth step: updates 1 to 7 are the first phase's, and with the eighth the copy moves
+    assert moves == [*range(8, 17)] and loop.context.spent.updates == 16
+    assert not torch.equal(models.flat["q_target"].vector, start)
+    assert phased().set("optimiser_steps", 3).hyperparameters()["phase.optimiser_steps"] == 3
