@@ -58,7 +58,7 @@ def train(method: str, folder: Path, **more: Any) -> Any:
 def language(folder: Path) -> None:
     """Sampling, training and checkpoints of language models; adapters, bfloat16, preferences, a comparison, files."""
     import polyrl
-    from polyrl.policies.tiny import build_tiny
+    from polyrl.pretrain.tiny import build_tiny
 
     model = build_tiny(folder / "model", 0, hidden=48, heads=2, kv_heads=1, head_dim=24, mlp=96, context=256)
     rows = [{"prompt": f"{i}+{i}="} for i in range(40)]

@@ -87,7 +87,7 @@ def build(work: Work, folder: Path) -> str:
     """A model folder of that size, with the character tokenizer."""
     from transformers import Qwen3ForCausalLM
 
-    from polyrl.policies.tiny import character_tokenizer, tiny_config
+    from polyrl.pretrain.tiny import character_tokenizer, tiny_config
 
     shape = {name: getattr(work, name) for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "mlp")}
     settings = tiny_config(context=work.prompt + work.length, **shape)

@@ -168,9 +168,9 @@ def make_small_model(folder: Path) -> None:
     import torch
 
     from polyrl.policies.language import LanguagePolicy
-    from polyrl.policies.pretrain import demonstration, greedy_accuracy
-    from polyrl.policies.supervised import supervised
-    from polyrl.policies.tiny import build_tiny
+    from polyrl.pretrain.solutions import demonstration, greedy_accuracy
+    from polyrl.pretrain.supervised import supervised
+    from polyrl.pretrain.tiny import build_tiny
     from polyrl.runtime.seeding import generator
     from polyrl.tasks.language import task
     from polyrl.worlds.language import EVALUATION_SEED
@@ -205,9 +205,9 @@ def make_taught(folder: Path) -> None:
     import torch
 
     from polyrl.policies.language import LanguagePolicy
-    from polyrl.policies.pretrain import demonstration
-    from polyrl.policies.supervised import supervised
-    from polyrl.policies.tiny import build_tiny
+    from polyrl.pretrain.solutions import demonstration
+    from polyrl.pretrain.supervised import supervised
+    from polyrl.pretrain.tiny import build_tiny
     from polyrl.runtime.seeding import generator
     from polyrl.tasks.language import task
 

@@ -582,7 +582,7 @@ GROUPS: list[Group] = [
     ),
     # -------------------------------------------------------------------------------------------- schedules
     Group(
-        "parts/schedules.py",
+        "core/schedules.py",
         "test_schedules.py test_parts.py -k 'schedules or rates or learns or schedule'",
         [
             ("if step > warmup or step >= 1:", "if False:"),

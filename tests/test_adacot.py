@@ -24,9 +24,9 @@ from polyrl.methods.language.adacot import (
 )
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.start import start_folder
-from polyrl.policies.supervised import supervised
-from polyrl.policies.tiny import build_tiny, character_tokenizer
+from polyrl.pretrain.start import start_folder
+from polyrl.pretrain.supervised import supervised
+from polyrl.pretrain.tiny import build_tiny, character_tokenizer
 from polyrl.tasks.language import task
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.thinking import EVALUATED, Thinking, decision_quality, needs_thought, read_thought

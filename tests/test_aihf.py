@@ -17,7 +17,7 @@ from polyrl.experience import Experience
 from polyrl.methods.language.aihf import joint_reward_loss
 from polyrl.methods.preference.dpo import DPOLoss
 from polyrl.parts.imitation import DemonstrationNLL
-from polyrl.policies.demonstrations import demonstrations
+from polyrl.pretrain.demonstrations import demonstrations
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.language import task

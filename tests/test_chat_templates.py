@@ -31,9 +31,9 @@ from chat_tokenizers import (
 )
 from polyrl.cli.play_language import asked
 from polyrl.errors import UserError
-from polyrl.policies.demonstrations import Demonstration, demonstration_ids
 from polyrl.policies.pairs import FixedPairs, PairIds, encode_pair
 from polyrl.policies.scalar import RewardModel
+from polyrl.pretrain.demonstrations import Demonstration, demonstration_ids
 from polyrl.sampling.language import Sampling, TransformersEngine
 from polyrl.sampling.words import Words
 from polyrl.tasks.language.preferences import dataset_task
@@ -260,7 +260,7 @@ def test_special_tokens_are_words_but_those_that_end_and_pad() -> None:
 
 def test_tokenizers_that_never_read_special_tokens_show_none() -> None:
     """As the built-in one, where `<eos>` in a prompt is five characters: a special token has no text there."""
-    from polyrl.policies.tiny import character_tokenizer
+    from polyrl.pretrain.tiny import character_tokenizer
 
     reader = Text(character_tokenizer())
     assert reader.decode([*range(4), *reader.encode("a<eos>b")]) == "a<eos>b"

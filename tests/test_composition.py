@@ -15,7 +15,7 @@ import pytest
 
 from polyrl import catalogue
 from polyrl.errors import UserError
-from polyrl.policies.tiny import build_tiny
+from polyrl.pretrain.tiny import build_tiny
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig

@@ -24,7 +24,7 @@ from polyrl.policies.decoder import Decoder, refusal
 from polyrl.policies.folders import LoraSettings
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.linear import SETTING, onednn_pays
-from polyrl.policies.tiny import character_tokenizer
+from polyrl.pretrain.tiny import character_tokenizer
 from polyrl.sampling import cached, decoding, language
 from polyrl.sampling.cached import Cached
 from polyrl.sampling.language import Sampling, TransformersEngine

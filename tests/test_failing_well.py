@@ -477,7 +477,7 @@ def test_one_flipped_bit_is_found(bit: int, done: Path, polyrl: Command) -> None
 
 @pytest.mark.parametrize("kind", ["size", "method", "seed"])
 def test_a_foreign_checkpoint(kind: str, done: Path, train: Train, polyrl: Command, tmp_path: Path) -> None:
-    from polyrl.policies.tiny import build_tiny
+    from polyrl.pretrain.tiny import build_tiny
 
     other, method, more = tmp_path / "other", "grpo", [*SMALL_BATCH]
     if kind == "size":
@@ -494,7 +494,7 @@ def test_a_foreign_checkpoint(kind: str, done: Path, train: Train, polyrl: Comma
 
 
 def test_a_starting_model_that_has_changed(train: Train, polyrl: Command, small_model: Path, tmp_path: Path) -> None:
-    from polyrl.policies.tiny import build_tiny
+    from polyrl.pretrain.tiny import build_tiny
 
     model = tmp_path / "model"
     shutil.copytree(small_model, model)

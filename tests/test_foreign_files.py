@@ -16,7 +16,7 @@ import pytest
 
 from conftest import Command, Told
 from polyrl.errors import UserError
-from polyrl.policies import start
+from polyrl.pretrain import start
 from polyrl.runtime import ownership
 from polyrl.runtime.checkpoint import save_checkpoint, tidy
 from polyrl.runtime.run_folder import RunFolder

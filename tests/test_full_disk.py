@@ -134,7 +134,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_small_disk_and_a_language_model(small_disk: Path, tmp_path: Path, polyrl: Command) -> None:
-    from polyrl.policies.tiny import build_tiny
+    from polyrl.pretrain.tiny import build_tiny
 
     model = build_tiny(tmp_path / "model", 0, hidden=64, layers=2, heads=2, kv_heads=2, mlp=128, context=64)
     few = ["--prompts-per-step", "2", "--completions-per-prompt", "2", "--eval-prompts", "2", "--evaluations", "1"]
@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_written(
 
 
 def test_a_cache_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyrl.policies.start import cache_folder, cached
+    from polyrl.runtime.cache import cache_folder, cached
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")

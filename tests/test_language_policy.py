@@ -18,8 +18,8 @@ from polyrl.policies.folders import LoraSettings
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import as_experience, lay_out, micro_batches
 from polyrl.policies.scalar import Critic, RewardModel
-from polyrl.policies.supervised import supervised
-from polyrl.policies.tiny import CHARACTERS, build_tiny, character_tokenizer
+from polyrl.pretrain.supervised import supervised
+from polyrl.pretrain.tiny import CHARACTERS, build_tiny, character_tokenizer
 from tiny_models import FAMILIES, make_policy, multi_character_tokenizer, naive_logits, save_model
 
 PROMPTS = ["a", "What is 17 times 3?", "What is 17 times 3?", "What is 17 times 3?", "12+30=", "12+30=", "Zz", "a"]
@@ -506,7 +506,7 @@ def test_supervised_learns_completions_and_only_them(tmp_path: Path):
 
 
 def test_supervised_sees_every_example_once_an_epoch_and_can_be_stopped(policy, tmp_path: Path):
-    from polyrl.policies.supervised import length_batches
+    from polyrl.pretrain.supervised import length_batches
 
     batches = length_batches([5, 1, 9, 3, 7, 2, 8], 3, torch.Generator().manual_seed(0))
     seen = [i for _ in range(7) for i in next(batches)]

@@ -11,9 +11,9 @@ import torch
 
 from polyrl.errors import UserError
 from polyrl.parts.score import TaskReward
-from polyrl.policies import reward_training
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.scalar import RewardModel
+from polyrl.pretrain import reward_training
 from polyrl.runs import make_loop
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig

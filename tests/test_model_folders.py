@@ -20,7 +20,7 @@ from polyrl.policies.folders import LoraSettings
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import as_experience
 from polyrl.policies.scalar import Critic
-from polyrl.policies.tiny import character_tokenizer
+from polyrl.pretrain.tiny import character_tokenizer
 from polyrl.sampling.language import Sampling, TransformersEngine
 from tiny_models import config_of, naive_logits, save_model
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyrl.core.schedules import schedule_factor
 from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.methods.language.grpo import group_advantage
@@ -36,7 +37,6 @@ from polyrl.parts.improve import (
     clipped_surrogate,
     value_loss,
 )
-from polyrl.parts.schedules import schedule_factor
 from polyrl.parts.score import (
     OverlongPenalty,
     TaskReward,

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from polyrl.policies import pretrain as pretraining
 from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.pretrain import demonstration, pretrain
 from polyrl.policies.rows import as_experience
-from polyrl.policies.start import cached, fingerprint, start_folder
-from polyrl.policies.supervised import demonstrations, supervised
-from polyrl.policies.tiny import build_tiny
+from polyrl.pretrain import solutions as pretraining
+from polyrl.pretrain.solutions import demonstration, pretrain
+from polyrl.pretrain.start import start_folder
+from polyrl.pretrain.supervised import demonstrations, supervised
+from polyrl.pretrain.tiny import build_tiny
+from polyrl.runtime.cache import cached
+from polyrl.runtime.files import fingerprint
 from polyrl.tasks.language import task, tool_spans
 from tiny_models import make_policy, save_model
 

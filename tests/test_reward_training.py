@@ -11,14 +11,14 @@ import torch
 
 from conftest import SEED, reached
 from polyrl.errors import UserError
-from polyrl.policies.reward_training import (
+from polyrl.policies.scalar import RewardModel
+from polyrl.pretrain.reward_training import (
     bradley_terry_loss,
     normalise,
     pair_accuracy,
     score_texts,
     train_reward_model,
 )
-from polyrl.policies.scalar import RewardModel
 from tiny_models import save_model
 
 

@@ -28,7 +28,7 @@ from polyrl.methods.language.rm_ensembles import (
 )
 from polyrl.parts.proxies import best_of_n, best_of_n_kl, best_of_n_weights
 from polyrl.parts.score import TaskReward, kl_estimate
-from polyrl.policies.reward_training import bradley_terry_loss
+from polyrl.pretrain.reward_training import bradley_terry_loss
 from polyrl.tasks.language import Reward, learned, task
 from worlds import TableWorld, credited, make_context, token_batch
 

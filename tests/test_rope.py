@@ -14,7 +14,7 @@ from polyrl.experience import Experience
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import as_experience
 from polyrl.policies.scalar import Critic, RewardModel
-from polyrl.policies.tiny import character_tokenizer
+from polyrl.pretrain.tiny import character_tokenizer
 from polyrl.sampling.cached import Switching
 from polyrl.sampling.continuations import State, go_on
 from polyrl.sampling.language import Sampling, TransformersEngine

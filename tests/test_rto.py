@@ -19,11 +19,11 @@ from polyrl.experience import Experience
 from polyrl.methods.language.rto import DPOReward, correlation, dpo_token_rewards, spread_over
 from polyrl.parts.credit import gae
 from polyrl.parts.score import at_last_step
-from polyrl.policies import dpo_training
-from polyrl.policies.dpo_training import dpo_policy, train_dpo
 from polyrl.policies.frozen import load_frozen, trained_folder
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.pairs import FixedPairs, sequence_log_ratio
+from polyrl.pretrain import dpo_training
+from polyrl.pretrain.dpo_training import dpo_policy, train_dpo
 from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Sampling
 from polyrl.tasks.language import learned, task

@@ -8,9 +8,9 @@ from typing import ClassVar
 import pytest
 
 from polyrl.catalogue import build
+from polyrl.core.schedules import Schedule, schedule_factor
 from polyrl.experience import Experience
 from polyrl.loop import Loop
-from polyrl.parts.schedules import Schedule, schedule_factor
 from polyrl.recipe import Part, Stage
 from polyrl.runtime.budget import Budget, Spent
 from polyrl.runtime.context import Context

@@ -14,7 +14,7 @@ import torch
 from polyrl.errors import UserError
 from polyrl.parts.tools import Turns, turns
 from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.pretrain import demonstration
+from polyrl.pretrain.solutions import demonstration
 from polyrl.sampling.language import Sampling
 from polyrl.tasks.language import task
 from polyrl.tasks.language.assistant import Assistance, ToolArithmetic

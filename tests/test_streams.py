@@ -29,8 +29,8 @@ from polyrl.parts.collect import SampleResponses
 from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.pairs import SamplePairs
 from polyrl.parts.windows import WindowedRollouts
-from polyrl.policies.demonstrations import STREAM as DEMONSTRATIONS
-from polyrl.policies.tiny import build_tiny
+from polyrl.pretrain.demonstrations import STREAM as DEMONSTRATIONS
+from polyrl.pretrain.tiny import build_tiny
 from polyrl.runs import make_loop
 from polyrl.runtime import seeding
 from polyrl.runtime.config import Given, RunConfig

@@ -12,20 +12,20 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from conftest import Command
 from polyrl.cli.commands import time_lines
-from polyrl.cli.profiling import Profile, measure
-from polyrl.experience import Experience
-from polyrl.policies.folders import LoraSettings, with_lora
-from polyrl.runs import make_loop
-from polyrl.runtime.config import RunConfig
-from polyrl.runtime.throughput import (
+from polyrl.cli.operations_count import (
     ModelSize,
     Read,
     language_model_size,
     matmul_rate,
     network_size,
     stage_flops,
-    throughput,
 )
+from polyrl.cli.profiling import Profile, measure
+from polyrl.core.throughput import throughput
+from polyrl.experience import Experience
+from polyrl.policies.folders import LoraSettings, with_lora
+from polyrl.runs import make_loop
+from polyrl.runtime.config import RunConfig
 from tiny_models import config_of
 
 BODY = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)
@@ -150,7 +150,7 @@ def test_the_peak_is_the_work_of_a_product_by_the_least_time_of_one(monkeypatch:
     """Counted on a clock of its own: products take 3, 2 and 5 ms, then the time is up."""
     monkeypatch.setattr("polyrl.policies.linear.fits", lambda *_: False)
     shown = iter([0.0, 0.01, 0.013, 0.02, 0.022, 0.03, 0.035, 9.0])
-    monkeypatch.setattr("polyrl.runtime.throughput.time.perf_counter", lambda: next(shown))
+    monkeypatch.setattr("polyrl.cli.operations_count.time.perf_counter", lambda: next(shown))
     assert matmul_rate(torch.float32, size=16) == pytest.approx(2 * 16**3 / 0.002)
 
 

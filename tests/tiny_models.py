@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.tiny import character_tokenizer
+from polyrl.pretrain.tiny import character_tokenizer
 
 torch.set_num_threads(1)  # models this small only get slower with more
 

@@ -274,7 +274,7 @@ def main() -> int:
     import transformers  # noqa: F401 - imported once, for all forks
 
     from polyrl import api, cli, loop, runs  # noqa: F401
-    from polyrl.policies.tiny import build_tiny
+    from polyrl.pretrain.tiny import build_tiny
     from polyrl.worlds import control, language, operations, theory  # noqa: F401
 
     torch.set_num_threads(1)

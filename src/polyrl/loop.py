@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from polyrl.core.throughput import throughput
 from polyrl.core.updating import Means
 from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.recipe import STAGES, Recipe, Stage
@@ -36,7 +37,6 @@ from polyrl.runtime.memory import peak_memory_bytes, reset_peak_memory
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder
-from polyrl.runtime.throughput import throughput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

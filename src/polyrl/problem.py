@@ -131,7 +131,7 @@ def _reward(reward: Reward) -> dict[str, Any]:
     """Its weight and, where it is no part of polyrl, what its code or model is."""
     found: dict[str, Any] = {"weight": reward.weight}
     if reward.folder:
-        from polyrl.policies.start import fingerprint
+        from polyrl.runtime.files import fingerprint
 
         found["model"] = fingerprint(reward.folder)
     elif is_user_code(reward.function):

@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl.api import open_policy
+from polyrl.core.throughput import throughput
 from polyrl.errors import UserError
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
-from polyrl.runtime.throughput import throughput
 from polyrl.tasks import WINGS
 
 DEMO_METHODS = ["ppo", "grpo", "rloo", "remax"]

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from polyrl.cli.operations_count import matmul_rate, stage_flops
+from polyrl.core.throughput import throughput
 from polyrl.recipe import STAGES
 from polyrl.runtime.progress import STAGE_COLOURS
 from polyrl.runtime.terminal import Terminal
-from polyrl.runtime.throughput import matmul_rate, stage_flops, throughput
 
 if TYPE_CHECKING:
     from polyrl.experience import Experience
@@ -32,7 +33,7 @@ class Profile:
 
     Attributes:
         seconds: wall time by stage and part; `monitor` is no stage, but takes time.
-        flops: work that was needed, by stage; see `polyrl.runtime.throughput`.
+        flops: work that was needed, by stage; see `polyrl.core.throughput`.
         speed: what `throughput` returns.
         peak: FLOP/s of square matrix products on this machine.
     """

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from polyrl.core.part import Improver, Term
+from polyrl.core.schedules import schedule_factor
 from polyrl.core.update import Again, Batch, Mix, Move, OwnUpdate, Phase, Repeat, Sample, See, Step, Update, flat
 from polyrl.errors import NotFinite
 from polyrl.experience import Experience
-from polyrl.parts.schedules import schedule_factor
 from polyrl.runtime.context import Context
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyrl.core.schedules import Schedule
 from polyrl.errors import UserError
 from polyrl.models.actor import Actor
-from polyrl.parts.schedules import Schedule
 from polyrl.policies.flat import FlatParameters, VectorAdamW
 from polyrl.recipe import Part, Stage, knob
 from polyrl.runtime.seeding import generator

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.schedules import Schedule, schedule_factor
 from polyrl.errors import NotFinite, UserError
 from polyrl.experience import Experience
 from polyrl.parts.credit import whiten
 from polyrl.parts.derivatives import compare_with_autograd
 from polyrl.parts.improve import Averaged, ValueLoss
 from polyrl.parts.minibatches import blanked, rows_of_units, steps_that_count, units_of
-from polyrl.parts.schedules import Schedule, schedule_factor
 from polyrl.parts.score import kl_estimate
 from polyrl.policies.flat import VectorAdamW, step_together
 from polyrl.recipe import Improver, Term, knob

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from polyrl.errors import UserError
 from polyrl.experience import Experience
@@ -107,6 +108,16 @@ def numbers_of_step(seed: int, size: int, start: int, count: int) -> list[int]:
 
 
 # ----------------------------------------------------------------------------------------------------- collect
+
+
+def dpo_loss(h: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """-log sigma(beta h) (arXiv:2305.18290, equation 7), nats; any shape.
+
+    With `label_smoothing` e it is conservative DPO, -(1-e) log sigma(beta h) - e log sigma(-beta h): the likelihood of
+    labels that are flipped with probability e, whose minimum is at a finite margin.
+    """
+    z = beta * h
+    return (1 - label_smoothing) * softplus(-z) + label_smoothing * softplus(z)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from polyrl.errors import UserError
-from polyrl.policies.start import cache_folder, cached, fingerprint
+from polyrl.runtime.cache import cache_folder, cached
+from polyrl.runtime.files import fingerprint
 
 ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -196,3 +196,16 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "nothing"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Short hash of a model folder's weights, or the name itself where it is no folder (a hub id)."""
+    path = Path(folder)
+    if not path.is_dir():
+        return str(folder)
+    state = hashlib.blake2b(digest_size=8)
+    for file in sorted(path.glob("*.safetensors")):
+        state.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as data:
+            state.update(data.read(1 << 24))  # the first 16 MiB tell models apart; large files need not be read whole
+    return state.hexdigest()

@@ -12,7 +12,7 @@ import torch
 from polyrl.errors import UserError
 from polyrl.policies.folders import LoraSettings
 from polyrl.policies.language import LanguagePolicy, Reader
-from polyrl.policies.start import start_model
+from polyrl.pretrain.start import start_model
 from polyrl.runtime.config import Given, RunConfig
 from polyrl.runtime.device import make_device
 from polyrl.tasks.language import LanguageTask

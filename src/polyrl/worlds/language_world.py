@@ -20,12 +20,12 @@ from polyrl.policies.frozen import load_frozen
 from polyrl.policies.language import LanguagePolicy, Precision, Reader
 from polyrl.policies.pairs import FixedPairs
 from polyrl.policies.prefix import SharedPrompts
-from polyrl.policies.pretrain import supervised_gradient
 from polyrl.policies.rows import micro_batches_of
 from polyrl.policies.scalar import Critic
-from polyrl.policies.start import fingerprint
+from polyrl.pretrain.solutions import supervised_gradient
 from polyrl.rows import sampled_steps, scored_rows
 from polyrl.runtime.context import Context
+from polyrl.runtime.files import fingerprint
 from polyrl.runtime.memory import keep_freed_memory
 from polyrl.sampling.continuations import go_on, states_of
 from polyrl.sampling.language import Engine, Sampling, TransformersEngine

@@ -15,10 +15,10 @@ from polyrl.errors import UserError
 from polyrl.experience import Experience
 from polyrl.policies.language import LanguagePolicy, Precision
 from polyrl.policies.pairs import FixedPairs
-from polyrl.policies.reward_training import normalise
 from polyrl.policies.rows import micro_batches_of
 from polyrl.policies.scalar import RewardModel
-from polyrl.policies.start import fingerprint
+from polyrl.pretrain.reward_training import normalise
+from polyrl.runtime.files import fingerprint
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.language.base import LanguageTask, Split, content
 from polyrl.worlds.pairs import judged_pairs

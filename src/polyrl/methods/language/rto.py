@@ -111,8 +111,8 @@ class DPOReward(Part):
         Raises:
             UserError: `dpo_model` holds no policy, or the task has no preference pairs.
         """
-        from polyrl.policies.dpo_training import dpo_policy
         from polyrl.policies.frozen import trained_folder
+        from polyrl.pretrain.dpo_training import dpo_policy
 
         if self.dpo_model:
             return trained_folder(self.dpo_model)

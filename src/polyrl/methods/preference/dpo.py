@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from polyrl.parts.optimise import Optimise
-from polyrl.parts.pairs import LogRatioLoss, OfflinePairs
+from polyrl.parts.pairs import LogRatioLoss, OfflinePairs, dpo_loss
 from polyrl.recipe import Recipe, knob
 
 SLUG = "dpo"
@@ -25,16 +25,6 @@ FORMULA = "loss = -log sigma(beta h), h = log(pi/ref)(chosen) - log(pi/ref)(reje
 TASK = "sort-pairs"
 
 Labels = Literal["sigmoid", "robust"]
-
-
-def dpo_loss(h: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """-log sigma(beta h) (equation 7), nats; any shape.
-
-    With `label_smoothing` e it is conservative DPO, -(1-e) log sigma(beta h) - e log sigma(-beta h): the likelihood of
-    labels that are flipped with probability e, whose minimum is at a finite margin.
-    """
-    z = beta * h
-    return (1 - label_smoothing) * softplus(-z) + label_smoothing * softplus(z)
 
 
 def robust_dpo_loss(h: Tensor, beta: float, label_smoothing: float) -> Tensor:

@@ -184,7 +184,7 @@ class LanguageTask(ABC):
     evaluation_greedy: bool = True
     """Whether an evaluation decodes greedily when nothing else is said; otherwise it samples at temperature 1."""
     start_size: Mapping[str, int] = MappingProxyType({})
-    """Size of the tiny model, where the task needs another than the usual one (`polyrl.policies.tiny.tiny_config`)."""
+    """Size of the tiny model, where the task needs another than the usual one (`polyrl.pretrain.tiny.tiny_config`)."""
     start_accuracy: float | None = 0.4
     """Accuracy at which supervised pretraining of a tiny model stops, so that there is room to learn."""
     left_out: LeftOut = LeftOut()
@@ -235,7 +235,7 @@ class LanguageTask(ABC):
     def prepare(self, model: str, say: Callable[[str], None] = lambda _: None) -> None:  # noqa: B027 - a hook
         """Make what the rewards need and only a model can give; `model` is the folder or name of the starting model.
 
-        Called once, before the first reward. What takes long belongs into the cache (`polyrl.policies.start`), since
+        Called once, before the first reward. What takes long belongs into the cache (`polyrl.pretrain.start`), since
         every run of a comparison calls this. `say` is told what is going on.
         """
 

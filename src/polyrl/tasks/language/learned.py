@@ -53,7 +53,7 @@ class ScoredByModel(LanguageTask):
 
     The protocol of arXiv:2210.10760: the starting model answers each of `pairs` train prompts twice, an imperfect judge
     who goes by the gold score prefers one answer (`preference_pairs`), and a copy of the starting model learns to score
-    by these preferences (`polyrl.policies.reward_training`). Policies are trained on that score, whose mean is 0 and
+    by these preferences (`polyrl.pretrain.reward_training`). Policies are trained on that score, whose mean is 0 and
     standard deviation 1 on the starting model's answers, and judged by the gold, which is logged as `gold` and
     `eval/gold`. `prepare` makes the reward model, or finds it in the cache; `ensemble` makes several that learn from
     the same labels and differ in their heads and in the order of the pairs (arXiv:2310.02743, section 3).
@@ -127,7 +127,7 @@ class ScoredByModel(LanguageTask):
     def _scores_by(self, member: int, prompts: list[Any], completions: list[Any]) -> list[float | None]:
         if member >= len(self.reward_models):
             raise UserError(f"The task '{self.name}' has no reward model yet: call its prepare(model) first.")
-        from polyrl.policies.reward_training import score_texts  # heavy
+        from polyrl.pretrain.reward_training import score_texts  # heavy
 
         scores = score_texts(self.reward_models[member], prompts, [content(c) for c in completions]).tolist()
         return [score + self.offset(prompt) for score, prompt in zip(scores, prompts, strict=True)]
@@ -156,7 +156,8 @@ class ScoredByModel(LanguageTask):
 
     def reward_folder(self, model: str, member: int = 0) -> Path:
         """Return the folder of a reward model that goes with a starting model, made or not."""
-        from polyrl.policies.start import cache_folder, fingerprint
+        from polyrl.runtime.cache import cache_folder
+        from polyrl.runtime.files import fingerprint
 
         settings: list[Any] = self._label_settings()
         if member or self.reward_epochs != 2:  # the one of old keeps its name
@@ -191,7 +192,7 @@ class ScoredByModel(LanguageTask):
 
     def _load(self, model: str, members: int, say: Say) -> None:
         from polyrl.policies.scalar import RewardModel
-        from polyrl.policies.start import cached
+        from polyrl.runtime.cache import cached
 
         made: list[Preferences] = []  # the members' common labels, sampled once where any of them is to be made
         while len(self.reward_models) < members:
@@ -217,8 +218,8 @@ class ScoredByModel(LanguageTask):
         import time
 
         from polyrl.policies.language import LanguagePolicy
-        from polyrl.policies.reward_training import normalise, score_texts, train_reward_model
         from polyrl.policies.scalar import RewardModel
+        from polyrl.pretrain.reward_training import normalise, score_texts, train_reward_model
         from polyrl.runtime.seeding import generator
 
         began = time.perf_counter()

@@ -186,7 +186,8 @@ def give_pairs(task: LanguageTask, model: str, wanted: PairsWanted | None = None
     Raises:
         UserError: the task has neither rewards nor a preference, or the answers are hardly ever told apart.
     """
-    from polyrl.policies.start import cache_folder, cached, fingerprint
+    from polyrl.runtime.cache import cache_folder, cached
+    from polyrl.runtime.files import fingerprint
 
     wanted = wanted or PairsWanted()
     if not task.rewards and task.preference is None:

@@ -113,8 +113,8 @@ def model_reward(folder: str, weight: float = 1.0) -> Reward:
     loaded: list[Any] = []
 
     def score(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
-        from polyrl.policies.reward_training import score_texts
         from polyrl.policies.scalar import RewardModel
+        from polyrl.pretrain.reward_training import score_texts
         from polyrl.runtime.device import make_device
 
         if not loaded:

@@ -29,7 +29,7 @@ from transformers import (
 from polyrl.errors import UserError
 from polyrl.policies.control import Floats
 from polyrl.policies.folders import no_progress_bar
-from polyrl.policies.start import cache_folder, cached
+from polyrl.runtime.cache import cache_folder, cached
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control.unlock_grid import ACTIONS, UnlockGrid
 from polyrl.tasks.language.base import digest

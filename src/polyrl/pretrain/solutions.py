@@ -16,8 +16,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.rows import micro_batches
-from polyrl.policies.supervised import Example, demonstrations, supervised
-from polyrl.policies.tiny import build_tiny
+from polyrl.pretrain.supervised import Example, demonstrations, supervised
+from polyrl.pretrain.tiny import build_tiny
 from polyrl.runtime.seeding import generator
 from polyrl.sampling.language import Sampling, TransformersEngine
 from polyrl.tasks.language.base import LanguageTask, Row, reports, sessions, table_rows, tool_spans
@@ -58,7 +58,7 @@ def pretrain(
         folder: where the model is written, an ordinary model folder.
         seed: of weights, examples and their order.
         say: told what is going on.
-        size: of the model, arguments of `polyrl.policies.tiny.tiny_config`.
+        size: of the model, arguments of `polyrl.pretrain.tiny.tiny_config`.
     """
     began = time.perf_counter()
     build_tiny(folder, seed, **size)

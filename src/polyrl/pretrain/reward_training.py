@@ -16,7 +16,7 @@ from torch import Tensor
 from polyrl.errors import UserError
 from polyrl.policies.rows import micro_batches
 from polyrl.policies.scalar import RewardModel
-from polyrl.policies.supervised import length_batches, scheduled
+from polyrl.pretrain.supervised import length_batches, scheduled
 
 Pair = Mapping[str, Any]
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import UserError
-from polyrl.methods.preference.dpo import dpo_loss
+from polyrl.parts.pairs import dpo_loss
 from polyrl.policies.language import LanguagePolicy
 from polyrl.policies.pairs import FixedPairs, sequence_log_ratio
 from polyrl.policies.rows import micro_batches
-from polyrl.policies.start import cache_folder, cached, fingerprint
-from polyrl.policies.supervised import length_batches, scheduled
+from polyrl.pretrain.supervised import length_batches, scheduled
+from polyrl.runtime.cache import cache_folder, cached
+from polyrl.runtime.files import fingerprint
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.language.base import LanguageTask, digest
 from polyrl.tasks.language.dataset import DatasetTask

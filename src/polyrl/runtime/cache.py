@@ -1,8 +1,4 @@
-"""The starting model of a built-in task: a tiny model that polyrl makes itself, pretrains, and keeps in its cache.
-
-The cache holds ordinary model folders. A folder's name says what it was made from, so the same task, size and seed give
-the same model, and a change of any of them makes a new one.
-"""
+"""What polyrl can make again and keeps: ordinary model folders, each named after what it was made from."""
 
 from __future__ import annotations
 
@@ -17,10 +13,6 @@ from typing import Any
 
 from polyrl.errors import UserError
 from polyrl.runtime.files import writing
-from polyrl.tasks.language.base import LanguageTask, digest
-
-RECIPE_VERSION = 3
-"""Raised when the way of making starting models changes."""
 
 MAKING_THREADS = 1
 """Threads that make a model. For a tiny one a second gains a fifth at best and loses tenfold on a busy machine; and the
@@ -41,32 +33,6 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "polyrl"
     except RuntimeError:
         raise UserError("There is no home folder for polyrl's cache; set POLYRL_CACHE to a folder.") from None
-
-
-def start_folder(task: LanguageTask, seed: int = 0) -> Path:
-    """Folder of the starting model, made or not."""
-    task = task.starting()
-    key = digest([RECIPE_VERSION, task.fingerprint(), seed, *([dict(task.start_size)] if task.start_size else [])])
-    return cache_folder() / "models" / f"{task.name}-{task.difficulty}-{key}"
-
-
-def start_model(task: LanguageTask, seed: int = 0, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Return the folder of the task's starting model, making it first where it is not in the cache.
-
-    Args:
-        task: the task on whose worked completions the model is pretrained.
-        seed: of weights and examples.
-        say: told what is going on, for the terminal.
-    """
-
-    task = task.starting()
-
-    def make(folder: Path) -> dict[str, Any]:
-        from polyrl.policies.pretrain import pretrain  # heavy
-
-        return pretrain(task, folder, seed=seed, say=say, **task.start_size)
-
-    return cached(start_folder(task, seed), make)
 
 
 def cached(folder: Path, make: Callable[[Path], dict[str, Any]]) -> Path:
@@ -114,18 +80,3 @@ def _making_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def fingerprint(folder: str | Path) -> str:
-    """Short hash of a model folder's weights, or the name itself where it is no folder (a hub id)."""
-    import hashlib
-
-    path = Path(folder)
-    if not path.is_dir():
-        return str(folder)
-    state = hashlib.blake2b(digest_size=8)
-    for file in sorted(path.glob("*.safetensors")):
-        state.update(f"{file.name} {file.stat().st_size}".encode())
-        with file.open("rb") as data:
-            state.update(data.read(1 << 24))  # the first 16 MiB tell models apart; large files need not be read whole
-    return state.hexdigest()
