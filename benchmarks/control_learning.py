@@ -43,7 +43,7 @@ EPISODES = 50
 
 def evaluation_seeds() -> list[int]:
     """Those of polyrl's own evaluation; written to a file that the peer reads."""
-    from polyrl.sampling.environments import episode_seed
+    from polyrl.rollout.environments import episode_seed
     from polyrl.worlds.control import EVALUATION_SEED
 
     return [episode_seed(EVALUATION_SEED, 0, k) for k in range(EPISODES)]

@@ -12,7 +12,7 @@ from typing import Any
 from control_work import CASES, Case
 from turns import Side
 
-from polyrl.loop import Loop
+from polyrl.core.loop import Loop
 from polyrl.runs import start_run
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.progress import Progress

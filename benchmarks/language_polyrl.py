@@ -15,9 +15,9 @@ import torch
 from language_work import DPO_BETA, GRPO, MAX_GRAD_NORM, PPO, RLOO_BETA, SIZES, WORK, Case, Size
 from turns import Side
 
-from polyrl.experience import Experience
-from polyrl.loop import Loop
-from polyrl.policies.rows import as_experience
+from polyrl.core.experience import Experience
+from polyrl.core.loop import Loop
+from polyrl.models.language.rows import as_experience
 from polyrl.runs import start_run
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.progress import Progress

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyrl import catalogue
-from polyrl import rows as special_rows
 from polyrl.claims import claims
 from polyrl.cli.update_lists import step_words, walk
+from polyrl.core import special_rows
+from polyrl.core.experience import FIELDS
+from polyrl.core.special_rows import USES
 from polyrl.core.update import Update
-from polyrl.experience import FIELDS
 from polyrl.recipe import STAGES, Part, Recipe, options
 from polyrl.reproduction import ledger
 from polyrl.reproduction.page import NOT_RETESTED, claim_page, claims_page
-from polyrl.rows import USES
 from polyrl.tasks import WINGS, built_in
 
 if TYPE_CHECKING:

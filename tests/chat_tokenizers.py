@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from polyrl.policies.encoding import TextEncoding
+from polyrl.models.language.encoding import TextEncoding
 from polyrl.tasks.language.preferences import dataset_task
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<|start|>", "<|end|>", "<think>", "</think>", "<tool_call>")

@@ -167,7 +167,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_small_model(folder: Path) -> None:
     import torch
 
-    from polyrl.policies.language import LanguagePolicy
+    from polyrl.models.language.policy import LanguagePolicy
     from polyrl.pretrain.solutions import demonstration, greedy_accuracy
     from polyrl.pretrain.supervised import supervised
     from polyrl.pretrain.tiny import build_tiny
@@ -204,7 +204,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_taught(folder: Path) -> None:
     import torch
 
-    from polyrl.policies.language import LanguagePolicy
+    from polyrl.models.language.policy import LanguagePolicy
     from polyrl.pretrain.solutions import demonstration
     from polyrl.pretrain.supervised import supervised
     from polyrl.pretrain.tiny import build_tiny

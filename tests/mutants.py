@@ -31,7 +31,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "runtime/context.py",
+        "core/context.py",
         "test_streams.py -k 'all_matter'",
         [
             ("generator(self.seed, *names, self.iteration)", "generator(self.seed, *names)"),
@@ -75,7 +75,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "sampling/environments.py",
+        "rollout/environments.py",
         "test_control_sampling.py test_streams.py -k 'same_rollout or other_episodes or gone_on_from'",
         [
             ('(seed, "environment", environment, episode)', '(0, "environment", environment, episode)'),
@@ -85,7 +85,7 @@ GROUPS: list[Group] = [
     ),
     # ----------------------------------------------------------------------------------------- experience
     Group(
-        "experience.py",
+        "core/experience.py",
         "test_experience.py",
         [
             ("if tensor.shape[0] != size:", "if False:"),
@@ -125,7 +125,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "rows.py",
+        "core/special_rows.py",
         "test_special_rows.py",
         [
             ('return found & experience["window"] if "window" in experience else found', "return found"),
@@ -359,7 +359,7 @@ GROUPS: list[Group] = [
     ),
     # ---------------------------------------------------------------------------------------------- drawing
     Group(
-        "sampling/drawing.py",
+        "rollout/drawing.py",
         "test_sampling.py -k 'filtered or tokens_lie or first_tokens or uniform_numbers or greedy_is or top_k or nonsense'",
         [
             ("logits / temperature[:, None]", "logits * temperature[:, None]"),
@@ -372,7 +372,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "sampling/decoding.py",
+        "rollout/decoding.py",
         "test_sampling.py -k 'fresh_pass or contract or rows_end or compaction or first_tokens or same_responses or tool_replies'",
         [
             ("torch.where(greedy, 1.0, sampling.temperature)", "torch.where(greedy, sampling.temperature, 1.0)"),
@@ -393,7 +393,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "sampling/cached.py",
+        "rollout/cached.py",
         "test_sampling.py -k 'fresh_pass or compaction or greedy_is'",
         [
             ("position = (real.cumsum(1) - 1).clamp(min=0)", "position = real.cumsum(1).clamp(min=0)"),
@@ -403,7 +403,7 @@ GROUPS: list[Group] = [
     ),
     # --------------------------------------------------------------------------------------------- control
     Group(
-        "policies/control.py",
+        "models/control.py",
         "test_control_policies.py test_closed_form.py -k 'not updates'",
         [
             ("added *= n / total", "added *= 1"),
@@ -436,7 +436,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "sampling/control.py",
+        "rollout/control.py",
         "test_control_sampling.py -k 'rollout or resetting or statistics or dead or cut or real_end or both or forgotten'",
         [
             ("present, ended = ~b.dead, b.terminated | b.truncated", "present, ended = ~b.dead, b.terminated"),
@@ -452,7 +452,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "sampling/environments.py",
+        "rollout/environments.py",
         "test_control_sampling.py -k 'rollout or resetting or dead or cut or real_end or both or trouble or finite'",
         [
             (
@@ -466,7 +466,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "sampling/judge.py",
+        "rollout/judge.py",
         "test_control_sampling.py -k 'evaluation'",
         [
             ("return episode_seed(self.seed, 0, episode)", "return episode_seed(self.seed, 0, 0)"),
@@ -595,7 +595,7 @@ GROUPS: list[Group] = [
     ),
     # ------------------------------------------------------------------------------------- preference pairs
     Group(
-        "policies/pairs.py",
+        "models/language/pairs.py",
         "test_preference_losses.py test_preference_data.py -k 'pair or hand or one_by_one or padding or end_token or measured'",
         [
             ("rho / mask.sum(1).clamp(min=1) if length_norm else rho", "rho"),
@@ -789,7 +789,7 @@ GROUPS: list[Group] = [
     ),
     # -------------------------------------------------------------------------------------------------- loop
     Group(
-        "loop.py",
+        "core/loop.py",
         "test_control_ppo.py -k 'failed_rollout or stopped_anywhere'",
         [
             ("self.world.rewind()", "pass"),
@@ -802,7 +802,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "loop.py",
+        "core/loop.py",
         "test_loop.py",
         [
             ("self.context.spent, self.context.memories, self.context.stores = spent, memories, stores", "pass"),
@@ -863,7 +863,7 @@ GROUPS: list[Group] = [
     ),
     # ------------------------------------------------------------------------------------- closed-form passes
     Group(
-        "policies/closed_form.py",
+        "models/closed_form.py",
         "test_closed_form.py -k 'layers or updates_in_closed'",
         [
             ("np.subtract(1, output, out=output)", "pass"),
@@ -878,6 +878,121 @@ GROUPS: list[Group] = [
         [
             ("ids.tolist(), skip_special_tokens=False", "ids.tolist(), skip_special_tokens=True"),
             ("line = repr(str(text))[1:-1]", "line = str(text)"),
+        ],
+    ),
+    # ------------------------------------------------------------------------- models, sources, lists of updates
+    Group(
+        "data/replay.py",
+        "test_replay.py",
+        [
+            ("first = self.count % self.slots", "first = 0"),
+            ("self.arrays[name][: steps - room] = x[room:]", "pass"),
+            ('& ~a["rollout_end"][slot, lane])', ")"),
+            ("goes_on = ~over & (last != newest)", "goes_on = ~over"),
+            ("(last + 1) % self.slots, last)", "last + 1, last)"),
+            ("np.where(goes_on, discount * np.float32(gamma), discount)", "discount"),
+            ('np.where(a["terminated"][last, lane], np.float32(0), discount)', "discount"),
+            (
+                '"next_observation": a["next_observation"][last, lane]',
+                '"next_observation": a["next_observation"][slot, lane]',
+            ),
+            ("while not mask[rows].all():", "while False:"),
+            (
+                "if linked and piece not in self._changed and previous is not None:",
+                "if linked and previous is not None:",
+            ),
+            ('return bool(facts.get("count") == self._saved)', "return True"),
+            ("size**self.entry.priority_exponent", "size"),
+            ("(weight / weight.max())", "weight"),
+            ("if self.count > self.slots:\n            return False", "if False:\n            return False"),
+        ],
+    ),
+    Group(
+        "data/priorities.py",
+        "test_replay.py",
+        [
+            (
+                "self._write(rows, np.where(counted, self.largest, 0.0))",
+                "self._write(rows, np.full(len(rows), self.largest))",
+            ),
+            ("self.largest = max(self.largest, float(priority.max()))", "pass"),
+            ("self._sums[touched] = self._values[touched].sum(1)", "pass"),
+            ('self.largest = float(state["largest"][0])', "pass"),
+        ],
+    ),
+    Group(
+        "core/updating.py",
+        "test_off_policy.py test_drafts.py -k 'plain_loop or phases or finite or hyperparameters or gradient'",
+        [
+            ("elif (number + 1) % step.every == 0:", "elif number % step.every == 0:"),
+            ("self.take(inner, number * step.gradient_steps + again)", "self.take(inner, number)"),
+            ("gradient.mul_(limit / (size + 1e-6))", "pass"),
+            ("vector.grad.zero_()", "pass"),
+            ("self.models.ask_gradients(update.trains, False)", "pass"),
+            (
+                'if not math.isfinite(value):\n                raise NotFinite(\n                    f"The loss',
+                'if False:\n                raise NotFinite(\n                    f"The loss',
+            ),
+            ("taken -= phase.optimiser_steps", "pass"),
+        ],
+    ),
+    Group(
+        "kernels/stacked_layers.py",
+        "test_off_policy.py -k 'separate or rounding'",
+        [
+            ("if layer < layers - 1:\n                activate(out)", "if False:\n                activate(out)"),
+            ("found[2 * layer + 1] = slope.sum(1)", "found[2 * layer + 1] = slope[:, 0]"),
+            (
+                "for k in range(1, members):\n                gradient_x",
+                "for k in range(1, 1):\n                gradient_x",
+            ),
+            ("before.mul_(1 - output * output)", "pass"),
+        ],
+    ),
+    Group(
+        "models/policies.py",
+        "test_off_policy.py -k 'card or exact or integrates or fast_actors or own or fill'",
+        [
+            ("shrinks = 2 * (math.log(2) - before", "shrinks = (math.log(2) - before"),
+            (
+                "return torch.tanh(before), squashed_logprob(before, noise, log_std)",
+                "return before, squashed_logprob(before, noise, log_std)",
+            ),
+            ("found += middle", "pass"),
+            ("(before - mean) * (-log_std).exp()", "(before - mean)"),
+            (
+                "return np.tanh(said[:, : self.numbers] + deviation * noise)",
+                "return np.tanh(said[:, : self.numbers] + noise)",
+            ),
+        ],
+    ),
+    Group(
+        "parts/replayed.py",
+        "test_off_policy.py -k 'plain_loop or card or buffer'",
+        [
+            (
+                "return reward + discount * (value - temperature * logprob)",
+                "return reward + discount * (value + temperature * logprob)",
+            ),
+            (
+                'return -outputs["log_number"] * (experience["sampled_logprob"] + target)',
+                'return outputs["log_number"] * (experience["sampled_logprob"] + target)',
+            ),
+            ('see["temperature"]() * outputs["sampled_logprob"] - value', "-value"),
+            ("return weight / weight.numel()", "return weight"),
+            (
+                'next_observation=torch.where(cut.unsqueeze(-1), experience["final_observation"], following)',
+                "next_observation=following",
+            ),
+        ],
+    ),
+    Group(
+        "models/actor.py",
+        "test_action_masks.py",
+        [
+            ("numbers[~moment.mask] = BLOCKED", "pass"),
+            ('numbers = torch.where(batch["action_mask"], numbers, torch.full_like(numbers, float(BLOCKED)))', "pass"),
+            ('return np.where(batch["action_mask"].squeeze(1).numpy(), numbers, BLOCKED)', "return numbers"),
         ],
     ),
 ]

@@ -14,16 +14,16 @@ from torch import Tensor
 from conftest import SEED, SMALL, reached, read_records, timeless
 from polyrl import catalogue
 from polyrl.api import RunResult, train
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.adacot import (
     DecisionTokenMask,
     ThinkingPenalty,
     decision_tokens,
     thinking_penalty,
 )
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.improve import ClippedSurrogate
-from polyrl.policies.language import LanguagePolicy
 from polyrl.pretrain.start import start_folder
 from polyrl.pretrain.supervised import supervised
 from polyrl.pretrain.tiny import build_tiny, character_tokenizer

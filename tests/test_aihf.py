@@ -12,8 +12,8 @@ from torch import Tensor
 
 from conftest import SEED, reached
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import NotFinite, UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.aihf import joint_reward_loss
 from polyrl.methods.preference.dpo import DPOLoss
 from polyrl.parts.imitation import DemonstrationNLL

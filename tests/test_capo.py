@@ -11,17 +11,17 @@ from torch import Tensor
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.capo import CurvatureMask, predicted_shifts
+from polyrl.models.language import last_layer
+from polyrl.models.language.last_layer import AdamModel, hidden_states, logit_moves, scores, unembedding
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.improve import aggregation_weights
 from polyrl.parts.select import RandomDrop
-from polyrl.policies import last_layer
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.last_layer import AdamModel, hidden_states, logit_moves, scores, unembedding
 from polyrl.recipe import Recipe
 from polyrl.runtime.budget import Budget
-from polyrl.runtime.context import Context
 from test_learning import MARGIN, learn
 from tiny_models import save_model
 from worlds import TableWorld, token_batch

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise

@@ -30,8 +30,8 @@ from chat_tokenizers import (
     user,
 )
 from polyrl.errors import UserError
-from polyrl.policies.pairs import encode_pair
-from polyrl.policies.scalar import RewardModel
+from polyrl.models.language.pairs import encode_pair
+from polyrl.models.language.scalar import RewardModel
 
 
 @dataclass(frozen=True)

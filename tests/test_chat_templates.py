@@ -31,11 +31,11 @@ from chat_tokenizers import (
 )
 from polyrl.cli.play_language import asked
 from polyrl.errors import UserError
-from polyrl.policies.pairs import FixedPairs, PairIds, encode_pair
-from polyrl.policies.scalar import RewardModel
+from polyrl.models.language.pairs import FixedPairs, PairIds, encode_pair
+from polyrl.models.language.scalar import RewardModel
 from polyrl.pretrain.demonstrations import Demonstration, demonstration_ids
-from polyrl.sampling.language import Sampling, TransformersEngine
-from polyrl.sampling.words import Words
+from polyrl.rollout.language import Sampling, TransformersEngine
+from polyrl.rollout.words import Words
 from polyrl.tasks.language.preferences import dataset_task
 from tiny_models import make_policy, save_model
 

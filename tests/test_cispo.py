@@ -10,8 +10,8 @@ import torch
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.cispo import ClippedImportanceWeight, clipped_weight
 from polyrl.parts.improve import ClippedSurrogate, PolicyGradient
 from test_gspo import gradient, weighted

@@ -635,7 +635,7 @@ def test_plain_return_is_the_reward_to_go_and_nothing_else() -> None:
     import torch
 
     from polyrl.catalogue import build
-    from polyrl.experience import Experience
+    from polyrl.core.experience import Experience
     from polyrl.parts.credit import PlainReturn
 
     mask = torch.tensor([[True, True, True], [True, True, False]])

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from polyrl.catalogue import build
-from polyrl.experience import Experience
-from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
-from polyrl.parts.optimise import Optimise
-from polyrl.policies.closed_form import ActorCriticPasses, Layers
-from polyrl.policies.control import (
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.kernels.flat import FlatParameters, VectorAdamW
+from polyrl.models.closed_form import ActorCriticPasses, Layers
+from polyrl.models.control import (
     Bernoulli,
     Categorical,
     ControlCritic,
@@ -25,12 +25,12 @@ from polyrl.policies.control import (
     Distribution,
     MultiCategorical,
 )
-from polyrl.policies.flat import FlatParameters, VectorAdamW
-from polyrl.policies.mlp import mlp
+from polyrl.models.mlp import mlp
+from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
+from polyrl.parts.optimise import Optimise
 from polyrl.recipe import Term
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import Given, RunConfig
-from polyrl.runtime.context import Context
 from polyrl.worlds.base import World
 from polyrl.worlds.control import make_task, make_world
 

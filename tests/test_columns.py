@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from polyrl.core.experience import FIELDS, Experience
 from polyrl.errors import UserError
-from polyrl.experience import FIELDS, Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.offline_steps import OfflineSteps
 from polyrl.parts.tools import CallPrice
 from polyrl.parts.windows import WindowedRollouts
-from polyrl.sampling.language import Sampling
+from polyrl.rollout.language import Sampling
 from polyrl.tasks.language.base import Reward, Row, Tool, reports
 from polyrl.tasks.language.columns import CALLED_WITH, told_columns
 from polyrl.tasks.language.dataset import DatasetTask

@@ -14,12 +14,12 @@ from plain_parts import Table, chosen, fresh
 from plain_selection import CHOOSING, PARTS, policy_filter
 from plain_terms import TERMS
 from polyrl import catalogue
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.methods.language.rto import DPOReward
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import STAGES, Improver, Part, Recipe
 from polyrl.runtime.budget import Budget
-from polyrl.runtime.context import Context
 from test_composition import ADDED, BASES, FILE, SMALL_BATCH, joined
 from worlds import token_batch
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
+from polyrl.models.language.decoder import Decoder
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.steps import step_ends, step_starts, task_steps
-from polyrl.policies.decoder import Decoder
-from polyrl.policies.language import LanguagePolicy
-from polyrl.sampling.continuations import State, go_on, shared_texts, states_of
-from polyrl.sampling.language import Sampling, TransformersEngine
+from polyrl.rollout.continuations import State, go_on, shared_texts, states_of
+from polyrl.rollout.language import Sampling, TransformersEngine
 from polyrl.tasks.language import task
 from tiny_models import FAMILIES, make_policy, multi_character_tokenizer
 
@@ -137,7 +137,7 @@ def test_tools_and_stop_strings_know_what_was_said_before(tmp_path: Path) -> Non
     hash_sign = Sampling(max_tokens=12, stop=("##",))
     (bang, number) = (policy.encode("!")[0], policy.encode("#")[0])
     forced = {0: bang}
-    drawn = "polyrl.sampling.decoding.draw"
+    drawn = "polyrl.rollout.decoding.draw"
     with pytest.MonkeyPatch.context() as patch:
         steps = iter(range(100))
 

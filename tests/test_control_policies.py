@@ -11,9 +11,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from polyrl.experience import Experience
-from polyrl.parts.control import MlpActorCritic, ScaleReward, discounted_returns, running_deviation
-from polyrl.policies.control import (
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.models.control import (
     Bernoulli,
     Categorical,
     ControlPolicy,
@@ -24,9 +24,9 @@ from polyrl.policies.control import (
     distribution_of,
     numpy_forward,
 )
-from polyrl.policies.mlp import mlp
+from polyrl.models.mlp import mlp
+from polyrl.parts.control import MlpActorCritic, ScaleReward, discounted_returns, running_deviation
 from polyrl.runtime.budget import Budget
-from polyrl.runtime.context import Context
 
 torch.set_num_threads(1)
 N = 40_000

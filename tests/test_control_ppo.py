@@ -17,10 +17,10 @@ import torch
 from conftest import SEED, Command, child_environment, reached, read_records
 from control_environments import OneState, Walk, random_walk, walks
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.control.ppo import AdaptiveKLPenalty, UnclippedSurrogate, adapted_penalty
-from polyrl.policies.control import MomentArrays
+from polyrl.models.control import MomentArrays
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import Given, RunConfig

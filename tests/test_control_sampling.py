@@ -14,12 +14,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from control_environments import OneState, Walk, random_walk
 from polyrl.errors import Diverged, UserError
 from polyrl.models.actor import DistributionActor
+from polyrl.models.control import ControlPolicy, distribution_of
 from polyrl.parts.control import MlpActorCritic
 from polyrl.parts.credit import gae
-from polyrl.policies.control import ControlPolicy, distribution_of
-from polyrl.sampling.control import Collector, Rollout
-from polyrl.sampling.environments import SingleEnvironments, environments_of
-from polyrl.sampling.judge import Judge
+from polyrl.rollout.control import Collector, Rollout
+from polyrl.rollout.environments import SingleEnvironments, environments_of
+from polyrl.rollout.judge import Judge
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 
@@ -189,7 +189,7 @@ def test_acting_in_numpy_gives_the_rollout_that_torch_gives(discrete: bool, monk
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.Linear, "forward", None)  # would fail where torch is used
         fast = collected()
-    monkeypatch.setattr("polyrl.policies.control.numpy_forward", lambda network: None)
+    monkeypatch.setattr("polyrl.models.control.numpy_forward", lambda network: None)
     plain = collected()
     for name in ("terminated", "truncated", "present"):
         np.testing.assert_array_equal(getattr(fast, name), getattr(plain, name))
@@ -279,7 +279,7 @@ def test_vector_environments_start_anew_after_a_checkpoint_in_every_process() ->
 
 
 def test_very_long_episodes_start_anew_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyrl.sampling.control.REPLAY_LIMIT", 6)
+    monkeypatch.setattr("polyrl.rollout.control.REPLAY_LIMIT", 6)
     task = make_task(lambda: OneState(100))
     first = make_collector(task, 1, normalise=True)
     first.collect(8, stream())

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.d3s import (
     TellingTokens,
     VariedRollouts,
@@ -177,8 +177,8 @@ def test_the_random_control_keeps_as_many() -> None:
 
 
 def test_entropy_is_of_the_whole_vocabulary(small_model: Path) -> None:
-    from polyrl.policies.language import LanguagePolicy
-    from polyrl.policies.rows import as_experience
+    from polyrl.models.language.policy import LanguagePolicy
+    from polyrl.models.language.rows import as_experience
 
     policy = LanguagePolicy.load(small_model)
     policy.causal_lm.get_output_embeddings().weight.data.zero_()  # every token is as likely as any other

@@ -15,8 +15,8 @@ from torch import Tensor
 from conftest import DIFFICULTY, SEED, TASK, reached, read_records, timeless
 from polyrl import catalogue
 from polyrl.api import resume, train
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.dapo_direct import DropSmallGaps, StepAdvantage, StepRegression, step_advantage
 from polyrl.parts.credit import value_after
 from polyrl.parts.improve import ValueCrossEntropy

@@ -18,16 +18,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from polyrl.experience import Experience
-from polyrl.policies import decoder
-from polyrl.policies.decoder import Decoder, refusal
-from polyrl.policies.folders import LoraSettings
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.linear import SETTING, onednn_pays
+from polyrl.core.experience import Experience
+from polyrl.kernels.linear import SETTING, onednn_pays
+from polyrl.models.language import decoder
+from polyrl.models.language.decoder import Decoder, refusal
+from polyrl.models.language.folders import LoraSettings
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.pretrain.tiny import character_tokenizer
-from polyrl.sampling import cached, decoding, language
-from polyrl.sampling.cached import Cached
-from polyrl.sampling.language import Sampling, TransformersEngine
+from polyrl.rollout import cached, decoding, language
+from polyrl.rollout.cached import Cached
+from polyrl.rollout.language import Sampling, TransformersEngine
 from tiny_models import config_of, multi_character_tokenizer
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17, 18, 19], [5, 6, 7, 8], [20, 21]]

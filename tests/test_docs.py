@@ -16,8 +16,8 @@ import pytest
 from polyrl import catalogue
 from polyrl.catalogue import build
 from polyrl.cli.main import polyrl
+from polyrl.core.experience import FIELDS
 from polyrl.errors import UserError
-from polyrl.experience import FIELDS
 from polyrl.runtime.budget import UNITS
 
 ROOT = Path(__file__).parents[1]

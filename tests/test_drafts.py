@@ -12,9 +12,9 @@ import torch
 
 from conftest import SEED, read_records
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.core.update import Move, Phase, Sample, See, Update
 from polyrl.data.replay import Replay
-from polyrl.experience import Experience
 from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork
 from polyrl.models.policies import DeterministicPolicy

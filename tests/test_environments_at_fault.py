@@ -19,12 +19,12 @@ import polyrl
 from control_environments import Walk, random_walk
 from polyrl.errors import UserError
 from polyrl.models.actor import DistributionActor
-from polyrl.policies.control import ControlPolicy, distribution_of
-from polyrl.policies.mlp import mlp
+from polyrl.models.control import ControlPolicy, distribution_of
+from polyrl.models.mlp import mlp
+from polyrl.rollout.environments import follows_seed
+from polyrl.rollout.judge import Judge
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
-from polyrl.sampling.environments import follows_seed
-from polyrl.sampling.judge import Judge
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyrl.experience import FIELDS, Experience
+from polyrl.core.experience import FIELDS, Experience
 
 
 def table() -> Experience:

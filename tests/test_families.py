@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache, GPT2Model
 
-from polyrl.policies.families import CACHE_ARGUMENTS, cache_argument, keeps_keys, takes
-from polyrl.sampling.language import Sampling, TransformersEngine
+from polyrl.models.language.families import CACHE_ARGUMENTS, cache_argument, keeps_keys, takes
+from polyrl.rollout.language import Sampling, TransformersEngine
 from tiny_models import config_of, make_policy, naive_logits
 
 INSTALLED = next(name for name in CACHE_ARGUMENTS if takes(GPT2Model, name))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyrl.experience import Experience
-from polyrl.policies import linear, llama
-from polyrl.policies.families import CACHE_ARGUMENTS
-from polyrl.policies.folders import LoraSettings
-from polyrl.policies.language import LanguagePolicy, Reader
-from polyrl.policies.linear import Linear, quicken
-from polyrl.policies.prefix import distinct_prompts
-from polyrl.policies.rows import micro_batches_of
-from polyrl.policies.token_scores import score_logits
+from polyrl.core.experience import Experience
+from polyrl.kernels import linear, llama
+from polyrl.kernels.linear import Linear, quicken
+from polyrl.models.language.families import CACHE_ARGUMENTS
+from polyrl.models.language.folders import LoraSettings
+from polyrl.models.language.policy import LanguagePolicy, Reader
+from polyrl.models.language.prefix import distinct_prompts
+from polyrl.models.language.rows import micro_batches_of
+from polyrl.models.language.token_scores import score_logits
 from polyrl.tasks.language import task
 from polyrl.worlds.language import LanguageWorld
 from test_language_policy import random_batch

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.gspo import SequenceSurrogate, sequence_ratio
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimise import Optimise

@@ -17,10 +17,10 @@ import pytest
 
 from conftest import read_records, timeless
 from polyrl import catalogue
-from polyrl.loop import Loop
+from polyrl.core.context import Context
+from polyrl.core.loop import Loop
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
-from polyrl.runtime.context import Context
 from polyrl.runtime.interrupt import SIGNALS, interruptible, stopped_by_signals
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.worlds.theory import make_task, make_world

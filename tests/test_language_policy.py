@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.folders import LoraSettings
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import as_experience, lay_out, micro_batches
-from polyrl.policies.scalar import Critic, RewardModel
+from polyrl.models.language.folders import LoraSettings
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import as_experience, lay_out, micro_batches
+from polyrl.models.language.scalar import Critic, RewardModel
 from polyrl.pretrain.supervised import supervised
 from polyrl.pretrain.tiny import CHARACTERS, build_tiny, character_tokenizer
 from tiny_models import FAMILIES, make_policy, multi_character_tokenizer, naive_logits, save_model

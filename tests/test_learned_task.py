@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from polyrl.core.context import Context
 from polyrl.errors import UserError
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.scalar import RewardModel
 from polyrl.parts.score import TaskReward
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.scalar import RewardModel
 from polyrl.pretrain import reward_training
+from polyrl.rollout.language import Sampling
 from polyrl.runs import make_loop
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
-from polyrl.runtime.context import Context
-from polyrl.sampling.language import Sampling
 from polyrl.tasks.language import Reward, learned, task
 from polyrl.tasks.language.learned import LearnedReverse
 from polyrl.worlds.language import Evaluation, LanguageWorld
@@ -143,7 +143,7 @@ def test_facts_and_scale_of_the_scores(start: str):
     made.prepare(start)
     facts = json.loads((made.reward_folder(start) / "polyrl.json").read_text())
     assert facts["noise"] == 0.25 and facts["pairs"] <= 40 and "mean 0" in facts["scores"] and facts["raw_std"] > 0
-    from polyrl.policies.language import LanguagePolicy
+    from polyrl.models.language.policy import LanguagePolicy
 
     rows = made.rows("train", 2_000_003, 0, 70)
     a, b = made._two_answers(LanguagePolicy.load(start), rows)

@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import read_records, timeless
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.loop import Loop
 from polyrl.errors import Diverged, UserError
-from polyrl.experience import Experience
-from polyrl.loop import Loop
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.select import AllSteps
 from polyrl.recipe import Part, Recipe, Stage
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.checkpoint import checkpoints, iteration_of, load_stores, read_state, save_checkpoint
-from polyrl.runtime.context import Context
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.worlds.base import World
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.loop_agents import (
     DropSmallAdvantages,
     Level,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.grpo import GroupAdvantage, group_advantage
 from polyrl.methods.language.reinforce_pp import BatchAdvantage
 from polyrl.methods.language.remax import GreedyBaseline, remax_coefficients

@@ -15,13 +15,13 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 import polyrl
 from polyrl.errors import UserError
-from polyrl.policies.families import backbone_of
-from polyrl.policies.folders import LoraSettings
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import as_experience
-from polyrl.policies.scalar import Critic
+from polyrl.models.language.families import backbone_of
+from polyrl.models.language.folders import LoraSettings
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import as_experience
+from polyrl.models.language.scalar import Critic
 from polyrl.pretrain.tiny import character_tokenizer
-from polyrl.sampling.language import Sampling, TransformersEngine
+from polyrl.rollout.language import Sampling, TransformersEngine
 from tiny_models import config_of, naive_logits, save_model
 
 IDS = [5, 6, 7, 8, 9, 10]

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from mutate import SOURCE, listed, problems
 
-LAYERS = ("cli", "methods", "parts", "policies", "report", "reproduction", "runtime", "sampling", "tasks", "worlds")
+LAYERS = (
+    "cli",
+    "methods",
+    "parts",
+    "models",
+    "data",
+    "kernels",
+    "report",
+    "reproduction",
+    "runtime",
+    "rollout",
+    "tasks",
+    "worlds",
+)
 
 
 def test_every_mutation_applies_and_its_tests_exist() -> None:
@@ -16,7 +29,7 @@ def test_there_are_mutations_of_every_layer() -> None:
     assert len(found) >= 200 and len({(m.file, m.old, m.new) for m in found}) == len(found)
     for layer in LAYERS:
         assert any(m.file.startswith(f"{layer}/") for m in found), layer
-    assert {"loop.py", "experience.py", "core/recipe.py"} <= {m.file for m in found}
+    assert {"core/loop.py", "core/experience.py", "core/recipe.py"} <= {m.file for m in found}
     assert all((SOURCE / "polyrl" / m.file).is_file() for m in found)
 
 

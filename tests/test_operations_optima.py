@@ -11,7 +11,7 @@ import torch
 from scipy.stats import poisson
 from torch import Tensor
 
-from polyrl.policies import inventory as policies
+from polyrl.models import inventory as policies
 from polyrl.tasks.operations import heuristics, optima, task
 from polyrl.tasks.operations.settings import FIVE_STDS, InventoryTask
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import UserError
-from polyrl.policies import inventory as policies
+from polyrl.models import inventory as policies
 from polyrl.tasks.operations import TASKS, task
 from polyrl.tasks.operations.demand import NormalDemand, PoissonDemand
 from polyrl.tasks.operations.network import Network

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from conftest import SEED, reached
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.grpo import group_advantage
 from polyrl.methods.language.otc_po import (
     ToolCoefficient,

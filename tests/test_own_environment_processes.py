@@ -17,7 +17,7 @@ import pytest
 from gymnasium import spaces
 
 from polyrl.errors import UserError
-from polyrl.sampling.environments import Environments, environments_of
+from polyrl.rollout.environments import Environments, environments_of
 from polyrl.tasks.control.environment import ControlTask
 
 HERE = os.getpid()

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from polyrl.catalogue import build
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.loop import Loop
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.loop import Loop
+from polyrl.kernels.flat import FlatParameters
 from polyrl.methods.preference.dpo import DPOLoss
-from polyrl.parts.improve import ClippedSurrogate, EntropyBonus, PolicyGradient, ValueLoss
-from polyrl.parts.pairs import LogRatioLoss
-from polyrl.policies.closed_form import ActorCriticPasses, Layers
-from polyrl.policies.control import (
+from polyrl.models.closed_form import ActorCriticPasses, Layers
+from polyrl.models.control import (
     Categorical,
     ControlCritic,
     ControlPolicy,
@@ -29,11 +29,11 @@ from polyrl.policies.control import (
     WayBack,
     numpy_forward,
 )
-from polyrl.policies.flat import FlatParameters
+from polyrl.parts.improve import ClippedSurrogate, EntropyBonus, PolicyGradient, ValueLoss
+from polyrl.parts.pairs import LogRatioLoss
 from polyrl.recipe import Recipe, Term
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import Given, RunConfig
-from polyrl.runtime.context import Context
 from polyrl.worlds.control import ControlWorld, make_task, make_world
 from worlds import TableWorld, credited, make_context, token_batch
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from conftest import DIFFICULTY, SEED, TASK, reached, read_records, timeless
 from polyrl import catalogue
 from polyrl.api import train
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.p3o import ClipForm, PairDifference, PairwiseSurrogate, pairwise_objective
 from polyrl.methods.language.rloo import leave_one_out
 from polyrl.parts.credit import WhitenAdvantage

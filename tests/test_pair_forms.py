@@ -18,7 +18,7 @@ from chat_tokenizers import (
     user,
 )
 from polyrl.errors import UserError
-from polyrl.policies.pairs import encode_pair
+from polyrl.models.language.pairs import encode_pair
 from polyrl.tasks.language.preferences import dataset_task
 
 # ---------------------------------------------------------------------------------------- pairs that hold their prompt

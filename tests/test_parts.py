@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.core.schedules import schedule_factor
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.grpo import group_advantage
 from polyrl.parts.credit import (
     GAE,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.pf_ppo import Filter, PolicyFilter, draw_probability, rank_weights, ranks
 from polyrl.parts.proxies import r_squared
 from test_learning import MARGIN, learn

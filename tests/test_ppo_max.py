@@ -12,14 +12,14 @@ import torch
 from conftest import DIFFICULTY, SEED, TASK, reached, read_records
 from polyrl.api import train
 from polyrl.catalogue import build
+from polyrl.core.experience import Experience
 from polyrl.core.schedules import schedule_factor
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.ppo_max import Moments, NormaliseScore
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.improve import ValueLoss
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty, last_step
-from polyrl.policies.language import LanguagePolicy
 from polyrl.pretrain.solutions import demonstration, supervised_gradient
 from polyrl.runtime.budget import Spent
 from polyrl.tasks.language import task

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
+from polyrl.models.language.pairs import FixedPairs, KeptLogprobs, encode_pair, encode_response
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.pairs import best_versus_worst, numbers_of_step, win_shares
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.pairs import FixedPairs, KeptLogprobs, encode_pair, encode_response
 from polyrl.tasks.language.base import Preference
 from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.dataset import DatasetTask

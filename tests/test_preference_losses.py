@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from polyrl.catalogue import build
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.methods.preference.dpo import DPOLoss, dpo_loss, robust_dpo_loss
 from polyrl.methods.preference.ipo import IPOLoss, ipo_loss
 from polyrl.methods.preference.slic import SlicLoss, slic_loss
+from polyrl.models.language.pairs import by_pair, sequence_log_ratio
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.pairs import LogRatioLoss
-from polyrl.policies.pairs import by_pair, sequence_log_ratio
 from worlds import VOCABULARY, TableWorld, make_context
 
 Loss = Callable[[Tensor], Tensor]

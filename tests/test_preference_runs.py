@@ -15,10 +15,10 @@ from torch import Tensor
 import polyrl
 from conftest import SEED, Command, reached, read_records, run_code, timeless
 from polyrl.api import evaluate as polyrl_evaluate
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.methods.preference.dpo import DPOLoss
+from polyrl.models.language.scalar import RewardModel
 from polyrl.parts.optimise import Optimise
-from polyrl.policies.scalar import RewardModel
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.language import task as built_in_task

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import as_experience
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import as_experience
 from polyrl.pretrain import solutions as pretraining
 from polyrl.pretrain.solutions import demonstration, pretrain
 from polyrl.pretrain.start import start_folder

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from polyrl.core.experience import Experience
 from polyrl.data import replay as replay_module
 from polyrl.data.priorities import Priorities
 from polyrl.data.replay import Replay, ReplayBuffer, importance_weights
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 
 
 def steps(first: int, count: int, lanes: int = 2, ends: dict[tuple[int, int], str] | None = None) -> Experience:

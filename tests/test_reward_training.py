@@ -11,7 +11,7 @@ import torch
 
 from conftest import SEED, reached
 from polyrl.errors import UserError
-from polyrl.policies.scalar import RewardModel
+from polyrl.models.language.scalar import RewardModel
 from polyrl.pretrain.reward_training import (
     bradley_terry_loss,
     normalise,

@@ -15,8 +15,8 @@ from torch import Tensor
 from conftest import DIFFICULTY, SEED, reached, read_records
 from polyrl.api import train
 from polyrl.catalogue import build
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.rm_ensembles import (
     UWO,
     WCO,

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Phi3Config, PhimoeConfig
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import as_experience
-from polyrl.policies.scalar import Critic, RewardModel
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import as_experience
+from polyrl.models.language.scalar import Critic, RewardModel
 from polyrl.pretrain.tiny import character_tokenizer
-from polyrl.sampling.cached import Switching
-from polyrl.sampling.continuations import State, go_on
-from polyrl.sampling.language import Sampling, TransformersEngine
+from polyrl.rollout.cached import Switching
+from polyrl.rollout.continuations import State, go_on
+from polyrl.rollout.language import Sampling, TransformersEngine
 from tiny_models import config_of
 
 SWITCH = 12

@@ -14,18 +14,18 @@ from torch import Tensor
 from conftest import SEED, reached, read_records, timeless
 from polyrl.api import train
 from polyrl.catalogue import build
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.rto import DPOReward, correlation, dpo_token_rewards, spread_over
+from polyrl.models.language.frozen import load_frozen, trained_folder
+from polyrl.models.language.pairs import FixedPairs, sequence_log_ratio
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.credit import gae
 from polyrl.parts.score import at_last_step
-from polyrl.policies.frozen import load_frozen, trained_folder
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.pairs import FixedPairs, sequence_log_ratio
 from polyrl.pretrain import dpo_training
 from polyrl.pretrain.dpo_training import dpo_policy, train_dpo
+from polyrl.rollout.language import Sampling
 from polyrl.runtime.seeding import generator
-from polyrl.sampling.language import Sampling
 from polyrl.tasks.language import learned, task
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.worlds.language import LanguageWorld

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.language import LanguagePolicy
-from polyrl.sampling import cached
-from polyrl.sampling.drawing import draw, filtered
-from polyrl.sampling.language import Sampling, TransformersEngine
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.rollout import cached
+from polyrl.rollout.drawing import draw, filtered
+from polyrl.rollout.language import Sampling, TransformersEngine
 from tiny_models import FAMILIES, make_policy, multi_character_tokenizer, naive_logits
 
 TEXTS = ["a", "What is 17 times 3?", "The quick brown fox jumps over the lazy dog", "12+30=", "Zz"]

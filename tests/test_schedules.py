@@ -8,12 +8,12 @@ from typing import ClassVar
 import pytest
 
 from polyrl.catalogue import build
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.loop import Loop
 from polyrl.core.schedules import Schedule, schedule_factor
-from polyrl.experience import Experience
-from polyrl.loop import Loop
 from polyrl.recipe import Part, Stage
 from polyrl.runtime.budget import Budget, Spent
-from polyrl.runtime.context import Context
 from polyrl.worlds.base import World
 from worlds import TableWorld, token_batch
 

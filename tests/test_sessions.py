@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from polyrl.errors import UserError
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.tools import Turns, turns
-from polyrl.policies.language import LanguagePolicy
 from polyrl.pretrain.solutions import demonstration
-from polyrl.sampling.language import Sampling
+from polyrl.rollout.language import Sampling
 from polyrl.tasks.language import task
 from polyrl.tasks.language.assistant import Assistance, ToolArithmetic
 from polyrl.tasks.language.base import Counted, Reward, Row, Session, Tool, replayed, reports, sessions, tool_spans

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from parts_world import PartsWorld, every_field, truth, with_columns
 from polyrl import catalogue
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, USES, SpecialRows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.aihf import JointImprovement
 from polyrl.methods.language.rm_ensembles import BestOfN
 from polyrl.methods.language.rto import DPOReward
@@ -23,9 +25,7 @@ from polyrl.parts.credit import WhitenAdvantage
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.replayed import OffPolicyTerm
 from polyrl.recipe import Improver, Part, Term
-from polyrl.rows import NO_SPECIAL_ROWS, USES, SpecialRows
 from polyrl.runtime.budget import Budget
-from polyrl.runtime.context import Context
 from polyrl.worlds.language_world import LanguageWorld
 from worlds import token_batch
 

@@ -23,7 +23,7 @@ import torch
 from control_environments import Walk
 from parts_world import PartsWorld
 from polyrl import catalogue
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.methods.language.remax import SampleWithGreedyTwin
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.imitation import DemonstratedPrompts

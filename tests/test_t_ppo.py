@@ -12,13 +12,13 @@ from torch import Tensor
 from conftest import DIFFICULTY, SEED, TASK, reached, read_records, timeless
 from polyrl import catalogue
 from polyrl.api import train
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.t_ppo import EGAE, WindowSteps, egae
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.credit import gae
 from polyrl.parts.score import TaskReward
 from polyrl.parts.windows import WindowedRollouts
-from polyrl.policies.language import LanguagePolicy
 from polyrl.tasks.language import task
 from polyrl.worlds.language import LanguageWorld
 from tiny_models import save_model

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from conftest import SEED, Command, reached, read_records, run_code
 from polyrl import catalogue
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.loop import Loop
 from polyrl.errors import Diverged, UserError
-from polyrl.experience import Experience
-from polyrl.loop import Loop
 from polyrl.methods.preference.nash_md import mixture
 from polyrl.methods.preference.nash_mp import prox_step
 from polyrl.methods.preference.self_play import self_play_step
@@ -27,7 +28,6 @@ from polyrl.parts.optimise import NonFinite
 from polyrl.parts.theory import RobustBackup, mirror_policy
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
-from polyrl.runtime.context import Context
 from polyrl.tasks.theory.games import win_rates
 from polyrl.worlds.theory import make_task, make_world
 
@@ -401,7 +401,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 left = int(sys.argv.pop(1))
-from polyrl.loop import Loop
+from polyrl.core.loop import Loop
 original = Loop._record
 def counted(*args, **kwargs):
     global left

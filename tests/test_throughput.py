@@ -21,9 +21,9 @@ from polyrl.cli.operations_count import (
     stage_flops,
 )
 from polyrl.cli.profiling import Profile, measure
+from polyrl.core.experience import Experience
 from polyrl.core.throughput import throughput
-from polyrl.experience import Experience
-from polyrl.policies.folders import LoraSettings, with_lora
+from polyrl.models.language.folders import LoraSettings, with_lora
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from tiny_models import config_of
@@ -148,7 +148,7 @@ def test_the_share_of_the_peak_is_work_by_time() -> None:
 
 def test_the_peak_is_the_work_of_a_product_by_the_least_time_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted on a clock of its own: products take 3, 2 and 5 ms, then the time is up."""
-    monkeypatch.setattr("polyrl.policies.linear.fits", lambda *_: False)
+    monkeypatch.setattr("polyrl.kernels.linear.fits", lambda *_: False)
     shown = iter([0.0, 0.01, 0.013, 0.02, 0.022, 0.03, 0.035, 9.0])
     monkeypatch.setattr("polyrl.cli.operations_count.time.perf_counter", lambda: next(shown))
     assert matmul_rate(torch.float32, size=16) == pytest.approx(2 * 16**3 / 0.002)

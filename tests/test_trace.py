@@ -19,8 +19,8 @@ from polyrl import catalogue
 from polyrl.cli import excerpts, responses, tokens
 from polyrl.cli.fields import field_table, value_range
 from polyrl.cli.trace import counted, metric_words, whats_new
-from polyrl.experience import Experience
-from polyrl.policies.rows import pad_rows
+from polyrl.core.experience import Experience
+from polyrl.models.language.rows import pad_rows
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from polyrl.catalogue import build
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.parts.improve import NLL, Averaged, ClippedSurrogate, EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
 from polyrl.parts.optimise import NonFinite, Optimise
 from polyrl.recipe import Recipe, Term
-from polyrl.sampling.language import Sampling
+from polyrl.rollout.language import Sampling
 from polyrl.tasks.language import task
 from polyrl.worlds.language import LanguageWorld
 from tiny_models import save_model

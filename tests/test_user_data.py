@@ -174,7 +174,7 @@ def test_lora_trains_adapters_only_and_exports_an_ordinary_folder(
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from polyrl.policies.language import LanguagePolicy
+    from polyrl.models.language.policy import LanguagePolicy
 
     out = tmp_path / "run"
     line = ["--task", TASK, "--difficulty", DIFFICULTY, "--model", small_model, "--lora", 4, "--learning-rate", "1e-2"]

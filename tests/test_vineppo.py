@@ -13,12 +13,12 @@ from torch import Tensor
 from conftest import SEED, reached
 from polyrl import catalogue
 from polyrl.api import train
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.vineppo import VineAdvantage, step_advantages
 from polyrl.parts.credit import WhitenAdvantage
 from polyrl.parts.improve import ReferenceKL
-from polyrl.sampling.language import Sampling
+from polyrl.rollout.language import Sampling
 from polyrl.tasks.language import task
 from tiny_models import make_policy
 from worlds import make_context

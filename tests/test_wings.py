@@ -13,8 +13,8 @@ import torch
 
 from polyrl import catalogue
 from polyrl.catalogue import build
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.parts.optimise import Optimise, _Means
 from polyrl.recipe import Architecture, Improver, knob
 from polyrl.runs import completed, default_task, located, plain
@@ -217,8 +217,8 @@ def test_rows_that_belong_together_are_never_parted() -> None:
 
 def test_one_norm_over_policy_and_critic() -> None:
     """joint_clip scales both gradients by one factor; without it each model has its own."""
+    from polyrl.core.context import Context
     from polyrl.runtime.budget import Budget
-    from polyrl.runtime.context import Context
 
     def stepped(joint: bool) -> tuple[float, float]:
         policy, critic = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))

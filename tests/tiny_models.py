@@ -21,7 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from polyrl.policies.language import LanguagePolicy
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.pretrain.tiny import character_tokenizer
 
 torch.set_num_threads(1)  # models this small only get slower with more

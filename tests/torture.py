@@ -273,7 +273,8 @@ def main() -> int:
     import torch
     import transformers  # noqa: F401 - imported once, for all forks
 
-    from polyrl import api, cli, loop, runs  # noqa: F401
+    from polyrl import api, cli, runs  # noqa: F401
+    from polyrl.core import loop  # noqa: F401
     from polyrl.pretrain.tiny import build_tiny
     from polyrl.worlds import control, language, operations, theory  # noqa: F401
 

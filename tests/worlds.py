@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.recipe import Recipe
 from polyrl.runtime.budget import Budget
-from polyrl.runtime.context import Context
 from polyrl.worlds.base import World
 
 torch.set_num_threads(1)  # tables this small only get slower with more

@@ -8,8 +8,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from polyrl.api import compare, evaluate, reproduce, resume, train
+    from polyrl.core.experience import Experience
     from polyrl.errors import UserError
-    from polyrl.experience import Experience
     from polyrl.recipe import Architecture, Improver, Part, Recipe, Term, knob
     from polyrl.runtime.metric import Metric
 
@@ -20,7 +20,7 @@ _HOMES = {
     "evaluate": "api",
     "reproduce": "api",
     "UserError": "errors",
-    "Experience": "experience",
+    "Experience": "core.experience",
     "Metric": "runtime.metric",
     "Architecture": "recipe",
     "Improver": "recipe",

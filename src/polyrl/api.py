@@ -15,7 +15,7 @@ from polyrl.plain_text import printable
 from polyrl.runtime.config import RunConfig
 
 if TYPE_CHECKING:
-    from polyrl.loop import Loop
+    from polyrl.core.loop import Loop
     from polyrl.recipe import Recipe
     from polyrl.runtime.config import Given
     from polyrl.worlds.base import World

@@ -16,13 +16,13 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from polyrl import catalogue
+from polyrl.core.context import Context
+from polyrl.core.loop import Loop
 from polyrl.errors import UserError
-from polyrl.loop import Loop
 from polyrl.problem import CODE, CONTENT, changed, gone_on, refusal, state_problem
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.checkpoint import checkpoints
 from polyrl.runtime.config import Given, RunConfig
-from polyrl.runtime.context import Context
 from polyrl.runtime.device import make_device
 from polyrl.runtime.files import short_name
 from polyrl.runtime.health import Health

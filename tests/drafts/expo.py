@@ -16,17 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.core.update import Again, Draws, Move, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
-from polyrl.experience import Experience
 from polyrl.models.actor import Actor, Making, Moment, Player
 from polyrl.models.base import Copy, Interface, Network, PolicyNetwork, Trained
 from polyrl.models.critics import QNetwork
+from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import StackedMlp
 from polyrl.models.policies import scaler, squashed_logprob
 from polyrl.models.scalar import PositiveScalar
 from polyrl.parts.replayed import EntropyTarget, OffPolicyTerm, SquaredTD, StepAndKeep
-from polyrl.policies.mlp import layer_sizes
 from polyrl.recipe import Part, Recipe, Stage, knob
 
 SLUG = "expo-draft"

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.core.update import Fresh, OwnUpdate, See
-from polyrl.experience import Experience
 from polyrl.models.base import Copy
 from polyrl.models.policies import SquashedGaussian
 from polyrl.parts.control import StepEnvironments

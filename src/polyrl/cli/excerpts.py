@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyrl.cli.responses import escaped, indented, read_prompt, read_text
 from polyrl.cli.tokens import TokenTable, signed
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 
 MOST_STEPS = 8
 """Steps of an episode that are shown, and rows where every episode is one step."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl.cli.responses import ROUNDING, differs
-from polyrl.experience import FIELDS, Experience
+from polyrl.core.experience import FIELDS, Experience
 
 WIDE = 110
 """Columns from which the meaning of a field stands beside its numbers; below, it stands above them."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from polyrl.experience import Experience
+    from polyrl.core.experience import Experience
     from polyrl.recipe import Recipe
     from polyrl.worlds.base import World
 
@@ -150,7 +150,7 @@ def matmul_rate(dtype: torch.dtype, device: str = "cpu", size: int = 1024) -> fl
     import torch
     from torch.nn import functional
 
-    from polyrl.policies import linear
+    from polyrl.kernels import linear
 
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     ways: list[Callable[..., Any]] = [functional.linear]

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
+from polyrl.rollout.judge import Episode, Judge
 from polyrl.runtime import ownership
 from polyrl.runtime.terminal import Terminal
-from polyrl.sampling.judge import Episode, Judge
 from polyrl.tasks.control.environment import ControlTask, Environment
 from polyrl.tasks.language.phrases import reason_of
 from polyrl.worlds.control import ControlWorld

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
+from polyrl.rollout.language import Sampling
 from polyrl.runtime.terminal import Terminal
-from polyrl.sampling.language import Sampling
 from polyrl.tasks.language.base import LanguageTask, Row
 from polyrl.tasks.language.formats import template_columns
 from polyrl.tasks.language.rewards import NotLoaded

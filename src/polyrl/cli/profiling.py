@@ -18,8 +18,8 @@ from polyrl.runtime.progress import STAGE_COLOURS
 from polyrl.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
-    from polyrl.experience import Experience
-    from polyrl.loop import Loop
+    from polyrl.core.experience import Experience
+    from polyrl.core.loop import Loop
     from polyrl.recipe import Part, Stage
     from polyrl.runtime.config import RunConfig
 

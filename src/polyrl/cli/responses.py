@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from polyrl.experience import FIELDS, Experience
+from polyrl.core.experience import FIELDS, Experience
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.recipe import Part
 from polyrl.tasks.language.columns import told_columns

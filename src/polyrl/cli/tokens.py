@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from polyrl.cli.responses import differs, indented, read_text
-from polyrl.experience import FIELDS, Experience
+from polyrl.core.experience import FIELDS, Experience
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.recipe import Part
 

@@ -16,7 +16,7 @@ from polyrl.cli import excerpts, responses, tokens, update_lists
 from polyrl.cli.explain import console, first_sentence, part_name, stage_heading, title
 from polyrl.cli.fields import field_table
 from polyrl.cli.update_lists import written
-from polyrl.experience import FIELDS, Experience
+from polyrl.core.experience import FIELDS, Experience
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.tools import turns
 from polyrl.recipe import STAGES, Part, Recipe, Stage, Term

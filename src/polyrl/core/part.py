@@ -16,16 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from polyrl.core.special_rows import SpecialRows
 from polyrl.errors import UserError
-from polyrl.rows import SpecialRows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from polyrl.core.context import Context
+    from polyrl.core.experience import Experience
     from polyrl.core.recipe import Recipe
     from polyrl.core.update import See
-    from polyrl.experience import Experience
-    from polyrl.runtime.context import Context
 
 Stage = Literal["policy", "models", "data", "collect", "score", "credit", "select", "improve"]
 STAGES: tuple[Stage, ...] = ("collect", "score", "credit", "select", "improve")
@@ -55,8 +55,8 @@ class Part:
         models: models besides the policy that must exist: "reference", "critic".
         measures: the part only measures its `gives` and makes no choice, so recipes insert it by themselves.
         derives: parts that measure what this one needs, where they are this paper's own (`polyrl.core.derived`).
-        special_rows: what it does with rows that are no ordinary responses (`polyrl.rows`); None says nothing, and is
-            refused beside unfinished ones.
+        special_rows: what it does with rows that are no ordinary responses (`polyrl.core.special_rows`); None says
+            nothing, and is refused beside unfinished ones.
     """
 
     stage: ClassVar[Stage]

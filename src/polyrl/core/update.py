@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.core.part import Part, Stage, Term, knob
-from polyrl.experience import Experience
-from polyrl.runtime.context import Context
 
 if TYPE_CHECKING:
     from polyrl.models.base import Models

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.core.part import Improver, Term
 from polyrl.core.schedules import schedule_factor
 from polyrl.core.update import Again, Batch, Mix, Move, OwnUpdate, Phase, Repeat, Sample, See, Step, Update, flat
 from polyrl.errors import NotFinite
-from polyrl.experience import Experience
-from polyrl.runtime.context import Context
 
 if TYPE_CHECKING:
     from polyrl.models.base import Network

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.recipe import Part, Stage
 
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.data.base import Rows, Source
 from polyrl.data.priorities import Priorities
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.recipe import knob
 
 PIECE = 65_536

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import Diverged
-from polyrl.experience import Experience
-from polyrl.policies.control import ControlPolicy, Distribution, Floats
+from polyrl.models.control import ControlPolicy, Distribution, Floats
 
 
 class ActionNotFinite(Diverged):

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from polyrl.core.schedules import Schedule
 from polyrl.errors import UserError
+from polyrl.kernels.flat import FlatParameters, VectorAdamW
 from polyrl.models.actor import Actor
-from polyrl.policies.flat import FlatParameters, VectorAdamW
 from polyrl.recipe import Part, Stage, knob
 from polyrl.runtime.seeding import generator
 
 if TYPE_CHECKING:
+    from polyrl.core.experience import Experience
     from polyrl.core.update import Draws
-    from polyrl.experience import Experience
 
 
 @dataclass(frozen=True)

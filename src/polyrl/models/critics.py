@@ -13,13 +13,13 @@ from torch import Tensor
 
 from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
 from polyrl.models.base import Interface, Network, PolicyNetwork, Trained
+from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
-from polyrl.policies.mlp import layer_sizes
 from polyrl.recipe import knob
 
 if TYPE_CHECKING:
+    from polyrl.core.experience import Experience
     from polyrl.core.update import Draws
-    from polyrl.experience import Experience
 
 
 class ActionCritics(Network):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polyrl import kernels
 from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers
-from polyrl.policies.control import Floats
+from polyrl.models.control import Floats
 
 Activation = Literal["relu", "tanh", "elu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

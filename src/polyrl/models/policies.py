@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
 from polyrl.models.base import Interface, PolicyNetwork, Trained
+from polyrl.models.control import Floats
+from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
-from polyrl.policies.control import Floats
-from polyrl.policies.mlp import layer_sizes
 from polyrl.recipe import knob
 
 if TYPE_CHECKING:
+    from polyrl.core.experience import Experience
     from polyrl.core.update import Draws
-    from polyrl.experience import Experience
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Bounds of log standard deviations, as Stable-Baselines3 has them."""

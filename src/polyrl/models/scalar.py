@@ -14,8 +14,8 @@ from polyrl.models.base import Interface, Network, Trained
 from polyrl.recipe import knob
 
 if TYPE_CHECKING:
+    from polyrl.core.experience import Experience
     from polyrl.core.update import Draws
-    from polyrl.experience import Experience
 
 
 class PositiveNumber(Network):

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.recipe import Part, Stage, knob
-from polyrl.runtime.context import Context
 from polyrl.tasks.language.base import Row
 
 LANGUAGE_FIELDS = frozenset(
@@ -52,7 +52,7 @@ class SampleResponses(Part):
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return a fresh batch of `prompts_per_step * completions_per_prompt` responses (plus greedy twins)."""
-        from polyrl.sampling.language import Sampling
+        from polyrl.rollout.language import Sampling
 
         world = context.world
         rows = self.rows(context)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import SpecialRows
 from polyrl.models.actor import Actor, Making
-from polyrl.policies.control import CLIP, EPSILON, ControlCritic, ControlPolicy, Distribution, RunningMoments
-from polyrl.policies.mlp import Activation, layer_sizes, mlp
+from polyrl.models.control import CLIP, EPSILON, ControlCritic, ControlPolicy, Distribution, RunningMoments
+from polyrl.models.mlp import Activation, layer_sizes, mlp
 from polyrl.recipe import Architecture, Part, Stage, knob
-from polyrl.rows import SpecialRows
-from polyrl.runtime.context import Context
 from polyrl.runtime.seeding import generator
 
 # ------------------------------------------------------------------------------------------------------------- policy

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import ALONE, SpecialRows, sampled_steps
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import ALONE, SpecialRows, sampled_steps
-from polyrl.runtime.context import Context
 
 # ---------------------------------------------------------------------------------------------- pure functions
 

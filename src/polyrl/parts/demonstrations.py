@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import Recipe, knob
-from polyrl.runtime.context import Context
 
 
 @dataclass(frozen=True, kw_only=True)

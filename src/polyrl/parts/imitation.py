@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import AGGREGATION_HELP, Aggregation, Averaged
 from polyrl.parts.pairs import OfflinePairs, numbers_of_step
 from polyrl.pretrain.demonstrations import Demonstration, demonstration_ids, demonstrations
 from polyrl.recipe import knob
-from polyrl.runtime.context import Context
 from polyrl.tasks.language.base import Row
 
 

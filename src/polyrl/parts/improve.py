@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.parts.score import KLEstimator, kl_estimate
 from polyrl.recipe import Term, knob
 

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
+from polyrl.models.language.rows import pad_rows
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.parts.steps import Continuing, continued, step_starts, task_steps
-from polyrl.policies.rows import pad_rows
 from polyrl.recipe import Recipe, Stage, knob
-from polyrl.runtime.context import Context
 from polyrl.runtime.seeding import generator
 
 
@@ -100,7 +100,7 @@ class OfflineSteps(Continuing):
 
     def make(self, context: Context, number: int) -> dict[str, Tensor]:
         """Set `number`, as columns of a table with one row for each state and distinct first step."""
-        from polyrl.sampling.language import Sampling
+        from polyrl.rollout.language import Sampling
 
         world = context.world
         task = world.task

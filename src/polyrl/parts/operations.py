@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies import inventory
-from polyrl.policies.mlp import Activation, layer_sizes
+from polyrl.models import inventory
+from polyrl.models.mlp import Activation, layer_sizes
 from polyrl.recipe import Architecture, Part, Stage, knob
-from polyrl.runtime.context import Context
 
 if TYPE_CHECKING:
     from torch import nn

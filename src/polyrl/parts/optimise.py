@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.core.schedules import Schedule, schedule_factor
+from polyrl.core.special_rows import SpecialRows
 from polyrl.errors import NotFinite, UserError
-from polyrl.experience import Experience
+from polyrl.kernels.flat import VectorAdamW, step_together
 from polyrl.parts.credit import whiten
 from polyrl.parts.derivatives import compare_with_autograd
 from polyrl.parts.improve import Averaged, ValueLoss
 from polyrl.parts.minibatches import blanked, rows_of_units, steps_that_count, units_of
 from polyrl.parts.score import kl_estimate
-from polyrl.policies.flat import VectorAdamW, step_together
 from polyrl.recipe import Improver, Term, knob
-from polyrl.rows import SpecialRows
-from polyrl.runtime.context import Context
 
 if TYPE_CHECKING:
     from polyrl.worlds.base import ClosedForm

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
+from polyrl.models.language.pairs import by_pair, sequence_log_ratio
 from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
 from polyrl.parts.credit import check_groups
-from polyrl.policies.pairs import by_pair, sequence_log_ratio
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
-from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
-from polyrl.runtime.context import Context
 from polyrl.runtime.seeding import generator
 
 Reference = Literal["start", "round"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from polyrl.runtime.context import Context
+from polyrl.core.context import Context
 
 BINS = 10
 """Bins of equal count for R squared; PF-PPO does not say how many it takes."""

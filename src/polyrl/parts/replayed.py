@@ -10,16 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import See
 from polyrl.data.replay import Replay
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.models.actor import Actor
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
 from polyrl.recipe import Change, Part, Recipe, Stage, Term, knob, options
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.runtime.context import Context
 
 # ------------------------------------------------------------------------------------------------------------ collect
 

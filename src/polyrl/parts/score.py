@@ -9,11 +9,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import (
+    ALONE,
+    LEFT_OUT,
+    PAID_AT_THE_END,
+    SpecialRows,
+    finished_rows,
+    sampled_rows,
+    scored_rows,
+)
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.recipe import Part, Stage, knob
-from polyrl.rows import ALONE, LEFT_OUT, PAID_AT_THE_END, SpecialRows, finished_rows, sampled_rows, scored_rows
-from polyrl.runtime.context import Context
 
 # ---------------------------------------------------------------------------------------------- pure functions
 

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import ALONE, SpecialRows, finished_rows, sampled_steps, scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.parts.credit import group_statistics
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import ALONE, SpecialRows, finished_rows, sampled_steps, scored_rows
-from polyrl.runtime.context import Context
 
 
 def order_of(key: Tensor, generator: torch.Generator | None = None, descending: bool = False) -> Tensor:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.recipe import Part, Recipe, knob
-from polyrl.rows import scored_rows
-from polyrl.runtime.context import Context
 
 Decode = Callable[[list[int]], str]
 """Text of token ids, without the tokens that end and pad."""
@@ -141,7 +141,7 @@ def continued(experience: Experience, row: Tensor, tokens: Tensor, part: Continu
     They count as tokens and as reward calls of the run, not as samples. Row `i * K + k` continues state i; a score is
     NaN where the reward failed and failures are dropped.
     """
-    from polyrl.sampling.language import Sampling
+    from polyrl.rollout.language import Sampling
 
     task = context.world.task
     batch: Experience = context.world.continuations(

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import Diverged, UserError
-from polyrl.experience import Experience
 from polyrl.parts.optimise import NonFinite
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.runtime.context import Context
 from polyrl.tasks.theory.games import win_rates
 from polyrl.tasks.theory.mdp import RobustMDP, regularised_value, soft_policy
 from polyrl.tasks.theory.uncertainty import Uncertainty

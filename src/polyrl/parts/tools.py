@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.parts.score import at_last_step
 from polyrl.recipe import Part, Stage, knob
-from polyrl.rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
-from polyrl.runtime.context import Context
 
 
 def turns(mask: Tensor, present: Tensor) -> Tensor:

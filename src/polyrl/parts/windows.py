@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
+from polyrl.models.language.rows import pad_rows
 from polyrl.parts.collect import LANGUAGE_FIELDS
-from polyrl.policies.rows import pad_rows
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.runtime.context import Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class WindowedRollouts(Part):
             if part.special_rows is None:
                 raise UserError(
                     f"{recipe.name}: part '{part.name}' does not say what it does with unfinished responses, and "
-                    f"'{self.name}' brings some; declare its `special_rows` (polyrl.rows)."
+                    f"'{self.name}' brings some; declare its `special_rows` (polyrl.core.special_rows)."
                 )
         for part in recipe.credit:
             if "advantage" in part.gives - part.needs and "finished" not in part.needs:
@@ -58,7 +58,7 @@ class WindowedRollouts(Part):
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return all slots, each with its whole response so far; `window` marks the tokens of this iteration."""
-        from polyrl.sampling.language import Sampling
+        from polyrl.rollout.language import Sampling
 
         world = context.world
         if world.task.session(world.task.rows("train", context.seed, 0, 1)[0]) is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polyrl.policies.language import Reader
-from polyrl.policies.pairs import PairIds
+from polyrl.models.language.pairs import PairIds
+from polyrl.models.language.policy import Reader
 from polyrl.tasks.language.base import LanguageTask, Row
 from polyrl.tasks.language.formats import template_columns
 

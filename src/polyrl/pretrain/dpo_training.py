@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import UserError
+from polyrl.models.language.pairs import FixedPairs, sequence_log_ratio
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import micro_batches
 from polyrl.parts.pairs import dpo_loss
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.pairs import FixedPairs, sequence_log_ratio
-from polyrl.policies.rows import micro_batches
 from polyrl.pretrain.supervised import length_batches, scheduled
 from polyrl.runtime.cache import cache_folder, cached
 from polyrl.runtime.files import fingerprint

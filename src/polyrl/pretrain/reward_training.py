@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import UserError
-from polyrl.policies.rows import micro_batches
-from polyrl.policies.scalar import RewardModel
+from polyrl.models.language.rows import micro_batches
+from polyrl.models.language.scalar import RewardModel
 from polyrl.pretrain.supervised import length_batches, scheduled
 
 Pair = Mapping[str, Any]

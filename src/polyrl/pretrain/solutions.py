@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import micro_batches
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import micro_batches
 from polyrl.pretrain.supervised import Example, demonstrations, supervised
 from polyrl.pretrain.tiny import build_tiny
+from polyrl.rollout.language import Sampling, TransformersEngine
 from polyrl.runtime.seeding import generator
-from polyrl.sampling.language import Sampling, TransformersEngine
 from polyrl.tasks.language.base import LanguageTask, Row, reports, sessions, table_rows, tool_spans
 from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.formats import template_columns

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import as_experience, micro_batches
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import as_experience, micro_batches
 
 Ids = Sequence[int]
 Example = tuple[Ids, Ids] | tuple[Ids, Ids, Sequence[bool]]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from polyrl.experience import Experience
+    from polyrl.core.context import Context
+    from polyrl.core.experience import Experience
     from polyrl.models.base import Models
-    from polyrl.runtime.context import Context
 
 
 class ClosedForm(Protocol):

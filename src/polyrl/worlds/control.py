@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
+from polyrl.kernels.flat import FlatParameters
 from polyrl.models.actor import Actor, DistributionActor, Making, MaskedActor
 from polyrl.models.base import Interface, Models, PolicyNetwork
+from polyrl.models.closed_form import ActorCriticPasses
+from polyrl.models.control import ControlCritic, ControlPolicy, distribution_of
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean
 from polyrl.parts.score import kl_estimate
-from polyrl.policies.closed_form import ActorCriticPasses
-from polyrl.policies.control import ControlCritic, ControlPolicy, distribution_of
-from polyrl.policies.flat import FlatParameters
+from polyrl.rollout.control import Collector, Standing
+from polyrl.rollout.environments import PROBED_STEPS, environments_of, follows_seed
+from polyrl.rollout.judge import Judge
 from polyrl.runtime.seeding import generator, stream_seed
-from polyrl.sampling.control import Collector, Standing
-from polyrl.sampling.environments import PROBED_STEPS, environments_of, follows_seed
-from polyrl.sampling.judge import Judge
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.worlds.base import World

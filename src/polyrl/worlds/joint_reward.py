@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import NotFinite
-from polyrl.experience import Experience
-from polyrl.policies.rows import micro_batches_of
-from polyrl.policies.scalar import RewardModel
+from polyrl.models.language.rows import micro_batches_of
+from polyrl.models.language.scalar import RewardModel
 from polyrl.runtime.seeding import generator
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from polyrl.errors import UserError
-from polyrl.policies.folders import LoraSettings
-from polyrl.policies.language import LanguagePolicy, Reader
+from polyrl.models.language.folders import LoraSettings
+from polyrl.models.language.policy import LanguagePolicy, Reader
 from polyrl.pretrain.start import start_model
 from polyrl.runtime.config import Given, RunConfig
 from polyrl.runtime.device import make_device
@@ -83,7 +83,7 @@ def make_model(config: RunConfig, task: LanguageTask, say: Say = lambda _: None)
 def prepare(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) -> str:
     """Make the starting model and what the rewards need of it, where they are not there yet; return the model."""
     if config.lora:
-        from polyrl.policies.folders import import_peft
+        from polyrl.models.language.folders import import_peft
 
         import_peft()
     model = make_model(config, task, say)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
+from polyrl.rollout.language import Sampling
 from polyrl.runtime.seeding import generator
-from polyrl.sampling.language import Sampling
 from polyrl.tasks.language import Row
 from polyrl.tasks.language.base import table_rows
 from polyrl.tasks.language.columns import told_columns

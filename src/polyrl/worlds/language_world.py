@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import sampled_steps, scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies import last_layer
-from polyrl.policies.folders import LoraSettings
-from polyrl.policies.frozen import load_frozen
-from polyrl.policies.language import LanguagePolicy, Precision, Reader
-from polyrl.policies.pairs import FixedPairs
-from polyrl.policies.prefix import SharedPrompts
-from polyrl.policies.rows import micro_batches_of
-from polyrl.policies.scalar import Critic
+from polyrl.models.language import last_layer
+from polyrl.models.language.folders import LoraSettings
+from polyrl.models.language.frozen import load_frozen
+from polyrl.models.language.pairs import FixedPairs
+from polyrl.models.language.policy import LanguagePolicy, Precision, Reader
+from polyrl.models.language.prefix import SharedPrompts
+from polyrl.models.language.rows import micro_batches_of
+from polyrl.models.language.scalar import Critic
 from polyrl.pretrain.solutions import supervised_gradient
-from polyrl.rows import sampled_steps, scored_rows
-from polyrl.runtime.context import Context
+from polyrl.rollout.continuations import go_on, states_of
+from polyrl.rollout.language import Engine, Sampling, TransformersEngine
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.memory import keep_freed_memory
-from polyrl.sampling.continuations import go_on, states_of
-from polyrl.sampling.language import Engine, Sampling, TransformersEngine
 from polyrl.tasks.language import LanguageTask, Row, Split
 from polyrl.tasks.language.base import replayed, reports, sessions
 from polyrl.tasks.language.call_policy import CallPolicy

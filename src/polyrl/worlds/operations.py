@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from polyrl.core.experience import Experience
 from polyrl.errors import Diverged, UserError
-from polyrl.experience import Experience
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.operations.demand import EVALUATION_SEED
 from polyrl.worlds.base import World
@@ -48,7 +48,7 @@ class Evaluation:
 
 
 class OperationsWorld(World):
-    """Implements `polyrl.runtime.context.World` for inventories.
+    """Implements `polyrl.core.context.World` for inventories.
 
     Attributes:
         task: the setting.

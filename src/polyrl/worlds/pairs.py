@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
-from polyrl.policies.pairs import FixedPairs, by_pair, sequence_log_ratio
+from polyrl.core.experience import Experience
+from polyrl.models.language.pairs import FixedPairs, by_pair, sequence_log_ratio
 from polyrl.worlds.base import World
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.language import LanguagePolicy, Precision
-from polyrl.policies.pairs import FixedPairs
-from polyrl.policies.rows import micro_batches_of
-from polyrl.policies.scalar import RewardModel
+from polyrl.models.language.pairs import FixedPairs
+from polyrl.models.language.policy import LanguagePolicy, Precision
+from polyrl.models.language.rows import micro_batches_of
+from polyrl.models.language.scalar import RewardModel
 from polyrl.pretrain.reward_training import normalise
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.seeding import generator

@@ -16,17 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.tasks.theory import task as built_in_task
 from polyrl.tasks.theory.games import MatrixGame, PreferenceGame
 from polyrl.tasks.theory.mdp import Plan, RobustMDP
 from polyrl.worlds.base import World
 
 if TYPE_CHECKING:
+    from polyrl.core.context import Context
     from polyrl.recipe import Recipe
     from polyrl.runtime.config import Given, RunConfig
-    from polyrl.runtime.context import Context
 
 FILE = "tables.safetensors"
 LOWEST = 1e-16

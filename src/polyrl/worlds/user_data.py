@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from polyrl.errors import UserError
-from polyrl.policies.language import Reader
-from polyrl.policies.pairs import encode_pair
+from polyrl.models.language.pairs import encode_pair
+from polyrl.models.language.policy import Reader
 from polyrl.tasks.language import LanguageTask, Row
 from polyrl.tasks.language.checkers import truth_column
 from polyrl.tasks.language.dataset import DatasetTask, unpaired

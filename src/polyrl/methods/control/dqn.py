@@ -17,16 +17,16 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Move, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
-from polyrl.experience import Experience
 from polyrl.models.actor import Actor, Making, Moment, Player
 from polyrl.models.base import Copy
 from polyrl.models.critics import DiscreteQNetwork
 from polyrl.parts.replayed import OffPolicyTerm, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "dqn"
 TITLE = "Human-level Control through Deep Reinforcement Learning"

@@ -15,15 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import ALONE, SpecialRows
 from polyrl.parts.control import MlpActorCritic, ScaleReward, StepEnvironments
 from polyrl.parts.credit import GAE
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, ValueLoss
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import kl_estimate
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import ALONE, SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "ppo"
 TITLE = "Proximal Policy Optimization"

@@ -11,15 +11,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Again, Move, Sample, See, Update
 from polyrl.data.replay import Replay
-from polyrl.experience import Experience
 from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork
 from polyrl.models.policies import DeterministicPolicy
 from polyrl.parts.replayed import OffPolicyTerm, SquaredTD, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
 
 SLUG = "td3"
 TITLE = "Addressing Function Approximation Error in Actor-Critic Methods"

@@ -18,14 +18,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.methods.language.ppo import recipe as ppo
 from polyrl.parts.score import at_last_step
 from polyrl.parts.select import log_selected
 from polyrl.parts.steps import ends_of
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
-from polyrl.runtime.context import Context
 from polyrl.tasks.language.thinking import needs_thought, read_thought
 
 SLUG = "adacot"

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import SpecialRows, scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.rloo import LeaveOneOut
 from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.improve import PolicyGradient
@@ -30,8 +32,6 @@ from polyrl.parts.optimise import Optimise
 from polyrl.parts.pairs import numbers_of_step
 from polyrl.parts.score import JUDGED, TokenKLPenalty, of_finished, paid
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
-from polyrl.rows import SpecialRows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "aihf"
 TITLE = "Learning Reward and Policy Jointly from Demonstration and Preference"

@@ -17,17 +17,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import SpecialRows
 from polyrl.methods.language.grpo import GroupAdvantage
+from polyrl.models.language.last_layer import AdamModel, logit_moves, scores
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected
-from polyrl.policies.last_layer import AdamModel, logit_moves, scores
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "capo"
 TITLE = "Curvature-Aware Policy Optimization"

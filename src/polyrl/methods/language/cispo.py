@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.methods.language.grpo import GroupAdvantage
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import Averaged

@@ -17,8 +17,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import SpecialRows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.grpo import GroupAdvantage
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import total_reward
@@ -27,8 +29,6 @@ from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected, order_of
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "d3s"
 TITLE = "Dynamic Dual-Level Down-Sampling"

@@ -18,14 +18,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.credit import value_after
 from polyrl.parts.improve import ValueCrossEntropy
 from polyrl.parts.offline_steps import OfflineSteps
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
-from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "dapo-direct"
 TITLE = "Direct Advantage-Based Policy Optimization"

@@ -12,15 +12,15 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import at_every_step, check_groups, group_statistics, log_group_metrics, total_reward
 from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "grpo"
 TITLE = "Group Relative Policy Optimization"

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language.grpo import GroupAdvantage
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import AGGREGATION_HELP, Aggregation, Averaged, clipped_surrogate

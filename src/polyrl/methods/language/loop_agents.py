@@ -12,15 +12,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import SpecialRows
 from polyrl.methods.language.rloo import LeaveOneOut
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
-from polyrl.rows import SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "loop-agents"
 TITLE = "LOOP: leave-one-out PPO for interactive agents"

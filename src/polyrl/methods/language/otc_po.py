@@ -16,13 +16,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import PAID_AT_THE_END, SpecialRows, scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language import grpo
 from polyrl.parts.tools import calls_of, rescored
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import PAID_AT_THE_END, SpecialRows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "otc-po"
 TITLE = "Optimal Tool Call-controlled Policy Optimization"

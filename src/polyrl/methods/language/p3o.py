@@ -19,16 +19,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import log_group_metrics
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.pairs import partners
 from polyrl.parts.score import TaskReward, TrajectoryKLPenalty
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
-from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "p3o"
 TITLE = "Pairwise Proximal Policy Optimization"

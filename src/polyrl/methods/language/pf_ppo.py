@@ -17,7 +17,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE, WhitenAdvantage, check_groups
 from polyrl.parts.improve import ClippedSurrogate, ValueLoss
@@ -26,8 +28,6 @@ from polyrl.parts.proxies import r_squared
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.parts.select import log_selected, order_of
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "pf-ppo"
 ALIAS = "pf"

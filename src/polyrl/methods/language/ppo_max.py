@@ -17,7 +17,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.methods.language import ppo
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE
@@ -26,8 +28,6 @@ from polyrl.parts.improve import ValueLoss
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
 from polyrl.parts.select import CriticPretraining
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "ppo-max"
 TITLE = "PPO-max"

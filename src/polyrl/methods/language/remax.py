@@ -11,15 +11,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import SpecialRows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "remax"
 TITLE = "ReMax"

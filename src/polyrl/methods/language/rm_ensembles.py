@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import SpecialRows, finished_rows, scored_rows
 from polyrl.methods.language import ppo
 from polyrl.parts.proxies import log_best_of_n, pools
 from polyrl.parts.score import JUDGED, of_finished, paid
 from polyrl.recipe import Improver, Part, Recipe, Stage, Term, knob
-from polyrl.rows import SpecialRows, finished_rows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "rm-ensembles"
 TITLE = "Reward Model Ensembles"

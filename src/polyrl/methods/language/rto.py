@@ -20,13 +20,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import SpecialRows, finished_rows, sampled_rows, sampled_steps, scored_rows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.language import ppo
 from polyrl.parts.score import at_last_step
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import SpecialRows, finished_rows, sampled_rows, sampled_steps, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "rto"
 TITLE = "Reinforced Token Optimization"
@@ -111,7 +111,7 @@ class DPOReward(Part):
         Raises:
             UserError: `dpo_model` holds no policy, or the task has no preference pairs.
         """
-        from polyrl.policies.frozen import trained_folder
+        from polyrl.models.language.frozen import trained_folder
         from polyrl.pretrain.dpo_training import dpo_policy
 
         if self.dpo_model:

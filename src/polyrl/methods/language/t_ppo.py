@@ -18,7 +18,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import ALONE, SpecialRows, sampled_rows, sampled_steps, scored_rows
 from polyrl.parts.credit import WhitenAdvantage, gae, return_to_go, value_after
 from polyrl.parts.improve import ClippedSurrogate, ValueLoss
 from polyrl.parts.optimise import Optimise
@@ -26,8 +28,6 @@ from polyrl.parts.score import TaskReward, last_step
 from polyrl.parts.select import CriticPretraining
 from polyrl.parts.windows import WindowedRollouts
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import ALONE, SpecialRows, sampled_rows, sampled_steps, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "t-ppo"
 TITLE = "Truncated Proximal Policy Optimization"

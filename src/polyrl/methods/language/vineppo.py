@@ -17,7 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import LEFT_OUT, SpecialRows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import WhitenAdvantage
 from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
@@ -25,8 +27,6 @@ from polyrl.parts.optimise import Optimise
 from polyrl.parts.score import TaskReward
 from polyrl.parts.steps import Continuing, continued_scores
 from polyrl.recipe import Recipe, Stage, knob
-from polyrl.rows import LEFT_OUT, SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "vineppo"
 TITLE = "VinePPO"

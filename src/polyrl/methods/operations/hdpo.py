@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.parts.improve import aggregation_weights
 from polyrl.parts.operations import DrawTraces, OrderNetwork
 from polyrl.parts.optimise import Optimise

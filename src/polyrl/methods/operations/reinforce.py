@@ -14,14 +14,14 @@ from typing import ClassVar
 
 import torch
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.operations import OrderNetwork, SampleOrders
 from polyrl.parts.optimise import Optimise
 from polyrl.recipe import Part, Recipe, Stage, knob
-from polyrl.rows import LEFT_OUT, SpecialRows, scored_rows
-from polyrl.runtime.context import Context
 
 SLUG = "reinforce"
 TITLE = "REINFORCE"

@@ -13,11 +13,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
 from polyrl.recipe import Improver, Recipe, Term, knob
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "nash-mp"
 TITLE = "Nash Learning via Mirror Prox"

@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.theory import check_finite, check_plays
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.runtime.context import Context
 from polyrl.tasks.theory.games import kl
 
 SLUG = "nash-mp-pg"

@@ -14,10 +14,10 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
+from polyrl.models.language.pairs import by_pair
 from polyrl.parts.optimise import Optimise
 from polyrl.parts.pairs import OfflinePairs, PairTerm, whole_pairs
-from polyrl.policies.pairs import by_pair
 from polyrl.recipe import Recipe
 from polyrl.tasks.language.preferences import PAIR_METRIC
 

@@ -12,12 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
 from polyrl.recipe import Improver, Recipe, Term, knob
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "self-play"
 TITLE = "Iterative Nash Policy Optimization, exact update"

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.parts.theory import KnownReward, RobustBackup, RollEpisode
 from polyrl.recipe import Improver, Recipe, Term
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.runtime.context import Context
 from polyrl.tasks.theory.mdp import soft_policy
 
 SLUG = "dr-lsvi-ucb"

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyrl.experience import Experience
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.parts.theory import KnownReward, RobustBackup, RollEpisode, check_finite, mirror_policy
 from polyrl.recipe import Improver, Recipe, Term, knob
-from polyrl.rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.runtime.context import Context
 
 SLUG = "dr-rpo"
 TITLE = "Distributionally Robust Regularized Policy Optimization"

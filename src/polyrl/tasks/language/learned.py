@@ -18,7 +18,7 @@ from polyrl.tasks.language.strings import ReverseDense, preference_pairs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from polyrl.policies.scalar import RewardModel
+    from polyrl.models.language.scalar import RewardModel
 
 Say = Callable[[str], None]
 RewardFunction = Callable[..., list[float | None]]
@@ -172,7 +172,7 @@ class ScoredByModel(LanguageTask):
         """Return the pairs that the reward model learns from, sampled from the starting model `model`."""
 
         def rows() -> list[Row]:
-            from polyrl.policies.language import LanguagePolicy
+            from polyrl.models.language.policy import LanguagePolicy
 
             return self.preferences(LanguagePolicy.load(model)).labelled
 
@@ -191,7 +191,7 @@ class ScoredByModel(LanguageTask):
             super().prepare_ensemble(model, members, say)
 
     def _load(self, model: str, members: int, say: Say) -> None:
-        from polyrl.policies.scalar import RewardModel
+        from polyrl.models.language.scalar import RewardModel
         from polyrl.runtime.cache import cached
 
         made: list[Preferences] = []  # the members' common labels, sampled once where any of them is to be made
@@ -217,8 +217,8 @@ class ScoredByModel(LanguageTask):
         """Train a reward model and write it to `folder`; return its facts."""
         import time
 
-        from polyrl.policies.language import LanguagePolicy
-        from polyrl.policies.scalar import RewardModel
+        from polyrl.models.language.policy import LanguagePolicy
+        from polyrl.models.language.scalar import RewardModel
         from polyrl.pretrain.reward_training import normalise, score_texts, train_reward_model
         from polyrl.runtime.seeding import generator
 
@@ -265,8 +265,8 @@ class ScoredByModel(LanguageTask):
 
     def _two_answers(self, policy: Any, rows: list[Row]) -> tuple[list[str], list[str]]:
         """Return two sampled answers to each row, at temperature 1."""
+        from polyrl.rollout.language import Sampling, TransformersEngine
         from polyrl.runtime.seeding import generator
-        from polyrl.sampling.language import Sampling, TransformersEngine
 
         batch = TransformersEngine(policy).generate(
             [policy.encode_row(row) for row in rows],

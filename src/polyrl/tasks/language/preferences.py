@@ -224,7 +224,7 @@ def make_pairs(
     Returns rows with `prompt`, `chosen`, `rejected`, whether each ended by itself (`chosen_ended`, `rejected_ended`)
     and, where rewards are known, their scores (`score_chosen`, `score_rejected`).
     """
-    from polyrl.policies.language import LanguagePolicy
+    from polyrl.models.language.policy import LanguagePolicy
 
     policy = LanguagePolicy.load(model)
     pairs: dict[Split, list[Row]] = {}
@@ -257,8 +257,8 @@ def _ahead(a: float, b: float) -> float:
 
 def _labelled(task: LanguageTask, policy: Any, rows: list[Row], name: str) -> list[Row]:
     """One pair for each row whose two answers differ and are not judged equal."""
+    from polyrl.rollout.language import Sampling, TransformersEngine
     from polyrl.runtime.seeding import generator, stream_seed
-    from polyrl.sampling.language import Sampling, TransformersEngine
     from polyrl.tasks.language.reward_runner import RewardRunner
 
     tools = sessions(task, rows, 2)

@@ -113,7 +113,7 @@ def model_reward(folder: str, weight: float = 1.0) -> Reward:
     loaded: list[Any] = []
 
     def score(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
-        from polyrl.policies.scalar import RewardModel
+        from polyrl.models.language.scalar import RewardModel
         from polyrl.pretrain.reward_training import score_texts
         from polyrl.runtime.device import make_device
 

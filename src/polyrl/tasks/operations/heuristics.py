@@ -15,7 +15,7 @@ import torch
 from scipy.stats import norm, poisson
 from torch import Tensor
 
-from polyrl.policies import inventory
+from polyrl.models import inventory
 from polyrl.tasks.operations.demand import EVALUATION_SEED
 
 if TYPE_CHECKING:

@@ -20,15 +20,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.methods.control.llm_guidance.adviser import Adviser, UncertainAdvice, built_in_adviser
 from polyrl.methods.control.llm_guidance.mixture import AdvisedActor
 from polyrl.methods.control.ppo import recipe as ppo_recipe
 from polyrl.models.actor import Actor, DistributionActor, Making
 from polyrl.parts.control import StepEnvironments
 from polyrl.recipe import Recipe, knob
-from polyrl.runtime.context import Context
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.unlock_grid import UnlockGrid
 

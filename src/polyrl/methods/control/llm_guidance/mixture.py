@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 from polyrl.models.actor import Actor, DistributionActor, Moment, Player
-from polyrl.policies.control import Floats
+from polyrl.models.control import Floats
 
 
 class Guide(Protocol):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
+from polyrl.core.experience import Experience
 
 PaddingSide = Literal["left", "right"]
 Index = Tensor | Sequence[int]

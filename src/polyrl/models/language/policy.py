@@ -15,12 +15,21 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies import llama
-from polyrl.policies.encoding import TextEncoding
-from polyrl.policies.families import backbone_of, cache_argument, keeps_keys, rope_limit, rope_switches, side, takes
-from polyrl.policies.folders import (
+from polyrl.kernels.linear import quicken
+from polyrl.models.language import llama
+from polyrl.models.language.encoding import TextEncoding
+from polyrl.models.language.families import (
+    backbone_of,
+    cache_argument,
+    keeps_keys,
+    rope_limit,
+    rope_switches,
+    side,
+    takes,
+)
+from polyrl.models.language.folders import (
     ADAPTER_SETTINGS,
     LoraSettings,
     check_source,
@@ -32,10 +41,9 @@ from polyrl.policies.folders import (
     no_progress_bar,
     with_lora,
 )
-from polyrl.policies.linear import quicken
-from polyrl.policies.prefix import Plan, Prompts, SharedPrompts, distinct_prompts, make_plan, worth_sharing
-from polyrl.policies.rows import Index, Layout, PaddingSide, as_experience, lay_out, take, to_device
-from polyrl.policies.token_scores import score_logits
+from polyrl.models.language.prefix import Plan, Prompts, SharedPrompts, distinct_prompts, make_plan, worth_sharing
+from polyrl.models.language.rows import Index, Layout, PaddingSide, as_experience, lay_out, take, to_device
+from polyrl.models.language.token_scores import score_logits
 
 Precision = Literal["float32", "bfloat16"]
 """float32, or bfloat16 forward passes (autocast) over float32 weights."""

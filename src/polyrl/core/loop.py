@@ -14,10 +14,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from polyrl.core.context import Context
+from polyrl.core.part import STAGES, Stage
+from polyrl.core.recipe import Recipe
 from polyrl.core.throughput import throughput
 from polyrl.core.updating import Means
 from polyrl.errors import Diverged, NotFinite, UserError
-from polyrl.recipe import STAGES, Recipe, Stage
 from polyrl.runtime.budget import Spent
 from polyrl.runtime.checkpoint import (
     checkpoints,
@@ -29,7 +31,6 @@ from polyrl.runtime.checkpoint import (
     save_checkpoint,
     tidy,
 )
-from polyrl.runtime.context import Context
 from polyrl.runtime.files import WriteError, write_error, writing
 from polyrl.runtime.health import Health
 from polyrl.runtime.interrupt import interruptible
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from polyrl.experience import Experience
-    from polyrl.recipe import Part
+    from polyrl.core.experience import Experience
+    from polyrl.core.part import Part
     from polyrl.worlds.base import World
 
 Observer = Callable[[Stage, "Part", "Experience | None", "Experience", float], None]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import Diverged
-from polyrl.policies.decoder import Decoding
-from polyrl.sampling.cached import Plain
-from polyrl.sampling.drawing import Sampling, draw
-from polyrl.sampling.words import Words
+from polyrl.models.language.decoder import Decoding
+from polyrl.rollout.cached import Plain
+from polyrl.rollout.drawing import Sampling, draw
+from polyrl.rollout.words import Words
 
 
 @dataclass

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
 from polyrl.models.actor import Actor
-from polyrl.policies.control import IN_PLACE, ControlCritic, ControlPolicy, Distribution, Floats, WayBack, is_plain
+from polyrl.models.control import IN_PLACE, ControlCritic, ControlPolicy, Distribution, Floats, WayBack, is_plain
 
 Slope = Callable[[Floats, Floats], None]
 """Multiplies a slope `[N, H]` in place by an activation's derivative, told by the activation's output `[N, H]`."""

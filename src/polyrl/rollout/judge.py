@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from polyrl.errors import NotFinite, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
-from polyrl.sampling.environments import Environments, SingleEnvironments, VectorEnvironments, episode_seed
+from polyrl.rollout.environments import Environments, SingleEnvironments, VectorEnvironments, episode_seed
 from polyrl.tasks.control.environment import ControlTask, Environment
 
 Decide = Callable[[Environments], NDArray[Any]]

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
-from polyrl.policies.decoder import Decoder, Decoding
-from polyrl.policies.language import LanguagePolicy
-from polyrl.sampling.cached import Cut, Plain, read_plainly
-from polyrl.sampling.decoding import Rows, decode_rows
-from polyrl.sampling.drawing import Sampling
-from polyrl.sampling.language import TransformersEngine
-from polyrl.sampling.words import Words
+from polyrl.core.experience import Experience
+from polyrl.models.language.decoder import Decoder, Decoding
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.rollout.cached import Cut, Plain, read_plainly
+from polyrl.rollout.decoding import Rows, decode_rows
+from polyrl.rollout.drawing import Sampling
+from polyrl.rollout.language import TransformersEngine
+from polyrl.rollout.words import Words
 from polyrl.tasks.language.base import Tool
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from polyrl.policies.mlp import Activation, mlp
+from polyrl.models.mlp import Activation, mlp
 from polyrl.tasks.operations.network import Network
 
 # ------------------------------------------------------------------------------------------------------- pure rules

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from polyrl.errors import Diverged, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
-from polyrl.policies.control import Floats
-from polyrl.sampling.environments import Environments, SingleEnvironments, failure
+from polyrl.models.control import Floats
+from polyrl.rollout.environments import Environments, SingleEnvironments, failure
 
 REPLAY_LIMIT = 50_000
 """Longest episode, in steps, that a checkpoint keeps for replay; a longer one is started anew there."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from polyrl.experience import Experience
+    from polyrl.core.experience import Experience
 
 Use = Literal["left out", "alone", "counted", "none"]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import micro_batches_of
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import micro_batches_of
 
 BLOCK = 2**22
 """Numbers in the largest table that is made at once."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.language import Reader
-from polyrl.policies.rows import as_experience
+from polyrl.models.language.policy import Reader
+from polyrl.models.language.rows import as_experience
 from polyrl.tasks.language.formats import SIDES, pair_of, template_columns
 from polyrl.tasks.language.left_out import place_of
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from polyrl.policies.linear import Linear, onednn_pays, product
-from polyrl.policies.rows import pad_rows
+from polyrl.kernels.linear import Linear, onednn_pays, product
+from polyrl.models.language.rows import pad_rows
 
 FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 """Model classes whose layers the decoder knows, each of them exactly: a subclass may compute something else."""

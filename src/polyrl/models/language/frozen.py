@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from polyrl.errors import UserError
-from polyrl.policies.language import LanguagePolicy
+from polyrl.models.language.policy import LanguagePolicy
 
 
 def trained_folder(folder: str) -> str:

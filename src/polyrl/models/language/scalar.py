@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.encoding import UnwritableResponse
-from polyrl.policies.families import backbone_of
-from polyrl.policies.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
-from polyrl.policies.language import LanguagePolicy, Precision, Reader, with_pad
-from polyrl.policies.linear import quicken
-from polyrl.policies.prefix import SharedPrompts
-from polyrl.policies.rows import Index, as_experience, take
+from polyrl.kernels.linear import quicken
+from polyrl.models.language.encoding import UnwritableResponse
+from polyrl.models.language.families import backbone_of
+from polyrl.models.language.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
+from polyrl.models.language.policy import LanguagePolicy, Precision, Reader, with_pad
+from polyrl.models.language.prefix import SharedPrompts
+from polyrl.models.language.rows import Index, as_experience, take
 from polyrl.tasks.language.base import content
 from polyrl.tasks.language.formats import template_columns
 

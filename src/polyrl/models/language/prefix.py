@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyrl.experience import Experience
-from polyrl.policies import llama
-from polyrl.policies.rows import Index, check_prompts, micro_batches, take
+from polyrl.core.experience import Experience
+from polyrl.models.language import llama
+from polyrl.models.language.rows import Index, check_prompts, micro_batches, take
 
 if TYPE_CHECKING:
-    from polyrl.policies.language import Reader
+    from polyrl.models.language.policy import Reader
 
 WORTH = 1 / 8
 """Share of all tokens that sharing must save: below it, another forward pass costs more."""

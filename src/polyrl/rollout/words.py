@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import UserError
-from polyrl.policies.language import LanguagePolicy
+from polyrl.models.language.policy import LanguagePolicy
 from polyrl.tasks.language.base import Tool
 
 

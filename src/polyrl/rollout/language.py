@@ -9,15 +9,15 @@ from typing import Protocol
 
 import torch
 
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.experience import Experience
-from polyrl.policies.decoder import Decoder, Decoding, refusal
-from polyrl.policies.language import LanguagePolicy
-from polyrl.policies.rows import pad_rows
-from polyrl.sampling.cached import Plain, read_plainly
-from polyrl.sampling.decoding import Rows, decode_rows
-from polyrl.sampling.drawing import Sampling
-from polyrl.sampling.words import Words
+from polyrl.models.language.decoder import Decoder, Decoding, refusal
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import pad_rows
+from polyrl.rollout.cached import Plain, read_plainly
+from polyrl.rollout.decoding import Rows, decode_rows
+from polyrl.rollout.drawing import Sampling
+from polyrl.rollout.words import Words
 from polyrl.tasks.language.base import Tool
 
 __all__ = ["Engine", "Sampling", "TransformersEngine"]
@@ -56,8 +56,8 @@ class TransformersEngine:
     Each distinct prompt is read once and its key-value cache shared by all its responses; responses that ended leave
     the batch. A row's tokens depend on its own uniform numbers only, not on when other rows leave.
 
-    Models that `polyrl.policies.decoder` knows run there, others through their own forward pass: `plain_because` says
-    which and why. Both draw the same tokens from the same numbers, up to rounding.
+    Models that `polyrl.models.language.decoder` knows run there, others through their own forward pass: `plain_because`
+    says which and why. Both draw the same tokens from the same numbers, up to rounding.
     """
 
     def __init__(

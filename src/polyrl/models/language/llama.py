@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
-from polyrl.policies.decoder import unknown_kind
-from polyrl.policies.linear import BLOCK, Linear, multiply
+from polyrl.kernels.linear import BLOCK, Linear, multiply
+from polyrl.models.language.decoder import unknown_kind
 
 FAMILIES = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Model classes whose layers are known here, each of them exactly: a subclass may compute something else."""

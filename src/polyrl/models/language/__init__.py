@@ -1,0 +1,1 @@
+"""Language models, their critics, reward models, and how they read text."""

@@ -1,1 +1,0 @@
-"""Networks and distributions: language models, critics, reward models."""
