@@ -922,7 +922,7 @@ GROUPS: list[Group] = [
     ),
     Group(
         "core/updating.py",
-        "test_off_policy.py test_drafts.py -k 'plain_loop or phases or finite or hyperparameters or gradient'",
+        "test_off_policy.py test_drafts.py -k 'plain_loop or phases or finite or hyperparameters or gradient or every'",
         [
             ("elif (number + 1) % step.every == 0:", "elif number % step.every == 0:"),
             ("self.take(inner, number * step.gradient_steps + again)", "self.take(inner, number)"),
@@ -968,7 +968,7 @@ GROUPS: list[Group] = [
     ),
     Group(
         "parts/replayed.py",
-        "test_off_policy.py -k 'plain_loop or card or buffer'",
+        "test_off_policy.py -k 'plain_loop or card or buffer or time_limit'",
         [
             (
                 "return reward + discount * (value - temperature * logprob)",

@@ -13,7 +13,7 @@ import torch
 from conftest import SEED, read_records
 from polyrl import catalogue
 from polyrl.core.experience import Experience
-from polyrl.core.update import Move, Phase, Sample, See, Update
+from polyrl.core.update import Move, Phase, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
 from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork
@@ -142,6 +142,34 @@ def phased() -> Recipe:
         updates=(Phase((critic,), optimiser_steps=7), Phase((critic, Move("q_target", "q")))),
         turns=10,
     )
+
+
+def test_each_of_several_phases_has_its_own_steps() -> None:
+    import dataclasses
+
+    (_, last) = phased().updates
+    critic = last.of[0]
+    three = (Phase((critic,), optimiser_steps=4), Phase((critic,), optimiser_steps=5), last)
+    loop = make_loop(config_of("mine", {}), given=Given(recipe=dataclasses.replace(phased(), updates=three).check()))[0]
+    improver, spent = loop.recipe.improver, loop.context.spent
+    seen = []
+    for spent.updates in range(12):
+        seen.append(three.index(improver.phase(loop.context)))
+    assert seen == [0] * 4 + [1] * 5 + [2] * 3
+
+
+def test_every_counts_repeats_over_turns() -> None:
+    import dataclasses
+
+    critic = phased().updates[1].of[0]
+    steps = (Repeat(3, (critic, Move("q_target", "q", every=2))),)
+    recipe = dataclasses.replace(phased(), updates=steps, turns=8).check()
+    loop = make_loop(config_of("mine", {}), given=Given(recipe=recipe))[0]
+    moves: list[tuple[int, int]] = []
+    loop.world.models.move = lambda *given: moves.append((loop.context.turn, loop.context.spent.updates))
+    loop.iterate()
+    # turns 4 to 7 train three times each: repeats number 12 to 23, of which every second one moves
+    assert moves == [(4, 2), (5, 4), (5, 6), (6, 8), (7, 10), (7, 12)]
 
 
 def test_phases_follow_one_another_by_optimiser_steps() -> None:

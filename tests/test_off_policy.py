@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue, kernels
+from polyrl.core.experience import Experience
 from polyrl.core.update import Again, Move, Repeat, Sample, Update
 from polyrl.data.replay import Replay
 from polyrl.errors import UserError
@@ -26,7 +27,7 @@ from polyrl.models.critics import DiscreteQNetwork, QNetwork, dueling_values
 from polyrl.models.networks import StackedMlp
 from polyrl.models.policies import RandomActor, SquashedGaussian, SquashedGaussianPolicy, squashed_logprob
 from polyrl.models.scalar import PositiveScalar
-from polyrl.parts.replayed import SoftTarget, SoftValue, SquaredTD, StepAndKeep, soft_target
+from polyrl.parts.replayed import NextObservation, SoftTarget, SoftValue, SquaredTD, StepAndKeep, soft_target
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import Given, RunConfig
@@ -288,8 +289,8 @@ def test_td3_is_its_plain_loop() -> None:
     plain.check(loop)
 
 
-@pytest.mark.parametrize("double", ["true", "false"])
-def test_dqn_is_its_plain_loop(double: str) -> None:
+@pytest.mark.parametrize(("double", "clip"), [("true", 10.0), ("false", 10.0), ("true", 0.05)])
+def test_dqn_is_its_plain_loop(double: str, clip: float) -> None:
     loop = loop_of(
         "dqn",
         "CartPole-v1",
@@ -298,7 +299,7 @@ def test_dqn_is_its_plain_loop(double: str) -> None:
         learning_starts=20,
         gradient_steps=5,
         double=double,
-        **{**SMALL, "q-target-move.every": "3"},
+        **{**SMALL, "q-target-move.every": "3", "q.max_grad_norm": str(clip)},
     )
     plain = Plain(loop)
     network, target_network = plain.networks["q"][0], plain.networks["q_target"]
@@ -311,7 +312,7 @@ def test_dqn_is_its_plain_loop(double: str) -> None:
         loss = nn.functional.smooth_l1_loss(value, target)
         plain.adams["q"].zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
         plain.adams["q"].step()
         turn, repeat = divmod(number, 5)
         if repeat == 4 and (turn + 1 + 1) % 3 == 0:  # the first turn only fills the buffer
@@ -483,6 +484,15 @@ def test_the_fast_actors_do_what_the_networks_say() -> None:
     np.testing.assert_allclose(play(Moment(seen, seen.astype(float), none, noise)), action.detach(), atol=1e-6)
     mode = torch.tanh(policy.distribution(torch.from_numpy(seen))[0])
     np.testing.assert_allclose(play(Moment(seen, seen.astype(float), none)), mode.detach(), atol=1e-6)
+
+
+def test_what_follows_a_time_limit_is_what_was_seen_then() -> None:
+    shown = torch.arange(4.0).reshape(1, 4, 1)
+    cut = torch.tensor([[False, True, False, True]])
+    final = torch.tensor([0.0, 70.0, 0.0, 90.0]).reshape(1, 4, 1)
+    given = Experience({"observation": shown, "final_observation": final, "truncated": cut})
+    found = NextObservation()(given, None)["next_observation"]  # type: ignore[arg-type]
+    assert found.flatten().tolist() == [1, 70, 3, 90]
 
 
 # ----------------------------------------------------------------------------------------------------- composition

@@ -190,6 +190,14 @@ def test_new_rows_have_the_largest_priority_and_dead_ones_none() -> None:
     assert counts[3] == pytest.approx(1 / 33, abs=0.01) and len(share) == 5000
 
 
+def test_the_exponent_flattens_priorities() -> None:
+    held = buffer(capacity=100, priority_exponent=0.5)
+    held.take(steps(0, 1))
+    held.feedback(torch.tensor([[0], [1]]), torch.tensor([[16.0], [-1.0]]))
+    rows = held.sample(4000, torch.Generator().manual_seed(0))["row"].flatten()
+    assert float((rows == 0).float().mean()) == pytest.approx(0.8, abs=0.01)  # 4 to 1
+
+
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 
