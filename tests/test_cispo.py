@@ -15,7 +15,7 @@ from polyrl.errors import UserError
 from polyrl.methods.language.cispo import ClippedImportanceWeight, clipped_weight
 from polyrl.parts.improve import ClippedSurrogate, PolicyGradient
 from test_gspo import gradient, weighted
-from test_learning import MARGIN, learn
+from test_learning import learn
 from worlds import TableWorld
 
 
@@ -123,5 +123,5 @@ def test_recipes_that_can_and_cannot_be() -> None:
 
 def test_it_learns(small_model: Path, tmp_path: Path) -> None:
     done = learn("cispo", small_model, tmp_path / "run", samples=1536, seed=SEED, learning_rate=6e-4)
-    reached(done.final["eval/accuracy"] - done.start["eval/accuracy"], MARGIN)
+    reached(done.final["eval/accuracy"] - done.start["eval/accuracy"], 0.1)  # 0.19 to 0.33 with five seeds
     assert max(r["clip_ratio"] for r in read_records(tmp_path / "run") if "clip_ratio" in r) > 0

@@ -10,10 +10,10 @@ import pytest
 from conftest import DIFFICULTY, SEED, TASK, reached, read_records, timeless
 from polyrl.api import RunResult, train
 
-MARGIN = 0.13
-"""How much greedy accuracy on 200 test words each method adds at least: three standard errors of a difference.
+MARGIN = 0.2
+"""How much greedy accuracy on 200 test words each method adds at least: four standard errors of a difference.
 
-One seed without AVX: the methods that are asked for it add 0.32 to 0.59 (`make margins` measures more of both).
+Three seeds as the processor is (without AVX-512) and one held to AVX2 add 0.26 to 0.59 (`make margins`).
 """
 ROOM = (0.2, 0.35)
 """Accuracy of the start."""

@@ -123,7 +123,7 @@ def test_a_file_trains_and_learns(file: Path, words: list[str], tmp_path: Path, 
     )
     assert (told.code, told.err) == (0, "")
     records = read_records(out)
-    reached(records[-1]["eval/accuracy"] - records[0]["eval/accuracy"], 0.1)
+    reached(records[-1]["eval/accuracy"] - records[0]["eval/accuracy"], 0.2)  # 0.39 to 0.55 with three seeds
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["hyperparameters"]["above-the-mean.margin"] == 0.1
     assert all(0 <= r["better"] <= 1 for r in records[1:])

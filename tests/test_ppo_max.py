@@ -235,7 +235,7 @@ def test_it_learns_after_the_critic(small_model: Path, tmp_path: Path):
         options={"difficulty": DIFFICULTY, "evaluations": 1, "tensorboard": False},
         **knobs,
     )
-    reached(done.final["eval/accuracy"] - done.start["eval/accuracy"], 0.15)  # 0.61
+    reached(done.final["eval/accuracy"] - done.start["eval/accuracy"], 0.3)  # 0.61 to 0.68 with three seeds
     rows = read_records(tmp_path / "run")[1:]
     assert all(abs(r["kl"]) < 1e-4 and "approx_kl" not in r for r in rows[:2]) and rows[-1]["kl"] > 0.05
     assert rows[0]["perplexity"] == pytest.approx(rows[0]["ref_perplexity"], rel=1e-3)

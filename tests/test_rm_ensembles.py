@@ -243,7 +243,7 @@ def test_a_users_own_rewards_are_members_and_it_learns(small_model: Path, tmp_pa
         learning_rate=1e-3,
         options={"difficulty": DIFFICULTY, "evaluations": 1, "tensorboard": False},
     )
-    reached(done.final["eval/accuracy"] - done.start["eval/accuracy"], 0.15)  # 0.48
+    reached(done.final["eval/accuracy"] - done.start["eval/accuracy"], 0.2)  # 0.36 to 0.51 with three seeds
     assert read_records(tmp_path / "run")[1]["ensemble/variance"] > 0
 
 

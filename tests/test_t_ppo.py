@@ -246,7 +246,7 @@ def run(model: Path, out: Path, budget: Any, **knobs: Any) -> Any:
 def test_it_learns(small_model: Path, tmp_path: Path) -> None:
     done = run(small_model, tmp_path / "run", {"samples": 700}, seed=SEED)
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    reached(final - start, 0.1)  # 0.2 and more
+    reached(final - start, 0.15)  # 0.27 to 0.49 with three seeds
     records = read_records(tmp_path / "run")[1:]
     assert all(r["decode_steps"] <= 4 for r in records)
     assert all("grad_norm/policy" not in r or r["grad_norm/policy"] == 0 for r in records[:8])  # the critic alone

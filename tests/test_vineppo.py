@@ -242,4 +242,4 @@ def test_it_learns(small_model: Path, tmp_path: Path) -> None:
         step_tokens=1,
     )
     start, final = done.start["eval/accuracy"], done.final["eval/accuracy"]
-    reached(final - start, 0.15)  # 0.49
+    reached(final - start, 0.25)  # 0.47 to 0.58 with three seeds
