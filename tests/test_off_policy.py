@@ -108,12 +108,12 @@ def pendulum() -> Interface:
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("members", [1, 2, 5])
+@pytest.mark.parametrize(("members", "hidden"), [(1, (8, 6)), (2, (8, 6)), (5, (8, 6)), (2, (20, 40))])
 def test_networks_in_one_function_are_separate_networks(
-    monkeypatch: pytest.MonkeyPatch, activation: Any, members: int
+    monkeypatch: pytest.MonkeyPatch, activation: Any, members: int, hidden: tuple[int, ...]
 ) -> None:
     stream = torch.Generator().manual_seed(2)
-    network = StackedMlp(4, (8, 6), 3, members=members, activation=activation, generator=stream)
+    network = StackedMlp(4, hidden, 3, members=members, activation=activation, generator=stream)
     x = torch.randn(7, 4, generator=stream)
     weight = torch.randn(7, members, 3, generator=stream)
     gradients = []
@@ -133,6 +133,26 @@ def test_networks_in_one_function_are_separate_networks(
             h = h @ w[k] + b[k]
             h = act(h) if layer < 2 else h
         torch.testing.assert_close(network(x)[:, k], h, rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            torch.testing.assert_close(network(x)[:, k], h, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(network(x, first=1), network(x)[:, :1])
+
+
+@pytest.mark.parametrize("rows", [[0, 3], [], [0, 1, 2, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]])
+def test_rows_without_a_slope_are_left_out_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch, rows: list[int]
+) -> None:
+    stream = torch.Generator().manual_seed(2)
+    network = StackedMlp(4, (20, 40), 3, members=2, generator=stream).requires_grad_(False)
+    x, weight = torch.randn(7, 4, generator=stream), torch.randn(7, 2, 3, generator=stream)
+    weight[[i for i in range(7) if i not in rows], 1] = 0  # of the second network
+    gradients = []
+    for fast in (True, False):
+        monkeypatch.setattr(kernels, "ENABLED", fast)
+        given = x.clone().requires_grad_()
+        (network(given) * weight).sum().backward()
+        gradients.append(given.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_is_computed_for_models_that_an_update_does_not_train() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polyrl import kernels
-from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers
+from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers, outputs_only
 from polyrl.models.control import Floats
 
 Activation = Literal["relu", "tanh", "elu"]
@@ -56,29 +56,33 @@ class StackedMlp(nn.Module):
         # looked up once: weight and bias of each layer in turn
         self._layers = tuple(p for pair in zip(self.weights, self.biases, strict=True) for p in pair)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs `[..., members, O]` of inputs `[..., I]`."""
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """Outputs `[..., members, O]` of inputs `[..., I]`; with `first`, of the first so many members only."""
         flat = x.reshape(-1, x.shape[-1])
-        out = self._fast(flat) if self._is_fast(flat) else self._plain(flat)
-        return out.transpose(0, 1).reshape(*x.shape[:-1], self.members, out.shape[-1])
+        layers = self._layers if first is None else tuple(p[:first] for p in self._layers)
+        out = self._fast(flat, layers) if self._is_fast(flat) else self._plain(flat, layers)
+        return out.transpose(0, 1).reshape(*x.shape[:-1], len(out), out.shape[-1])
 
     def _is_fast(self, x: Tensor) -> bool:
         known = self.activation in IN_PLACE and not self.layer_norm
         return kernels.ENABLED and known and x.dtype == torch.float32 and x.device.type == "cpu"
 
-    def _fast(self, x: Tensor) -> Tensor:
-        found: Tensor = StackedLayers.apply(x, self.activation, *self._layers)  # type: ignore[no-untyped-call]
+    def _fast(self, x: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
+        if not torch.is_grad_enabled():
+            return outputs_only(x, self.activation, layers)
+        found: Tensor = StackedLayers.apply(x, self.activation, *layers)  # type: ignore[no-untyped-call]
         return found
 
-    def _plain(self, x: Tensor) -> Tensor:
-        h = x.expand(self.members, *x.shape)
+    def _plain(self, x: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
+        members = len(layers[0])
+        h = x.expand(members, *x.shape)
         last = len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for layer, (weight, bias) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
             h = torch.baddbmm(bias.unsqueeze(1), h, weight)
             if layer < last:
                 if self.layer_norm:
-                    h = nn.functional.layer_norm(h, h.shape[-1:])
-                    h = h * self.scales[layer].unsqueeze(1) + self.shifts[layer].unsqueeze(1)
+                    scale, shift = self.scales[layer][:members], self.shifts[layer][:members]
+                    h = nn.functional.layer_norm(h, h.shape[-1:]) * scale.unsqueeze(1) + shift.unsqueeze(1)
                 h = ACTIVATIONS[self.activation](h)
         return h
 
