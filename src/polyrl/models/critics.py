@@ -34,6 +34,11 @@ class ActionCritics(Network):
         found: Tensor = self.network(torch.cat([observation, action], -1)).squeeze(-1)
         return found
 
+    def first(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The first critic's values `[...]`; the others are not computed."""
+        found: Tensor = self.network(torch.cat([observation, action], -1), first=1)[..., 0, 0]
+        return found
+
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "q" `[B, T, K]` of the actions that were taken."""
         return {"q": self(batch["observation"], batch["action"])}

@@ -63,7 +63,7 @@ class FirstCriticValue(OffPolicyTerm):
 
     def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
         """-Q_1(s, pi(s)), `[B, T]`."""
-        value: Tensor = see["q"](batch["observation"], outputs["mode"])[..., 0]
+        value: Tensor = see["q"].first(batch["observation"], outputs["mode"])
         return -value
 
 
