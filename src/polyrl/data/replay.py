@@ -65,12 +65,14 @@ class ReplayBuffer(Rows):
         count: slots that were ever written; the next is number `count % slots` of the ring.
         slots: how many the ring has, of one step of each environment.
         arrays: field -> `[slots, B, ...]`.
+        flat: the same memory as rows, field -> `[slots * B, ...]`.
     """
 
     def __init__(self, name: str, entry: Replay):
         self.name, self.entry = name, entry
         self.count, self.slots, self.lanes = 0, 0, 0
         self.arrays: dict[str, NDArray[Any]] = {}
+        self.flat: dict[str, NDArray[Any]] = {}
         self.priorities: Priorities | None = None
         self.wants_feedback = entry.priority_exponent > 0
         self._changed: set[int] = set()
@@ -89,6 +91,7 @@ class ReplayBuffer(Rows):
                 f"n_step={self.entry.n_step} needs; raise --capacity."
             )
         self.arrays = {name: np.zeros((self.slots, lanes, *x.shape[2:]), dtype=x.dtype) for name, x in like.items()}
+        self.flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in self.arrays.items()}
         if self.wants_feedback:
             self.priorities = Priorities(self.slots * lanes)
 
@@ -153,7 +156,7 @@ class ReplayBuffer(Rows):
         """Rows drawn with replacement: `reward` of n steps, `discount` gamma^n or 0, `next_observation` after them."""
         if self.priorities is None:
             rows = torch.randint(self.held * self.lanes, (count,), generator=stream).numpy()
-            mask = self.arrays["mask"].reshape(-1)
+            mask = self.flat["mask"]
             while not mask[rows].all():  # steps that only reset an environment are no experience
                 again = ~mask[rows]
                 rows[again] = torch.randint(self.held * self.lanes, (int(again.sum()),), generator=stream).numpy()
@@ -165,32 +168,44 @@ class ReplayBuffer(Rows):
 
     def rows(self, rows: NDArray[np.int64]) -> Experience:
         """The steps number `rows` `[N]` (slot times environments plus environment) as `[N, 1, ...]`."""
-        slot, lane = np.divmod(rows, self.lanes)
-        gamma, a = self.entry.gamma, self.arrays
-        reward = a["reward"][slot, lane].astype(np.float32)
-        over = a["terminated"][slot, lane] | (a["truncated"][slot, lane] & ~a["rollout_end"][slot, lane])
-        last, discount = slot, np.full(len(rows), np.float32(gamma))
+        gamma, kept = self.entry.gamma, self.flat
+        reward = kept["reward"].take(rows).astype(np.float32)
+        last, discount = rows, np.full(len(rows), np.float32(gamma))
+        if self.entry.n_step > 1:
+            last, discount = self._following(rows, reward, discount)
+        found = {
+            "observation": kept["observation"].take(rows, 0),
+            "action": kept["action"].take(rows, 0),
+            "next_observation": kept["next_observation"].take(last, 0),
+            "reward": reward,
+            "discount": np.where(kept["terminated"].take(last), np.float32(0), discount),
+        }
+        found |= {name: kept[name].take(x, 0) for name, x in zip(MASKS, (rows, last), strict=True) if name in kept}
+        return Experience({name: torch.from_numpy(x).unsqueeze(1) for name, x in found.items()})
+
+    def _following(
+        self, rows: NDArray[np.int64], reward: NDArray[np.float32], discount: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Add the rewards of the steps that follow to `reward` `[N]`; the last of them, and its value's discount."""
+        gamma, kept, held = np.float32(self.entry.gamma), self.flat, self.slots * self.lanes
         newest = (self.count - 1) % self.slots
+
+        def ends(row: NDArray[np.int64]) -> NDArray[np.bool_]:
+            cut = kept["truncated"][row] & ~kept["rollout_end"][row]
+            over: NDArray[np.bool_] = kept["terminated"][row] | cut
+            return over
+
+        last, over = rows, ends(rows)
         for _ in range(1, self.entry.n_step):
-            goes_on = ~over & (last != newest)
+            goes_on = ~over & (last // self.lanes != newest)
             if not goes_on.any():
                 break
-            following = np.where(goes_on, (last + 1) % self.slots, last)
-            reward += np.where(goes_on, discount * a["reward"][following, lane], 0).astype(np.float32)
-            discount = np.where(goes_on, discount * np.float32(gamma), discount)
-            cut = a["truncated"][following, lane] & ~a["rollout_end"][following, lane]
-            over = np.where(goes_on, a["terminated"][following, lane] | cut, over)
+            following = np.where(goes_on, (last + self.lanes) % held, last)
+            reward += np.where(goes_on, discount * kept["reward"][following], 0).astype(np.float32)
+            discount = np.where(goes_on, discount * gamma, discount)
+            over = np.where(goes_on, ends(following), over)
             last = following
-        discount = np.where(a["terminated"][last, lane], np.float32(0), discount)
-        found = {
-            "observation": a["observation"][slot, lane],
-            "action": a["action"][slot, lane],
-            "next_observation": a["next_observation"][last, lane],
-            "reward": reward,
-            "discount": discount,
-        }
-        found |= {name: a[name][where, lane] for name, where in zip(MASKS, (slot, last), strict=True) if name in a}
-        return Experience({name: torch.from_numpy(x).unsqueeze(1) for name, x in found.items()})
+        return last, discount
 
     def feedback(self, rows: Tensor, values: Tensor) -> None:
         """Priorities |td| + 1e-6 to the exponent (arXiv:1511.05952, section 3.3)."""

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -63,9 +64,14 @@ class BoundedActor(Actor):
         """Normal numbers, `[steps, count, A]`."""
         return torch.randn((steps, count, self.policy.numbers), generator=generator).numpy()
 
+    @cached_property
+    def _forward(self) -> Callable[[Floats], Floats]:
+        """Made once: it reads the weights as they are, and a turn may have a single step."""
+        return live_forward(self.policy.network)
+
     def player(self) -> Player:
         """Its action, perturbed by the policy's own kind of noise."""
-        forward, decide, explore = live_forward(self.policy.network), self.policy.decide, self.policy.explore
+        forward, decide, explore = self._forward, self.policy.decide, self.policy.explore
 
         def play(moment: Moment) -> NDArray[Any]:
             said = forward(moment.seen)
