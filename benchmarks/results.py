@@ -20,6 +20,8 @@ PACKAGES = {
     "language": LANGUAGE,
     "learning": LANGUAGE,
     "control": CONTROL,
+    "off_policy": CONTROL,
+    "off_policy_learning": CONTROL,
     "start": (*LANGUAGE, *CONTROL),
     "gpu": LANGUAGE,
 }

@@ -6,6 +6,7 @@
 
     language   TRL's trainers, and a plain loop for PPO
     control    Stable-Baselines3's PPO
+    off_policy Stable-Baselines3's SAC, TD3 and DQN; what they learn: off_policy_learning.py
     start      commands until they answer, and until the first iteration
     learning   learning curves of GRPO, polyrl's and TRL's, from the same start
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-WHAT = ("language", "control", "start", "learning")
+WHAT = ("language", "control", "off_policy", "start", "learning")
 
 
 def main() -> None:

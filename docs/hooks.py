@@ -496,7 +496,14 @@ def spread_text(value: dict[str, float], digits: int) -> str:
 
 def measured_tables() -> str:
     """All that the benchmarks have measured, as Markdown."""
-    made = {"language": language_tables, "control": control_tables, "learning": learning_table, "start": start_table}
+    made = {
+        "language": language_tables,
+        "control": control_tables,
+        "off_policy": off_policy_tables,
+        "off_policy_learning": off_policy_curves,
+        "learning": learning_table,
+        "start": start_table,
+    }
     pieces = [
         f"### {title(name)}\n\n{write(cases)}\n{measured_on(cases)}"
         for name, write in made.items()
@@ -507,7 +514,13 @@ def measured_tables() -> str:
 
 def title(name: str) -> str:
     """Heading of a result file."""
-    return {"learning": "Learning curves", "start": "Start-up"}.get(name, name.capitalize())
+    titles = {
+        "off_policy": "Off-policy control",
+        "off_policy_learning": "What off-policy control reaches",
+        "learning": "Learning curves",
+        "start": "Start-up",
+    }
+    return titles.get(name, name.capitalize())
 
 
 def measured_on(cases: dict[str, Any]) -> str:
@@ -564,6 +577,40 @@ def control_tables(cases: dict[str, Any]) -> str:
     head = ("work", "peer", "peer, steps/s", "polyrl, steps/s", "polyrl is faster by", "goal")
     columns = ("work", "side", *(f"{part}, us a step" for part in names), "steps an iteration", "updates", "peak MiB")
     return f"{table(head, ratios)}\n{table(columns, parts)}"
+
+
+def off_policy_tables(cases: dict[str, Any]) -> str:
+    """Ratios to Stable-Baselines3, then the parts of an environment step, and what the products alone would take."""
+    ratios, parts = [], []
+    for name, found in cases.items():
+        took = [f"{1000 * found['sides'][side]['seconds_a_step']['median']:.2f}" for side in ("sb3", "polyrl")]
+        ratios.append((name, *took, spread_text(found["ratios"]["sb3"], 2), f"{found['goal']:g}"))
+        for side, values in found["sides"].items():
+            milliseconds = [f"{1000 * part:.3f}" for part in values["parts"].values()]
+            done = (f"{values['steps']:,.0f}", f"{values['updates']:.0f}", f"{values['peak_mib']:,.0f}")
+            parts.append((name, side, *milliseconds, *done))
+    names = next(iter(cases.values()))["sides"]["polyrl"]["parts"]
+    head = ("work", "sb3, ms a step", "polyrl, ms a step", "polyrl is faster by", "goal")
+    columns = ("work", "side", *(f"{part}, ms a step" for part in names), "steps a turn", "updates", "peak MiB")
+    return f"{table(head, ratios)}\n{table(columns, parts)}"
+
+
+def off_policy_curves(cases: dict[str, Any]) -> str:
+    """Returns of greedy evaluations on the way and at the end, side by side."""
+    rows = []
+    for name, found in cases.items():
+        curves = [found["sides"][side]["curve"] for side in ("sb3", "polyrl")]
+        for theirs, ours in zip(*curves, strict=True):
+            rows.append((name, len(found["seeds"]), f"{ours['steps']:,}", return_text(theirs), return_text(ours)))
+    return table(("work", "seeds", "steps", "sb3", "polyrl"), rows)
+
+
+def return_text(value: dict[str, Any]) -> str:
+    """Interquartile mean with its interval; of fewer than three seeds each seed's return instead."""
+    if len(value["by_seed"]) < 3:
+        return ", ".join(f"{x:.0f}" for x in value["by_seed"])
+    low, high = value["interval"]
+    return f"{value['interquartile_mean']:.1f} ({low:.1f} to {high:.1f})"
 
 
 def learning_table(cases: dict[str, Any]) -> str:

@@ -20,6 +20,8 @@ import control_work  # noqa: E402
 import language  # noqa: E402
 import language_work  # noqa: E402
 import learning  # noqa: E402
+import off_policy_learning  # noqa: E402
+import off_policy_work  # noqa: E402
 import results  # noqa: E402
 import turns  # noqa: E402
 
@@ -136,6 +138,45 @@ def test_settings_of_control_mean_the_same_in_polyrl() -> None:
             known["optimise.minibatches"] * case.setting.batch_size == case.setting.environments * case.setting.n_steps
         )
         assert known["gae.gamma"] == case.setting.gamma and known["optimise.epochs"] == case.setting.n_epochs
+
+
+def test_settings_of_off_policy_mean_the_same_in_polyrl() -> None:
+    from polyrl.catalogue import build
+
+    for case in (*off_policy_work.CASES.values(), *off_policy_work.LEARNING.values()):
+        setting, peer = case.setting, case.setting.for_peer()
+        known = build(setting.method, {k: str(v) for k, v in setting.for_polyrl().items()}).hyperparameters()
+        assert known["q.learning_rate"] == peer["learning_rate"]
+        assert known["q.hidden"] == "x".join(map(str, peer["policy_kwargs"]["net_arch"]))
+        assert known["sample.batch_size"] == peer["batch_size"]
+        replay = {name: known[f"replay.{name}"] for name in ("capacity", "gamma", "learning_starts")}
+        assert [*replay.values()] == [peer["buffer_size"], peer["gamma"], peer["learning_starts"]]
+        if setting.method == "dqn":
+            collect = "explore-environments"
+            assert known[f"{collect}.steps_per_environment"] == peer["train_freq"]
+            assert known[f"{collect}.exploration_fraction"] == peer["exploration_fraction"]
+            assert known[f"{collect}.exploration_final"] == peer["exploration_final_eps"]
+            assert known["repeat.gradient_steps"] == peer["gradient_steps"] and not known["greedy-target.double"]
+        else:
+            collect = "step-and-keep"
+            assert known["policy.learning_rate"] == peer["learning_rate"] and known["q-target-move.tau"] == 0.005
+        assert known[f"{collect}.random_steps"] == peer["learning_starts"]
+
+
+def test_curves_of_off_policy_are_of_seeds_that_both_sides_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(off_policy_learning, "KEPT", tmp_path)
+    assert off_policy_learning.summarise("sac-pendulum", 9) == {}
+    returns = {("polyrl", 0): -1.0, ("polyrl", 1): -2.0, ("polyrl", 2): -9.0, ("sb3", 1): -3.0, ("sb3", 0): -5.0}
+    for (library, seed), value in returns.items():
+        run = {"seed": seed, "curve": [[4, -10.0], [9, value]], "cpu_seconds": 1.0}
+        (tmp_path / f"{library}-sac-pendulum-seed{seed}-steps9.json").write_text(json.dumps(run))
+    found = off_policy_learning.summarise("sac-pendulum", 9)
+    assert found["seeds"] == [0, 1]
+    ends = {library: side["curve"][-1] for library, side in found["sides"].items()}
+    assert ends["polyrl"]["by_seed"] == [-1, -2] and ends["sb3"]["by_seed"] == [-5, -3]
+    assert ends["sb3"]["steps"] == 9 and ends["sb3"]["interquartile_mean"] == -4
 
 
 def test_sides_that_do_other_work_are_refused() -> None:
