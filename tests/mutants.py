@@ -887,14 +887,14 @@ GROUPS: list[Group] = [
         [
             ("first = self.count % self.slots", "first = 0"),
             ("self.arrays[name][: steps - room] = x[room:]", "pass"),
-            ('& ~a["rollout_end"][slot, lane])', ")"),
-            ("goes_on = ~over & (last != newest)", "goes_on = ~over"),
-            ("(last + 1) % self.slots, last)", "last + 1, last)"),
-            ("np.where(goes_on, discount * np.float32(gamma), discount)", "discount"),
-            ('np.where(a["terminated"][last, lane], np.float32(0), discount)', "discount"),
+            ('kept["truncated"][row] & ~kept["rollout_end"][row]', 'kept["truncated"][row]'),
+            ("goes_on = ~over & (last // self.lanes != newest)", "goes_on = ~over"),
+            ("(last + self.lanes) % held, last)", "(last + 1) % held, last)"),
+            ("np.where(goes_on, discount * gamma, discount)", "discount"),
+            ('np.where(kept["terminated"].take(last), np.float32(0), discount)', "discount"),
             (
-                '"next_observation": a["next_observation"][last, lane]',
-                '"next_observation": a["next_observation"][slot, lane]',
+                '"next_observation": kept["next_observation"].take(last, 0)',
+                '"next_observation": kept["next_observation"].take(rows, 0)',
             ),
             ("while not mask[rows].all():", "while False:"),
             (
@@ -938,14 +938,16 @@ GROUPS: list[Group] = [
     ),
     Group(
         "kernels/stacked_layers.py",
-        "test_off_policy.py -k 'separate or rounding'",
+        "test_off_policy.py -k 'separate or rounding or slope'",
         [
-            ("if layer < layers - 1:\n                activate(out)", "if False:\n                activate(out)"),
-            ("found[2 * layer + 1] = slope.sum(1)", "found[2 * layer + 1] = slope[:, 0]"),
+            ("if layer < last:", "if False:"),
+            ("torch.sum(slope, 0, out=biases[k])", "biases[k] = slope[0]"),
             (
-                "for k in range(1, members):\n                gradient_x",
-                "for k in range(1, 1):\n                gradient_x",
+                "own, below = own[rows], [x, *(h[rows] for h in below[1:])]",
+                "own = own[rows]; below = [x, *(h[: len(rows)] for h in below[1:])]",
             ),
+            ("gradient_x.index_add_(0, rows, by_input)", "pass"),
+            ("gradient_x += by_input", "gradient_x = by_input"),
             ("before.mul_(1 - output * output)", "pass"),
         ],
     ),
