@@ -403,20 +403,9 @@ GROUPS: list[Group] = [
     ),
     # --------------------------------------------------------------------------------------------- control
     Group(
-        "models/control.py",
+        "models/distributions.py",
         "test_control_policies.py test_closed_form.py -k 'not updates'",
         [
-            ("added *= n / total", "added *= 1"),
-            ("variance *= before / total", "pass"),
-            (
-                "variance += np.add.reduce(spread, 0, keepdims=True) / total",
-                "variance += np.add.reduce(spread, 0, keepdims=True) / n",
-            ),
-            ("off *= n / total", "off *= before / total"),
-            ("self.count[()] = total", "self.count[()] = n"),
-            ("mean[:, self.fixed], variance[:, self.fixed] = 0.0, 1.0", "pass"),
-            ("white = batch - self.mean", "white = batch + self.mean"),
-            ("np.minimum(white, _MOST, out=white)", "pass"),
             ("slope = probability * -by_logprob", "slope = probability * by_logprob"),
             ("slope -= probability * (logs + entropy) * by_entropy", "slope -= probability * logs * by_entropy"),
             ("np.cumsum(self.choices)[:-1]", "np.cumsum(self.choices)[1:]"),
@@ -433,6 +422,23 @@ GROUPS: list[Group] = [
             ("per_number = 0.5 * (1 + math.log(2 * math.pi))", "per_number = 0.5 * math.log(2 * math.pi)"),
             ("(uniform.log() - torch.log1p(-uniform)).numpy()", "uniform.log().numpy()"),
             (".exponential_(generator=generator).log_().neg_()", ".exponential_(generator=generator).log_()"),
+        ],
+    ),
+    Group(
+        "models/normalisation.py",
+        "test_control_policies.py test_closed_form.py -k 'not updates'",
+        [
+            ("added *= n / total", "added *= 1"),
+            ("variance *= before / total", "pass"),
+            (
+                "variance += np.add.reduce(spread, 0, keepdims=True) / total",
+                "variance += np.add.reduce(spread, 0, keepdims=True) / n",
+            ),
+            ("off *= n / total", "off *= before / total"),
+            ("self.count[()] = total", "self.count[()] = n"),
+            ("mean[:, self.fixed], variance[:, self.fixed] = 0.0, 1.0", "pass"),
+            ("white = batch - self.mean", "white = batch + self.mean"),
+            ("np.minimum(white, _MOST, out=white)", "pass"),
         ],
     ),
     Group(

@@ -16,15 +16,8 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.kernels.flat import FlatParameters, VectorAdamW
 from polyrl.models.closed_form import ActorCriticPasses, Layers
-from polyrl.models.control import (
-    Bernoulli,
-    Categorical,
-    ControlCritic,
-    ControlPolicy,
-    DiagonalGaussian,
-    Distribution,
-    MultiCategorical,
-)
+from polyrl.models.control import ControlCritic, ControlPolicy
+from polyrl.models.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from polyrl.models.mlp import mlp
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
 from polyrl.parts.optimise import Optimise

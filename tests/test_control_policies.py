@@ -13,18 +13,17 @@ from gymnasium import spaces
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
-from polyrl.models.control import (
+from polyrl.models.control import ControlPolicy, numpy_forward
+from polyrl.models.distributions import (
     Bernoulli,
     Categorical,
-    ControlPolicy,
     DiagonalGaussian,
     Distribution,
     MultiCategorical,
-    RunningMoments,
     distribution_of,
-    numpy_forward,
 )
 from polyrl.models.mlp import mlp
+from polyrl.models.normalisation import RunningMoments
 from polyrl.parts.control import MlpActorCritic, ScaleReward, discounted_returns, running_deviation
 from polyrl.runtime.budget import Budget
 

@@ -20,7 +20,7 @@ from polyrl import catalogue
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.control.ppo import AdaptiveKLPenalty, UnclippedSurrogate, adapted_penalty
-from polyrl.models.control import MomentArrays
+from polyrl.models.normalisation import MomentArrays
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import Given, RunConfig

@@ -14,7 +14,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from control_environments import OneState, Walk, random_walk
 from polyrl.errors import Diverged, UserError
 from polyrl.models.actor import DistributionActor
-from polyrl.models.control import ControlPolicy, distribution_of
+from polyrl.models.control import ControlPolicy
+from polyrl.models.distributions import distribution_of
 from polyrl.parts.control import MlpActorCritic
 from polyrl.parts.credit import gae
 from polyrl.rollout.control import Collector, Rollout

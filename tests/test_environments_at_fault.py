@@ -19,7 +19,8 @@ import polyrl
 from control_environments import Walk, random_walk
 from polyrl.errors import UserError
 from polyrl.models.actor import DistributionActor
-from polyrl.models.control import ControlPolicy, distribution_of
+from polyrl.models.control import ControlPolicy
+from polyrl.models.distributions import distribution_of
 from polyrl.models.mlp import mlp
 from polyrl.rollout.environments import follows_seed
 from polyrl.rollout.judge import Judge

@@ -19,16 +19,9 @@ from polyrl.errors import UserError
 from polyrl.kernels.flat import FlatParameters
 from polyrl.methods.preference.dpo import DPOLoss
 from polyrl.models.closed_form import ActorCriticPasses, Layers
-from polyrl.models.control import (
-    Categorical,
-    ControlCritic,
-    ControlPolicy,
-    DiagonalGaussian,
-    Distribution,
-    Floats,
-    WayBack,
-    numpy_forward,
-)
+from polyrl.models.control import ControlCritic, ControlPolicy, numpy_forward
+from polyrl.models.distributions import Categorical, DiagonalGaussian, Distribution, WayBack
+from polyrl.models.normalisation import Floats
 from polyrl.parts.improve import ClippedSurrogate, EntropyBonus, PolicyGradient, ValueLoss
 from polyrl.parts.pairs import LogRatioLoss
 from polyrl.recipe import Recipe, Term

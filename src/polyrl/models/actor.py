@@ -23,7 +23,9 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.errors import Diverged
-from polyrl.models.control import ControlPolicy, Distribution, Floats
+from polyrl.models.control import ControlPolicy
+from polyrl.models.distributions import Distribution
+from polyrl.models.normalisation import Floats
 
 
 class ActionNotFinite(Diverged):

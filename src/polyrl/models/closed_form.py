@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.models.actor import Actor
-from polyrl.models.control import IN_PLACE, ControlCritic, ControlPolicy, Distribution, Floats, WayBack, is_plain
+from polyrl.models.control import IN_PLACE, ControlCritic, ControlPolicy, is_plain
+from polyrl.models.distributions import Distribution, WayBack
+from polyrl.models.normalisation import Floats
 
 Slope = Callable[[Floats, Floats], None]
 """Multiplies a slope `[N, H]` in place by an activation's derivative, told by the activation's output `[N, H]`."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polyrl import kernels
 from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers, outputs_only
-from polyrl.models.control import Floats
+from polyrl.models.normalisation import Floats
 
 Activation = Literal["relu", "tanh", "elu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

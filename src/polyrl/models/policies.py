@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
 from polyrl.models.base import Interface, PolicyNetwork, Trained
-from polyrl.models.control import Floats
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
+from polyrl.models.normalisation import Floats
 from polyrl.recipe import knob
 
 if TYPE_CHECKING:

@@ -13,8 +13,10 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import SpecialRows
 from polyrl.models.actor import Actor, Making
-from polyrl.models.control import CLIP, EPSILON, ControlCritic, ControlPolicy, Distribution, RunningMoments
+from polyrl.models.control import ControlCritic, ControlPolicy
+from polyrl.models.distributions import Distribution
 from polyrl.models.mlp import Activation, layer_sizes, mlp
+from polyrl.models.normalisation import CLIP, EPSILON, RunningMoments
 from polyrl.recipe import Architecture, Part, Stage, knob
 from polyrl.runtime.seeding import generator
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from polyrl.errors import Diverged, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
-from polyrl.models.control import Floats
+from polyrl.models.normalisation import Floats
 from polyrl.rollout.environments import Environments, SingleEnvironments, failure
 
 REPLAY_LIMIT = 50_000

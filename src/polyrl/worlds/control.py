@@ -19,7 +19,8 @@ from polyrl.kernels.flat import FlatParameters
 from polyrl.models.actor import Actor, DistributionActor, Making, MaskedActor
 from polyrl.models.base import Interface, Models, PolicyNetwork
 from polyrl.models.closed_form import ActorCriticPasses
-from polyrl.models.control import ControlCritic, ControlPolicy, distribution_of
+from polyrl.models.control import ControlCritic, ControlPolicy
+from polyrl.models.distributions import distribution_of
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean

@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from polyrl.errors import UserError
-from polyrl.models.control import Floats
 from polyrl.models.language.folders import no_progress_bar
+from polyrl.models.normalisation import Floats
 from polyrl.runtime.cache import cache_folder, cached
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control.unlock_grid import ACTIONS, UnlockGrid

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.models.actor import Actor, DistributionActor, Moment, Player
-from polyrl.models.control import Floats
+from polyrl.models.normalisation import Floats
 
 
 class Guide(Protocol):
