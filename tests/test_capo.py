@@ -203,6 +203,19 @@ def test_tokens_are_kept_one_by_one_as_the_shifts_say() -> None:
     assert context.metrics["select/steps"] == int((weight != 0).sum())
 
 
+def test_a_step_that_moves_the_policy_too_far_is_left_out_whatever_the_objective_gains() -> None:
+    world, batch, context = ready()
+    weight = masked(world, batch, context, objective_bound=1e9, policy_bound=1e-4, optimiser_model="sgd")
+    empty = AdamModel(torch.zeros(7, 7).double(), torch.zeros(7, 7).double())
+    states, rejected = world.hidden_states(batch), 0
+    for i, t in batch["mask"].nonzero().tolist():
+        gain = float(batch["advantage"][i, t])
+        shift = full_matrices(world.table.detach(), states[i, t], int(batch["action"][i, t]), gain, 0.01, empty)[1]
+        assert bool(weight[i, t]) == (shift < 1e-4)
+        rejected += shift >= 1e-4
+    assert 5 < rejected < int(batch["mask"].sum()) - 5
+
+
 def test_a_step_that_lowers_the_objective_too_far_is_left_out_as_well() -> None:
     """The bound has two sides: where momentum goes against a token's gradient, its shift is negative."""
     world, batch, context = ready()

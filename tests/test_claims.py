@@ -251,6 +251,16 @@ def test_numbers_are_paired_by_seed_and_judged(tmp_path: Path) -> None:
     assert judged_runs(other, tmp_path / "again")["verdict"] == REFUTED
 
 
+def test_the_probability_of_improvement_knows_which_way_is_better(tmp_path: Path) -> None:
+    measure = Final(better="lower")
+    entry = judged_runs(
+        a_claim(criteria=(Criterion("less", Difference(measure, "grpo", "ppo"), at_most=0.0),)), tmp_path / "runs"
+    )
+    x, y = (np.array(finals(tmp_path / "runs", m), dtype=float) for m in ("grpo", "ppo"))
+    chance = entry["criteria"][0]["probability_of_improvement"]["value"]
+    assert chance == np.mean(x[:, None] < y[None]) != np.mean(x[:, None] > y[None])
+
+
 def test_a_diverged_run_takes_the_worst_value_seen(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     write_comparison(folder, methods=["grpo", "ppo"], seeds=5, failed=[("grpo", 2)])

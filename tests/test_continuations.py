@@ -121,6 +121,21 @@ def test_limits_and_padding(tmp_path: Path) -> None:
         go_on(engine, states, Sampling(max_tokens=400), count=1, generator=stream(0))
 
 
+def test_limits_of_their_own_stay_with_rows_that_others_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows end here and there, so those that go on move up; each still has the room that it had."""
+    engine = TransformersEngine(make_policy(tmp_path), compact_at=0.0)
+    monkeypatch.setattr(engine.policy.causal_lm.generation_config, "eos_token_id", list(range(10, 26)))
+    states = [State((5, 6), (7,) * n) for n in (0, 1, 2, 3)]
+    limit = torch.tensor([2, 12, 5, 9])
+    batch = go_on(engine, states, Sampling(max_tokens=20), count=12, generator=stream(3), limit=limit)
+    lengths, room = batch["present"].sum(1), limit.repeat_interleave(12)
+    assert 8 < int(batch["ended"].sum()) < 44  # some ended, and some had no room left
+    assert bool((lengths <= room).all()) and bool((batch["ended"] | (lengths == room)).all())
+    at_once = TransformersEngine(engine.policy, compact_at=2.0)
+    same = go_on(at_once, states, Sampling(max_tokens=20), count=12, generator=stream(3), limit=limit)
+    assert all(torch.equal(batch[name], same[name]) for name in ("action", "present", "ended"))
+
+
 class Oracle:
     """Says how many letters it was told."""
 

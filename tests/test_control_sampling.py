@@ -133,6 +133,32 @@ def test_the_rollouts_end_is_a_cut_and_the_next_rollout_goes_on() -> None:
     assert second.truncated[:, 1].all() and second.truncated[:, -1].all()
 
 
+def test_what_an_episode_was_paid_before_the_rollout_is_its_own_alone() -> None:
+    collector = make_collector(make_task(OneState), 1)
+    assert collector.collect(8, stream()).returns == []
+    assert collector.collect(25, stream(1)).returns == [10.0, 10.0, 10.0] and collector.standing.paid == [3.0]
+    assert collector.collect(8, stream(2)).returns == [10.0]
+
+
+def test_every_episode_of_a_rollout_has_a_number_and_a_seed_of_its_own() -> None:
+    collector = make_collector(make_task(random_walk), 2)
+    rollout = collector.collect(60, stream())
+    for i, ended in enumerate(rollout.terminated | rollout.truncated & ~rollout.rollout_end):
+        first = [tuple(seen) for seen in rollout.observation[i][np.flatnonzero(np.r_[True, ended[:-1]])]]
+        assert len(set(first)) == len(first) > 5  # it begins somewhere else each time
+        assert collector.standing.episode[i] == np.count_nonzero(ended)
+
+
+def test_dead_steps_are_no_steps_of_an_episode() -> None:
+    environments = environments_of(make_task(lambda: OneState(4), AutoresetMode.NEXT_STEP), 2)
+    environments.start(0, [0, 0])
+    lengths = []
+    for _ in range(11):
+        environments.step(np.zeros(2, dtype=np.int64))
+        lengths.append(environments.length.tolist())
+    assert lengths == [[n, n] for n in (1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1)]
+
+
 def test_a_real_end_at_the_rollouts_end_is_no_cut() -> None:
     collector = make_collector(make_task(lambda: OneState(4, real=True)), 1)
     rollout = collector.collect(8, stream())
@@ -482,6 +508,26 @@ def test_evaluation_is_the_episode_played_by_hand() -> None:
         total, steps, over = total + reward, steps + 1, end or cut
     assert (episode.length, episode.ended) == (steps, "terminated" if end else "truncated")
     assert episode.total == pytest.approx(total, abs=1e-5)
+
+
+def test_evaluation_reads_what_the_policy_was_trained_to_read() -> None:
+    """Observations by the statistics of the policy, as they are."""
+    task = make_task(random_walk)
+    collector = make_collector(task, 2, normalise=True)
+    collector.collect(60, stream())
+    policy, environment = policy_of(collector), random_walk()
+    episode = Judge(task, 7)(collector.actor, 1)[0]
+    moments = policy.observation_moments
+    assert moments is not None and float((moments.variance - 1).abs().max()) > 0.1
+    mean, variance = moments.mean.double().numpy(), moments.variance.double().numpy()
+    seen, _ = environment.reset(seed=episode.seed)
+    total, over = 0.0, False
+    while not over:
+        normal = torch.tensor((seen - mean) / np.sqrt(variance + 1e-8), dtype=torch.float32)
+        action = policy.network(normal[None])[0].detach().numpy()
+        seen, reward, end, cut, _ = environment.step(action.clip(-0.5, 0.5))
+        total, over = total + reward, end or cut
+    assert episode.total == pytest.approx(total, abs=1e-4)
 
 
 def test_evaluation_of_vector_environments_counts_the_first_episode_of_each() -> None:

@@ -298,6 +298,8 @@ def test_remax_clips_the_difference_and_not_the_rewards() -> None:
     assert found[0].tolist() == [5.0] * 4
     near = GreedyBaseline(difference_clip=5.0)(remax_batch(score=(-20.0, -21.0)), make_context(None))["advantage"]
     assert near[0].tolist() == pytest.approx([1.0] * 4)
+    worse = GreedyBaseline(difference_clip=5.0)(remax_batch(score=(-30.0, -20.0)), make_context(None))["advantage"]
+    assert worse[0].tolist() == [-5.0] * 4
 
 
 def test_remax_fact_2_the_first_of_256_tokens_gets_little() -> None:

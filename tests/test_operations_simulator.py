@@ -125,6 +125,26 @@ def test_units_are_conserved(spec: str) -> None:
             torch.testing.assert_close(sent, kept[..., 0], atol=1e-3, rtol=1e-4)
 
 
+def test_who_would_send_back_orders_nothing() -> None:
+    simulator = task("serial").simulator
+    net = simulator.network
+    start = torch.full((1, net.locations, net.slots), 3.0)
+    demand, asked = torch.full((1, 4, net.stores), 2.0), torch.full((1, 4, net.locations), -1.5)
+    found = replayed(simulator, start, demand, asked)
+    assert found.order is not None and float(found.order.abs().max()) == 0
+    assert torch.equal(found.cost, replayed(simulator, start, demand, 0 * asked).cost)
+
+
+def test_orders_are_whole_where_units_are() -> None:
+    made = task("lost-sales")
+    start, demand = torch.full((1, 1, made.network.slots), 2.4), torch.full((1, 5, 1), 3.0)
+    run = made.simulator.run(lambda inventory: 1.6 + 0 * inventory[..., 0], start, demand, integer=True, record=True)
+    assert run.order is not None and run.order.flatten().tolist() == [2.0] * 5
+    assert run.inventory is not None and run.inventory[0, 0].flatten().tolist() == [2.0] * made.network.slots
+    run = made.simulator.run(lambda inventory: 1.6 + 0 * inventory[..., 0], start, demand, record=True)
+    assert run.order is not None and run.order.flatten().tolist() == pytest.approx([1.6] * 5)
+
+
 # --------------------------------------------------------------------------------------------------- fact hdpo, 6
 
 

@@ -280,14 +280,15 @@ def test_ppo_fact_3_clipped_surrogate(advantage: float, ratio: float, loss: floa
     assert float(term.statistics(outputs, experience)["clip_ratio"]) == (0.0 if live else 1.0)
 
 
+@pytest.mark.parametrize("side", [1, -1])
 @pytest.mark.parametrize(("value", "loss", "gradient"), [(1.0, 0.32, 0.0), (0.1, 0.405, -0.9), (-1.0, 2.0, -2.0)])
-def test_ppo_fact_4_value_loss(value: float, loss: float, gradient: float) -> None:
-    v = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
-    experience = Experience({"value_target": rows((1,)), "value": rows((0,))})
+def test_ppo_fact_4_value_loss(value: float, loss: float, gradient: float, side: int) -> None:
+    v = torch.tensor([[side * value]], dtype=torch.float64, requires_grad=True)
+    experience = Experience({"value_target": rows((side,)), "value": rows((0,))})
     found = ValueLoss(value_coef=1.0, value_clip_range=0.2).loss({"value": v}, experience)
     found.sum().backward()
-    assert float(found.detach()) == pytest.approx(loss) and float(v.grad) == pytest.approx(gradient)
-    assert float(value_loss(v.detach(), rows((1,)))) == pytest.approx((value - 1) ** 2 / 2)
+    assert float(found.detach()) == pytest.approx(loss) and float(v.grad) == pytest.approx(side * gradient)
+    assert float(value_loss(v.detach(), rows((side,)))) == pytest.approx((value - 1) ** 2 / 2)
     half = ValueLoss(value_coef=0.5).loss({"value": v}, experience)  # 0.5 inside and 0.5 outside: a quarter
     assert float(half.detach()) == pytest.approx((value - 1) ** 2 / 4)
 

@@ -49,6 +49,14 @@ def some(count: int = 20, **more: Any) -> list[dict[str, Any]]:
     return [{"prompt": f"question {i}: ", "chosen": f"yes {i}", "rejected": f"no {i}", **more} for i in range(count)]
 
 
+def test_the_length_limit_of_pairs_is_the_tasks_or_their_longest_response(letters: LanguagePolicy) -> None:
+    rows = [{"prompt": "a", "chosen": "abcabc", "rejected": "b"}, {"prompt": "c", "chosen": "c", "rejected": "a"}]
+    for limit, wanted in ((1, None), (99, 99)):
+        batch = FixedPairs(letters, rows, "some pairs", max_tokens=limit).batch([0, 1])
+        widest = batch["action"].shape[1]
+        assert widest > 1 and batch["length_limit"].tolist() == [wanted or widest] * 4
+
+
 # ------------------------------------------------------------------------------------------------------ the formats
 
 

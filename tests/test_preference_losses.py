@@ -316,6 +316,16 @@ def test_rows_of_no_pair_and_pairs_that_are_left_out_teach_nothing() -> None:
     some = batch.with_fields(pair=torch.where(alone, -1, batch["pair"]), weight=weight)
     rest = batch.rows((~alone & ~idle).nonzero()[:, 0])
     assert torch.allclose(gradient(term, some)[0], gradient(term, rest)[0], atol=1e-12)
+    # where another term counts them, they are in the minibatch: the average is over the pairs' rows all the same
+    assert term.step_weights(some)[~alone & ~idle].tolist() == pytest.approx([1 / len(rest)] * len(rest))
+    assert term.step_weights(some).sum() == pytest.approx(1)
+
+
+def test_a_pair_that_the_policy_finds_equal_is_not_ordered_rightly() -> None:
+    batch, world = pair_batch(), TableWorld(critic=False)
+    outputs = {"logprob": world.outputs(batch, {"logprob"})["logprob"].detach()}
+    batch = batch.with_fields(ref_logprob=outputs["logprob"])
+    assert TERMS["dpo"].statistics(outputs, batch)["rewards/accuracies"].tolist() == [0.0] * len(batch)
 
 
 def test_metrics_have_their_meaning() -> None:

@@ -40,6 +40,12 @@ def names(recipe: Recipe) -> dict[str, list[str]]:
 # ------------------------------------------------------------------------------------------------------- checking
 
 
+def test_what_replaces_a_slot_stands_there_once() -> None:
+    """Where a chain has two parts of one slot, both go."""
+    twice = base(credit=(GAE(), WhitenAdvantage(), GAE(gae_lambda=0.5)))
+    assert names(twice + GAE(gae_lambda=0.9))["credit"] == ["values", "gae", "whiten-advantage"]
+
+
 def test_a_missing_field_names_field_part_and_provider_in_one_sentence() -> None:
     broken = base(credit=(WhitenAdvantage(),))
     with pytest.raises(UserError) as error:

@@ -129,6 +129,14 @@ def test_stratified_bootstrap_keeps_to_its_task_and_its_seed() -> None:
     assert first.low is not None and first.high is not None and first.low < first.value < first.high
 
 
+def test_stratified_bootstrap_draws_the_seeds_of_each_task_by_themselves() -> None:
+    # One task is the other's mirror image: drawn with the same seeds, their mean would be 0 in every resample.
+    x = np.random.default_rng(4).normal(size=20)
+    found = statistics.stratified_bootstrap([np.stack([x, -x], 1)], lambda drawn: drawn.mean((1, 2)))
+    half = 1.96 * x.std() / math.sqrt(2 * len(x))  # of the mean of two independent means
+    assert found == pytest.approx((-half, half), rel=0.15)
+
+
 def test_suite_probability_of_improvement_is_the_mean_over_tasks() -> None:
     x = np.array([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0]])
     y = np.array([[0.0, 9.0], [0.5, 9.0]])

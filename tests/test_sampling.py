@@ -291,6 +291,22 @@ def test_tool_replies_are_forced_and_do_not_count(letters, stop):
     assert same(batch, again)
 
 
+def test_an_end_token_that_a_tool_replies_ends_nothing(letters, monkeypatch):
+    """Only what the policy says is an end."""
+    tool = Echo("cab", "ébc")
+    inside = letters.encode("ébc")[-1]
+    monkeypatch.setattr(letters.causal_lm.generation_config, "eos_token_id", [2, inside])
+    batch = sample(
+        letters, Sampling(max_tokens=30, temperature=3.0), texts=["a", "bca"], completions_per_prompt=60, tools=tool
+    )
+    forced = batch["present"] & ~batch["mask"] & (batch["action"] == inside)
+    rows, places = forced.nonzero(as_tuple=True)
+    inner = places + 1 < 30
+    assert int(inner.sum()) > 2
+    assert bool(batch["mask"][rows[inner], places[inner] + 1].all())  # the policy goes on
+    assert not bool(batch["ended"][rows[~inner]].any())
+
+
 def test_broken_silent_and_absent_tools(letters):
     settings = Sampling(max_tokens=20)
     plain = sample(letters, settings, texts=["a", "b"], completions_per_prompt=20)

@@ -83,6 +83,13 @@ def test_learning_rates_are_the_same_in_every_unit(schedule: Schedule, warmup: f
         assert logged(budget, "learning_rate", **knobs) == wanted, budget  # to the bit
 
 
+def test_inverse_square_roots_by_hand() -> None:
+    """From the end of the warm-up, where it is 1: a half at four times its length, a third at nine times."""
+    factors = [schedule_factor("inverse-sqrt", x, 0.1) for x in (0.0, 0.05, 0.1, 0.4, 0.9)]
+    assert factors == pytest.approx([0.1, 0.5, 1.0, 1 / 2, 1 / 3])
+    assert schedule_factor("inverse-sqrt", 0.7, 0.0) == 1
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "inverse-sqrt"])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 1.0])
 def test_a_run_of_one_iteration_learns(schedule: Schedule, warmup: float) -> None:

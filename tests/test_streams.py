@@ -168,6 +168,7 @@ def check(drawn: Drawn, seed: int = SEED, known_problems: bool = False) -> None:
         own = Counter(k for k in drawn.streams[phase] if not known_as(k, FIXED))
         for key, times in own.items():
             assert key[0] == str(seed), f"the run's seed is not in the stream {key} of iteration {phase}"
+            assert not all(name.isdigit() for name in key), f"the stream {key} of iteration {phase} has no name"
             assert times == 1 or known_as(key, REPEATED), f"{key} is drawn {times} times in iteration {phase}"
         trained.update({key for key in own if not known_as(key, REPEATED)})
     repeated = {key for key, times in trained.items() if times > 1}
@@ -303,7 +304,7 @@ class Seen(Walk):
 
 
 def episodes_of(seed: int) -> tuple[set[int], set[int]]:
-    """Seeds of the training episodes and of the evaluation episodes of a control run."""
+    """Seeds of the training episodes, each of which was met once, and of the evaluation episodes of a control run."""
     config = RunConfig(
         method="ppo",
         task="Seen",
@@ -320,6 +321,7 @@ def episodes_of(seed: int) -> tuple[set[int], set[int]]:
     Seen.seeds.clear()
     for _ in range(2):
         loop.iterate()
+    assert len({*Seen.seeds}) == len(Seen.seeds) > 3  # of three environments
     return {*Seen.seeds}, judged
 
 

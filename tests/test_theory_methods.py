@@ -498,6 +498,31 @@ def test_a_value_that_is_not_finite_stops_the_run_with_its_name() -> None:
         loop.iterate()
 
 
+def test_an_episode_by_hand() -> None:
+    """Where a step leads is the next one's state, and is drawn apart from the action."""
+    world = iterated("dr-rpo", "linear-mdp", 0)
+    task = world.task
+    for seed in range(20):
+        draws = torch.rand(task.horizon, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+        state, wanted = 0, []
+        for h, (first, second) in enumerate(draws):
+            action = sum(first >= x for x in world.policy[h, state].cumsum(0).tolist())
+            following = sum(second >= x for x in task.kernel[h, state, action].cumsum(0).tolist())
+            wanted.append([state, action, following])
+            state = following
+        assert torch.stack(world.roll(torch.Generator().manual_seed(seed)), 1).tolist() == wanted
+
+
+def test_an_episodes_score_is_the_sum_of_its_rewards() -> None:
+    loop = prepared("dr-rpo", "linear-mdp", "iterations=9")
+    for _ in range(5):
+        batch = loop.iterate()
+        steps = zip(batch["state"][0].tolist(), batch["action"][0].tolist(), strict=True)
+        paid = [float(loop.world.task.reward[h, s, a]) for h, (s, a) in enumerate(steps)]
+        assert batch["reward"][0].tolist() == pytest.approx(paid)
+        assert float(batch["score"]) == pytest.approx(sum(paid))
+
+
 @pytest.mark.parametrize(
     ("method", "part"),
     [

@@ -276,7 +276,20 @@ def test_the_logged_numbers_are_means_over_counted_steps() -> None:
     assert metrics["approx_kl"] == pytest.approx(float((ratio - 1 - ratio.log())[counted].mean()))
     assert metrics["logprob_gap"] == pytest.approx(float(ratio.log().abs()[counted].max()))
     assert metrics["loss"] == pytest.approx(sum(v for k, v in metrics.items() if k.startswith("loss/")))
-    assert 0 < metrics["clip_ratio"] < 1
+    gains = batch["advantage"][counted].tolist()
+    stopped = [r > 1.15 if a > 0 else r < 0.9 for r, a in zip(ratio[counted].tolist(), gains, strict=True)]
+    assert metrics["clip_ratio"] == pytest.approx(sum(stopped) / len(stopped)) and 0 < sum(stopped) < len(stopped)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_largest_gap_of_log_probabilities_has_no_sign(side: int) -> None:
+    world = TableWorld()
+    batch = table_batch(world)
+    ours = world.outputs(batch, {"logprob"})["logprob"].detach()
+    gap = torch.linspace(0.1, 0.5, ours.shape[1], dtype=torch.float64)  # the sampler said more, or less, everywhere
+    metrics = update(world, batch.with_fields(behaviour_logprob=ours + side * gap * batch["mask"]))
+    counted = batch["weight"] != 0
+    assert metrics["logprob_gap"] == pytest.approx(float(gap.expand_as(ours)[counted].max()))
 
 
 # ------------------------------------------------------------------------------------------------ Adam, fact ppo, 7
