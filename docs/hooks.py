@@ -183,10 +183,12 @@ def _recipe_pieces(info: catalogue.MethodInfo) -> Iterator[str]:
     if not other and info.wing == "language":
         other = "dpo" if info.family == "preference" else "grpo"
     against = f" {other}" if other and not named else ""
+    recipe = catalogue.build(slug, wing=info.wing)
+    data = " --dataset FOLDER" if any(source.from_dataset for source in recipe.sources.values()) else ""
     yield "## Commands to try"
     yield (
-        f"```console\n$ polyrl show {slug}{named}\n$ polyrl trace {slug}{named}\n$ polyrl train {slug}{named}\n"
-        f"$ polyrl compare {slug}{against}{named} --seeds 3\n```"
+        f"```console\n$ polyrl show {slug}{named}\n$ polyrl trace {slug}{named}{data}\n"
+        f"$ polyrl train {slug}{named}{data}\n$ polyrl compare {slug}{against}{named}{data} --seeds 3\n```"
     )
 
 

@@ -64,7 +64,7 @@ def reached(found: float, least: float) -> None:
 TASK, DIFFICULTY = "reverse", 4
 SMALL = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "mlp": 128, "context": 64}
 """Size of the small model."""
-TIMES = ("seconds", "tokens_per_second", "steps_per_second")
+TIMES = ("seconds", "tokens_per_second", "steps_per_second", "updates_per_second")
 """Fields of a metrics record that measure wall time; every other field is the same in every repetition."""
 
 

@@ -1003,4 +1003,61 @@ GROUPS: list[Group] = [
             ('return np.where(batch["action_mask"].squeeze(1).numpy(), numbers, BLOCKED)', "return numbers"),
         ],
     ),
+    # ------------------------------------------------------------------------------------------- learning from data
+    Group(
+        "tasks/control/recorded.py",
+        "test_transitions.py -k 'rows_are or without_what or bad_arrays or beyond or choices'",
+        [
+            ("after = np.where(terminated, which, which + 1)", "after = which + 1"),
+            ("(truncated | (which == steps - 1))", "(which == steps - 1)"),
+            ("~(finite[before] & finite[after])", "~finite[before]"),
+            ("action = action.clip(-1, 1)", "action = action"),
+            ("- start\n", "\n"),
+            ("begin = end + 1", "begin = end"),
+        ],
+    ),
+    Group(
+        "data/transitions.py",
+        "test_transitions.py -k 'rows_are or uniform or range_of'",
+        [
+            ("(~recorded.terminated).float()", "recorded.terminated.float()"),
+            ("held.after.index_select", "held.before.index_select"),
+            ("recorded.reward * scale + entry", "recorded.reward + entry"),
+            ("torch.randint(len(self.reward), (count,)", "torch.randint(len(self.reward) - 1, (count,)"),
+        ],
+    ),
+    Group(
+        "methods/control/iql.py",
+        "test_offline_methods.py -k 'numbers or iql_is'",
+        [
+            ("1 - expectile, expectile", "expectile, 1 - expectile"),
+            (".exp().clamp(max=largest)", ".exp()"),
+            ('(batch["observation"], batch["action"]).amin(-1)', '(batch["observation"], batch["action"]).amax(-1)'),
+        ],
+    ),
+    Group(
+        "methods/control/cql.py",
+        "test_offline_methods.py -k 'numbers or integral or cql_is'",
+        [
+            ("value - logprob.unsqueeze(-1)", "value"),
+            (" - math.log(len(value))", ""),
+            ("-shape[-1] * math.log(2)", "0.0"),
+            ('everywhere - outputs["q"]', "everywhere"),
+        ],
+    ),
+    Group(
+        "methods/control/rlpd.py",
+        "test_offline_methods.py -k 'least_of_two or rlpd_is'",
+        [("[: self.subset]", "[: self.subset + 1]"), ("return q.mean(-1)", "return q.amin(-1)")],
+    ),
+    Group(
+        "rollout/recording.py",
+        "test_record.py -k 'what_happened or shares or without_end or turn'",
+        [
+            ("[copy.deepcopy(given[0])] if", "[given[0]] if"),
+            ("dice[at] < self.random", "dice[at] > self.random"),
+            ("noise[at] if self.sampled else None", "noise[at]"),
+            ("not made.terminated[0]", "True"),
+        ],
+    ),
 ]

@@ -150,7 +150,7 @@ def train(
             their names "module:function"; a list mixes them, `(function, weight)` weighs one.
         preference: which of two responses is better, for methods that ask: a function `f(prompts, completions_a,
             completions_b, **columns) -> list[float]` that returns the probability that a beats b, or its name.
-        dataset: file, hub id, or rows with a `prompt`.
+        dataset: file, hub id, or rows with a `prompt`; of control a file or folder of recorded transitions.
         budget: what ends the run, such as "samples=20000,seconds=600" or {"steps": 100000}; the task's own if empty.
         options: any other field of `polyrl.runtime.config.RunConfig`, such as {"precision": "bfloat16"}.
         hyperparameters: of the recipe's parts, `clip_range=0.1`.
@@ -158,17 +158,21 @@ def train(
     Raises:
         UserError: something in the arguments or the data is wrong.
     """
+    from polyrl.catalogue import task_with_data
     from polyrl.runs import default_folder, start_run
     from polyrl.runtime.progress import Progress
     from polyrl.tasks.user_code import called_name
 
     specs, given = _given(method, dataset, reward, task, preference)
+    called = os.fspath(method) if isinstance(method, str | os.PathLike) else method.name
     named = called_name(task) if callable(task) else task or ""
+    if dataset is not None and not callable(task):
+        named = task_with_data(named, [called]) or ""
     config = _config(
         "train",
         options,
-        method=method if isinstance(method, str | os.PathLike) else method.name,
-        task="dataset" if dataset is not None else named,
+        method=called,
+        task=named,
         dataset=dataset if isinstance(dataset, str | os.PathLike) else None,
         rewards=specs,
         preference=preference if isinstance(preference, str) else None,
@@ -242,15 +246,18 @@ def compare(
     Hyperparameters are set in every method that has them, and a method's own are given
     in its name: `compare(["grpo", "grpo(clip_range=0.1)"])`.
     """
+    from polyrl.catalogue import task_with_data
     from polyrl.comparison import run_comparison
 
     seeds = _plain(seeds)
     names = [*range(seeds)] if isinstance(seeds, int) else [_plain(seed) for seed in seeds]
+    if dataset is not None:
+        task = task_with_data(task, [os.fspath(method) for method in methods])
     base = _config(
         "compare",
         options,
         method="",
-        task="dataset" if dataset else task or "",
+        task=task or "",
         dataset=dataset,
         rewards=(reward,) if isinstance(reward, str | os.PathLike) else tuple(reward),
         model=str(model) if model is not None else None,

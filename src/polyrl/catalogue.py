@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from polyrl.errors import UserError, nearest
 from polyrl.recipe import STAGES, Change, Recipe, kebab
 from polyrl.settings import parse_settings
-from polyrl.tasks import WINGS
+from polyrl.tasks import WINGS, wing_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -277,6 +277,23 @@ def default_task(spec: str) -> str:
     name = _split(spec)[0][0] if spec else ""
     info = describe(name)
     return (info.task if info else "") or "addition"
+
+
+def task_with_data(task: str | None, specs: Sequence[str]) -> str | None:
+    """The task of methods that are given data: a task of control beside it, else the data is the task.
+
+    Args:
+        task: as it was named, if it was.
+        specs: the methods.
+
+    Raises:
+        UserError: a task of language is named, which has data of its own.
+    """
+    if wing_of(task or default_task(specs[0])) == "control":
+        return task
+    if task:
+        raise UserError("Give either --task or --dataset, not both.")
+    return "dataset"
 
 
 def _installed_file(entry: EntryPoint) -> Path:

@@ -89,7 +89,7 @@ def run_comparison(
 
     called = dict(methods) if isinstance(methods, Mapping) else {method: method for method in methods}
     task = base.task or default_task(list(called.values()))
-    base = completed(dataclasses.replace(base, task=task, method=""))
+    base = dataclasses.replace(completed(dataclasses.replace(base, task=task), methods=[*called.values()]), method="")
     labels = {name: "" if name == method else name for name, method in called.items()}
     configs = [dataclasses.replace(base, method=called[n], label=labels[n], seed=s) for s in seeds for n in called]
     folder = out or _free_folder(base)

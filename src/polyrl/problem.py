@@ -21,7 +21,9 @@ from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.theory.games import MatrixGame
 from polyrl.tasks.user_code import code_digest, is_user_code
 
-NOT_SETTINGS = frozenset({"name", "spec", "data", "test_data", "max_tokens", "stop", "start_accuracy", "budget"})
+NOT_SETTINGS = frozenset(
+    {"name", "spec", "data", "test_data", "skip_bad_rows", "max_tokens", "stop", "start_accuracy", "budget"}
+)
 """Fields of tasks that are stated by other means, or that say nothing of what is asked."""
 NOT_JUDGEMENT = frozenset({"shown", "instance"})
 """Facts of an evaluation that change no result: how many samples are kept, and a game that follows the run's seed."""
@@ -49,6 +51,8 @@ def state_problem(task: Any, metric: Metric, evaluation: Mapping[str, Any], spec
         stated["environment"] = code_digest(task.make) if task.make is not None else None
         if task.make is not None:  # a file's folder says nothing
             stated["task"] = stated["task"].replace("\\", "/").rpartition("/")[2]
+        if task.recorded is not None:
+            stated["data"] = task.recorded.digest
     if isinstance(task, LanguageTask):
         if isinstance(task, DatasetTask):
             stated["data"], stated["test_data"] = rows_digest(task.train_rows), rows_digest(task.test_rows)

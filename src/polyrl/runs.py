@@ -52,17 +52,27 @@ def wing(config: RunConfig, given: Given | None = None) -> str:
     return "control" if given and given.environment else wing_of(config.task)
 
 
-def completed(config: RunConfig, given: Given | None = None) -> RunConfig:
-    """The same run with what was not said filled in: the method's own task, the task's own budget.
+def completed(config: RunConfig, given: Given | None = None, methods: Sequence[str] = ()) -> RunConfig:
+    """The same run with what was not said filled in: the method's own task, the method's or the task's own budget.
+
+    Args:
+        config: what was said.
+        given: what Python gave.
+        methods: those of a comparison, which must have one budget.
 
     Raises:
-        UserError: the task is unknown.
+        UserError: the task is unknown, or the methods have different budgets of their own.
     """
     if not config.task:
         config = dataclasses.replace(config, task=default_task([config.method]))
-    if not config.budget:
-        config = dataclasses.replace(config, budget=make_task(config, given).budget)
-    return config
+    if config.budget:
+        return config
+    named = methods or [config.method]
+    own = {make_recipe(dataclasses.replace(config, method=method), given).budget: method for method in named}
+    if len(own) > 1:
+        said = " and ".join(f"{budget or 'that of the task'} ({method})" for budget, method in own.items())
+        raise UserError(f"These methods have different budgets of their own, {said}; name one with --budget.")
+    return dataclasses.replace(config, budget=next(iter(own)) or make_task(config, given).budget)
 
 
 def default_task(methods: Sequence[str]) -> str:
@@ -99,13 +109,44 @@ def make_task(config: RunConfig, given: Given | None = None) -> Any:
 
 
 def make_recipe(config: RunConfig, given: Given | None = None) -> Recipe:
-    """Build and check the recipe."""
+    """Build and check the recipe.
+
+    Raises:
+        UserError: it does not hold together, or learns from data where none is named.
+    """
     if given and given.recipe is not None:
         recipe = given.recipe
         for name, value in config.hyperparameters.items():
             recipe = recipe.set(name, value)
-        return recipe.check()
-    return catalogue.build(config.method, dict(config.hyperparameters), wing=wing(config, given))
+        recipe = recipe.check()
+    else:
+        recipe = catalogue.build(config.method, dict(config.hyperparameters), wing=wing(config, given))
+    rows = given is not None and given.dataset is not None  # refused where the task is made
+    if not config.dataset and not rows and any(source.from_dataset for source in recipe.sources.values()):
+        raise UserError(
+            f"{recipe.name} learns from recorded transitions; name their file or folder with --dataset, such as one "
+            "that `polyrl record` has written."
+        )
+    return recipe
+
+
+WITHOUT_COLLECTING = ("updates", "iterations", "seconds")
+"""Units of a budget that a method spends which collects nothing."""
+
+
+def make_budget(config: RunConfig, recipe: Recipe) -> Budget:
+    """What ends the run.
+
+    Raises:
+        UserError: the text is no budget, or nothing that the method does spends it.
+    """
+    budget = Budget.parse(config.budget)
+    if recipe.collect is None and not set(budget.limits()) & set(WITHOUT_COLLECTING):
+        raise UserError(
+            f"{recipe.name} collects nothing, so a budget of {' and '.join(budget.limits())} never ends; give one of "
+            f"{', '.join(WITHOUT_COLLECTING)}."
+        )
+    return budget
 
 
 def prepare(
@@ -122,7 +163,7 @@ def prepare(
         What judges the runs, and the problem that they are given (`state_problem`, without its evaluation).
     """
     recipe = make_recipe(config)
-    Budget.parse(config.budget)
+    make_budget(config, recipe)
     make_device(config.device)
     task = make_task(config)
     if arms:
@@ -144,7 +185,7 @@ def make_loop(
     """
     config = completed(config, given)
     recipe = make_recipe(config, given)
-    budget = Budget.parse(config.budget)
+    budget = make_budget(config, recipe)
     task = make_task(config, given)
     if asked:
         refuse_unused(config, [recipe], task, wing(config, given))
@@ -153,6 +194,8 @@ def make_loop(
     world: World = wing_module(config, given).make_world(config, task, recipe, say)
     context = Context(world=world, seed=config.seed, budget=budget)
     context.sources = {name: source.make(name, task, config) for name, source in recipe.sources.items()}
+    for said in filter(None, (rows.sentence() for rows in context.sources.values())):
+        say(said)
     loop = Loop(
         recipe,
         world,
@@ -181,6 +224,7 @@ def make_loop(
         **({"charts": [chart.stated() for chart in charts]} if (charts := getattr(task, "charts", ())) else {}),
         "problem": state_problem(task, loop.metric, world.evaluation_facts(), config.task),
         "hyperparameters": recipe.hyperparameters(),
+        **({"data": stated} if (stated := _stated_sources(context)) else {}),
         "evaluation": world.evaluation_facts(),
         "device": world.device,
         "threads": config.threads,
@@ -190,6 +234,12 @@ def make_loop(
     if facts["wing"] != "language":
         del facts["model"], facts["difficulty"]
     return loop, facts
+
+
+def _stated_sources(context: Context) -> dict[str, Any]:
+    """What there is to be said of rows that are given, by source."""
+    found = {name: rows.stated() for name, rows in context.sources.items()}
+    return {name: stated for name, stated in found.items() if stated}
 
 
 def open_world(

@@ -27,6 +27,8 @@ OF_LANGUAGE = (
     *("monitor_kl_every", "on_reward_error", "reward_timeout", "reward_process"),
 )
 """Fields of `RunConfig` that only language runs look at."""
+OF_DATA = ("dataset", "skip_bad_rows")
+"""Those of them that methods of control look at which learn from recorded transitions."""
 ELSEWHERE = {"language": ("eval_episodes",), "theory": ("eval_episodes", "device")}
 """Fields that runs of a wing do not look at, besides those of language: theory judges exactly, on the CPU."""
 OF_RESPONSES = ("max_tokens", "eval_greedy", "monitor_kl_every")
@@ -53,11 +55,23 @@ def refuse_unused(config: RunConfig, recipes: Sequence[Recipe], task: Any, wing:
     """
     asked = _asked(config)
     nothing = ELSEWHERE.get(wing, ()) if wing == "language" else (*OF_LANGUAGE, *ELSEWHERE.get(wing, ()))
+    if wing == "control":
+        nothing = tuple(name for name in nothing if name not in OF_DATA)
+        _refuse_unread_data(asked, recipes)
     if useless := [name for name in nothing if name in asked]:
         said, them = _said(useless)
         raise UserError(f"{said} nothing on {task.name}, which is a task of {wing}; leave {them} away.")
     if wing == "language":
         _refuse_unused_of_language(asked, recipes, task)
+
+
+def _refuse_unread_data(asked: Sequence[str], recipes: Sequence[Recipe]) -> None:
+    """Refuse transitions that none of the recipes reads."""
+    useless = [name for name in OF_DATA if name in asked]
+    if useless and not any(source.from_dataset for recipe in recipes for source in recipe.sources.values()):
+        said, them = _said(useless)
+        names = " and ".join(recipe.name for recipe in recipes)
+        raise UserError(f"{said} nothing for {names}, which learns from no data; leave {them} away.")
 
 
 def _refuse_unused_of_language(asked: Sequence[str], recipes: Sequence[Recipe], task: Any) -> None:

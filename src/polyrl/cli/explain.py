@@ -70,6 +70,7 @@ def show_method(spec: str, wing: str | None = None) -> None:
     info = catalogue.method_for(spec, wing) if infos else catalogue.describe(spec)
     source = f"Source: {info.path}. " if info else ""
     named = f" --task {info.task}" if info and info not in infos[:1] and info.task else ""
+    named += " --dataset FOLDER" if any(s.from_dataset for s in recipe.sources.values()) else ""
     out.print(Text(f"\n{source}Try: polyrl trace {spec}{named}", style="dim"), soft_wrap=True)
     for other in infos:
         if other is not info:

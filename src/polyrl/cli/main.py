@@ -1,4 +1,4 @@
-"""`polyrl`: train, compare, reproduce, list, show, trace, eval, play, resume, report, demo.
+"""`polyrl`: train, compare, reproduce, list, show, trace, eval, play, record, resume, report, demo.
 
 Commands import what they need when they run, so that `polyrl --help` and `polyrl list` answer at once.
 """
@@ -65,7 +65,7 @@ def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
 WHAT = options(
     click.option("--task", help="built-in task, or Gymnasium environment; `polyrl list tasks`  [the method's own]"),
     click.option("--difficulty", type=int, help="how hard the built-in task is"),
-    click.option("--dataset", help="your prompts: jsonl, json, csv, parquet, or a hub id"),
+    click.option("--dataset", help="your prompts: jsonl, json, csv, parquet, or a hub id; control: your transitions"),
     click.option("--test-dataset", help="prompts to judge on; else a share of --dataset is held out"),
     click.option(
         "--checker",
@@ -156,8 +156,9 @@ def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Co
             )
 
 
-def config_of(method: str, given: dict[str, Any], hyperparameters: dict[str, str]) -> Any:
-    """The run's config from what was typed; what was not typed keeps its default."""
+def config_of(methods: tuple[str, ...], given: dict[str, Any], hyperparameters: dict[str, str]) -> Any:
+    """The config of the run, or of all runs of several methods, from what was typed; the rest keeps its default."""
+    from polyrl.catalogue import task_with_data
     from polyrl.runtime.budget import Budget
     from polyrl.runtime.config import RunConfig
 
@@ -170,9 +171,8 @@ def config_of(method: str, given: dict[str, Any], hyperparameters: dict[str, str
     if "budget" in typed:
         Budget.parse(typed["budget"])  # an empty one would be taken for none
     if typed.get("dataset"):
-        if typed.get("task"):
-            raise UserError("Give either --task or --dataset, not both.")
-        typed["task"] = "dataset"
+        typed["task"] = task_with_data(typed.get("task"), methods) or ""
+    method = methods[0] if len(methods) == 1 else ""
     return RunConfig(method=method, hyperparameters=hyperparameters, **typed)
 
 
@@ -190,7 +190,7 @@ def train(ctx: click.Context, /, method: str, out: Path | None, overwrite: bool,
     """
     hyperparameters = read_hyperparameters(ctx.args, ctx)
     check_options((method,), hyperparameters, ctx)
-    config = config_of(method, given, hyperparameters)
+    config = config_of((method,), given, hyperparameters)
     from polyrl.cli.commands import run_training
 
     run_training(config, out, overwrite=overwrite, quiet=quiet)
@@ -225,7 +225,7 @@ def compare(
     chosen = read_seeds(seeds)
     from polyrl.comparison import run_comparison
 
-    base = config_of("", given, hyperparameters)
+    base = config_of(names, given, hyperparameters)
     run_comparison(list(names), base, chosen, out, workers=workers, quiet=quiet, overwrite=overwrite)
 
 
@@ -348,7 +348,7 @@ def trace(ctx: click.Context, /, method: str, iteration: int, profile: bool, **g
     """Run one iteration of METHOD and explain it stage by stage: fields, shapes, ranges, seconds."""
     hyperparameters = read_hyperparameters(ctx.args, ctx)
     check_options((method,), hyperparameters, ctx)
-    config = config_of(method, given, hyperparameters)
+    config = config_of((method,), given, hyperparameters)
     if profile:
         from polyrl.cli.profiling import profile_method
 
@@ -394,6 +394,21 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
     if given["video"] == Path("-"):
         given["video"] = run / "play.mp4"
     play_run(run, {name: value for name, value in given.items() if value is not None}, trust_code=trust_code)
+
+
+@polyrl.command(context_settings=HELP)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--episodes", type=int, default=100, show_default=True, help="whole episodes of each run's policy")
+@click.option("--sampled", is_flag=True, help="sampled actions instead of the most probable ones")
+@click.option("--random", type=float, default=0.0, metavar="SHARE", help="share of steps with a random action  [0]")
+@click.option("--seed", type=int, default=0, help="of everything random  [0]")
+@click.option("--out", type=click.Path(path_type=Path), help="folder to write  [dataset in the first RUN]")
+@TRUST
+def record(runs: tuple[Path, ...], trust_code: bool, **given: Any) -> None:
+    """Record episodes of the policies of RUNS as a Minari data set, for methods that learn from data (control)."""
+    from polyrl.cli.record import record_runs
+
+    record_runs(runs, trust_code=trust_code, **given)
 
 
 @polyrl.command(context_settings=HELP)

@@ -74,7 +74,8 @@ class Tracer:
         for earlier in STAGES[: STAGES.index(stage) + 1]:  # stages without parts are told too
             if earlier not in self.seen:
                 self.seen.add(earlier)
-                self.out.print(stage_heading(earlier, self.recipe))
+                if earlier == stage or not self.recipe.updates:
+                    self.out.print(stage_heading(earlier, self.recipe))
         if stage == "improve":
             self._improve(after, seconds)
             return

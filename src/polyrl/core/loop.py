@@ -122,6 +122,9 @@ class Loop:
         elif context.spent.steps > before.steps:
             took = sum(spent[f"seconds/{s}"] for s in STAGES)
             spent["steps_per_second"] = (context.spent.steps - before.steps) / took
+        elif recipe.collect is None:
+            took = sum(spent[f"seconds/{s}"] for s in STAGES)
+            spent["updates_per_second"] = (context.spent.updates - before.updates) / took
         return experience
 
     def _turn(self, observe: Observer | None) -> tuple[Experience | None, float]:

@@ -67,6 +67,7 @@ class Recipe:
         adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
         metric: what its runs are judged by, where that is not what the task says.
+        budget: what ends a run where nobody says, if not the task's own.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Recipe:
     dropped: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
     metric: Metric | None = None
+    budget: str = ""
 
     # ------------------------------------------------------------------------------------------------ reading
 

@@ -15,7 +15,7 @@ from polyrl.core.part import STAGES
 if TYPE_CHECKING:
     pass
 
-COUNTED = ("tokens", "steps", "samples")
+COUNTED = ("tokens", "steps", "samples", "updates")
 """What speed is counted in: the first of them that a run has any of."""
 
 
@@ -33,10 +33,10 @@ def throughput(
         sampled: stages in which they were collected: not collect alone, where credit goes on from states.
 
     Returns:
-        "unit" ("tokens", "steps" or "samples"), and per second "collect" and "overall"; a number is missing where there
-        is nothing to divide by.
+        "unit" ("tokens", "steps", "samples" or "updates"), and per second "collect" and "overall"; a number is missing
+        where there is nothing to divide by, or nothing was collected.
     """
-    unit = next((name for name in COUNTED if spent[name]), COUNTED[-1])
-    stages = {"collect": sampled, "overall": STAGES}
+    unit = next((name for name in COUNTED if spent.get(name)), "samples")
+    stages = {"overall": STAGES} if unit == "updates" else {"collect": sampled, "overall": STAGES}
     times = {name: sum(seconds.get(stage, 0.0) for stage in counted) for name, counted in stages.items()}
     return {"unit": unit, **{name: spent[unit] / took for name, took in times.items() if took > 0}}

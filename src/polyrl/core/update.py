@@ -40,7 +40,11 @@ class Batch(Part):
 
     def reads(self) -> frozenset[str]:
         """Names of the sources that it takes rows of."""
-        return frozenset()
+        return frozenset(self.places())
+
+    def places(self) -> dict[str, slice]:
+        """The sources that it takes rows of, and where in the batch theirs stand."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ class Sample(Batch):
     source: str
     batch_size: int = knob(256, "rows of one update", low=1)
 
-    def reads(self) -> frozenset[str]:
-        """The source."""
-        return frozenset({self.source})
+    def places(self) -> dict[str, slice]:
+        """All are the source's."""
+        return {self.source: slice(None)}
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,14 @@ class Mix(Batch):
     batch_size: int = knob(256, "rows of one update", low=2)
     share: float = knob(0.5, "share of the first source", low=0, high=1)
 
-    def reads(self) -> frozenset[str]:
-        """Both."""
-        return frozenset({self.first, self.second})
+    @property
+    def first_rows(self) -> int:
+        """How many rows are the first source's."""
+        return round(self.share * self.batch_size)
+
+    def places(self) -> dict[str, slice]:
+        """The first source's rows, then the second's."""
+        return {self.first: slice(self.first_rows), self.second: slice(self.first_rows, None)}
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,8 @@ class _Turn:
             self.models.ask_gradients(update.trains, False)
         self._step(update, optimiser)
         constants = {name: x.detach() for name, x in outputs.items()}
-        if source := update.batch.reads():
-            self._feed_back(source, update, constants, batch)
+        if update.batch.reads():
+            self._feed_back(update, constants, batch)
         for term in update.terms:
             for key, value in term.statistics(constants, batch).items():
                 self.means.add(key, float(value.mean()))
@@ -178,21 +178,18 @@ class _Turn:
         if isinstance(batch, Sample):
             return sources[batch.source].sample(batch.batch_size, see.generator)
         if isinstance(batch, Mix):
-            first = round(batch.share * batch.batch_size)
-            sizes = {batch.first: first, batch.second: batch.batch_size - first}
+            sizes = {batch.first: batch.first_rows, batch.second: batch.batch_size - batch.first_rows}
             return joined([sources[name].sample(size, see.generator) for name, size in sizes.items() if size])
         rows = self.batch if isinstance(batch, Again) else self.fresh
         assert rows is not None
         return rows
 
-    def _feed_back(
-        self, sources: frozenset[str], update: Update, outputs: Mapping[str, Tensor], batch: Experience
-    ) -> None:
-        for name in sources:
-            if self.context.sources[name].wants_feedback:
+    def _feed_back(self, update: Update, outputs: Mapping[str, Tensor], batch: Experience) -> None:
+        for name, place in update.batch.places().items():
+            if self.context.sources[name].wants_feedback and len(batch["row"][place]):
                 for term in update.terms:
                     if (found := term.priority(outputs, batch)) is not None:
-                        self.context.sources[name].feedback(batch["row"], found)
+                        self.context.sources[name].feedback(batch["row"][place], found[place])
 
     def _add_losses(self, update: Update, parts: list[Tensor]) -> None:
         for term, part in zip(update.terms, parts, strict=True):

@@ -58,6 +58,14 @@ class Rows(ABC):
         """What is logged of it once an iteration."""
         return {}
 
+    def sentence(self) -> str:
+        """What is said of it before a run; empty: nothing."""
+        return ""
+
+    def stated(self) -> dict[str, Any]:
+        """What config.yaml states of rows that are given: how many they are, and a digest of them."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Source(Part):
@@ -66,11 +74,13 @@ class Source(Part):
     Class attributes:
         after: the stage of a turn after which it takes rows in; empty for one that is given.
         fields: what its rows have.
+        from_dataset: whether its rows are those of `--dataset`.
     """
 
     stage: ClassVar[Stage] = "data"
     after: ClassVar[str] = ""
     fields: ClassVar[frozenset[str]] = frozenset()
+    from_dataset: ClassVar[bool] = False
 
     @abstractmethod
     def make(self, name: str, task: Any, config: Any) -> Rows:

@@ -15,8 +15,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
-from polyrl.models.base import Interface, PolicyNetwork, Trained
+from polyrl.models.actor import BLOCKED, ActionNotFinite, Actor, Moment, Player
+from polyrl.models.base import Interface, Network, PolicyNetwork, Trained
+from polyrl.models.distributions import Distribution, distribution_of
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
 from polyrl.models.normalisation import Floats
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Bounds of log standard deviations, as Stable-Baselines3 has them."""
+FREE_LOG_STD = (-5.0, 2.0)
+"""Bounds of log standard deviations that are the same in every state (arXiv:2110.06169's code)."""
 LARGEST_ATANH = 1 - 1e-6
 """Actions of data are brought this near to their bounds before the inverse of tanh is taken."""
 
@@ -45,24 +48,22 @@ def scaler(space: spaces.Box) -> Callable[[NDArray[Any]], NDArray[Any]]:
     return scaled
 
 
-class BoundedActor(Actor):
-    """Acts by a policy between bounds; the environment gets its actions scaled to its own.
+class NetworkActor(Actor):
+    """Acts by what a policy's network says, in the policy's own way.
 
     Attributes:
         policy: what acts.
     """
 
     recorded: Mapping[str, tuple[tuple[int, ...], Any]] = {}
-    action_dtype = np.float32
 
-    def __init__(self, policy: BoundedPolicy, space: spaces.Box):
+    def __init__(self, policy: ActingNetwork):
         self.policy = policy
-        self.action_shape = (policy.numbers,)
-        self.execute = scaler(space)
+        self.action_shape, self.action_dtype = policy.action_shape, policy.action_dtype
 
     def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
-        """Normal numbers, `[steps, count, A]`."""
-        return torch.randn((steps, count, self.policy.numbers), generator=generator).numpy()
+        """The policy's own kind, `[steps, count, ...]`."""
+        return self.policy.noise((steps, count), generator)
 
     @cached_property
     def _forward(self) -> Callable[[Floats], Floats]:
@@ -77,6 +78,8 @@ class BoundedActor(Actor):
             said = forward(moment.seen)
             if not np.isfinite(said).all():
                 raise ActionNotFinite
+            if moment.mask is not None:
+                said = np.where(moment.mask, said, BLOCKED)
             return decide(said) if moment.noise is None else explore(said, moment.noise)
 
         return play
@@ -92,6 +95,14 @@ class BoundedActor(Actor):
     def is_finite(self) -> bool:
         """The policy's parameters."""
         return all(bool(torch.isfinite(p).all()) for p in self.policy.parameters())
+
+
+class BoundedActor(NetworkActor):
+    """Acts by a policy between bounds; the environment gets its actions scaled to its own."""
+
+    def __init__(self, policy: BoundedPolicy, space: spaces.Box):
+        super().__init__(policy)
+        self.execute = scaler(space)
 
 
 class RandomActor(Actor):
@@ -136,25 +147,51 @@ class RandomActor(Actor):
         return True
 
 
-class BoundedPolicy(PolicyNetwork):
+class ActingNetwork(PolicyNetwork):
+    """A network from observations to what describes an action.
+
+    Attributes:
+        action_shape, action_dtype: of one action.
+    """
+
+    action_shape: tuple[int, ...]
+    action_dtype: Any
+
+    def __init__(self, network: StackedMlp):
+        super().__init__()
+        self.network = network
+
+    @abstractmethod
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> NDArray[Any]:
+        """What `explore` takes, `[*shape, ...]`."""
+
+    @abstractmethod
+    def decide(self, said: Floats) -> NDArray[Any]:
+        """Most probable actions `[B, *action_shape]` of what the network says `[B, O]`."""
+
+    @abstractmethod
+    def explore(self, said: Floats, noise: NDArray[Any]) -> NDArray[Any]:
+        """Actions `[B, *action_shape]` at random, by noise `[B, ...]`."""
+
+
+class BoundedPolicy(ActingNetwork):
     """A network from observations to what describes an action in `[-1, 1]`."""
 
+    action_dtype = np.float32
+
     def __init__(self, network: StackedMlp, space: spaces.Box):
-        super().__init__()
-        self.network, self.space = network, space
+        super().__init__(network)
+        self.space = space
         self.numbers = int(np.prod(space.shape))
+        self.action_shape = (self.numbers,)
 
     def actor(self) -> Actor:
         """Acts by this policy."""
         return BoundedActor(self, self.space)
 
-    @abstractmethod
-    def decide(self, said: Floats) -> Floats:
-        """Most probable actions `[B, A]` of what the network says `[B, O]`."""
-
-    @abstractmethod
-    def explore(self, said: Floats, noise: Floats) -> Floats:
-        """Actions `[B, A]` at random, by normal noise `[B, A]`."""
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> NDArray[Any]:
+        """Normal numbers, `[*shape, A]`."""
+        return torch.randn((*shape, self.numbers), generator=generator).numpy()
 
 
 class SquashedGaussianPolicy(BoundedPolicy):
@@ -208,6 +245,11 @@ def squashed_logprob(before: Tensor, standard: Tensor, log_std: Tensor) -> Tenso
     gaussian = -0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)
     shrinks = 2 * (math.log(2) - before - nn.functional.softplus(-2 * before))
     return (gaussian - shrinks).sum(-1)
+
+
+def gaussian_logprob(standard: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density of Gaussian numbers of these standard scores `[..., A]`, summed to `[...]`."""
+    return (-0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,3 +310,98 @@ class DeterministicPolicy(Trained):
         sizes, numbers = layer_sizes(self.hidden), int(np.prod(box.shape))
         network = StackedMlp(interface.observation_size, sizes, numbers, activation=self.activation, generator=stream)
         return DeterministicPolicyNetwork(network, box, self.exploration_noise)
+
+
+class GaussianPolicyNetwork(BoundedPolicy):
+    """A Gaussian whose mean lies between the bounds and whose deviations are the same in every state.
+
+    Unlike a squashed one it gives actions on the bounds, of which data is full, a finite density (arXiv:2110.06169's
+    code).
+    """
+
+    def __init__(self, network: StackedMlp, space: spaces.Box):
+        super().__init__(network, space)
+        self.log_std = nn.Parameter(torch.zeros(self.numbers))
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """ "mode" `[B, T, A]`, and "logprob" `[B, T]` of the batch's actions."""
+        found = {"mode": torch.tanh(self.network(batch["observation"]).squeeze(-2))}
+        if "logprob" in wants:
+            log_std = self.log_std.clamp(*FREE_LOG_STD)
+            found["logprob"] = gaussian_logprob((batch["action"] - found["mode"]) * (-log_std).exp(), log_std)
+        return found
+
+    def decide(self, said: Floats) -> Floats:
+        """The mean."""
+        return np.tanh(said)
+
+    def explore(self, said: Floats, noise: Floats) -> Floats:
+        """Mean plus deviation times noise, cut at the bounds."""
+        deviation = np.exp(np.clip(self.log_std.detach().numpy(), *FREE_LOG_STD))
+        found: Floats = np.clip(np.tanh(said) + deviation * noise, -1.0, 1.0)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianPolicy(Trained):
+    """A Gaussian around a mean between the bounds, with one deviation for all states."""
+
+    outputs: ClassVar[frozenset[str]] = frozenset({"mode", "logprob"})
+
+    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
+
+    def make(self, interface: Interface, stream: torch.Generator) -> Network:
+        """A network to the means of the task's actions."""
+        box = interface.box("A Gaussian policy")
+        sizes, numbers = layer_sizes(self.hidden), int(np.prod(box.shape))
+        network = StackedMlp(interface.observation_size, sizes, numbers, activation=self.activation, generator=stream)
+        return GaussianPolicyNetwork(network, box)
+
+
+class ChoicePolicyNetwork(ActingNetwork):
+    """Choices among a few actions, with a probability each."""
+
+    def __init__(self, network: StackedMlp, distribution: Distribution):
+        super().__init__(network)
+        self.distribution = distribution
+        self.action_shape, self.action_dtype = distribution.action_shape, distribution.dtype
+
+    def actor(self) -> Actor:
+        """Acts by this policy."""
+        return NetworkActor(self)
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> NDArray[Any]:
+        """The distribution's own."""
+        return self.distribution.noise(shape, generator)
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """ "logprob" `[B, T]` of the batch's actions."""
+        numbers = self.network(batch["observation"]).squeeze(-2)
+        return {"logprob": self.distribution.log_prob(numbers, batch["action"])}
+
+    def decide(self, said: Floats) -> NDArray[Any]:
+        """The most probable."""
+        return self.distribution.decide(said)
+
+    def explore(self, said: Floats, noise: NDArray[Any]) -> NDArray[Any]:
+        """One at random."""
+        return self.distribution.sample(said, noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticPolicy(GaussianPolicy):
+    """A policy that gives likelihoods, of whichever actions: a Gaussian between bounds, or choices among a few."""
+
+    outputs: ClassVar[frozenset[str]] = frozenset({"logprob"})
+
+    def make(self, interface: Interface, stream: torch.Generator) -> Network:
+        """A network of the task's own kind of actions."""
+        if isinstance(interface.action_space, spaces.Box):
+            return super().make(interface, stream)
+        distribution = distribution_of(interface.action_space)
+        sizes = layer_sizes(self.hidden)
+        network = StackedMlp(
+            interface.observation_size, sizes, distribution.size, activation=self.activation, generator=stream
+        )
+        return ChoicePolicyNetwork(network, distribution)

@@ -182,6 +182,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "loss": ("Loss", "", "Losses"),
     "tokens_per_second": ("Sampling speed", "tokens per second", "Time"),
     "steps_per_second": ("Sampling speed", "{step}s per second", "Time"),
+    "updates_per_second": ("Training speed", "optimiser steps per second", "Time"),
 }
 """Known metrics, in the order of the page's list: key -> label, unit and group."""
 

@@ -64,11 +64,12 @@ class RunConfig:
     label: str = ""
     """Name of this arm in a comparison; the method's own if empty."""
     task: str = ""
-    """Built-in task, Gymnasium environment, or "dataset" where `dataset` is given; the method's own if empty."""
+    """Built-in task, Gymnasium environment, or "dataset" where `dataset` is prompts; the method's own if empty."""
     difficulty: int | None = None
     """Difficulty of the built-in task; none takes the task's default."""
     dataset: str | None = None
-    """Training rows: a jsonl, json, csv or parquet file, or a hub id."""
+    """Training rows: a jsonl, json, csv or parquet file, or a hub id. Of control recorded transitions: the folder of a
+    Minari data set, or an npz or safetensors file."""
     test_dataset: str | None = None
     """Test rows; none holds out a share of `dataset`."""
     checker: str | None = None

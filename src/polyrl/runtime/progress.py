@@ -36,7 +36,7 @@ SHOWN = {
 }
 """What a running iteration is shown by, where it is logged: key -> label."""
 MOST_SHOWN = 6
-SPEEDS = {"tokens_per_second": "tokens/s", "steps_per_second": "steps/s"}
+SPEEDS = {"tokens_per_second": "tokens/s", "steps_per_second": "steps/s", "updates_per_second": "updates/s"}
 STAGE_COLOURS = {
     "policy": "white",
     "collect": "cyan",

@@ -58,10 +58,14 @@ class Evaluation:
 
 def make_task(config: RunConfig, given: Given) -> ControlTask:
     """The environment by its name, or the user's function."""
+    if given.dataset is not None:
+        raise UserError(f"Rows are data of language; give the data of {config.task} as a file or folder.")
     if given.environment is not None:
         task = ControlTask(config.task, make=given.environment)
     else:
         task = named_task(config.task)
+    if config.dataset:
+        task = dataclasses.replace(task, data=Path(config.dataset).expanduser(), skip_bad_rows=config.skip_bad_rows)
     return dataclasses.replace(task, eval_episodes=config.eval_episodes) if config.eval_episodes else task
 
 
@@ -293,7 +297,20 @@ class ControlWorld(World):
         ]
         return metrics, samples
 
+    @property
+    def rows_left_out(self) -> int:
+        """How many of the data's transitions are not used."""
+        recorded = self.task.recorded
+        return 0 if recorded is None else len(recorded.left_out)
+
     def notices(self) -> list[str]:
+        """What is to be said of the data, and of an environment that does not follow its seed."""
+        found, recorded = list[str](), self.task.recorded
+        if recorded is not None:
+            found += [*recorded.left_out.sentences(), *recorded.notices]
+        return found + self._seed_notices()
+
+    def _seed_notices(self) -> list[str]:
         """Whether the environment does not follow its seed, on which equal evaluations rest."""
         stream = generator(self.seed, "does it follow its seed")
         if follows_seed(self.task, self._any_actions(stream)):

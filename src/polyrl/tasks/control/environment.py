@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from gymnasium.vector import VectorEnv
@@ -21,6 +22,9 @@ from polyrl.tasks.control.processes import Processes
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
 from polyrl.tasks.language.phrases import a_kind, reason_of
 from polyrl.tasks.user_code import load_function, raised
+
+if TYPE_CHECKING:
+    from polyrl.tasks.control.recorded import Recorded
 
 Environment = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
@@ -47,6 +51,8 @@ class ControlTask:
         max_items: longest list of a Sequence space; 0 refuses such spaces.
         eval_episodes: episodes of one evaluation.
         eval_limit: steps after which an evaluation episode that does not end is cut.
+        data: file or folder of transitions that were recorded in it; None where there is none.
+        skip_bad_rows: leave out, and count, transitions that cannot be used.
     """
 
     name: str
@@ -58,6 +64,8 @@ class ControlTask:
     eval_episodes: int = 20
     eval_limit: int = 30_000
     budget: str = "steps=100000"
+    data: Path | None = None
+    skip_bad_rows: bool = False
 
     def __post_init__(self) -> None:
         """Look the environment up and refuse impossible settings, before anything is written."""
@@ -113,6 +121,19 @@ class ControlTask:
         probe = self._probed
         space = probe.single_action_space if isinstance(probe, VectorEnv) else probe.action_space
         return ActionAdapter(space, owner=self.spec)
+
+    @cached_property
+    def recorded(self) -> Recorded | None:
+        """The transitions of `data`; None where there is none.
+
+        Raises:
+            UserError: they cannot be read, or do not fit the environment.
+        """
+        if self.data is None:
+            return None
+        from polyrl.tasks.control.recorded import read_recorded
+
+        return read_recorded(self.data, self, skip_bad_rows=self.skip_bad_rows)
 
     @property
     def render_modes(self) -> list[str]:

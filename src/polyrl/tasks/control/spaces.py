@@ -25,14 +25,26 @@ Convert = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One part of an observation: which of its numbers vary continuously, and how it is written."""
+    """One part of an observation: which of its numbers vary continuously, and how it is written.
+
+    `write_all` writes many at once where that is faster than one after another.
+    """
 
     continuous: NDArray[np.bool_]
     write: Write
+    write_all: Write | None = None
 
     @property
     def size(self) -> int:
         return len(self.continuous)
+
+    def fill(self, values: Any, into: NDArray[np.float64]) -> None:
+        """Write `N` observations, arrays `[N, ...]` nested as the space is, into `[N, size]`."""
+        if self.write_all is not None:
+            self.write_all(values, into)
+            return
+        for value, row in zip(values, into, strict=True):
+            self.write(value, row)
 
 
 class ObservationEncoder:
@@ -61,6 +73,8 @@ class ObservationEncoder:
 
         Box: its shape; bounds are not asked for, which environments keep to loosely. All others: the values too.
         """
+        self.encode_all = leaf.fill
+        """The same of `N` observations, arrays `[N, ...]` nested as the space is, into `[N, size]`."""
         self._plain = isinstance(space, spaces.Box) and not _is_bytes(space)
 
     def encode_batch(self, batched: spaces.Space[Any], observations: Any, into: NDArray[np.float64]) -> None:
@@ -84,7 +98,9 @@ def _leaf(space: spaces.Space[Any], path: str, max_items: int, owner: str) -> _L
 
     if isinstance(space, spaces.Box):
         size = int(np.prod(space.shape))
-        return _Leaf(all_of(size, True), _bytes(space) if _is_bytes(space) else _numbers(space))
+        if _is_bytes(space):
+            return _Leaf(all_of(size, True), _bytes(space))
+        return _Leaf(all_of(size, True), _numbers(space), _all_numbers(space))
     if isinstance(space, spaces.Discrete):
         return _Leaf(all_of(int(space.n), False), _one_hot(int(space.start), int(space.n)))
     if isinstance(space, spaces.MultiDiscrete):
@@ -96,7 +112,9 @@ def _leaf(space: spaces.Space[Any], path: str, max_items: int, owner: str) -> _L
         items = list(space.spaces.items()) if isinstance(space, spaces.Dict) else list(enumerate(space.spaces))
         leaves = [(key, _leaf(sub, _below(path, key), max_items, owner)) for key, sub in items]
         continuous = [leaf.continuous for _, leaf in leaves]
-        return _Leaf(np.concatenate([all_of(0, True), *continuous]), _several(leaves, isinstance(space, spaces.Dict)))
+        keyed = isinstance(space, spaces.Dict)
+        together = np.concatenate([all_of(0, True), *continuous])
+        return _Leaf(together, _several(leaves, keyed), _all_of_several(leaves, keyed))
     if isinstance(space, spaces.Sequence):
         if max_items < 1:
             raise UserError(
@@ -139,6 +157,13 @@ def _numbers(space: spaces.Box) -> Write:
         if type(value) is not np.ndarray or value.shape != shape or not flat:
             value = _flat(value, shape)
         into[:] = value
+
+    return write
+
+
+def _all_numbers(space: spaces.Box) -> Write:
+    def write(values: Any, into: NDArray[np.float64]) -> None:
+        into[:] = _flat(values, (len(into), *space.shape)).reshape(into.shape)
 
     return write
 
@@ -205,11 +230,26 @@ def _several(leaves: list[tuple[Any, _Leaf]], keyed: bool) -> Write:
     def write(value: Any, into: NDArray[np.float64]) -> None:
         for key, write_part, begin, end in places:
             write_part(value[key], into[begin:end])
-        if len(value) != len(places):
-            told = f": {', '.join(map(str, value))}" if keyed else ""
-            raise ValueError(f"it has {len(value)} parts instead of {len(places)}{told}")
+        _check_parts(value, len(places), keyed)
 
     return write
+
+
+def _all_of_several(leaves: list[tuple[Any, _Leaf]], keyed: bool) -> Write:
+    def write(values: Any, into: NDArray[np.float64]) -> None:
+        end = 0
+        for key, leaf in leaves:
+            begin, end = end, end + leaf.size
+            leaf.fill(values[key], into[:, begin:end])
+        _check_parts(values, len(leaves), keyed)
+
+    return write
+
+
+def _check_parts(value: Any, wanted: int, keyed: bool) -> None:
+    if len(value) != wanted:
+        told = f": {', '.join(map(str, value))}" if keyed else ""
+        raise ValueError(f"it has {len(value)} parts instead of {wanted}{told}")
 
 
 def _padded(item: _Leaf, max_items: int, path: str) -> Write:
