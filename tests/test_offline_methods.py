@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from conftest import SEED, reached
 from polyrl import catalogue, kernels
-from polyrl.core.update import Again, Move, Repeat, Sample, Update
+from polyrl.core.update import Again, Draws, Move, Repeat, Sample, Update
 from polyrl.data.transitions import Transitions
 from polyrl.errors import UserError
 from polyrl.methods.control import rlpd, sac
@@ -98,12 +98,10 @@ class SeeOf:
 
     def __init__(self, models: Models):
         self.models, self.generator = models, torch.Generator().manual_seed(5)
+        self.draw = Draws(self.generator)
 
     def __getitem__(self, name: str) -> Any:
         return self.models[name]
-
-    def draw(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
 
 
 def test_a_target_takes_the_least_of_two_critics_anew() -> None:
