@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from control_polyrl import Steps
 from off_policy_work import CASES, Case
 from turns import Side
 
+from polyrl.core.loop import Loop
 from polyrl.core.updating import UpdateList
 from polyrl.runs import start_run
 from polyrl.runtime.config import RunConfig
@@ -34,6 +36,17 @@ def config(case: Case, seed: int) -> RunConfig:
     )
 
 
+class CriticSteps(Steps):
+    """Counts the critics' optimiser steps: the peer counts one for critics, policy and temperature together."""
+
+    loop: Loop
+
+    def update(self, record: dict[str, Any], share: float) -> None:
+        """An iteration has ended."""
+        steps = int(self.loop.context.optimiser["q"].moments["step"]) if record["iteration"] else 0
+        super().update({**record, "updates": steps}, share)
+
+
 def main() -> None:
     """Take turns."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -42,8 +55,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     case, side = CASES[given.case], Side()
-    progress = Steps(side, case.turns * case.setting.train_freq)
+    progress = CriticSteps(side, case.turns * case.setting.train_freq)
     loop = start_run(config(case, given.seed), given.out, progress=progress, overwrite=True)
+    progress.loop = loop
     side.clock.wrap(type(loop.recipe.collect), "__call__", "collecting")
     side.clock.wrap(UpdateList, "run", "update")
     loop.run()

@@ -76,7 +76,7 @@ def learn(name: str, seed: int, steps: int, seeds: list[int]) -> dict[int, float
             curve[done] = evaluate(model, case.environment, seeds)
 
     model.learn(steps, callback=Every(iteration, look))
-    curve[steps] = evaluate(model, case.environment, seeds)
+    curve[model.num_timesteps] = evaluate(model, case.environment, seeds)
     return curve
 
 

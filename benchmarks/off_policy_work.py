@@ -117,9 +117,9 @@ PLAIN_SAC = Setting("sac", 3e-4)
 PLAIN_TD3 = Setting("td3", 1e-3)
 """Stable-Baselines3's defaults, but for the networks, which it has of 400 and 300 units."""
 CASES = {
-    "sac-pendulum": Case("Pendulum-v1", PLAIN_SAC, 2.0, 200),
-    "sac-halfcheetah": Case("HalfCheetah-v5", PLAIN_SAC, 2.0, 200),
-    "td3-pendulum": Case("Pendulum-v1", PLAIN_TD3, 2.0, 200),
-    "td3-halfcheetah": Case("HalfCheetah-v5", PLAIN_TD3, 2.0, 200),
+    "sac-pendulum": Case("Pendulum-v1", PLAIN_SAC, 2.0, 100),
+    "sac-halfcheetah": Case("HalfCheetah-v5", PLAIN_SAC, 2.0, 100),
+    "td3-pendulum": Case("Pendulum-v1", PLAIN_TD3, 2.0, 100),
+    "td3-halfcheetah": Case("HalfCheetah-v5", PLAIN_TD3, 2.0, 100),
     "dqn-cartpole": Case("CartPole-v1", replace(DQN, learning_starts=256), 2.0, 4),
 }
