@@ -23,7 +23,7 @@ from typing import Any
 
 from off_policy_work import LEARNING
 from peers import BUILD, peer_python
-from results import table, write
+from results import commit, table, write
 from turns import one_thread
 
 KEPT = BUILD / "off-policy"
@@ -67,7 +67,7 @@ def run_one(job: dict[str, Any]) -> None:
 
         curve = learn_from_file(job, KEPT / "evaluation-seeds.json")
     used = resource.getrusage(resource.RUSAGE_SELF)
-    result = {**job, "curve": sorted(curve.items()), "cpu_seconds": used.ru_utime + used.ru_stime}
+    result = {**job, **commit(), "curve": sorted(curve.items()), "cpu_seconds": used.ru_utime + used.ru_stime}
     partial = KEPT / f".{job['key']}.json"
     partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
     partial.replace(KEPT / f"{job['key']}.json")
@@ -117,6 +117,7 @@ def summarise(name: str, steps: int) -> dict[str, Any]:
         return {}
     return {
         "seeds": seeds,
+        "commits": sorted({runs[library][seed].get("commit", "unknown") for library in LIBRARIES for seed in seeds}),
         "sides": {library: side([found[seed] for seed in seeds]) for library, found in runs.items()},
     }
 
