@@ -47,6 +47,15 @@ def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}[^\n]*\n(.*?)^```", text(name), re.DOTALL | re.MULTILINE)
 
 
+def titled(name: str) -> dict[str, str]:
+    """The files that a page shows, by their title; what continues a file is a part of it."""
+    found: dict[str, str] = {}
+    for title, code in re.findall(r'^```python title="([^"]+)"\n(.*?)^```', text(name), re.DOTALL | re.MULTILINE):
+        file = title.removesuffix(", continued")
+        found[file] = f"{found[file]}\n\n{code}" if file in found else code
+    return found
+
+
 # ----------------------------------------------------------------------------------- lists that must agree
 
 
@@ -155,9 +164,8 @@ def test_facts_belong_to_methods(hooks: ModuleType) -> None:
 
 
 def test_the_method_of_the_guide_builds_and_composes(tmp_path: Path) -> None:
-    parts = blocks("writing-a-method.md", "python")
     file = tmp_path / "running.py"
-    file.write_text(parts[0], encoding="utf-8")
+    file.write_text(blocks("writing-a-method.md", "python")[0], encoding="utf-8")
     recipe = build(f"{file}+entropy-bonus", {"momentum": "0.8"})
     assert recipe.hyperparameters()["running-baseline.momentum"] == 0.8
     assert [p.name for p in recipe.parts() if p.measures] == ["reference-logprob", "all-steps"]
@@ -167,12 +175,11 @@ def test_the_method_of_the_guide_builds_and_composes(tmp_path: Path) -> None:
 
 def test_the_term_of_the_guide_joins_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "whole_guide.py"
-    head, rest = blocks("writing-a-method.md", "python")[0], blocks("writing-a-method.md", "python")[1:]
-    file.write_text(head + "\n\n" + "\n\n".join(rest), encoding="utf-8")
+    file.write_text(titled("writing-a-method.md")["running.py"], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     guide = __import__("whole_guide")
-    assert guide.recipe.check().hyperparameters()["ratio-penalty.ratio_coef"] == 0.2
-    assert [t.name for t in guide.recipe.terms][-1] == "ratio-penalty"
+    assert guide.penalised.check().hyperparameters()["ratio-penalty.ratio_coef"] == 0.2
+    assert [t.name for t in guide.penalised.terms][-1] == "ratio-penalty"
 
 
 def compositions() -> list[str]:
@@ -184,7 +191,7 @@ def compositions() -> list[str]:
         found |= set(re.findall(rf"`'?((?:{slugs})[(+][^`']+)'?`", said))
         for line in re.findall(r"^\$ polyrl (?:train|show|trace|compare) (.*)$", said, re.MULTILINE):
             words = re.findall(r"'[^']+'|\S+", line.partition(" --")[0].partition("#")[0])
-            found |= {w.strip("'") for w in words if not w.startswith(("./", "gropo"))}
+            found |= {w.strip("'") for w in words if not w.startswith("gropo") and "./" not in w}
     return sorted(found)
 
 
@@ -211,14 +218,19 @@ def test_every_composition_in_the_text_builds(spec: str) -> None:
     assert {part.split("(")[0] for part in added if part.split("(")[0] in catalogue.parts()} <= names | changes
 
 
-def test_options_in_the_text_exist() -> None:
+def test_options_in_the_text_exist(tmp_path: Path) -> None:
     known = {o for c in polyrl.commands.values() for p in c.params for o in p.opts}
     for name in catalogue.parts():
         cls = next(c for c in catalogue.part_classes() if catalogue.kebab(c.__name__) == name)
         fields = [f"--{f.replace('_', '-')}" for f in cls.__dataclass_fields__]
         known |= {*fields, *(f"--{name}.{f[2:]}" for f in fields)}
-    known |= {f"--{key.replace('_', '-')}" for slug in catalogue.methods() for key in build(slug).hyperparameters()}
-    known |= {"--help", "--version", "--momentum"}
+    values = {key for slug in catalogue.methods() for key in build(slug).hyperparameters()}
+    for name, code in titled("writing-a-method.md").items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+        if "def recipe()" in code:  # a method of the reader's own
+            values |= build(f"{tmp_path / name}").hyperparameters().keys()
+    known |= {f"--{key.replace('_', '-')}" for full in values for key in (full, full.rpartition(".")[2])}
+    known |= {"--help", "--version"}
     for file in WRITTEN:
         for line in re.findall(r"`(?:polyrl )?[^`\n]*--[^`\n]+`|^\$ polyrl .*$", file.read_text("utf-8"), re.MULTILINE):
             for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", line):
@@ -252,7 +264,8 @@ def test_the_text_speaks_of_the_project_only() -> None:
 @pytest.mark.parametrize("file", WRITTEN, ids=lambda f: f.name)
 def test_links_of_the_repository_lead_somewhere(file: Path, pages: dict[str, str]) -> None:
     home = DOCS / "methods" if file.parent.name == "facts" else file.parent  # facts are read inside a method's page
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text(encoding="utf-8")):
+    said = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", said):
         if target.startswith(("https://arxiv.org/", "https://doi.org/")) or target.endswith("report.png"):
             continue
         path = (home / target).resolve()
