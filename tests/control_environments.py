@@ -1,7 +1,8 @@
-"""Small Gymnasium environments whose every number can be written down."""
+"""Small Gymnasium environments whose every number can be written down, and a data set."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
@@ -90,3 +91,20 @@ def random_walk() -> Walk:
 def walks(num_envs: int = 4) -> Any:
     """A vector environment that resets in the step after."""
     return gymnasium.vector.SyncVectorEnv([random_walk] * num_envs)
+
+
+def pendulum_file(folder: Path, steps: int = 60, **changed: Any) -> Path:
+    """Random numbers in the shapes of Pendulum-v1, three episodes cut at twenty steps, as a data set."""
+    rng = np.random.default_rng(0)
+    shown = rng.normal(size=(steps + 1, 3)).astype(np.float32)
+    held = {
+        "observations": shown[:-1],
+        "actions": rng.uniform(-2, 2, (steps, 1)).astype(np.float32),
+        "rewards": rng.normal(size=steps),
+        "terminations": np.zeros(steps, dtype=bool),
+        "truncations": np.arange(steps) % 20 == 19,
+        "next_observations": shown[1:],
+    }
+    path = folder / "pendulum.npz"
+    np.savez(path, **{**held, **changed})
+    return path

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from conftest import SEED, reached
+from control_environments import pendulum_file
 from polyrl import catalogue, kernels
 from polyrl.core.update import Again, Draws, Move, Repeat, Sample, Update
 from polyrl.data.transitions import Transitions
@@ -30,7 +31,7 @@ from polyrl.parts.replayed import SoftTarget, SquaredTD
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import Given, RunConfig
 from test_off_policy import Follow, Plain, clone, comparable, follow, loop_stream, pendulum, plain_layers
-from test_transitions import pendulum_file, stopped_after
+from test_transitions import stopped_after
 
 torch.set_num_threads(1)
 SMALL = {"hidden": "16x16", "batch_size": "32", "turns": "8"}

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from control_environments import Walk
+from control_environments import Walk, pendulum_file
 from parts_world import PartsWorld
 from polyrl import catalogue
 from polyrl.core.experience import Experience
@@ -31,6 +31,7 @@ from polyrl.parts.pairs import SamplePairs
 from polyrl.parts.windows import WindowedRollouts
 from polyrl.pretrain.demonstrations import STREAM as DEMONSTRATIONS
 from polyrl.pretrain.tiny import build_tiny
+from polyrl.recipe import Recipe
 from polyrl.runs import make_loop
 from polyrl.runtime import seeding
 from polyrl.runtime.config import Given, RunConfig
@@ -130,12 +131,14 @@ def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int
     known = {k.rpartition(".")[2] for k in recipe.hyperparameters()}
     small = {**SMALL_BATCH, "environments": 2, "steps_per_environment": 40, "epochs": 2, "minibatches": 2}
     small |= {"scenarios": 16, "periods": 6, "response_window": 8}
+    small |= {"turns": 30, "random_steps": 10, "learning_starts": 20, "hidden": 8, "gradient_steps": 3}
     knobs = {k: str(v) for k, v in small.items() if k in known}
     language = info.wing == "language"
     config = RunConfig(
         method=method,
         task=SMALL_TASKS.get(info.task, info.task),
         model=str(tiny) if language else None,
+        dataset=str(pendulum_file(tiny.parent)) if reads_data(recipe) else None,
         budget=f"iterations={iterations}",
         seed=seed,
         hyperparameters=knobs,
@@ -155,6 +158,10 @@ def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int
         assert loop.context.iteration == i + 1
     drawn.phase = "evaluation"
     loop.world.evaluate()
+
+
+def reads_data(recipe: Recipe) -> bool:
+    return any(source.from_dataset for source in recipe.sources.values())
 
 
 def known_as(key: Key, names: dict[str, str]) -> bool:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import polyrl
 from conftest import read_records
+from control_environments import pendulum_file
 from polyrl import catalogue
 from polyrl.api import open_policy
 from polyrl.catalogue import task_with_data
@@ -355,22 +356,6 @@ def test_a_mixed_batch_says_whose_rows_stand_where() -> None:
 
 
 # ------------------------------------------------------------------------------------------ runs that collect nothing
-
-
-def pendulum_file(folder: Path, steps: int = 60, **changed: Any) -> Path:
-    rng = np.random.default_rng(0)
-    shown = rng.normal(size=(steps + 1, 3)).astype(np.float32)
-    held = {
-        "observations": shown[:-1],
-        "actions": rng.uniform(-2, 2, (steps, 1)).astype(np.float32),
-        "rewards": rng.normal(size=steps),
-        "terminations": np.zeros(steps, dtype=bool),
-        "truncations": np.arange(steps) % 20 == 19,
-        "next_observations": shown[1:],
-    }
-    path = folder / "pendulum.npz"
-    np.savez(path, **{**held, **changed})
-    return path
 
 
 def config_of(data: Path, **settings: Any) -> RunConfig:

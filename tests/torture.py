@@ -90,6 +90,7 @@ class Tally:
 
 def cases(names: list[str], model: Path) -> list[Case]:
     """Every method of the catalogue, in every form, on a tiny budget."""
+    from control_environments import pendulum_file
     from polyrl import catalogue
 
     found = []
@@ -109,6 +110,8 @@ def cases(names: list[str], model: Path) -> list[Case]:
                     more += ["--model", str(model), "--max-tokens", "6"]
             elif info.wing != "theory":
                 more += ["--eval-episodes", "2"]
+            if any(source.from_dataset for source in recipe.sources.values()):
+                more += ["--dataset", str(pendulum_file(model.parent))]
             count = "40" if info.wing == "theory" else "5"
             line = ["train", slug, "--task", TASKS.get(task, task), "--budget", f"iterations={count}", *FEW, *more]
             name = slug if len(variants) == 1 else f"{slug} ({info.wing})"
