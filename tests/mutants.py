@@ -604,7 +604,7 @@ GROUPS: list[Group] = [
         "models/language/pairs.py",
         "test_preference_losses.py test_preference_data.py -k 'pair or hand or one_by_one or padding or end_token or measured'",
         [
-            ("rho / mask.sum(1).clamp(min=1) if length_norm else rho", "rho"),
+            ("total / mask.sum(1).clamp(min=1) if length_norm else total", "total"),
             ("if not bool(((count == 2) & (chosen == 1)).all()):", "if False:"),
             ("x[paired & preferred])", "x[paired & ~preferred])"),
             ("(~preferred[: len(example)]).long()", "preferred[: len(example)].long()"),
@@ -677,6 +677,35 @@ GROUPS: list[Group] = [
             ),
             ('[where].abs() * experience["entropy_at_collection"][where]', "[where].abs()"),
         ],
+    ),
+    Group(
+        "methods/preference/simpo.py",
+        "test_preference_losses.py test_trl_numbers.py",
+        [
+            ("softplus(gamma - beta * h)", "softplus(gamma + beta * h)"),
+            ("softplus(gamma - beta * h)", "softplus(beta * (gamma - h))"),
+            ('experience["mask"], length_norm=True)', 'experience["mask"])'),
+        ],
+    ),
+    Group(
+        "methods/preference/orpo.py",
+        "test_preference_losses.py test_trl_numbers.py",
+        [
+            ("sure - torch.log(-torch.expm1(sure))", "sure"),
+            ("mean_logprob.clamp(max=SUREST)", "mean_logprob"),
+            ("self.odds_weight * odds_ratio_loss(h)", "odds_ratio_loss(h)"),
+            ('imitate="chosen", aggregation', "aggregation"),
+        ],
+    ),
+    Group(
+        "worlds/language_evaluation.py",
+        "test_preference_runs.py -k 'needs_no_reference'",
+        [("        world.release_reference()\n", "")],
+    ),
+    Group(
+        "worlds/language.py",
+        "test_preference_runs.py -k 'needs_no_reference'",
+        [('world.keeps_reference = "reference" in recipe.required_models()', "world.keeps_reference = False")],
     ),
     Group(
         "methods/language/gspo.py",

@@ -15,10 +15,14 @@ from polyrl.catalogue import build
 from polyrl.core.experience import Experience
 from polyrl.methods.preference.dpo import DPOLoss, dpo_loss, robust_dpo_loss
 from polyrl.methods.preference.ipo import IPOLoss, ipo_loss
+from polyrl.methods.preference.orpo import OddsRatioLoss, log_odds, odds_ratio_loss
+from polyrl.methods.preference.simpo import SimpoLoss, simpo_loss
 from polyrl.methods.preference.slic import SlicLoss, slic_loss
-from polyrl.models.language.pairs import by_pair, sequence_log_ratio
+from polyrl.models.language.pairs import by_pair, sequence_log_ratio, sequence_logprob
+from polyrl.parts.imitation import DemonstrationNLL
 from polyrl.parts.optimise import Optimise
-from polyrl.parts.pairs import LogRatioLoss
+from polyrl.parts.pairs import ImplicitRewardLoss, LogRatioLoss
+from polyrl.recipe import Term
 from worlds import VOCABULARY, TableWorld, make_context
 
 Loss = Callable[[Tensor], Tensor]
@@ -52,6 +56,27 @@ def test_one_pair_by_hand() -> None:
     both = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
     (loss,) = torch.autograd.grad(dpo_loss((both[0] - ref[0]) - (both[1] - ref[1]), 0.1), both)
     assert loss.tolist() == pytest.approx([-0.045017, 0.045017], abs=1e-6)
+
+
+def test_one_pair_without_a_reference_by_hand() -> None:
+    """Mean log-probabilities of -0.5 and -0.9 nats a token."""
+    assert at(simpo_loss, 0.4, 2.0, 0.5) == pytest.approx(0.5543552, abs=1e-7)
+    assert at(simpo_loss, 0.25, 2.0, 0.5) == pytest.approx(math.log(2), abs=1e-12)  # at the margin
+    chosen, rejected = at(log_odds, -0.5), at(log_odds, -0.9)
+    assert chosen == pytest.approx(math.log(math.exp(-0.5) / (1 - math.exp(-0.5))), abs=1e-12)
+    assert chosen - rejected == pytest.approx(0.8109167, abs=1e-7)
+    assert at(odds_ratio_loss, chosen - rejected) == pytest.approx(0.3677289, abs=1e-7)
+    assert at(odds_ratio_loss, 0) == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_odds_of_what_is_certain_and_of_what_never_happens_are_finite() -> None:
+    for dtype in (torch.float32, torch.float64):
+        mean = torch.tensor([0.0, -1e-9, -1e-3, -30.0, -1e4], dtype=dtype, requires_grad=True)
+        found = log_odds(mean)
+        found.sum().backward()  # type: ignore[no-untyped-call]
+        assert bool(found.isfinite().all()) and mean.grad is not None and bool(mean.grad.isfinite().all())
+        assert found.tolist()[3:] == pytest.approx([-30.0, -1e4], rel=1e-6)  # p / (1 - p) is p where p is small
+        assert found.tolist()[2] == pytest.approx(math.log(1 / math.expm1(1e-3)), rel=1e-4)
 
 
 def minimum(expected: Loss) -> float:
@@ -176,6 +201,8 @@ def test_ipo_and_its_unified_form() -> None:
         lambda h: robust_dpo_loss(h, 0.3, 0.2),
         lambda h: ipo_loss(h, 0.3),
         lambda h: slic_loss(h, 0.3),
+        lambda h: simpo_loss(h, 2.0, 0.5),
+        odds_ratio_loss,
     ],
 )
 def test_gradients_and_far_away_margins(loss: Loss) -> None:
@@ -224,7 +251,7 @@ def pair_batch(seed: int = 0, width: int = 6, size: int = 10) -> Experience:
     )
 
 
-TERMS: dict[str, LogRatioLoss] = {
+TERMS: dict[str, ImplicitRewardLoss] = {
     "dpo": DPOLoss(beta=0.3),
     "cdpo": DPOLoss(beta=0.3, label_smoothing=0.1),
     "robust": DPOLoss(beta=0.3, label_smoothing=0.1, loss_type="robust"),
@@ -232,24 +259,39 @@ TERMS: dict[str, LogRatioLoss] = {
     "ipo": IPOLoss(tau=0.3),
     "ipo, length-normalised": IPOLoss(tau=0.3, length_norm=True),
     "slic": SlicLoss(beta=0.3),
+    "simpo": SimpoLoss(beta=2.0, target_margin=0.5),
+    "orpo's odds": OddsRatioLoss(odds_weight=0.4),
 }
 
 
-def gradient(term: LogRatioLoss, batch: Experience, world: TableWorld | None = None) -> tuple[Tensor, dict[str, float]]:
+def gradient(term: Term, batch: Experience, world: TableWorld | None = None) -> tuple[Tensor, dict[str, float]]:
     """The gradient of one `Optimise.run` on the batch, and what was logged."""
+    return gradient_of((term,), batch, world)
+
+
+def gradient_of(
+    terms: tuple[Term, ...], batch: Experience, world: TableWorld | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """The same of several terms."""
     world = world or PairWorld(critic=False)
     optimise = Optimise(max_grad_norm=1e9)
     context = make_context(world)
     context.optimiser = optimise.optimisers(world)
-    optimise.run((term,), batch, context)
+    optimise.run(terms, batch, context)
     assert world.table.grad is not None
     return world.table.grad.clone(), context.metrics
 
 
-def by_hand(term: LogRatioLoss, batch: Experience) -> Tensor:
+def log_odds_by_hand(mean: Tensor) -> Tensor:
+    return (mean.exp() / (1 - mean.exp())).log()
+
+
+def by_hand(term: ImplicitRewardLoss, batch: Experience) -> Tensor:
     """The mean loss over pairs, pair by pair and token by token."""
     world = TableWorld(critic=False)
     losses = []
+    free = not isinstance(term, LogRatioLoss)
+    normed = free or term.length_norm
     for number in batch["pair"].unique().tolist():
         rho = {}
         for row in (batch["pair"] == number).nonzero()[:, 0].tolist():
@@ -257,10 +299,13 @@ def by_hand(term: LogRatioLoss, batch: Experience) -> Tensor:
             for t in range(batch["action"].shape[1]):
                 token = int(batch["action"][row, t])
                 if bool(batch["mask"][row, t]):
-                    total = total + world.table.log_softmax(-1)[before, token] - batch["ref_logprob"][row, t]
+                    total = total + world.table.log_softmax(-1)[before, token]
+                    total = total if free else total - batch["ref_logprob"][row, t]
                     count += 1
                 before = token
-            rho[bool(batch["preferred"][row])] = total / count if term.length_norm else total
+            rho[bool(batch["preferred"][row])] = total / count if normed else total
+        if isinstance(term, OddsRatioLoss):
+            rho = {side: log_odds_by_hand(mean) for side, mean in rho.items()}
         losses.append(term.pair_loss(rho[True] - rho[False]))
     loss = torch.stack(losses).mean()
     (grad,) = torch.autograd.grad(loss, world.table)
@@ -345,6 +390,76 @@ def test_metrics_have_their_meaning() -> None:
     assert logged["rewards/accuracies"] == pytest.approx(float((first > second).float().mean()))
 
 
+def test_what_is_logged_without_a_reference() -> None:
+    batch = pair_batch()
+    with torch.no_grad():
+        logprob = TableWorld(critic=False).outputs(batch, {"logprob"})["logprob"]
+    mean, won = sequence_logprob(logprob, batch["mask"], length_norm=True), batch["preferred"]
+    for term, reward in ((SimpoLoss(beta=2.0), 2 * mean), (OddsRatioLoss(odds_weight=0.3), log_odds_by_hand(mean))):
+        _, logged = gradient(term, batch)
+        assert logged["rewards/chosen"] == pytest.approx(float(reward[won].mean()))
+        assert logged["rewards/margins"] == pytest.approx(float(reward[won].mean() - reward[~won].mean()))
+        first, second = by_pair(reward, batch["pair"], won)
+        assert logged["rewards/accuracies"] == pytest.approx(float((first > second).float().mean()))
+        total = sequence_logprob(logprob, batch["mask"])
+        assert logged["logps/rejected"] == pytest.approx(float(total[~won].mean()))
+
+
+def test_orpo_is_imitation_and_odds() -> None:
+    """Equation 6, pair by pair: the mean over a response's tokens first, or over all tokens of the batch."""
+    batch, world = pair_batch(), TableWorld(critic=False)
+    odds = OddsRatioLoss(odds_weight=0.4)
+    logprob = world.outputs(batch, {"logprob"})["logprob"]
+    mean, won = sequence_logprob(logprob, batch["mask"], length_norm=True), batch["preferred"]
+    first, second = by_pair(log_odds_by_hand(mean), batch["pair"], won)
+    ratio = -(first - second)[won].sigmoid().log().mean()
+    likelihood = {
+        "seq-mean-token-mean": mean[won].mean(),
+        "token-mean": logprob[won][batch["mask"][won]].mean(),
+    }
+    for how, nll in likelihood.items():
+        terms = catalogued("orpo", {"odds_weight": "0.4", "aggregation": how})
+        assert terms[0] == odds and isinstance(terms[1], DemonstrationNLL)
+        grad, logged = gradient_of(terms, batch)
+        (wanted,) = torch.autograd.grad(-nll + 0.4 * ratio, world.table, retain_graph=True)
+        assert torch.allclose(grad, wanted, atol=1e-12) and bool(grad.any())
+        assert logged["loss"] == pytest.approx(float((-nll + 0.4 * ratio).detach()))
+        parts = (logged["loss/demonstration-nll"], logged["loss/odds-ratio-loss"])
+        assert parts == pytest.approx((float(-nll.detach()), float(0.4 * ratio.detach())))
+
+
+def catalogued(spec: str, settings: dict[str, str]) -> tuple[Term, ...]:
+    return build(spec, settings).terms
+
+
+def test_an_odds_weight_of_zero_is_imitation_alone() -> None:
+    batch = pair_batch()
+    both, _ = gradient_of(catalogued("orpo", {"odds_weight": "0"}), batch)
+    alone, _ = gradient(
+        DemonstrationNLL(imitate="chosen", demonstration_weight=1.0, aggregation="seq-mean-token-mean"), batch
+    )
+    assert torch.allclose(both, alone, atol=1e-14) and bool(alone.any())
+
+
+def test_simpo_is_dpo_with_means_where_the_reference_is_uniform() -> None:
+    """A reference that finds every token equally likely cancels in a difference of means."""
+    batch = pair_batch()
+    flat = batch.with_fields(ref_logprob=torch.full_like(batch["ref_logprob"], -1.7))
+    mine, _ = gradient(SimpoLoss(beta=0.3, target_margin=0.0), batch)
+    others, _ = gradient(DPOLoss(beta=0.3, length_norm=True), flat)
+    assert torch.allclose(mine, others, atol=1e-12) and bool(mine.any())
+
+
+def test_losses_without_a_reference_ask_for_none() -> None:
+    for spec in ("simpo", "orpo", "simpo+online-dpo", "dpo+simpo-loss", "dpo+odds-ratio-loss"):
+        recipe = build(spec)
+        assert "reference" not in recipe.required_models(), spec
+        assert "ref_logprob" not in {name for part in recipe.parts() for name in part.gives}, spec
+    assert build("dpo+orpo").terms == build("orpo").terms
+    assert [t.name for t in build("orpo+dpo").terms] == ["dpo-loss", "demonstration-nll"]  # DPO beside imitation
+    assert "reference" in build("simpo+dpo").required_models()
+
+
 def test_a_pair_that_was_torn_apart_is_noticed() -> None:
     x, preferred = torch.zeros(3), torch.tensor([True, False, True])
     with pytest.raises(ValueError, match="two rows"):
@@ -360,6 +475,10 @@ def test_a_pair_that_was_torn_apart_is_noticed() -> None:
         ("dpo", {"label_smoothing": "0.5"}),
         ("ipo", {"tau": "-1"}),
         ("slic", {"beta": "0"}),
+        ("simpo", {"beta": "0"}),
+        ("simpo", {"target_margin": "-0.1"}),
+        ("orpo", {"odds_weight": "-1"}),
+        ("grpo+simpo-loss", {}),
         ("dpo", {"pairs_per_step": "0"}),
         ("dpo", {"reference": "round"}),
         ("online-dpo", {"completions_per_prompt": "1"}),

@@ -37,12 +37,17 @@ def trained(method: str, model: Path, out: Path, budget: str, **more: Any) -> po
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("method", ["dpo", "ipo", "slic", "online-dpo", "iterative-dpo"])
+@pytest.mark.parametrize("method", ["dpo", "ipo", "slic", "simpo", "orpo", "online-dpo", "iterative-dpo"])
 def test_the_gold_score_rises_clearly(method: str, taught: Path, tmp_path: Path) -> None:
     # at 1e-3 the third seed of slic has fallen
-    rate = {"learning_rate": 5e-4 if method == "slic" else 1e-3}
-    more = {"prompts_per_step": 64} if method == "iterative-dpo" else rate
-    result = trained(method, taught, tmp_path / "run", "samples=1600", seed=SEED, **more)
+    more = {
+        "iterative-dpo": {"prompts_per_step": 64},
+        "simpo": {"learning_rate": 7e-4},
+        "slic": {"learning_rate": 5e-4},
+    }
+    knobs = more.get(method, {"learning_rate": 1e-3})
+    budget = "samples=4800" if method in ("simpo", "orpo") else "samples=1600"  # without a reference it goes slowly
+    result = trained(method, taught, tmp_path / "run", budget, seed=SEED, **knobs)
     gain = result.final["eval/reward"] - result.start["eval/reward"]
     reached(gain, 0.1)  # 0.23 to 0.75 with three seeds; one standard error is 0.1
     assert result.start["eval/pair_accuracy"] == 0.5 and result.start["eval/kl"] == pytest.approx(0, abs=1e-4)
@@ -288,6 +293,29 @@ def test_pairs_of_the_user_need_no_reward(pairs_file: Path, taught: Path, tmp_pa
     judged = polyrl_evaluate(run, prompts=200)
     assert judged["eval/pair_accuracy"] == pytest.approx(final["eval/pair_accuracy"])
     assert judged["eval/margin"] == pytest.approx(final["eval/margin"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("method", "held"), [("simpo", False), ("orpo", False), ("dpo", True)])
+def test_what_needs_no_reference_trains_without_one(
+    method: str, held: bool, pairs_file: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start is asked about held-out pairs before the first step, and let go; they are told apart as for DPO."""
+    seen: list[bool] = []
+    original = Optimise.run
+
+    def watching(self: Optimise, terms: Any, experience: Experience, context: Any) -> None:
+        seen.append("reference" in vars(context.world))
+        original(self, terms, experience, context)
+
+    monkeypatch.setattr(Optimise, "run", watching)
+    run = tmp_path / "run"
+    result = polyrl.train(
+        method, dataset=pairs_file, model=taught, out=run, budget="iterations=6", quiet=True,
+        options={**QUICK, "max_tokens": 12, "evaluations": 2},
+    )  # fmt: skip
+    assert seen == [held] * 6
+    assert result.start["eval/pair_accuracy"] == 0.5 and result.final["eval/pair_accuracy"] != 0.5
+    assert polyrl_evaluate(run)["eval/margin"] == pytest.approx(result.final["eval/margin"], rel=1e-4)
 
 
 def test_what_is_wrong_with_the_users_pairs_is_one_sentence(

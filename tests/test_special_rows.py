@@ -414,7 +414,9 @@ def test_the_logged_kl_is_of_the_policy_to_the_start_and_of_whole_responses() ->
     assert context.metrics["ref_perplexity"] == pytest.approx(math.exp((1.5 + 1.25 + 2.5 + 0.375) / 4))
 
 
-@pytest.mark.parametrize("term", ["dpo-loss", "ipo-loss", "slic-loss", "bradley-terry"])
+@pytest.mark.parametrize(
+    "term", ["dpo-loss", "ipo-loss", "slic-loss", "simpo-loss", "odds-ratio-loss", "bradley-terry"]
+)
 def test_a_pair_of_which_a_selection_left_out_one_row_teaches_nothing(term: str) -> None:
     """As if the pair were not there: neither loss, nor gradient, nor what is logged knows of its other half."""
     part = next(t for t in parts(improve=True) if t.name == term)

@@ -53,6 +53,7 @@ class TableWorld:
 
     precision = World.precision
     updating = World.updating
+    measured_outputs = World.measured_outputs
     closed_form = World.closed_form
     zero_gradients = World.zero_gradients
 

@@ -40,6 +40,7 @@ ABSTRACT = {
     "Architecture",
     "Averaged",
     "PairTerm",
+    "ImplicitRewardLoss",
     "LogRatioLoss",
     "OffPolicyTerm",
     "ReplayChange",

@@ -39,15 +39,19 @@ def some_pairs(experience: Experience) -> list[tuple[int, int]]:
 
 
 def log_ratios(experience: Experience, world: Any) -> dict[int, float]:
-    """rho = log pi - log pi_ref of the whole response, nats, under the present policy: of the pairs that are shown."""
+    """rho = log pi - log pi_ref of the whole response, nats, under the present policy: of the pairs that are shown.
+
+    Where no reference was asked it is log pi.
+    """
     rows = [row for pair in some_pairs(experience) for row in pair]
-    if not rows or "ref_logprob" not in experience:
+    if not rows:
         return {}
     picked = experience.rows(rows)
     with torch.no_grad():
         logprob = world.outputs(picked, frozenset({"logprob"}))["logprob"].to(picked["mask"].device)
-    ratio = torch.where(picked["mask"], logprob - picked["ref_logprob"], torch.zeros_like(logprob)).sum(1)
-    return dict(zip(rows, ratio.tolist(), strict=True))
+    ratio = logprob - picked["ref_logprob"] if "ref_logprob" in picked else logprob
+    total = torch.where(picked["mask"], ratio, torch.zeros_like(ratio)).sum(1)
+    return dict(zip(rows, total.tolist(), strict=True))
 
 
 def _response(experience: Experience, row: int, tokenizer: Any) -> str:
@@ -74,7 +78,10 @@ def preference_pairs(
     """
     moved = bool(before and after)
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=moved)
-    for column in ("", "rho before", "rho after", "response") if moved else ("", "response"):
+    rho, what = (
+        ("rho", "log-ratios rho to the reference") if "ref_logprob" in experience else ("log pi", "log-probabilities")
+    )
+    for column in ("", f"{rho} before", f"{rho} after", "response") if moved else ("", "response"):
         table.add_column(column, header_style="dim")
     for chosen, rejected in some_pairs(experience):
         if prompt := read_prompt(experience, chosen, tokenizer):
@@ -89,9 +96,9 @@ def preference_pairs(
             table.add_row(
                 Text("h", style="bold"),
                 *[Text(f"{round(x, 4) + 0.0:+.4f}", style="bold") for x in h],
-                Text("rho - rho'"),
+                Text(f"{rho} - {rho}'"),
             )
-    said = "how the log-ratios rho to the reference (nats) and their difference h moved:" if moved else "some pairs:"
+    said = f"how the {what} (nats) and their difference h moved:" if moved else "some pairs:"
     return indented(said, table)
 
 

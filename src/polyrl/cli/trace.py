@@ -87,8 +87,8 @@ class Tracer:
             self._say(sentence)
         for block in self._excerpts(part, before, after, changed, moved):
             self.out.print(block)
-        paired = any(term.together == "pair" for term in self.recipe.terms)
-        if paired and not self.rho and {"pair", "preferred", "ref_logprob"} <= set(after.fields()):
+        paired = [term for term in self.recipe.terms if term.together == "pair" and "logprob" in term.wants]
+        if paired and not self.rho and paired[0].required() <= set(after.fields()):
             self.rho = excerpts.log_ratios(after, self.loop.world)
 
     def _say(self, text: Text | str, indent: int = 4, style: str = "") -> None:
@@ -281,10 +281,12 @@ class Tracer:
             self._say(f"check: sampler and trainer agree on every log-probability to {gap}", style="dim")
 
     def _clipped_unit(self, experience: Experience, step: str) -> str:
-        """What a ratio belongs to: a response where the policy's term weighs rows."""
+        """What a ratio belongs to: a response where the policy's term tells one number a row of its clip."""
         for term in self.recipe.terms:
-            if term.slot == "policy-objective" and term.required() <= set(experience.fields()) | {"logprob"}:
-                return "response" if term.step_weights(experience).dim() == 1 else step
+            known = term.wants == {"logprob"} and term.required() <= set(experience.fields())
+            if term.slot == "policy-objective" and known:
+                told = term.statistics({"logprob": experience["behaviour_logprob"]}, experience).get("clip_ratio")
+                return "response" if told is not None and told.dim() == 1 else step
         return step
 
 

@@ -74,14 +74,14 @@ class DemonstratedPairs(OfflinePairs):
 
 @dataclass(frozen=True, kw_only=True)
 class DemonstrationNLL(Averaged):
-    """Imitate the demonstrations: w1 times their negative log-likelihood, beside a loss on pairs (AIHF-DPO)."""
+    """Imitate demonstrations, or chosen responses, beside other terms: w1 times their negative log-likelihood."""
 
     slot: ClassVar[str] = "nll"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
 
-    demonstration_weight: float = knob(0.1, "w1: weight of the negative log-likelihood of a whole answer", low=0)
+    demonstration_weight: float = knob(0.1, "w1: weight of the negative log-likelihood", low=0)
     imitate: Literal["demonstrations", "chosen"] = knob(
-        "demonstrations", "demonstrations, or chosen: the pairs' chosen responses instead (as RPO does)"
+        "demonstrations", "demonstrations, or chosen: the pairs' chosen responses instead (ORPO, RPO)"
     )
     aggregation: Aggregation = knob("seq-mean-token-sum", AGGREGATION_HELP)
 

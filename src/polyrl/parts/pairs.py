@@ -19,7 +19,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.errors import UserError
-from polyrl.models.language.pairs import by_pair, sequence_log_ratio
+from polyrl.models.language.pairs import by_pair, sequence_log_ratio, sequence_logprob
 from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
 from polyrl.parts.credit import check_groups
 from polyrl.recipe import Part, Recipe, Stage, Term, knob
@@ -298,7 +298,50 @@ class PairTerm(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogRatioLoss(PairTerm):
+class ImplicitRewardLoss(PairTerm):
+    """A loss on the margin of implicit rewards, which are functions of a response's log-probabilities.
+
+    Subclasses write `implicit_reward`, `pair_loss` of the difference of two of them, and `scale`.
+    """
+
+    @property
+    @abstractmethod
+    def scale(self) -> float:
+        """What an implicit reward is multiplied by where it is logged."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def implicit_reward(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """What each response is compared by, before `scale`, `[B]`."""
+        raise NotImplementedError
+
+    def rewards(self, outputs: dict[str, Tensor], experience: Experience) -> tuple[Tensor, Tensor]:
+        """Implicit reward of the chosen and of the rejected response of each row's pair, `[B]` each."""
+        own = self.implicit_reward(outputs, experience)
+        return by_pair(own, whole_pairs(experience), experience["preferred"])
+
+    def margin(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """h of each row's pair, `[B]`."""
+        chosen, rejected = self.rewards(outputs, experience)
+        return chosen - rejected
+
+    def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
+        """Implicit rewards, their margin, how often it is positive, and log-probabilities: `[B]`, TRL's names."""
+        chosen, rejected = self.rewards(outputs, experience)
+        total = sequence_logprob(outputs["logprob"], experience["mask"])
+        won, lost = by_pair(total, whole_pairs(experience), experience["preferred"])
+        return {
+            "rewards/chosen": self.scale * chosen,
+            "rewards/rejected": self.scale * rejected,
+            "rewards/margins": self.scale * (chosen - rejected),
+            "rewards/accuracies": (chosen > rejected).float(),
+            "logps/chosen": won,
+            "logps/rejected": lost,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRatioLoss(ImplicitRewardLoss):
     """A loss on h = rho(chosen) - rho(rejected), the margin of log-ratios to a reference (arXiv:2305.18290).
 
     Subclasses write `pair_loss(h)` and `scale`, by which a log-ratio is called an implicit reward in the metrics.
@@ -318,37 +361,7 @@ class LogRatioLoss(PairTerm):
     def _reference_field(self) -> str:
         return "ref_logprob" if self.reference == "start" else "behaviour_logprob"
 
-    @property
-    @abstractmethod
-    def scale(self) -> float:
-        """Implicit reward of one nat of log-ratio."""
-        raise NotImplementedError
-
-    def log_ratios(self, outputs: dict[str, Tensor], experience: Experience) -> tuple[Tensor, Tensor]:
-        """rho of the chosen and the rejected response of each row's pair, `[B]` each."""
-        rho = sequence_log_ratio(
-            outputs["logprob"],
-            experience[self._reference_field()],
-            experience["mask"],
-            length_norm=self.length_norm,
-        )
-        return by_pair(rho, whole_pairs(experience), experience["preferred"])
-
-    def margin(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
-        """h of each row's pair, `[B]`."""
-        chosen, rejected = self.log_ratios(outputs, experience)
-        return chosen - rejected
-
-    def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
-        """Implicit rewards, their margin, how often it is positive, and log-probabilities: `[B]`, TRL's names."""
-        chosen, rejected = self.log_ratios(outputs, experience)
-        total = torch.where(experience["mask"], outputs["logprob"], 0.0).sum(1)
-        won, lost = by_pair(total, whole_pairs(experience), experience["preferred"])
-        return {
-            "rewards/chosen": self.scale * chosen,
-            "rewards/rejected": self.scale * rejected,
-            "rewards/margins": self.scale * (chosen - rejected),
-            "rewards/accuracies": (chosen > rejected).float(),
-            "logps/chosen": won,
-            "logps/rejected": lost,
-        }
+    def implicit_reward(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """rho of each response, `[B]`."""
+        reference, mask = experience[self._reference_field()], experience["mask"]
+        return sequence_log_ratio(outputs["logprob"], reference, mask, length_norm=self.length_norm)

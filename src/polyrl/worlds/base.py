@@ -87,6 +87,18 @@ class World(ABC):
         """
         yield lambda rows: self.outputs(batch.rows(rows), wants)
 
+    @torch.no_grad()
+    def measured_outputs(self, batch: Experience, wants: Collection[str], together: str = "") -> dict[str, Tensor]:
+        """What `outputs` gives of all rows, without gradients and a micro-batch at a time."""
+        found: dict[str, Tensor] = {}
+        with self.updating(batch, wants) as forward:
+            for index in self.micro_batches(batch, together):
+                for name, values in forward(index).items():
+                    if name not in found:
+                        found[name] = values.new_zeros((len(batch), *values.shape[1:]))
+                    found[name][index] = values
+        return found
+
     def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
         """Passes without autograd that give these outputs of single steps; None where autograd must do it."""
         return None

@@ -108,11 +108,12 @@ def make_world(
         if isinstance(task, DatasetTask):
             _fit(config, task, LanguagePolicy.load(model), room)
         give_pairs(task, model, say=say)
-    terms = [t for t in recipe.terms if t.together == "pair"]
+    terms = [t for t in recipe.terms if "preferred" in t.required()]
     if "reward-model" in recipe.required_models():
         return load_reward_model(config, task, model, terms)
     torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
     world = load_world(config, task, model, critic=_critic(recipe, task, model), terms=terms)
+    world.keeps_reference = "reference" in recipe.required_models()
     _fit(config, task, world.policy, room)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
     world.check_rows(some, room)

@@ -91,6 +91,7 @@ def evaluate(world: LanguageWorld) -> tuple[dict[str, float], list[dict[str, Any
             log_ratio = (batch["behaviour_logprob"] - world.reference_of(batch)) * batch["mask"]
             metrics["eval/kl"] = float(log_ratio.sum(1).mean())
         metrics |= judged_pairs(world, world.pairs("test"), world.pair_terms, most=how.prompts)
+        world.release_reference()
     return metrics, samples
 
 

@@ -19,7 +19,6 @@ from polyrl.errors import UserError
 from polyrl.models.language import last_layer
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.frozen import load_frozen
-from polyrl.models.language.pairs import FixedPairs
 from polyrl.models.language.policy import LanguagePolicy, Precision, Reader
 from polyrl.models.language.prefix import SharedPrompts
 from polyrl.models.language.rows import micro_batches_of
@@ -29,7 +28,7 @@ from polyrl.rollout.continuations import go_on, states_of
 from polyrl.rollout.language import Engine, Sampling, TransformersEngine
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.memory import keep_freed_memory
-from polyrl.tasks.language import LanguageTask, Row, Split
+from polyrl.tasks.language import LanguageTask, Row
 from polyrl.tasks.language.base import replayed, reports, sessions
 from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.columns import told_columns
@@ -55,6 +54,9 @@ KEPT = "reference-logprobs.safetensors"
 
 class LanguageWorld(UserDataWorld):
     """A language task, the policy that answers it, and its reference, critic and rewards."""
+
+    keeps_reference = True
+    """Whether the reference stays in memory; false where nothing is trained with it."""
 
     def __init__(
         self,
@@ -174,24 +176,10 @@ class LanguageWorld(UserDataWorld):
         for split in self.task.fixed_pairs:
             self.pairs(split).check(CHECKED_ROWS)
 
-    @cached_property
-    def _pairs(self) -> dict[Split, FixedPairs]:
-        return {
-            split: FixedPairs(
-                self.policy, rows, f"the {split} pairs of {self.task.name}", max_tokens=self.task.max_tokens
-            )
-            for split, rows in self.task.fixed_pairs.items()
-        }
-
-    def pairs(self, split: Split) -> FixedPairs:
-        """The task's fixed preference pairs.
-
-        Raises:
-            UserError: it has none.
-        """
-        if not self._pairs:
-            raise UserError(f"The task '{self.task.name}' has no fixed preference pairs.")
-        return self._pairs[split]
+    @property
+    def reader(self) -> LanguagePolicy:
+        """The policy."""
+        return self.policy
 
     def prefer(self, experience: Experience, first: Sequence[int], second: Sequence[int]) -> list[float]:
         """Probability that the response in row `first[i]` beats that in row `second[i]`, by the task's preference.
@@ -373,6 +361,11 @@ class LanguageWorld(UserDataWorld):
         policy = LanguagePolicy.load(self.reference_name, device=self.device, precision=self.precision)
         policy.requires_grad_(False)
         return policy
+
+    def release_reference(self) -> None:
+        """Let the reference go, where it was loaded for a measurement alone; it is loaded again when asked for."""
+        if not self.keeps_reference:
+            vars(self).pop("reference", None)
 
     def _first_critic(self, start: bool | str) -> Critic:
         """A critic that begins as a copy of the policy, or of the reward model in a folder."""

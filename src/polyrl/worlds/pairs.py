@@ -32,13 +32,7 @@ def judged_pairs(
     numbers = range(min(len(pairs), most))
     batch = pairs.batch(numbers)
     batch = batch.with_fields(weight=batch["mask"].float())
-    outputs: dict[str, Tensor] = {}
-    with world.updating(batch, {output}) as forward:
-        for index in world.micro_batches(batch, "pair"):
-            for name, values in forward(index).items():
-                if name not in outputs:
-                    outputs[name] = torch.zeros((len(batch), *values.shape[1:]))
-                outputs[name][index] = values.float()
+    outputs = {name: x.float() for name, x in world.measured_outputs(batch, {output}, "pair").items()}
     batch, margin = _margin(world, pairs, batch, outputs)
     right = torch.where(margin.abs() <= EQUAL, 0.5, (margin > 0).float())
     metrics = {"eval/pair_accuracy": float(right.mean()), "eval/margin": float(margin.mean())}

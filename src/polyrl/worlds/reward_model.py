@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.language.pairs import FixedPairs
 from polyrl.models.language.policy import LanguagePolicy, Precision
 from polyrl.models.language.rows import micro_batches_of
 from polyrl.models.language.scalar import RewardModel
 from polyrl.pretrain.reward_training import normalise
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.seeding import generator
-from polyrl.tasks.language.base import LanguageTask, Split, content
+from polyrl.tasks.language.base import LanguageTask, content
 from polyrl.worlds.pairs import judged_pairs
 from polyrl.worlds.user_data import UserDataWorld
 
@@ -56,16 +54,10 @@ class RewardModelWorld(UserDataWorld):
             policy = LanguagePolicy.load(model, device=device, precision=precision)
             self.model = RewardModel.like(policy, generator(seed, "reward head")).to(torch.device(device))
 
-    @cached_property
-    def _pairs(self) -> dict[Split, FixedPairs]:
-        return {
-            split: FixedPairs(self.model, rows, f"the {split} pairs of {self.task.name}")
-            for split, rows in self.task.fixed_pairs.items()
-        }
-
-    def pairs(self, split: Split) -> FixedPairs:
-        """The task's fixed preference pairs."""
-        return self._pairs[split]
+    @property
+    def reader(self) -> RewardModel:
+        """The reward model."""
+        return self.model
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable "score" of each row, `[B]`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from polyrl.errors import UserError
-from polyrl.models.language.pairs import encode_pair
+from polyrl.models.language.pairs import FixedPairs, encode_pair
 from polyrl.models.language.policy import Reader
-from polyrl.tasks.language import LanguageTask, Row
+from polyrl.tasks.language import LanguageTask, Row, Split
 from polyrl.tasks.language.checkers import truth_column
 from polyrl.tasks.language.dataset import DatasetTask, unpaired
 from polyrl.tasks.language.left_out import UNUSABLE, place_of
@@ -15,9 +16,33 @@ from polyrl.worlds.base import World
 
 
 class UserDataWorld(World):
-    """A world whose task may be the user's own data."""
+    """A world whose task may be the user's own data, and whose task may have preference pairs."""
 
     task: LanguageTask
+
+    @property
+    def reader(self) -> Reader:
+        """The model that reads prompts and responses."""
+        raise NotImplementedError
+
+    @cached_property
+    def _pairs(self) -> dict[Split, FixedPairs]:
+        return {
+            split: FixedPairs(
+                self.reader, rows, f"the {split} pairs of {self.task.name}", max_tokens=self.task.max_tokens
+            )
+            for split, rows in self.task.fixed_pairs.items()
+        }
+
+    def pairs(self, split: Split) -> FixedPairs:
+        """The task's fixed preference pairs.
+
+        Raises:
+            UserError: it has none.
+        """
+        if not self._pairs:
+            raise UserError(f"The task '{self.task.name}' has no fixed preference pairs.")
+        return self._pairs[split]
 
     @property
     def rows_left_out(self) -> int:

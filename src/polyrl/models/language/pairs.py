@@ -21,16 +21,21 @@ from polyrl.tasks.language.left_out import place_of
 # ---------------------------------------------------------------------------------------------- pure functions
 
 
-def sequence_log_ratio(logprob: Tensor, ref_logprob: Tensor, mask: Tensor, *, length_norm: bool = False) -> Tensor:
-    """rho(y|x) = log pi(y|x) - log pi_ref(y|x) of whole responses, nats `[B]`.
+def sequence_logprob(logprob: Tensor, mask: Tensor, *, length_norm: bool = False) -> Tensor:
+    """log pi(y|x) of whole responses, nats `[B]`.
 
     Args:
-        logprob, ref_logprob: `[B, T]` log-probabilities of the tokens, nats.
+        logprob: `[B, T]` log-probabilities of the tokens, nats.
         mask: `[B, T]` bool, true at the response's own tokens, its end token included.
         length_norm: divide by the number of those tokens (length-normalised, nats a token) instead of summing.
     """
-    rho = torch.where(mask, logprob - ref_logprob, torch.zeros_like(logprob)).sum(1)
-    return rho / mask.sum(1).clamp(min=1) if length_norm else rho
+    total = torch.where(mask, logprob, torch.zeros_like(logprob)).sum(1)
+    return total / mask.sum(1).clamp(min=1) if length_norm else total
+
+
+def sequence_log_ratio(logprob: Tensor, ref_logprob: Tensor, mask: Tensor, *, length_norm: bool = False) -> Tensor:
+    """rho(y|x) = log pi(y|x) - log pi_ref(y|x) of whole responses, nats `[B]`; see `sequence_logprob`."""
+    return sequence_logprob(logprob - ref_logprob, mask, length_norm=length_norm)
 
 
 def by_pair(x: Tensor, pair: Tensor, preferred: Tensor) -> tuple[Tensor, Tensor]:
