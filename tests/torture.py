@@ -193,7 +193,7 @@ def contents(run: Path) -> dict[str, Any]:
 
 
 def _timeless(record: dict[str, Any]) -> dict[str, Any]:
-    times = ("seconds", "tokens_per_second", "steps_per_second")
+    times = ("seconds", "tokens_per_second", "steps_per_second", "updates_per_second")
     return {k: v for k, v in record.items() if k not in times and not k.startswith("seconds/")}
 
 
