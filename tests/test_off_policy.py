@@ -135,7 +135,9 @@ def test_networks_in_one_function_are_separate_networks(
         torch.testing.assert_close(network(x)[:, k], h, rtol=1e-5, atol=1e-6)
         with torch.no_grad():
             torch.testing.assert_close(network(x)[:, k], h, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(network(x, first=1), network(x)[:, :1])
+    torch.testing.assert_close(network(x, slice(1)), network(x)[:, :1])
+    some = torch.tensor([members - 1, 0])[:members]
+    torch.testing.assert_close(network(x, some), network(x)[:, some])
 
 
 @pytest.mark.parametrize("rows", [[0, 3], [], [0, 1, 2, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]])

@@ -36,7 +36,12 @@ class ActionCritics(Network):
 
     def first(self, observation: Tensor, action: Tensor) -> Tensor:
         """The first critic's values `[...]`; the others are not computed."""
-        found: Tensor = self.network(torch.cat([observation, action], -1), first=1)[..., 0, 0]
+        found: Tensor = self.network(torch.cat([observation, action], -1), slice(1))[..., 0, 0]
+        return found
+
+    def some(self, observation: Tensor, action: Tensor, members: Tensor) -> Tensor:
+        """Values `[..., M]` of the critics number `members` `[M]`; the others are not computed."""
+        found: Tensor = self.network(torch.cat([observation, action], -1), members).squeeze(-1)
         return found
 
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:

@@ -56,11 +56,11 @@ class StackedMlp(nn.Module):
         # looked up once: weight and bias of each layer in turn
         self._layers = tuple(p for pair in zip(self.weights, self.biases, strict=True) for p in pair)
 
-    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Outputs `[..., members, O]` of inputs `[..., I]`; with `first`, of the first so many members only."""
+    def forward(self, x: Tensor, chosen: slice | Tensor | None = None) -> Tensor:
+        """Outputs `[..., members, O]` of inputs `[..., I]`; with `chosen`, of these members only."""
         flat = x.reshape(-1, x.shape[-1])
-        layers = self._layers if first is None else tuple(p[:first] for p in self._layers)
-        out = self._fast(flat, layers) if self._is_fast(flat) else self._plain(flat, layers)
+        layers = self._layers if chosen is None else tuple(p[chosen] for p in self._layers)
+        out = self._fast(flat, layers) if self._is_fast(flat) else self._plain(flat, layers, chosen)
         return out.transpose(0, 1).reshape(*x.shape[:-1], len(out), out.shape[-1])
 
     def _is_fast(self, x: Tensor) -> bool:
@@ -73,7 +73,7 @@ class StackedMlp(nn.Module):
         found: Tensor = StackedLayers.apply(x, self.activation, *layers)  # type: ignore[no-untyped-call]
         return found
 
-    def _plain(self, x: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
+    def _plain(self, x: Tensor, layers: tuple[Tensor, ...], chosen: slice | Tensor | None) -> Tensor:
         members = len(layers[0])
         h = x.expand(members, *x.shape)
         last = len(self.weights) - 1
@@ -81,7 +81,9 @@ class StackedMlp(nn.Module):
             h = torch.baddbmm(bias.unsqueeze(1), h, weight)
             if layer < last:
                 if self.layer_norm:
-                    scale, shift = self.scales[layer][:members], self.shifts[layer][:members]
+                    scale, shift = self.scales[layer], self.shifts[layer]
+                    if chosen is not None:
+                        scale, shift = scale[chosen], shift[chosen]
                     h = nn.functional.layer_norm(h, h.shape[-1:]) * scale.unsqueeze(1) + shift.unsqueeze(1)
                 h = ACTIVATIONS[self.activation](h)
         return h

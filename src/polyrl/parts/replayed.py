@@ -87,15 +87,16 @@ class SoftTarget(Part):
         following, policy = batch["next_observation"], see["policy"]
         noise = see.draw(*following.shape[:-1], policy.numbers)
         action, logprob = policy.sample(following, noise)
-        value = self.value(see["q_target"](following, action), see)
+        value = self.value(following, action, see)
         temperature = see["temperature"]() if self.entropy_backup else torch.zeros(1)
         return batch.with_fields(
             value_target=soft_target(batch["reward"], batch["discount"], value, logprob, temperature)
         )
 
-    def value(self, q: Tensor, see: See) -> Tensor:
-        """What the target takes of the critics' values `[..., K]`: the least."""
-        return q.amin(-1)
+    def value(self, observation: Tensor, action: Tensor, see: See) -> Tensor:
+        """What the target critics say of actions `[..., A]`, `[...]`: the least."""
+        found: Tensor = see["q_target"](observation, action).amin(-1)
+        return found
 
 
 # --------------------------------------------------------------------------------------------------- changed sources

@@ -36,12 +36,11 @@ class SubsetTarget(SoftTarget):
 
     subset: int = knob(2, "critics of whose values the least counts, drawn anew for each update", low=1)
 
-    def value(self, q: Tensor, see: See) -> Tensor:
-        """The least of some of the values `[..., K]`."""
-        members = q.shape[-1]
-        if self.subset >= members:
-            return q.amin(-1)
-        return q[..., torch.randperm(members, generator=see.generator)[: self.subset]].amin(-1)
+    def value(self, observation: Tensor, action: Tensor, see: See) -> Tensor:
+        """The least of what some of the target critics say; the others are not asked."""
+        members = torch.randperm(see["q_target"].network.members, generator=see.generator)[: self.subset]
+        found: Tensor = see["q_target"].some(observation, action, members).amin(-1)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
