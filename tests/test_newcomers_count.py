@@ -1,0 +1,119 @@
+"""The count of papers to come in docs/design.md: no paper is counted that is there, and no gap that is mended."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from polyrl import catalogue
+from polyrl.core.context import Context
+from polyrl.core.recipe import Recipe
+from polyrl.core.update import Fresh, Phase, Update
+from polyrl.data.replay import Replay
+from polyrl.models.actor import Actor
+from polyrl.rollout.environments import Environments
+from polyrl.runs import make_loop
+from polyrl.runtime.budget import UNITS
+from polyrl.runtime.config import Given, RunConfig
+from polyrl.worlds import language, operations, theory
+from test_docs import text
+
+ROOT = Path(__file__).parents[1]
+SECTION = text("design.md").partition("## A newcomer's count")[2].partition("\n## ")[0]
+GAPS = dict(re.findall(r"^\| ([A-Z]) \| (.*) \|$", SECTION, re.MULTILINE))
+PAPERS = re.findall(r"^\| `([\w-]+)` \| (.*) \| (fits|stretch|missing) \| (.*) \|$", SECTION, re.MULTILINE)
+
+
+def named(said: str) -> set[str]:
+    """Gaps that a row names: `(A)`, `(H, M)`."""
+    return {letter for found in re.findall(r"\(([A-Z](?:, [A-Z])*)\)", said) for letter in found.split(", ")}
+
+
+def test_papers_that_have_come_have_left_the_count() -> None:
+    slugs = [slug for slug, *_ in PAPERS]
+    come = sorted(set(slugs) & (set(catalogue.methods()) | {info.alias for info in catalogue.methods().values()}))
+    assert not come, f"{come} are methods now: take them out of the count in docs/design.md"
+    assert 0 < len(slugs) == len(set(slugs)) <= 25
+
+
+def test_the_sums_are_right() -> None:
+    words = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    counts = [sum(verdict == kind for _, _, verdict, _ in PAPERS) for kind in ("fits", "stretch", "missing")]
+    fit, around, wait = (words[n] for n in counts)
+    assert f"So {fit} fit as files, {around} want a way around, {wait} wait." in SECTION
+    wanted = [slug for slug, files, _, said in PAPERS if "A" in named(said) and "methods/control/" in files]
+    assert f"A opens most doors: {words[len(wanted)]} papers of control name it." in SECTION
+
+
+def test_every_gap_is_named_and_every_name_is_a_gap() -> None:
+    assert set().union(*(named(said) for *_, said in PAPERS)) == set(GAPS)
+    assert all(named(said) for _, _, verdict, said in PAPERS if verdict == "missing")
+
+
+def test_files_that_are_said_to_be_new_are_new_and_others_are_there() -> None:
+    there = {"tasks/theory/mdp.py", "worlds/theory.py", "tasks/theory/"}
+    source = ROOT / "src" / "polyrl"
+    for slug, files, *_ in PAPERS:
+        for file in re.findall(r"[\w/]+/(?:\w+\.py)?", files):
+            assert (source / file).exists() == (file in there), f"{slug}: {file}"
+    drafts = {slug.replace("-", "_") for slug, _, _, said in PAPERS if "stands as a draft" in said}
+    assert drafts == {file.stem for file in (ROOT / "tests" / "drafts").glob("*.py")}
+
+
+class Tells(gymnasium.Env[np.ndarray, int]):
+    """An environment that tells more than observation and reward."""
+
+    observation_space, action_space = spaces.Box(0, 1, (1,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {"post_decision": np.ones(3)}
+
+    def step(self, action: int) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, {"post_decision": np.ones(3)}
+
+
+def fields_of_a_telling_environment() -> set[str]:
+    config = RunConfig(method="ppo", task="mine", budget="iterations=1", tensorboard=False)
+    config = dataclasses.replace(config, hyperparameters={"environments": "2", "steps_per_environment": "4"})
+    loop: Any = make_loop(config, given=Given(environment=Tells))[0]
+    return set(loop.recipe.collect(None, loop.context).fields())
+
+
+def options_of(kind: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind)}
+
+
+def source_of(module: Any) -> str:
+    return Path(module.__file__).read_text(encoding="utf-8")
+
+
+STILL: dict[str, Callable[[], bool]] = {
+    "A": lambda: not {"epochs", "minibatches"} & (options_of(Update) | options_of(Fresh)),
+    "B": lambda: not any("recipe.models" in source_of(module) for module in (language, theory, operations)),
+    "C": lambda: Recipe.__annotations__["collect"] == "Part | None",
+    "D": lambda: not any("post" in name for name in fields_of_a_telling_environment()),
+    "E": lambda: not {"memory", "state", "save", "load"} & set(dir(Actor)),
+    "F": lambda: Recipe.__annotations__["judged"] == "str",
+    "G": lambda: not {"pretrained", "from-run", "given"} & set(catalogue.entries()),
+    "H": lambda: not {"reset_to", "restore", "set_state"} & set(dir(Environments)),
+    "J": lambda: not any("return" in name for name in Replay.fields),
+    "K": lambda: "queries" not in UNITS and not {"finish", "done", "finished"} & set(dir(Context)),
+    "L": lambda: options_of(Phase) == {"of", "optimiser_steps", "collects"},
+    "M": lambda: "GameWorld | MDPWorld" in source_of(theory) and "InventoryTask" in source_of(operations),
+}
+"""Whether the code still lacks what a gap says, by what its mending would most likely bring."""
+
+
+@pytest.mark.parametrize("gap", sorted(STILL))
+def test_a_gap_that_is_mended_is_no_longer_told(gap: str) -> None:
+    assert set(STILL) == set(GAPS)
+    assert STILL[gap](), f"the gap {gap} seems to be mended ({GAPS[gap]}): see to the count in docs/design.md"
