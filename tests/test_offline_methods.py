@@ -526,6 +526,8 @@ def test_methods_of_one_kind_of_actions_say_so(tmp_path: Path) -> None:
             UserError, match="acts by continuous numbers between bounds, and the actions of CartPole-v1"
         ):
             make_loop(config_of(method, data, "CartPole-v1", **(ONLINE if method == "rlpd" else {})))
+    with pytest.raises(UserError, match="rlpd also learns from its own steps, whose rewards stay as they are"):
+        catalogue.build("rlpd", {"reward_shift": "-1"})
     bad = {"iql": {"expectile": "1.5"}, "cql": {"conservative_weight": "-1"}, "rlpd": {"subset": "0"}}
     for method, settings in bad.items():
         with pytest.raises(UserError, match=r"but must be"):

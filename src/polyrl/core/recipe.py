@@ -404,6 +404,8 @@ class Recipe:
                     )
                 given |= part.gives
                 part.check_within(self)
+        for source in self.sources.values():
+            source.check_within(self)
         for term in self.terms:
             for missing in sorted(term.wants - OUTPUTS):
                 raise UserError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from polyrl.core.experience import Experience
 from polyrl.data.base import Rows, Source
 from polyrl.errors import UserError
-from polyrl.recipe import knob
+from polyrl.recipe import Recipe, knob
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.recorded import Recorded
 
@@ -34,6 +34,14 @@ class Transitions(Source):
         "none", "none, or return-range: the best and the worst episode's returns become 1000 apart"
     )
     reward_shift: float = knob(0.0, "what is added to every reward after that")
+
+    def check_within(self, recipe: Recipe) -> None:
+        """Rewards of the data alone cannot be scaled beside those of an environment."""
+        if recipe.collect is not None and (self.reward_scale != "none" or self.reward_shift):
+            raise UserError(
+                f"{recipe.name} also learns from its own steps, whose rewards stay as they are; leave --reward-scale "
+                "and --reward-shift of the data away."
+            )
 
     def make(self, name: str, task: Any, config: Any) -> Rows:
         """The rows of the task's data set."""
