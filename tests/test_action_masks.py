@@ -79,14 +79,15 @@ def loop_of(method: str, make: Any = Masked, budget: str = "iterations=2", **set
 
 SMALL = {
     "ppo": {"environments": "4", "steps_per_environment": "32", "hidden": "16x16"},
+    "dqn with random steps": {"random_steps": "60", "learning_starts": "60", "hidden": "16x16"},
     "dqn": {"steps_per_environment": "20", "learning_starts": "40", "hidden": "16x16", "gradient_steps": "20"},
 }
 
 
-@pytest.mark.parametrize("method", ["ppo", "dqn"])
+@pytest.mark.parametrize("method", ["ppo", "dqn", "dqn with random steps"])
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_is_not_allowed_is_never_done(method: str, ends: bool) -> None:
-    loop = loop_of(method, lambda: Masked(ends=ends), **SMALL[method])
+    loop = loop_of(method.partition(" ")[0], lambda: Masked(ends=ends), **SMALL[method])
     loop.run()  # the environment fails at an action that is not allowed, also in evaluation
     batch = loop.iterate()
     allowed = batch["action_mask"].gather(-1, batch["action"].unsqueeze(-1))

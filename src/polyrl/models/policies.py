@@ -119,10 +119,10 @@ class RandomActor(Actor):
             self.execute = scaler(space)
 
     def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
-        """The actions themselves, `[steps, count, ...]`: between -1 and 1 where they are continuous."""
+        """The actions themselves, `[steps, count, ...]`, between -1 and 1 where they are continuous; else in [0, 1)."""
         shape = (steps, count, *self.action_shape)
-        if isinstance(self.space, spaces.Discrete):
-            return torch.randint(int(self.space.n), shape, generator=generator).numpy()
+        if self.discrete:
+            return torch.rand(shape, generator=generator).numpy()
         return torch.empty(shape).uniform_(-1, 1, generator=generator).numpy()
 
     def player(self) -> Player:
@@ -130,9 +130,18 @@ class RandomActor(Actor):
 
         def play(moment: Moment) -> NDArray[Any]:
             assert moment.noise is not None
-            return moment.noise
+            return self.actions(moment.noise, moment.mask)
 
         return play
+
+    def actions(self, drawn: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """Actions `[B, ...]` of what `noise` drew for them; of a few, each allowed one is as likely as another."""
+        if not isinstance(self.space, spaces.Discrete):
+            return drawn
+        allowed = np.ones((len(drawn), int(self.space.n)), dtype=bool) if mask is None else mask
+        place = np.floor(drawn * allowed.sum(1))  # of the allowed ones, in their order
+        found: NDArray[Any] = (allowed.cumsum(1) > place[:, None]).argmax(1)
+        return found
 
     def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
         """None."""

@@ -327,7 +327,7 @@ class ControlWorld(World):
             distribution = self.policy.distribution
             return distribution.decide(distribution.noise((PROBED_STEPS,), stream))
         random = RandomActor(self.task.actions.space)
-        actions = random.noise(PROBED_STEPS, 1, stream)[:, 0]
+        actions = random.actions(random.noise(PROBED_STEPS, 1, stream)[:, 0])
         return actions if random.execute is None else random.execute(actions)
 
     def evaluation_facts(self) -> dict[str, Any]:
