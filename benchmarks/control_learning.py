@@ -5,7 +5,7 @@
     python benchmarks/control_learning.py --steps 5000 --seeds 1 --only Hopper-v5 --out /tmp/smoke.json     a smoke run
 
 Equal on both sides: environments and their versions, hyperparameters (rl-zoo3's tuned ones, below), steps, seeds, one
-thread, and the judging: the most probable action in the same episodes (same seeds), statistics of normalisation as
+thread, and the judging: the most probable action in the same episodes (same seeds), statistics of normalization as
 they were after training. Not equal: the random numbers; the clip range of CartPole, which the zoo lowers to 0 over the
 run and polyrl keeps; exploration on Pendulum, where the zoo has state-dependent noise (gSDE) and polyrl has not:
 Stable-Baselines3 runs there both with it and without.
@@ -44,7 +44,7 @@ EPISODES = 50
 def evaluation_seeds() -> list[int]:
     """Those of polyrl's own evaluation; written to a file that the peer reads."""
     from polyrl.rollout.environments import episode_seed
-    from polyrl.worlds.control import EVALUATION_SEED
+    from polyrl.run_state.control import EVALUATION_SEED
 
     return [episode_seed(EVALUATION_SEED, 0, k) for k in range(EPISODES)]
 
@@ -53,8 +53,8 @@ def train_polyrl(name: str, setting: Setting, seed: int, steps: int, folder: Pat
     """Train, or go on with what was interrupted; returns of the evaluation episodes."""
     import polyrl
     from polyrl.api import open_policy
+    from polyrl.run_state.control import ControlRunState
     from polyrl.runtime.checkpoint import checkpoints
-    from polyrl.worlds.control import ControlWorld
 
     if checkpoints(folder / "checkpoints"):
         polyrl.resume(folder, quiet=True)
@@ -64,9 +64,9 @@ def train_polyrl(name: str, setting: Setting, seed: int, steps: int, folder: Pat
             "ppo", task=name, budget=f"steps={steps}", seed=seed, out=folder, overwrite=True, quiet=True,
             options=options, **setting.for_polyrl(),
         )  # fmt: skip
-    world = open_policy(folder)
-    assert isinstance(world, ControlWorld)
-    return [episode.total for episode in world.judge(world.policy, EPISODES)]
+    run_state = open_policy(folder)
+    assert isinstance(run_state, ControlRunState)
+    return [episode.total for episode in run_state.judge(run_state.policy, EPISODES)]
 
 
 def train_peer(name: str, setting: Setting, seed: int, steps: int, seeds: list[int]) -> list[float]:
@@ -82,7 +82,7 @@ def train_peer(name: str, setting: Setting, seed: int, steps: int, seeds: list[i
         seen, _ = judge.reset(seed=episode)
         total, over = 0.0, False
         while not over:
-            shown = environments.normalize_obs(seen) if setting.normalise else seen
+            shown = environments.normalize_obs(seen) if setting.normalize else seen
             action, _ = model.predict(shown, deterministic=True)
             seen, reward, end, cut, _ = judge.step(action)
             total, over = total + float(reward), bool(end or cut)
@@ -153,7 +153,7 @@ def start(job: dict[str, Any], peer: str, seeds: Path) -> None:
     print(f"{job['key']}: {said}", flush=True)
 
 
-def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Interquartile means over seeds, and what they are made of, by environment and library."""
     from polyrl.report.statistics import interquartile_mean
 
@@ -202,7 +202,7 @@ def main() -> None:
         "versions": {"polyrl": versions(sys.executable, CONTROL), "sb3": versions(peer, CONTROL)},
         "evaluation": {"episodes": EPISODES, "actions": "most probable"},
         "settings": {name: {k: v for k, v in vars(SETTINGS[name]).items()} for name in given.only},
-        "results": summarise(wanted),
+        "results": summarize(wanted),
     }
     given.out.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     for name, libraries in table["results"].items():

@@ -55,7 +55,7 @@ class Steps(Progress):
 def watch(loop: Loop, side: Side) -> None:
     """Time collecting and the update."""
     side.clock.wrap(type(loop.recipe.collect), "__call__", "collecting")
-    side.clock.wrap(type(loop.recipe.optimise), "run", "update")
+    side.clock.wrap(type(loop.recipe.optimize), "run", "update")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def make_model(name: str, setting: Setting, seed: int) -> tuple[Any, Any]:
         return (lambda left: left * value) if setting.linear else value
 
     environments = make_vec_env(name, n_envs=setting.environments, seed=seed)
-    if setting.normalise:
+    if setting.normalize:
         environments = VecNormalize(environments, gamma=setting.gamma)
     sizes = [int(n) for n in setting.network.split("x")]
     network = {

@@ -27,7 +27,7 @@ class Setting:
     ent_coef: float = 0.0
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
-    normalise: bool = False
+    normalize: bool = False
     network: str = "64x64"
     activation: str = "tanh"
     orthogonal: bool = True
@@ -51,8 +51,8 @@ class Setting:
             "entropy_coef": self.ent_coef,
             "value_coef": 2 * self.vf_coef,  # polyrl's value loss is half the squared error
             "max_grad_norm": self.max_grad_norm,
-            "normalise_observation": self.normalise,
-            "scale_reward": self.normalise,
+            "normalize_observation": self.normalize,
+            "scale_reward": self.normalize,
             "hidden": self.network,
             "activation": self.activation,
             "orthogonal": self.orthogonal,
@@ -61,7 +61,7 @@ class Setting:
 
 
 # a fifth of the zoo's million steps, on both sides
-MUJOCO: dict[str, Any] = {"environments": 1, "steps": 200_000, "n_steps": 512, "normalise": True, "network": "256x256"}
+MUJOCO: dict[str, Any] = {"environments": 1, "steps": 200_000, "n_steps": 512, "normalize": True, "network": "256x256"}
 MUJOCO |= {"activation": "relu", "orthogonal": False, "log_std_init": -2.0}
 SETTINGS = {
     "CartPole-v1": Setting(8, 100_000, 32, 256, 20, 0.98, 0.8, 1e-3, linear=True),
@@ -82,7 +82,7 @@ DEFAULTS = Setting(
     environments=1, steps=200_000, n_steps=2048, batch_size=64, n_epochs=10, gamma=0.99, gae_lambda=0.95,
     learning_rate=3e-4,
 )  # fmt: skip
-"""Stable-Baselines3's own: two hidden layers of 64, no normalisation of observations."""
+"""Stable-Baselines3's own: two hidden layers of 64, no normalization of observations."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def build(work: Work, folder: Path) -> str:
 def ours(work: Work, model: str, folder: Path, device: str) -> dict[str, float]:
     """Seconds of sampling and of the update in polyrl's loop: the second iteration, when all is warm."""
     from polyrl.runs import start_run
-    from polyrl.runtime.config import Given, RunConfig
+    from polyrl.runtime.config import PythonObjects, RunConfig
     from polyrl.tasks.language import Reward
 
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def ours(work: Work, model: str, folder: Path, device: str) -> dict[str, float]:
         from_python=("dataset", "reward"),
     )
     length = Reward("length", lambda completions, **_: [float(len(text)) for text in completions], 1.0)
-    loop = start_run(config, folder, given=Given(dataset=rows, rewards=[length]))
+    loop = start_run(config, folder, given=PythonObjects(dataset=rows, rewards=[length]))
     for _ in range(2):
         experience = loop.iterate()
         wait(device)
@@ -140,7 +140,7 @@ def theirs(work: Work, model: str, device: str) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
 
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device)
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(4, 90, (work.prompts, work.prompt), generator=generator).to(device)
     prompts = prompts.repeat_interleave(work.group, 0)
@@ -157,7 +157,7 @@ def theirs(work: Work, model: str, device: str) -> dict[str, float]:
             )  # fmt: skip
 
     def update() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         for rows in torch.arange(len(ids), device=device).split(max(1, work.micro_batch_tokens // ids.shape[1])):
             with torch.autocast(device, torch.bfloat16):
                 logits = policy(input_ids=ids[rows], use_cache=False).logits[:, work.prompt - 1 : -1]
@@ -165,7 +165,7 @@ def theirs(work: Work, model: str, device: str) -> dict[str, float]:
             logprob = logits.float().log_softmax(-1).gather(-1, action)[..., 0]
             (-(logprob * advantage[rows]).sum() / (work.length * len(ids))).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
 
     sampling = seconds(sample, device, 1)
     return {"sampling": sampling, "update": seconds(update, device, 1), "tokens": work.length * len(prompts)}

@@ -111,7 +111,7 @@ def same_work(sides: dict[str, dict[str, Any]], ours: str) -> dict[str, float]:
     """By how many standard errors each peer's mean number of tokens a step differs from ours.
 
     Raises:
-        RuntimeError: by more than could be chance, or the number of optimiser steps differs.
+        RuntimeError: by more than could be chance, or the number of optimizer steps differs.
     """
 
     def tokens(side: str) -> tuple[float, float]:
@@ -128,7 +128,7 @@ def same_work(sides: dict[str, dict[str, Any]], ours: str) -> dict[str, float]:
         if abs(found[peer]) > CHANCE or sides[peer]["updates"] != sides[ours]["updates"]:
             raise RuntimeError(
                 f"{ours} and {peer} do not do the same work: {mean:.0f} and {theirs:.0f} tokens a step, "
-                f"{sides[ours]['updates']:g} and {sides[peer]['updates']:g} optimiser steps."
+                f"{sides[ours]['updates']:g} and {sides[peer]['updates']:g} optimizer steps."
             )
     return found
 

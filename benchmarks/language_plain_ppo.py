@@ -1,7 +1,7 @@
 """PPO on a language model as a plain loop on transformers: what polyrl's is measured against, TRL having none any more.
 
 `generate`, padded batches, forward passes with all logits, a critic of its own: the same rewards, KL penalty, GAE,
-whitening, losses and number of optimiser steps as polyrl's `ppo`. Started by run.py.
+whitening, losses and number of optimizer steps as polyrl's `ppo`. Started by run.py.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def values(critic: Critic, batch: Batch) -> Tensor:
 
 
 class Plain:
-    """Policy, reference, critic and their optimisers."""
+    """Policy, reference, critic and their optimizers."""
 
     def __init__(self, folder: str, rows: list[dict[str, str]], count: int, length: int, learning_rate: float):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.policy: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.reference: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.critic = Critic(folder)
-        self.optimisers = [torch.optim.AdamW(m.parameters(), lr=learning_rate, weight_decay=0.0) for m in self.models()]
+        self.optimizers = [torch.optim.AdamW(m.parameters(), lr=learning_rate, weight_decay=0.0) for m in self.models()]
         self.rows, self.count, self.length, self.step = rows, count, length, 0
 
     def models(self) -> list[Any]:
@@ -125,7 +125,7 @@ class Plain:
         return (result - chosen.mean()) / (chosen.std(correction=0) + 1e-8) * mask, result + value
 
     def update(self, batch: Batch, old: Tensor, value: Tensor, advantage: Tensor, target: Tensor) -> int:
-        """Epochs of minibatches; returns the number of optimiser steps."""
+        """Epochs of minibatches; returns the number of optimizer steps."""
         updates = 0
         for _ in range(PPO["epochs"]):
             for rows in torch.randperm(len(old)).chunk(PPO["minibatches"]):
@@ -145,10 +145,10 @@ class Plain:
 
     def take_step(self) -> None:
         """Clip and step."""
-        for model, optimiser in zip(self.models(), self.optimisers, strict=True):
+        for model, optimizer in zip(self.models(), self.optimizers, strict=True):
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
 
     def iterate(self) -> dict[str, float]:
         """One iteration of PPO."""

@@ -96,27 +96,27 @@ def watch(loop: Loop, side: Side) -> None:
             if name and type(part) not in watched:
                 watched.add(type(part))
                 side.clock.wrap(type(part), "__call__", name)
-    side.clock.wrap(type(loop.recipe.optimise), "run", "loss and backward")
-    for optimiser in loop.context.optimiser.values():
-        side.clock.wrap(optimiser, "step", "everything else")
+    side.clock.wrap(type(loop.recipe.optimize), "run", "loss and backward")
+    for optimizer in loop.context.optimizer.values():
+        side.clock.wrap(optimizer, "step", "everything else")
 
 
 def replayed(loop: Loop, record: dict[str, Any]) -> Any:
-    """A stand-in for `world.sample` that returns the completions of a peer instead of sampling some."""
-    world: Any = loop.world
-    tokenizer = world.policy.tokenizer
-    prompts = [world.policy.encode_prompt(prompt) for prompt in record["prompts"]]
-    batch = as_experience(prompts, record["completions"], pad_id=world.policy.pad_id)
+    """A stand-in for `run_state.sample` that returns the completions of a peer instead of sampling some."""
+    run_state: Any = loop.run_state
+    tokenizer = run_state.policy.tokenizer
+    prompts = [run_state.policy.encode_prompt(prompt) for prompt in record["prompts"]]
+    batch = as_experience(prompts, record["completions"], pad_id=run_state.policy.pad_id)
     group = {prompt: i for i, prompt in enumerate(dict.fromkeys(record["prompts"]))}
     ended = [ids[-1] == tokenizer.eos_token_id for ids in record["completions"]]
     with torch.no_grad():
-        logprob = world.policy.evaluate(batch)["logprob"]
+        logprob = run_state.policy.evaluate(batch)["logprob"]
     batch = batch.with_fields(
         behaviour_logprob=logprob,
         ended=torch.tensor(ended),
         greedy=torch.zeros(len(batch), dtype=torch.bool),
         group=torch.tensor([group[prompt] for prompt in record["prompts"]]),
-        length_limit=torch.full((len(batch),), world.task.max_tokens),
+        length_limit=torch.full((len(batch),), run_state.task.max_tokens),
     ).with_columns(prompt=record["prompts"], completion=record["texts"])
     batch = batch.answering(
         [{"prompt": p, "target": t} for p, t in zip(record["prompts"], record["targets"], strict=True)]
@@ -144,7 +144,7 @@ def main() -> None:
         loop = start_run(config(case, given.model, given.rows.parent, 0, **whole), given.out, overwrite=True)
         record = json.loads(given.replay.read_text(encoding="utf-8"))
         if record["completions"]:  # of fixed pairs both sides take all that there are
-            loop.world.sample = replayed(loop, record)  # type: ignore[attr-defined]
+            loop.run_state.sample = replayed(loop, record)  # type: ignore[attr-defined]
         loop.iterate()
         found = {name: value for name, value in loop.context.metrics.items() if name.startswith(("loss", "grad_norm/"))}
         print(json.dumps(found))

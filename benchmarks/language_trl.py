@@ -53,7 +53,7 @@ class Steps(TrainerCallback):  # type: ignore[misc]
         self.side.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """One optimiser step was taken."""
+        """One optimizer step was taken."""
         scores = self.batch.scores
         self.side.step(tokens=self.batch.tokens, updates=1, reward=sum(scores) / len(scores) if scores else None)
 

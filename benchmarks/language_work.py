@@ -154,7 +154,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def build_model(size: Size, folder: Path) -> Path:
-    """Write a freshly initialised model (seed 0, tied head) and its character tokenizer, unless they are there."""
+    """Write a freshly initialized model (seed 0, tied head) and its character tokenizer, unless they are there."""
     if (folder / "tokenizer.json").is_file():
         return folder
     import torch

@@ -37,7 +37,7 @@ EPISODES = 20
 def evaluation_seeds() -> list[int]:
     """Those of polyrl's own evaluation; written to a file that the peer reads."""
     from polyrl.rollout.environments import episode_seed
-    from polyrl.worlds.control import EVALUATION_SEED
+    from polyrl.run_state.control import EVALUATION_SEED
 
     return [episode_seed(EVALUATION_SEED, 0, k) for k in range(EPISODES)]
 
@@ -105,7 +105,7 @@ def start(job: dict[str, Any]) -> None:
     print(f"{job['key']}: {said}", flush=True)
 
 
-def summarise(name: str, steps: int) -> dict[str, Any]:
+def summarize(name: str, steps: int) -> dict[str, Any]:
     """Interquartile means with bootstrap intervals, at every evaluation, over the seeds that both sides have."""
     runs: dict[str, dict[int, Any]] = {library: {} for library in LIBRARIES}
     for library, found in runs.items():
@@ -171,7 +171,7 @@ def main() -> None:
     for job in () if given.tables else jobs(given.only, given.seeds, given.steps):
         start(job)
     for name in given.only:
-        if found := summarise(name, given.steps or LEARNING[name].steps):
+        if found := summarize(name, given.steps or LEARNING[name].steps):
             print_case(name, found)
             if not given.steps:
                 setting = vars(LEARNING[name].setting)

@@ -37,13 +37,13 @@ def config(case: Case, seed: int) -> RunConfig:
 
 
 class CriticSteps(Steps):
-    """Counts the critics' optimiser steps: the peer counts one for critics, policy and temperature together."""
+    """Counts the critics' optimizer steps: the peer counts one for critics, policy and temperature together."""
 
     loop: Loop
 
     def update(self, record: dict[str, Any], share: float) -> None:
         """An iteration has ended."""
-        steps = int(self.loop.context.optimiser["q"].moments["step"]) if record["iteration"] else 0
+        steps = int(self.loop.context.optimizer["q"].moments["step"]) if record["iteration"] else 0
         super().update({**record, "updates": steps}, share)
 
 

@@ -26,7 +26,7 @@ from polyrl.core.update import Update
 from polyrl.recipe import STAGES, Part, Recipe, options
 from polyrl.reproduction import ledger
 from polyrl.reproduction.page import NOT_RETESTED, claim_page, claims_page
-from polyrl.tasks import WINGS, built_in
+from polyrl.tasks import DOMAINS, built_in
 
 if TYPE_CHECKING:
     import click
@@ -106,7 +106,7 @@ def range_text(part: type[Part], f: dataclasses.Field[Any]) -> str:
     return ", ".join(filter(None, [" and ".join(filter(None, words)), "or none" if optional else ""])) or "any"
 
 
-def knob_rows(part: type[Part], values: Part | None = None) -> Iterator[tuple[str, str, str, str]]:
+def hyperparameter_rows(part: type[Part], values: Part | None = None) -> Iterator[tuple[str, str, str, str]]:
     """Name, default, range and meaning of each hyperparameter of a part, as `values` sets them."""
     for f in (
         options(values) if values is not None else [f for f in dataclasses.fields(part) if f.kw_only or f.metadata]
@@ -142,7 +142,7 @@ def method_page(slug: str) -> str:
     ]
     for info in others:
         intro = docstring(importlib.import_module(info.module))
-        pieces += [f"# {slug} for {info.wing} tasks", intro, *_recipe_pieces(info)]
+        pieces += [f"# {slug} for {info.domain} tasks", intro, *_recipe_pieces(info)]
     facts = DOCS / "facts" / f"{file_name(slug)}.md"
     if facts.is_file():
         pieces.append(facts.read_text(encoding="utf-8").strip())
@@ -156,7 +156,7 @@ OTHERS = {"grpo": "rloo", "dpo": "ipo", "hdpo": "reinforce", "dr-rpo": "dr-lsvi-
 def _recipe_pieces(info: catalogue.MethodInfo) -> Iterator[str]:
     """Stages, hyperparameters and commands of a method's recipe for one kind of task."""
     slug = info.slug
-    recipe = catalogue.build(slug, wing=info.wing or None)
+    recipe = catalogue.build(slug, domain=info.domain or None)
     yield "## The five stages"
     yield "`*` marks what the paper adds; `another+" + slug + "` takes exactly these parts."
     if recipe.policy:
@@ -172,18 +172,18 @@ def _recipe_pieces(info: catalogue.MethodInfo) -> Iterator[str]:
     own = {id(part) for _, part in recipe.entries()}
     parts = [(p.name, p) for p in recipe.parts() if id(p) not in own]
     parts = [*([(recipe.policy.name, recipe.policy)] if recipe.policy else []), *parts, *recipe.entries()]
-    rows = [(name.replace("_", "-"), *row) for name, p in parts for row in knob_rows(type(p), p)]
+    rows = [(name.replace("_", "-"), *row) for name, p in parts for row in hyperparameter_rows(type(p), p)]
     if recipe.updates:
         meaning = "passes through the stages and the updates in one iteration"
         rows.append(("iteration", "`turns`", f"`{recipe.turns}`", "at least 1", meaning))
     yield table(("part", "name", "default", "range", "meaning"), rows)
-    # a method that runs in several wings needs the task named where it is not the first's
+    # a method that runs in several domains needs the task named where it is not the first's
     named = f" --task {info.task}" if info is not catalogue.methods()[slug] else ""
     other = next((b for a, b in [*OTHERS.items(), *((b, a) for a, b in OTHERS.items())] if a == slug), "")
-    if not other and info.wing == "language":
+    if not other and info.domain == "language":
         other = "dpo" if info.family == "preference" else "grpo"
     against = f" {other}" if other and not named else ""
-    recipe = catalogue.build(slug, wing=info.wing)
+    recipe = catalogue.build(slug, domain=info.domain)
     data = " --dataset FOLDER" if any(source.from_dataset for source in recipe.sources.values()) else ""
     yield "## Commands to try"
     yield (
@@ -234,9 +234,9 @@ def _step_lines(recipe: Recipe) -> Iterator[str]:
             yield f"{space}    - {line}: {docstring(type(part)).partition(chr(10))[0]}"
 
 
-def wings(slug: str) -> str:
+def domains(slug: str) -> str:
     """The kinds of task that a method runs on."""
-    return ", ".join(info.wing for info in catalogue.variants()[slug] if info.wing)
+    return ", ".join(info.domain for info in catalogue.variants()[slug] if info.domain)
 
 
 def methods_page() -> str:
@@ -249,7 +249,7 @@ def methods_page() -> str:
         rows = [
             (
                 f"[`{m.slug}`]({file_name(m.slug)}.md)",
-                wings(m.slug),
+                domains(m.slug),
                 f"{paper_link(m.paper)} ({m.year})",
                 m.summary,
                 changed_stages(m),
@@ -265,7 +265,7 @@ def methods_page() -> str:
 
 def changed_stages(info: catalogue.MethodInfo) -> str:
     """The stages in which a method has parts of its own, in the order of the loop."""
-    recipe = catalogue.build(info.slug, wing=info.wing or None)
+    recipe = catalogue.build(info.slug, domain=info.domain or None)
     own = {part.stage for part in recipe.parts() if part.name in recipe.adds}
     return ", ".join(stage for stage in STAGES if stage in own)
 
@@ -305,7 +305,7 @@ def parts_page() -> str:
             facts += ["Only measures."] if cls.measures else []
             facts += [special_rows_text(cls)] if cls.special_rows else []
             pieces += [f"### {name} {{ #{name} }}", docstring(cls), " ".join(facts)]
-            rows = list(knob_rows(cls))
+            rows = list(hyperparameter_rows(cls))
             pieces += [table(("name", "default", "range", "meaning"), rows)] if rows else []
     return "\n\n".join(pieces) + "\n"
 
@@ -337,10 +337,10 @@ TASK_INTRO = {
 def tasks_page() -> str:
     """Every built-in task with its settings."""
     pieces = ["# Tasks", "A task's name says its kind. Settings stand in parentheses, `--task 'sort(difficulty=6)'`."]
-    for wing in WINGS:
-        pieces += [f"## {wing.capitalize()}", TASK_INTRO[wing]]
-        module = importlib.import_module(f"polyrl.tasks.{wing}")
-        for name in built_in(wing):
+    for domain in DOMAINS:
+        pieces += [f"## {domain.capitalize()}", TASK_INTRO[domain]]
+        module = importlib.import_module(f"polyrl.tasks.{domain}")
+        for name in built_in(domain):
             made = module.task(name)
             pieces += [f"### {name}", docstring(type(made)), *_task_facts(name, made)]
     return "\n\n".join(pieces) + "\n"

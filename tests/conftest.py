@@ -171,9 +171,9 @@ def make_small_model(folder: Path) -> None:
     from polyrl.pretrain.solutions import demonstration, greedy_accuracy
     from polyrl.pretrain.supervised import supervised
     from polyrl.pretrain.tiny import build_tiny
+    from polyrl.run_state.language import EVALUATION_SEED
     from polyrl.runtime.seeding import generator
     from polyrl.tasks.language import task
-    from polyrl.worlds.language import EVALUATION_SEED
 
     torch.set_num_threads(1)
     build_tiny(folder, 0, **SMALL)

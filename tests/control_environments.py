@@ -14,7 +14,7 @@ class OneState(gymnasium.Env[Any, Any]):
     """Reward 1 at each of `limit` steps; then the episode is truncated, or terminated if `real`.
 
     The observation is constant, or with `clock` the number of the step, so that a critic can tell them apart; the clock
-    goes on at 0 after the limit, which is where a world without limit would be.
+    goes on at 0 after the limit, which is where a run state without limit would be.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}

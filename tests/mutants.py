@@ -66,10 +66,10 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "worlds/control.py",
+        "run_state/control.py",
         "test_streams.py -k 'judged_on or other_episodes'",
         [
-            ("Judge(task, self.evaluation.seed)", "Judge(task, self.seed)"),
+            ("Evaluator(task, self.evaluation.seed)", "Evaluator(task, self.seed)"),
             ("training_seed(self.seed), self.say)", "0, self.say)"),
             ("return seed if seed != EVALUATION_SEED else", "return seed if True else"),
         ],
@@ -219,15 +219,18 @@ GROUPS: list[Group] = [
     ),
     Group(
         "parts/improve.py",
-        "test_closed_form.py -k 'slopes or updates_in_closed'",
+        "test_closed_form.py -k 'grad_outputs or updates_in_closed'",
         [
             ("moves = gain <= least", "moves = gain < least"),
             ("moves &= gain > floor", "pass"),
             ('{"logprob": -gain * weights * moves}', '{"logprob": -gain * weights}'),
-            ('slope = -experience["advantage"] * weights', 'slope = experience["advantage"] * weights'),
-            ("slope = self.value_coef * weights * error", "slope = weights * error"),
-            ('(slope * error).sum() / 2, {"value": slope}', '(slope * error).sum(), {"value": slope}'),
-            ("slope = -self.entropy_coef * weights", "slope = self.entropy_coef * weights"),
+            ('grad_output = -experience["advantage"] * weights', 'grad_output = experience["advantage"] * weights'),
+            ("grad_output = self.value_coef * weights * error", "grad_output = weights * error"),
+            (
+                '(grad_output * error).sum() / 2, {"value": grad_output}',
+                '(grad_output * error).sum(), {"value": grad_output}',
+            ),
+            ("grad_output = -self.entropy_coef * weights", "grad_output = self.entropy_coef * weights"),
         ],
     ),
     Group(
@@ -301,13 +304,13 @@ GROUPS: list[Group] = [
         "parts/theory.py",
         "test_theory_methods.py test_streams.py -k 'regret or 1500 or seeds_are or its_rewards or (drawn_twice and dr-rpo)'",
         [
-            ('world.roll(context.generator("collect"))', "world.roll(context.generator())"),
+            ('run_state.roll(context.generator("collect"))', "run_state.roll(context.generator())"),
             ("reward=reward, score=reward.sum(1)", "reward=reward, score=reward.mean(1)"),
         ],
     ),
     Group(
         "parts/minibatches.py",
-        "test_update.py test_wings.py -k 'not test_wings and not language_model and not sampler or never_parted'",
+        "test_update.py test_domains.py -k 'not test_domains and not language_model and not sampler or never_parted'",
         [
             ("x.shape == counted.shape and x.is_floating_point() else x", "False else x"),
             ("found = found | (own != 0)", "pass"),
@@ -321,9 +324,9 @@ GROUPS: list[Group] = [
             ('if getattr(recipe.collect, "completions_per_prompt", 2) < 2:', "if False:"),
         ],
     ),
-    # ---------------------------------------------------------------------------------------------- optimise
+    # ---------------------------------------------------------------------------------------------- optimize
     Group(
-        "parts/optimise.py",
+        "parts/optimize.py",
         "test_update.py -k 'not language_model and not sampler'",
         [
             ("by_name.get(term.name, 0.0) + value", "value"),
@@ -349,11 +352,14 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "parts/optimise.py",
+        "parts/optimize.py",
         "test_closed_form.py -k 'updates_in_closed or added'",
         [
             ('whiten(rows["advantage"], None if bool(own.all()) else own)', 'rows["advantage"]'),
-            ("slopes[name] = slopes[name] + slope if name in slopes else slope", "slopes[name] = slope"),
+            (
+                "grad_outputs[name] = grad_outputs[name] + grad_output if name in grad_outputs else grad_output",
+                "grad_outputs[name] = grad_output",
+            ),
             ("for key, value in self.add_gradients(batch, context).items():", "for key, value in {}.items():"),
         ],
     ),
@@ -406,26 +412,29 @@ GROUPS: list[Group] = [
         "models/distributions.py",
         "test_control_policies.py test_closed_form.py -k 'not updates'",
         [
-            ("slope = probability * -by_logprob", "slope = probability * by_logprob"),
-            ("slope -= probability * (logs + entropy) * by_entropy", "slope -= probability * logs * by_entropy"),
-            ("np.cumsum(self.choices)[:-1]", "np.cumsum(self.choices)[1:]"),
-            ("torch.where(action > 0, -numbers, numbers)", "torch.where(action > 0, numbers, -numbers)"),
+            ("grad_output = probability * -by_logprob", "grad_output = probability * by_logprob"),
             (
-                "(nn.functional.softplus(numbers) - ones * numbers)",
-                "(nn.functional.softplus(numbers) + ones * numbers)",
+                "grad_output -= probability * (logs + entropy) * by_entropy",
+                "grad_output -= probability * logs * by_entropy",
+            ),
+            ("np.cumsum(self.choices)[:-1]", "np.cumsum(self.choices)[1:]"),
+            ("torch.where(action > 0, -params, params)", "torch.where(action > 0, params, -params)"),
+            (
+                "(nn.functional.softplus(params) - ones * params)",
+                "(nn.functional.softplus(params) + ones * params)",
             ),
             (
                 "constant = self.log_std.sum() + 0.5 * math.log(2 * math.pi) * self.size",
                 "constant = self.log_std.sum() + 0.5 * math.log(2 * math.pi)",
             ),
-            ("(action - numbers) * (-self.log_std).exp()", "(action - numbers) * self.log_std.exp()"),
+            ("(action - params) * (-self.log_std).exp()", "(action - params) * self.log_std.exp()"),
             ("per_number = 0.5 * (1 + math.log(2 * math.pi))", "per_number = 0.5 * math.log(2 * math.pi)"),
             ("(uniform.log() - torch.log1p(-uniform)).numpy()", "uniform.log().numpy()"),
             (".exponential_(generator=generator).log_().neg_()", ".exponential_(generator=generator).log_()"),
         ],
     ),
     Group(
-        "models/normalisation.py",
+        "models/normalization.py",
         "test_control_policies.py test_closed_form.py -k 'not updates'",
         [
             ("added *= n / total", "added *= 1"),
@@ -448,12 +457,15 @@ GROUPS: list[Group] = [
             ("present, ended = ~b.dead, b.terminated | b.truncated", "present, ended = ~b.dead, b.terminated"),
             ("b.truncated[-1] |= goes_on", "b.truncated[-1] |= present[-1]"),
             ("final[goes_on, -1] = self._current[goes_on]", "pass"),
-            ("returns.append(paid + float(", "returns.append(float("),
+            ("returns.append(return_so_far + float(", "returns.append(float("),
             ("steps + end + 1 - begins - rests", "steps + end + 1 - begins"),
-            ("paid, steps, begins = 0.0, 0, end + 1", "paid, steps, begins = paid, 0, end + 1"),
             (
-                "final[cut, t] = actor.normalise(environments.final[cut])",
-                "final[cut, t] = actor.normalise(environments.observation[cut])",
+                "return_so_far, steps, begins = 0.0, 0, end + 1",
+                "return_so_far, steps, begins = return_so_far, 0, end + 1",
+            ),
+            (
+                "final[cut, t] = actor.normalize(environments.final[cut])",
+                "final[cut, t] = actor.normalize(environments.observation[cut])",
             ),
         ],
     ),
@@ -472,11 +484,11 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "rollout/judge.py",
+        "rollout/evaluation.py",
         "test_control_sampling.py -k 'evaluation'",
         [
             ("return episode_seed(self.seed, 0, episode)", "return episode_seed(self.seed, 0, 0)"),
-            ("Moment(actor.normalise(observation), ", "Moment(observation.astype(np.float32), "),
+            ("Moment(actor.normalize(observation), ", "Moment(observation.astype(np.float32), "),
         ],
     ),
     # ------------------------------------------------------------------------------------------ operations
@@ -698,14 +710,14 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "worlds/language_evaluation.py",
+        "run_state/language_evaluation.py",
         "test_preference_runs.py -k 'needs_no_reference'",
-        [("        world.release_reference()\n", "")],
+        [("        run_state.release_reference()\n", "")],
     ),
     Group(
-        "worlds/language.py",
+        "run_state/language.py",
         "test_preference_runs.py -k 'needs_no_reference'",
-        [('world.keeps_reference = "reference" in recipe.required_models()', "world.keeps_reference = False")],
+        [('run_state.keeps_reference = "reference" in recipe.required_models()', "run_state.keeps_reference = False")],
     ),
     Group(
         "methods/language/gspo.py",
@@ -779,7 +791,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "worlds/theory.py",
+        "run_state/theory.py",
         "test_theory_methods.py test_streams.py -k 'regret or seeds_are or episode_by_hand or (drawn_twice and dr-rpo)'",
         [
             (
@@ -827,13 +839,13 @@ GROUPS: list[Group] = [
         "core/loop.py",
         "test_control_ppo.py -k 'failed_rollout or stopped_anywhere'",
         [
-            ("self.world.rewind()", "pass"),
+            ("self.run_state.rewind()", "pass"),
             ("self.context.iteration -= 1", "pass"),
-            ("load_optimisers(newest, self.context.optimiser, self._names())", "pass"),
+            ("load_optimizers(newest, self.context.optimizer, self._names())", "pass"),
             ('self.context.memories = state["memories"]', "self.context.memories = {}"),
             ("self.notices += self.folder.cut_back(self.context.iteration)", "pass"),
             ("context.spent.iterations += 1", "pass"),
-            ("self.world.load(newest)", "pass"),
+            ("self.run_state.load(newest)", "pass"),
         ],
     ),
     Group(
@@ -841,7 +853,7 @@ GROUPS: list[Group] = [
         "test_loop.py",
         [
             ("self.context.spent, self.context.memories, self.context.stores = spent, memories, stores", "pass"),
-            ("if self.context.touched:\n            return", "if False:\n            return"),
+            ("if self.context.params_updated:\n            return", "if False:\n            return"),
             ("copy.deepcopy(context.memories)", "context.memories"),
             ('if stage == "select" and experience', 'if stage == "credit" and experience'),
             ("except Diverged:\n                    raise", "except ZeroDivisionError:\n                    raise"),
@@ -902,8 +914,8 @@ GROUPS: list[Group] = [
         "test_closed_form.py -k 'layers or updates_in_closed'",
         [
             ("np.subtract(1, output, out=output)", "pass"),
-            ("slope *= output > 0\n", "pass\n"),
-            ("slope *= np.minimum(output, 0) + 1", "slope *= np.minimum(output, 0)"),
+            ("grad_output *= output > 0\n", "pass\n"),
+            ("grad_output *= np.minimum(output, 0) + 1", "grad_output *= np.minimum(output, 0)"),
         ],
     ),
     # --------------------------------------------------------------------------------------- command line, page
@@ -968,15 +980,15 @@ GROUPS: list[Group] = [
                 'if not math.isfinite(value):\n                raise NotFinite(\n                    f"The loss',
                 'if False:\n                raise NotFinite(\n                    f"The loss',
             ),
-            ("taken -= phase.optimiser_steps", "pass"),
+            ("taken -= phase.optimizer_steps", "pass"),
         ],
     ),
     Group(
         "kernels/stacked_layers.py",
-        "test_off_policy.py -k 'separate or rounding or slope'",
+        "test_off_policy.py -k 'separate or rounding or grad_output'",
         [
             ("if layer < last:", "if False:"),
-            ("torch.sum(slope, 0, out=biases[k])", "biases[k] = slope[0]"),
+            ("torch.sum(grad_output, 0, out=biases[k])", "biases[k] = grad_output[0]"),
             (
                 "own, below = own[rows], [x, *(h[rows] for h in below[1:])]",
                 "own = own[rows]; below = [x, *(h[: len(rows)] for h in below[1:])]",
@@ -1027,9 +1039,9 @@ GROUPS: list[Group] = [
         "models/actor.py",
         "test_action_masks.py",
         [
-            ("numbers[~moment.mask] = BLOCKED", "pass"),
-            ('numbers = torch.where(batch["action_mask"], numbers, torch.full_like(numbers, float(BLOCKED)))', "pass"),
-            ('return np.where(batch["action_mask"].squeeze(1).numpy(), numbers, BLOCKED)', "return numbers"),
+            ("params[~moment.mask] = BLOCKED", "pass"),
+            ('params = torch.where(batch["action_mask"], params, torch.full_like(params, float(BLOCKED)))', "pass"),
+            ('return np.where(batch["action_mask"].squeeze(1).numpy(), params, BLOCKED)', "return params"),
         ],
     ),
     # ------------------------------------------------------------------------------------------- learning from data

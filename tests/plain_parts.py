@@ -122,7 +122,7 @@ def ensemble(t: Table, p: Any, c: Any) -> None:
 
 
 def reference_logprob(t: Table, p: Any, c: Any) -> None:
-    t["ref_logprob"] = logprobs(t, c.world.start)
+    t["ref_logprob"] = logprobs(t, c.run_state.start)
 
 
 def token_kl_penalty(t: Table, p: Any, c: Any) -> None:
@@ -155,7 +155,7 @@ def thinking_penalty(t: Table, p: Any, c: Any) -> None:
             rescore(t, i, t["score"][i] - off - p.format_penalty * (not good))
 
 
-def normalise_score(t: Table, p: Any, c: Any) -> None:
+def normalize_score(t: Table, p: Any, c: Any) -> None:
     seen = [t["score"][i] for i in whole(t)]
     mean, spread = fmean(seen), max(stdev(seen), 1e-8)
     for i in rows_of(t):
@@ -164,7 +164,7 @@ def normalise_score(t: Table, p: Any, c: Any) -> None:
 
 
 def dpo_reward(t: Table, p: Any, c: Any) -> None:
-    found = logprobs(t, c.world.frozen)
+    found = logprobs(t, c.run_state.frozen)
     for i in rows_of(t):
         if t["greedy"][i]:
             continue
@@ -197,7 +197,7 @@ def tool_coefficient(t: Table, p: Any, c: Any) -> None:
 
 
 def values(t: Table, p: Any, c: Any) -> None:
-    known = c.world.values.tolist()
+    known = c.run_state.values.tolist()
     t["value"] = [[known[before(t, i, k)] for k in range(len(t["mask"][i]))] for i in rows_of(t)]
 
 
@@ -302,7 +302,7 @@ def vine_advantage(t: Table, p: Any, c: Any) -> None:
 
 
 def step_advantage(t: Table, p: Any, c: Any) -> None:
-    known, quality = c.world.values.tolist(), {}
+    known, quality = c.run_state.values.tolist(), {}
     for i in rows_of(t):
         last = t["action"][i][sum(t["present"][i]) - 1]
         quality[i] = t["outcome"][i] if t["ends_response"][i] else 1 / (1 + math.exp(-known[last]))

@@ -45,7 +45,7 @@ def critic_pretraining(t: Table, p: Any, c: Any) -> None:
 
 
 def entropy_at_collection(t: Table, p: Any, c: Any) -> None:
-    known = c.world.table.tolist()
+    known = c.run_state.table.tolist()
     t["entropy_at_collection"] = zeros(t)
     for i in rows_of(t):
         for k in chosen(t, i):
@@ -54,7 +54,11 @@ def entropy_at_collection(t: Table, p: Any, c: Any) -> None:
 
 
 def curvature_mask(t: Table, p: Any, c: Any) -> None:
-    rate, table, start = c.optimiser["policy"].param_groups[0]["lr"], c.world.table.tolist(), c.world.start.tolist()
+    rate, table, start = (
+        c.optimizer["policy"].param_groups[0]["lr"],
+        c.run_state.table.tolist(),
+        c.run_state.start.tolist(),
+    )
     for i in rows_of(t):
         for k in chosen(t, i):
             gain, h = t["advantage"][i][k], start[before(t, i, k)]
@@ -156,7 +160,7 @@ PARTS: dict[str, Callable[[Table, Any, Any], None]] = {
     "token-kl-penalty": plain.token_kl_penalty,
     "trajectory-kl-penalty": plain.trajectory_kl_penalty,
     "thinking-penalty": plain.thinking_penalty,
-    "normalise-score": plain.normalise_score,
+    "normalize-score": plain.normalize_score,
     "dpo-reward": plain.dpo_reward,
     "tool-coefficient": plain.tool_coefficient,
     "values": plain.values,

@@ -23,7 +23,7 @@ ARMS: dict[str, dict[str, float]] = {
     "ppo": {"gain": 0.22, "kl": 3.0, "tokens": 49, "greedy": 0.0, "improve": 1.7},
 }
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
-    "grpo": {"clipped-surrogate.clip_range": 0.2, "group-advantage.normalise": True},
+    "grpo": {"clipped-surrogate.clip_range": 0.2, "group-advantage.normalize": True},
     "remax": {"greedy-baseline.temperature": 0.0},
     "reinforce++": {"clipped-surrogate.clip_range": 0.2, "whitened-advantage.epsilon": 1e-8},
     "ppo": {"clipped-surrogate.clip_range": 0.2, "gae.gae_lambda": 0.95, "gae.gamma": 1.0, "critic.lr": 0.001},
@@ -126,7 +126,7 @@ def write_run(
         "model": "tiny-arithmetic",
         "seed": seed,
         "budget": {"samples": iterations * per_iteration},
-        "hyperparameters": {"optimise.lr": 0.0003, "collect.temperature": 1.0, **HYPERPARAMETERS.get(label, {})},
+        "hyperparameters": {"optimize.lr": 0.0003, "collect.temperature": 1.0, **HYPERPARAMETERS.get(label, {})},
         "evaluation": {"prompts": 200, "greedy": True, "seed": 1234, "split": "test"},
         "versions": {"python": "3.11.9", "torch": "2.9.0", "transformers": "5.1.0", "polyrl": "0.1.0"},
         "commit": "0f3c2d1",
@@ -191,14 +191,14 @@ def write_comparison(
     return folder
 
 
-# ---- the other wings -------------------------------------------------------------------------------------------------
+# ---- the other domains -----------------------------------------------------------------------------------------------
 
 Numbers = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wing:
-    """A comparison of a wing: how its metric moves by arm, and what its runs log beside it."""
+class Domain:
+    """A comparison of a domain: how its metric moves by arm, and what its runs log beside it."""
 
     name: str
     task: str
@@ -220,8 +220,8 @@ def _shrinking(start: float, decades: float, noise: float) -> Callable[[float, r
     return lambda share, rng: start * 10 ** (-decades * share + rng.gauss(0, noise) * share)
 
 
-WINGS = {
-    "control": Wing(
+DOMAINS = {
+    "control": Domain(
         name="control",
         task="CartPole-v1",
         metric=Metric("eval/return", "return", lines={"solved": 475.0}, target="solved"),
@@ -252,7 +252,7 @@ WINGS = {
             "first_observation": [0.01, -0.02, 0.03, 0.04],
         },
     ),
-    "operations": Wing(
+    "operations": Domain(
         name="operations",
         task="lost-demand",
         metric=Metric(
@@ -280,7 +280,7 @@ WINGS = {
             "orders": [5, 4, 6, 5],
         },
     ),
-    "theory": Wing(
+    "theory": Domain(
         name="theory",
         task="random-game",
         metric=Metric("eval/kl_to_nash", "KL to the Nash policy", "nats", higher_is_better=False, scale="log"),
@@ -293,15 +293,17 @@ WINGS = {
 }
 
 
-def write_wing(folder: Path, wing: str, seeds: int = 5, iterations: int = 48, every: int = 4, **metric: Any) -> Path:
+def write_domain(
+    folder: Path, domain: str, seeds: int = 5, iterations: int = 48, every: int = 4, **metric: Any
+) -> Path:
     """Write a comparison of `control`, `operations` or `theory`; `metric` changes fields of its metric."""
-    of = WINGS[wing]
+    of = DOMAINS[domain]
     judged = dataclasses.replace(of.metric, **metric)
     folder.mkdir(parents=True)
     budget = {of.unit: iterations * of.per_iteration}
     for label, moves in of.arms.items():
         for seed in range(seeds):
-            rng = random.Random(f"{wing}-{label}-{seed}")
+            rng = random.Random(f"{domain}-{label}-{seed}")
             run = folder / f"{label}-seed{seed}"
             run.mkdir()
             rows, samples = [], []
@@ -322,12 +324,12 @@ def write_wing(folder: Path, wing: str, seeds: int = 5, iterations: int = 48, ev
             settings = {
                 "method": label,
                 "label": label,
-                "wing": wing,
+                "domain": domain,
                 "task": of.task,
                 "seed": seed,
                 "budget": budget,
                 "metric": dataclasses.asdict(judged),
-                "hyperparameters": {"optimise.learning_rate": 0.0003, "mlp.hidden": "64x64"},
+                "hyperparameters": {"optimize.learning_rate": 0.0003, "mlp.hidden": "64x64"},
                 "evaluation": {"episodes": 100},
                 "device": "cpu",
                 "threads": 1,
@@ -349,7 +351,7 @@ def write_wing(folder: Path, wing: str, seeds: int = 5, iterations: int = 48, ev
             (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     stated = {
         "command": f"polyrl compare {' '.join(of.arms)} --task {of.task}",
-        "wing": wing,
+        "domain": domain,
         "task": of.task,
         "budget": budget,
         "methods": list(of.arms),

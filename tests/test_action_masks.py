@@ -15,9 +15,9 @@ from conftest import SEED, reached
 from polyrl.errors import UserError
 from polyrl.methods.control.dqn import chosen
 from polyrl.models.actor import MaskedActor
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.runs import make_loop
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 
 torch.set_num_threads(1)
 ACTIONS = 4
@@ -74,7 +74,7 @@ def loop_of(method: str, make: Any = Masked, budget: str = "iterations=2", **set
         tensorboard=False,
         hyperparameters=settings,
     )
-    return make_loop(config, given=Given(environment=make))[0]
+    return make_loop(config, given=PythonObjects(environment=make))[0]
 
 
 SMALL = {
@@ -129,11 +129,11 @@ def test_the_masks_of_a_step_are_those_before_and_after_it() -> None:
 def test_log_probabilities_are_among_the_allowed() -> None:
     loop = loop_of("ppo", **SMALL["ppo"])
     batch = loop.iterate()
-    world = loop.world
-    assert isinstance(world.actor, MaskedActor)
+    run_state = loop.run_state
+    assert isinstance(run_state.actor, MaskedActor)
     with torch.no_grad():
-        logits = world.policy.network(batch["observation"])
-        found = world.outputs(batch, {"logprob", "entropy"})
+        logits = run_state.policy.network(batch["observation"])
+        found = run_state.outputs(batch, {"logprob", "entropy"})
     for b in range(2):
         for t in range(20):
             allowed = batch["action_mask"][b, t].nonzero()[:, 0]
@@ -148,11 +148,11 @@ def test_updates_in_closed_form_are_those_of_autograd(monkeypatch: pytest.Monkey
     for closed in (True, False):
         loop = loop_of("ppo", entropy_coef="0.1", **SMALL["ppo"])
         if not closed:
-            loop.world._passes = None
+            loop.run_state._passes = None
         for _ in range(2):
             loop.iterate()
-        assert loop.context.metrics["logprob_gap"] < 1e-5 and isinstance(loop.recipe.optimise, Optimise)
-        found.append(loop.world.flat["policy"].vector.detach().clone())
+        assert loop.context.metrics["logprob_gap"] < 1e-5 and isinstance(loop.recipe.optimize, Optimize)
+        found.append(loop.run_state.flat["policy"].vector.detach().clone())
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
@@ -164,10 +164,10 @@ def test_targets_take_the_best_of_the_allowed() -> None:
     part = loop.recipe.updates[0].of[0].credit[0]
     from polyrl.core.update import See
 
-    target = part.apply(rows, See(loop.world.models, loop.context, "x"))["value_target"]
+    target = part.apply(rows, See(loop.run_state.models, loop.context, "x"))["value_target"]
     with torch.no_grad():
-        values = loop.world.models["q"](rows["next_observation"])
-        theirs = loop.world.models["q_target"](rows["next_observation"])
+        values = loop.run_state.models["q"](rows["next_observation"])
+        theirs = loop.run_state.models["q_target"](rows["next_observation"])
     for i in range(200):
         allowed = rows["next_action_mask"][i, 0].nonzero()[:, 0]
         best = int(allowed[values[i, 0, allowed].argmax()])

@@ -30,7 +30,7 @@ from polyrl.pretrain.tiny import build_tiny, character_tokenizer
 from polyrl.tasks.language import task
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.thinking import EVALUATED, Thinking, decision_quality, needs_thought, read_thought
-from worlds import make_context
+from run_states import make_context
 
 TAGS = ("<think>", "</think>")
 
@@ -123,9 +123,9 @@ def responses(texts: list[str], need: list[Any]) -> Experience:
     )
 
 
-def judge(batch: Experience, **knobs: float) -> tuple[Experience, dict[str, float]]:
+def judge(batch: Experience, **hyperparameters: float) -> tuple[Experience, dict[str, float]]:
     context = make_context(SimpleNamespace(task=SimpleNamespace(name="mine", thinking_tags=TAGS)))
-    return ThinkingPenalty(**knobs)(batch, context), context.metrics
+    return ThinkingPenalty(**hyperparameters)(batch, context), context.metrics
 
 
 def test_the_penalty_is_paid_at_the_last_token() -> None:
@@ -170,7 +170,7 @@ def test_the_loss_without_the_deciding_token() -> None:
 
 
 class Reading:
-    """A world that reads characters, for the mask."""
+    """A run state that reads characters, for the mask."""
 
     def __init__(self, tags: tuple[str, str] = TAGS):
         tokenizer = character_tokenizer()
@@ -197,55 +197,55 @@ class Reading:
             }
         )
 
-    def masked(self, batch: Experience, **knobs: Any) -> Experience:
-        return DecisionTokenMask(**knobs)(batch, make_context(self))
+    def masked(self, batch: Experience, **hyperparameters: Any) -> Experience:
+        return DecisionTokenMask(**hyperparameters)(batch, make_context(self))
 
 
 TEXTS = ["<>7", "<ab>7", "7", "<", "x<y<", "<<a>"]
 
 
 def test_one_token_a_response_is_left_out_whatever_stands_beside_it() -> None:
-    world = Reading(("<", ">"))
-    batch = world.batch(TEXTS)
-    found = world.masked(batch)
+    run_state = Reading(("<", ">"))
+    batch = run_state.batch(TEXTS)
+    found = run_state.masked(batch)
     out = (batch["weight"] - found["weight"]).nonzero().tolist()
     assert out == [[0, 1], [1, 1], [4, 2], [5, 1]]
     assert torch.equal(found["value_weight"], batch["weight"])  # the critic learns from it
-    padded = world.masked(world.batch(TEXTS, garbage="<a<"))  # tags in the padding say nothing
+    padded = run_state.masked(run_state.batch(TEXTS, garbage="<a<"))  # tags in the padding say nothing
     assert torch.equal(padded["weight"][:, :5], found["weight"]) and not padded["weight"][:, 5:].any()
     order = torch.tensor([3, 5, 0, 2, 4, 1])
-    assert torch.equal(world.masked(batch.rows(order))["weight"], found["weight"][order])
+    assert torch.equal(run_state.masked(batch.rows(order))["weight"], found["weight"][order])
 
 
 def test_tags_of_several_tokens() -> None:
-    world = Reading()
-    batch = world.batch(["<think></think>7", "<think>a</think>7", "<thin", "<think>"])
-    assert (batch["weight"] - world.masked(batch)["weight"]).nonzero().tolist() == [[0, 7], [1, 7]]
+    run_state = Reading()
+    batch = run_state.batch(["<think></think>7", "<think>a</think>7", "<thin", "<think>"])
+    assert (batch["weight"] - run_state.masked(batch)["weight"]).nonzero().tolist() == [[0, 7], [1, 7]]
 
 
 def test_a_tools_word_and_a_step_that_is_left_out_already_are_let_be() -> None:
-    world = Reading(("<", ">"))
-    batch = world.batch(["<ab>7", "<ab>7"])
+    run_state = Reading(("<", ">"))
+    batch = run_state.batch(["<ab>7", "<ab>7"])
     weight = batch["weight"].clone()
     weight[0, 1] = 0
     batch = batch.with_fields(weight=weight, value_weight=torch.full_like(weight, 0.5))
-    found = world.masked(batch)
+    found = run_state.masked(batch)
     assert torch.equal(found["weight"][0], weight[0]) and found["weight"][1].tolist() == [1, 0, 1, 1, 1]
     assert torch.equal(found["value_weight"], batch["value_weight"])  # what another part chose
 
 
 def test_the_control_leaves_out_as_many_tokens_elsewhere() -> None:
-    world = Reading(("<", ">"))
-    batch = world.batch(["<abcdefghij>7"] * 400 + ["no tag"] * 5)
-    out = batch["weight"] - world.masked(batch, masked="random")["weight"]
+    run_state = Reading(("<", ">"))
+    batch = run_state.batch(["<abcdefghij>7"] * 400 + ["no tag"] * 5)
+    out = batch["weight"] - run_state.masked(batch, masked="random")["weight"]
     assert out[:400].sum(1).eq(1).all() and not out[400:].any()
     places = Counter(out[:400].argmax(1).tolist())
     assert len(places) == 13 and max(places.values()) < 60
 
 
 def test_the_gradient_of_the_deciding_token_alone_is_gone() -> None:
-    world = Reading(("<", ">"))
-    batch = world.batch(["<ab>7"])
+    run_state = Reading(("<", ">"))
+    batch = run_state.batch(["<ab>7"])
     term = ClippedSurrogate(aggregation="seq-mean-token-sum")
 
     def gradient(experience: Experience) -> Tensor:
@@ -255,7 +255,7 @@ def test_the_gradient_of_the_deciding_token_alone_is_gone() -> None:
         (term.loss({"logprob": logprob}, experience) * term.step_weights(experience)).sum().backward()
         return logits.grad
 
-    whole, left = gradient(batch), gradient(world.masked(batch))
+    whole, left = gradient(batch), gradient(run_state.masked(batch))
     assert not left[0, 1].any() and whole[0, 1].any()
     rest = [0, 2, 3, 4]
     assert torch.equal(left[0, rest], whole[0, rest])
@@ -357,7 +357,7 @@ def undecided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask(method: str, model: Path, out: Path, *, samples: int = 128, **knobs: Any) -> RunResult:
+def ask(method: str, model: Path, out: Path, *, samples: int = 128, **hyperparameters: Any) -> RunResult:
     return train(
         method,
         dataset=QUESTIONS,
@@ -366,7 +366,7 @@ def ask(method: str, model: Path, out: Path, *, samples: int = 128, **knobs: Any
         out=out,
         quiet=True,
         options={"evaluations": 1, "tensorboard": False, "keep_checkpoints": 1, "max_tokens": 8},
-        **{"learning_rate": 5e-4, **knobs},
+        **{"learning_rate": 5e-4, **hyperparameters},
     )
 
 

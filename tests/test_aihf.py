@@ -21,7 +21,7 @@ from polyrl.pretrain.demonstrations import demonstrations
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.language import task
-from worlds import TableWorld, token_batch
+from run_states import TableRunState, token_batch
 
 torch.set_num_threads(1)
 DEMOS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -120,14 +120,14 @@ def test_aihf_dpo_at_the_start() -> None:
 
 
 def test_padding_and_order_of_rows_do_not_count() -> None:
-    world = TableWorld(garbage=1e6)
-    batch = token_batch(world)
+    run_state = TableRunState(garbage=1e6)
+    batch = token_batch(run_state)
     batch = batch.with_fields(weight=batch["mask"].double(), demonstrated=torch.arange(len(batch)) % 3 == 0)
     term, order = DemonstrationNLL(), torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
     found = []
     for rows in (torch.arange(len(batch)), order):
         table = batch.rows(rows)
-        outputs = world.outputs(table, {"logprob"})
+        outputs = run_state.outputs(table, {"logprob"})
         weights = term.step_weights(table)
         assert not bool(weights[~table["mask"]].any()) and not bool(weights[~table["demonstrated"]].any())
         found.append(float(torch.where(weights != 0, term.loss(outputs, table) * weights, 0.0).sum().detach()))
@@ -161,7 +161,7 @@ def test_the_size_of_micro_batches_does_not_count(taught: Path) -> None:
     for micro in (4096, 40):
         loop = loop_of(taught, micro=micro, learning_rate="0", **SMALL)
         loop.iterate()
-        found.append(torch.cat([p.detach().flatten() for p in loop.world.joint_reward.model.parameters()]))
+        found.append(torch.cat([p.detach().flatten() for p in loop.run_state.joint_reward.model.parameters()]))
     moved = (found[0] - found[1]).abs().max()
     assert float(moved) < 2e-4  # Adam's first step turns rounding of tiny gradients into steps of up to 5e-4
 
@@ -169,13 +169,13 @@ def test_the_size_of_micro_batches_does_not_count(taught: Path) -> None:
 @pytest.mark.parametrize(("told", "factor"), [("loss", math.nan), ("gradient", 0.0)])
 def test_a_reward_that_is_no_number_takes_no_step(told: str, factor: float, taught: Path) -> None:
     """The root of 0 has a value, and no slope."""
-    world = loop_of(taught).world
-    reward = world.joint_reward
+    run_state = loop_of(taught).run_state
+    reward = run_state.joint_reward
     before = [p.clone() for p in reward.model.parameters()]
     batch = reward.encoded(["ba=", "cb="], ["ab", "bc"])
-    optimiser = torch.optim.SGD(reward.model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(reward.model.parameters(), lr=1.0)
     with pytest.raises(NotFinite, match=f"The {told} of the reward that is learned became nan"):
-        reward.step(lambda scores: (factor * scores[0]).abs().sqrt().sum(), [batch], optimiser, 1.0)
+        reward.step(lambda scores: (factor * scores[0]).abs().sqrt().sum(), [batch], optimizer, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, reward.model.parameters(), strict=True))
 
 
@@ -183,13 +183,13 @@ def test_the_reward_separates_and_the_policy_follows_its_step(taught: Path) -> N
     """With the policy still, demonstrations come out ahead of its samples; nothing of the policy is touched."""
     settings = {"learning_rate": "0", "demonstration_weight": "0.1", "reward_learning_rate": "2e-3"}
     loop = loop_of(taught, seed=SEED, **{**SMALL, **settings})
-    before = [p.clone() for p in loop.world.policy.parameters()]
+    before = [p.clone() for p in loop.run_state.policy.parameters()]
     gaps = []
     for _ in range(12):
         loop.iterate()
         gaps.append(loop.context.metrics["joint/demonstration_gap"])
     reached(sum(gaps[-3:]) - sum(gaps[:3]), 0.1)  # 0.3 to 2.2 with three seeds
-    assert all(torch.equal(a, b) for a, b in zip(before, loop.world.policy.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, loop.run_state.policy.parameters(), strict=True))
     assert loop.context.spent.reward_calls == 0
 
 
@@ -205,10 +205,10 @@ def test_aihf_dpo_learns_from_both(taught: Path) -> None:
         learning_rate="2e-3",
         schedule="constant",
     )
-    start = loop.world.evaluate()[0]["eval/gold"]
+    start = loop.run_state.evaluate()[0]["eval/gold"]
     for _ in range(20):
         loop.iterate()
-    reached(loop.world.evaluate()[0]["eval/gold"] - start, 0.4)
+    reached(loop.run_state.evaluate()[0]["eval/gold"] - start, 0.4)
 
 
 def test_first_demonstrations_then_pairs(taught: Path) -> None:
@@ -224,14 +224,14 @@ def test_first_demonstrations_then_pairs(taught: Path) -> None:
 def test_a_resumed_run_has_the_same_reward(taught: Path, tmp_path: Path) -> None:
     one, other = loop_of(taught, **SMALL), loop_of(taught, **SMALL)
     one.iterate()
-    assert one.context.optimiser["reward"].param_groups[0]["lr"] == 2e-4
-    one.world.save(tmp_path / "saved")
-    other.world.load(tmp_path / "saved")
+    assert one.context.optimizer["reward"].param_groups[0]["lr"] == 2e-4
+    one.run_state.save(tmp_path / "saved")
+    other.run_state.load(tmp_path / "saved")
     for a, b in zip(
-        one.world.joint_reward.model.parameters(), other.world.joint_reward.model.parameters(), strict=True
+        one.run_state.joint_reward.model.parameters(), other.run_state.joint_reward.model.parameters(), strict=True
     ):
         assert torch.equal(a, b)
-    assert sorted(one.world.parameters()) == ["policy", "reward"]
+    assert sorted(one.run_state.parameters()) == ["policy", "reward"]
 
 
 def test_demonstrations_are_fixed_and_right() -> None:
@@ -243,13 +243,13 @@ def test_demonstrations_are_fixed_and_right() -> None:
 
 def test_compositions() -> None:
     for base in ("ppo", "grpo"):
-        made = catalogue.build(f"{base}+aihf", wing="language")
-        assert {p.name for p in (made.collect, *made.score, made.optimise)} >= {
+        made = catalogue.build(f"{base}+aihf", domain="language")
+        assert {p.name for p in (made.collect, *made.score, made.optimize)} >= {
             "demonstrated-prompts",
             "learned-reward",
             "joint-improvement",
         }
     with pytest.raises(UserError, match="collect with demonstrated-prompts"):
-        catalogue.build("rloo+learned-reward+joint-improvement", {"kl_coef": "0.1"}, wing="language")
+        catalogue.build("rloo+learned-reward+joint-improvement", {"kl_coef": "0.1"}, domain="language")
     with pytest.raises(UserError, match="differ; set --kl-coef"):
-        catalogue.build("aihf(joint_improvement.kl_coef=0.3)", {}, wing="language")
+        catalogue.build("aihf(joint_improvement.kl_coef=0.3)", {}, domain="language")

@@ -132,12 +132,12 @@ def test_settings_of_control_mean_the_same_in_polyrl() -> None:
 
     for case in control_work.CASES.values():
         known = build(
-            "ppo", {k: str(v) for k, v in case.setting.for_polyrl().items()}, wing="control"
+            "ppo", {k: str(v) for k, v in case.setting.for_polyrl().items()}, domain="control"
         ).hyperparameters()
         assert (
-            known["optimise.minibatches"] * case.setting.batch_size == case.setting.environments * case.setting.n_steps
+            known["optimize.minibatches"] * case.setting.batch_size == case.setting.environments * case.setting.n_steps
         )
-        assert known["gae.gamma"] == case.setting.gamma and known["optimise.epochs"] == case.setting.n_epochs
+        assert known["gae.gamma"] == case.setting.gamma and known["optimize.epochs"] == case.setting.n_epochs
 
 
 def test_settings_of_off_policy_mean_the_same_in_polyrl() -> None:
@@ -167,12 +167,12 @@ def test_curves_of_off_policy_are_of_seeds_that_both_sides_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(off_policy_learning, "KEPT", tmp_path)
-    assert off_policy_learning.summarise("sac-pendulum", 9) == {}
+    assert off_policy_learning.summarize("sac-pendulum", 9) == {}
     returns = {("polyrl", 0): -1.0, ("polyrl", 1): -2.0, ("polyrl", 2): -9.0, ("sb3", 1): -3.0, ("sb3", 0): -5.0}
     for (library, seed), value in returns.items():
         run = {"seed": seed, "curve": [[4, -10.0], [9, value]], "cpu_seconds": 1.0}
         (tmp_path / f"{library}-sac-pendulum-seed{seed}-steps9.json").write_text(json.dumps(run))
-    found = off_policy_learning.summarise("sac-pendulum", 9)
+    found = off_policy_learning.summarize("sac-pendulum", 9)
     assert found["seeds"] == [0, 1]
     ends = {library: side["curve"][-1] for library, side in found["sides"].items()}
     assert ends["polyrl"]["by_seed"] == [-1, -2] and ends["sb3"]["by_seed"] == [-5, -3]

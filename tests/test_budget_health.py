@@ -164,14 +164,14 @@ def test_names_given_as_advice_exist() -> None:
     from polyrl import catalogue
 
     parts = set(catalogue.parts())
-    knobs = {k.rpartition(".")[2] for m in catalogue.methods() for k in catalogue.build(m).hyperparameters()}
+    hyperparameters = {k.rpartition(".")[2] for m in catalogue.methods() for k in catalogue.build(m).hyperparameters()}
     runs = set(RUN_OPTIONS)
     sick = {"kl": 40.0, "entropy": 0.01, "perplexity": 30.0, "completions/clipped_ratio": 1.0, "logprob_gap": 1.0}
     sick |= {"frac_reward_zero_std": 1.0, "approx_kl": 1.0}
     said = [t for length in (60.0, 2.0) for _, t in history({**sick, "completions/mean_length": length})]
     for text in said:
         for option in re.findall(r"--([a-z-]+)", text):
-            assert option.replace("-", "_") in knobs | runs, text
+            assert option.replace("-", "_") in hyperparameters | runs, text
         for part in re.findall(r"\+([a-z][a-z-]+)", text):
             assert part in parts, text
 
@@ -186,16 +186,16 @@ SOLVED = {
 }
 
 
-@pytest.mark.parametrize("wing", ["control", "operations", "theory"])
-def test_checks_of_language_do_not_misfire_elsewhere(wing: str) -> None:
-    assert history(SOLVED, wing=wing) == []
+@pytest.mark.parametrize("domain", ["control", "operations", "theory"])
+def test_checks_of_language_do_not_misfire_elsewhere(domain: str) -> None:
+    assert history(SOLVED, domain=domain) == []
     assert len({text[:4] for _, text in history(SOLVED)}) == 5
     standing = {"episode/return": 20.0, "reward": 0.0, "eval/return": 20.0}
-    assert history(standing, iterations=100, wing=wing) == []  # a run that does not improve is no unhealthy one
+    assert history(standing, iterations=100, domain=domain) == []  # a run that does not improve is no unhealthy one
 
 
 def test_control_speaks_of_steps_and_names_no_option_of_language() -> None:
-    said = [text for _, text in history({"approx_kl": 0.5, "logprob_gap": 0.5}, iterations=16, wing="control")]
+    said = [text for _, text in history({"approx_kl": 0.5, "logprob_gap": 0.5}, iterations=16, domain="control")]
     assert any("nats a step;" in text for text in said)
     assert not any("token" in text or "--precision" in text for text in said) and len(said) == 2
 
@@ -203,17 +203,19 @@ def test_control_speaks_of_steps_and_names_no_option_of_language() -> None:
 def test_a_critic_of_equal_returns_has_nothing_to_explain() -> None:
     """On a solved task all returns are the same: the explained variance is noise, and the critic's error is small."""
     solved = {"value/explained_variance": -0.3, "value/mean": 10.0, "value/error": 0.2}
-    assert not history(solved, iterations=60, since=1, wing="control")
-    assert history({**solved, "value/error": 2.0}, iterations=60, since=1, wing="control")
+    assert not history(solved, iterations=60, since=1, domain="control")
+    assert history({**solved, "value/error": 2.0}, iterations=60, since=1, domain="control")
 
 
 def test_a_critic_that_knows_nothing_is_told_of_after_a_while() -> None:
     bad = {"value/explained_variance": -0.3}
-    when = [i for i, text in history(bad, iterations=60, since=1, wing="control") if "explained variance -0.30" in text]
+    when = [
+        i for i, text in history(bad, iterations=60, since=1, domain="control") if "explained variance -0.30" in text
+    ]
     assert when == [24, 44]  # the window is full at 5, and it must have lasted for 20
-    start = [i for i, _ in history({"value/explained_variance": 0.5}, iterations=60, since=15, wing="control")]
+    start = [i for i, _ in history({"value/explained_variance": 0.5}, iterations=60, since=15, domain="control")]
     assert start == []
-    health, said = Health(wing="control"), []
+    health, said = Health(domain="control"), []
     for i in range(1, 100):  # now and then is not long
         said += health.observe({"iteration": i, "value/explained_variance": 0.9 if i % 15 == 0 else -0.05})
     assert said == []

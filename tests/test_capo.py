@@ -22,9 +22,9 @@ from polyrl.parts.improve import aggregation_weights
 from polyrl.parts.select import RandomDrop
 from polyrl.recipe import Recipe
 from polyrl.runtime.budget import Budget
+from run_states import TableRunState, token_batch
 from test_learning import MARGIN, learn
 from tiny_models import save_model
-from worlds import TableWorld, token_batch
 
 PI = torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64)
 H = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_a_head_that_is_not_one_matrix_is_refused(tmp_path: Path) -> None:
 
 
 def responses(policy: LanguagePolicy) -> Experience:
-    """Five ragged responses with a tool's token in one, of which one is a greedy twin."""
+    """Five ragged responses with a tool's token in one, of which one is a greedy baseline."""
     stream = torch.Generator().manual_seed(1)
     present = torch.arange(6) < torch.tensor([6, 2, 4, 1, 5])[:, None]
     mask = present.clone()
@@ -158,7 +158,7 @@ def responses(policy: LanguagePolicy) -> Experience:
 # -------------------------------------------------------------------------------------------------------- the part
 
 
-class StateWorld(TableWorld):
+class StateRunState(TableRunState):
     """A table whose rows are states: the state before a step is what the token before it says."""
 
     def unembedding(self) -> Tensor:
@@ -170,29 +170,33 @@ class StateWorld(TableWorld):
         return torch.where(experience["mask"][..., None], found, torch.full_like(found, self.garbage))
 
 
-def masked(world: StateWorld, batch: Experience, context: Context, **knobs: Any) -> Tensor:
-    return CurvatureMask(**knobs)(batch, context)["weight"]
+def masked(run_state: StateRunState, batch: Experience, context: Context, **hyperparameters: Any) -> Tensor:
+    return CurvatureMask(**hyperparameters)(batch, context)["weight"]
 
 
-def ready(**changes: Any) -> tuple[StateWorld, Experience, Context]:
-    world = StateWorld(**changes)
-    batch = token_batch(world)
+def ready(**changes: Any) -> tuple[StateRunState, Experience, Context]:
+    run_state = StateRunState(**changes)
+    batch = token_batch(run_state)
     gain = torch.linspace(-2, 2, 12, dtype=torch.float64)[:, None] * batch["mask"]
     gain[5] = 0.0
     batch = batch.with_fields(advantage=gain, weight=batch["mask"].float())
-    optimiser = catalogue.build("capo", {"learning_rate": 0.01}).optimise.optimisers(world)  # type: ignore[attr-defined]
-    return world, batch, Context(world=world, seed=0, budget=Budget(samples=10), iteration=1, optimiser=optimiser)
+    optimizer = catalogue.build("capo", {"learning_rate": 0.01}).optimize.optimizers(run_state)  # type: ignore[attr-defined]
+    return (
+        run_state,
+        batch,
+        Context(run_state=run_state, seed=0, budget=Budget(samples=10), iteration=1, optimizer=optimizer),
+    )
 
 
 def test_tokens_are_kept_one_by_one_as_the_shifts_say() -> None:
-    world, batch, context = ready()
-    bounds = {"objective_bound": 0.05, "policy_bound": 0.01, "optimiser_model": "sgd"}
-    weight = masked(world, batch, context, **bounds)
+    run_state, batch, context = ready()
+    bounds = {"objective_bound": 0.05, "policy_bound": 0.01, "optimizer_model": "sgd"}
+    weight = masked(run_state, batch, context, **bounds)
     empty = AdamModel(torch.zeros(7, 7).double(), torch.zeros(7, 7).double())
-    states, rejected = world.hidden_states(batch), 0
+    states, rejected = run_state.hidden_states(batch), 0
     for i, t in batch["mask"].nonzero().tolist():
         gain = float(batch["advantage"][i, t])
-        shifts = full_matrices(world.table.detach(), states[i, t], int(batch["action"][i, t]), gain, 0.01, empty)
+        shifts = full_matrices(run_state.table.detach(), states[i, t], int(batch["action"][i, t]), gain, 0.01, empty)
         keep = abs(shifts[0]) < 0.05 and shifts[1] < 0.01
         assert bool(weight[i, t]) == keep
         rejected += not keep
@@ -204,13 +208,13 @@ def test_tokens_are_kept_one_by_one_as_the_shifts_say() -> None:
 
 
 def test_a_step_that_moves_the_policy_too_far_is_left_out_whatever_the_objective_gains() -> None:
-    world, batch, context = ready()
-    weight = masked(world, batch, context, objective_bound=1e9, policy_bound=1e-4, optimiser_model="sgd")
+    run_state, batch, context = ready()
+    weight = masked(run_state, batch, context, objective_bound=1e9, policy_bound=1e-4, optimizer_model="sgd")
     empty = AdamModel(torch.zeros(7, 7).double(), torch.zeros(7, 7).double())
-    states, rejected = world.hidden_states(batch), 0
+    states, rejected = run_state.hidden_states(batch), 0
     for i, t in batch["mask"].nonzero().tolist():
         gain = float(batch["advantage"][i, t])
-        shift = full_matrices(world.table.detach(), states[i, t], int(batch["action"][i, t]), gain, 0.01, empty)[1]
+        shift = full_matrices(run_state.table.detach(), states[i, t], int(batch["action"][i, t]), gain, 0.01, empty)[1]
         assert bool(weight[i, t]) == (shift < 1e-4)
         rejected += shift >= 1e-4
     assert 5 < rejected < int(batch["mask"].sum()) - 5
@@ -218,54 +222,54 @@ def test_a_step_that_moves_the_policy_too_far_is_left_out_whatever_the_objective
 
 def test_a_step_that_lowers_the_objective_too_far_is_left_out_as_well() -> None:
     """The bound has two sides: where momentum goes against a token's gradient, its shift is negative."""
-    world, batch, context = ready()
-    states, rejected = world.hidden_states(batch), 0
+    run_state, batch, context = ready()
+    states, rejected = run_state.hidden_states(batch), 0
     m = 20 * torch.randn(7, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     adam = AdamModel(m, torch.ones(7, 7).double(), steps=30)
     context.tensors("curvature-mask").update(m=adam.m, q=adam.q)
     context.memory("curvature-mask")["steps"] = adam.steps
-    weight = masked(world, batch, context, objective_bound=0.03, policy_bound=1e9)
+    weight = masked(run_state, batch, context, objective_bound=0.03, policy_bound=1e9)
     for i, t in (batch["mask"] & (batch["advantage"] != 0)).nonzero().tolist():
         gain = float(batch["advantage"][i, t])
-        shift = full_matrices(world.table.detach(), states[i, t], int(batch["action"][i, t]), gain, 0.01, adam)[0]
+        shift = full_matrices(run_state.table.detach(), states[i, t], int(batch["action"][i, t]), gain, 0.01, adam)[0]
         assert bool(weight[i, t]) == (-0.03 < shift < 0.03)
         rejected += shift <= -0.03
     assert rejected > 3
 
 
 def test_the_adam_model_learns_from_what_was_kept_and_is_remembered() -> None:
-    world, batch, context = ready()
-    weight = masked(world, batch, context, objective_bound=0.05, policy_bound=0.01)
-    gradient, states = torch.zeros(7, 7).double(), world.hidden_states(batch)
+    run_state, batch, context = ready()
+    weight = masked(run_state, batch, context, objective_bound=0.05, policy_bound=0.01)
+    gradient, states = torch.zeros(7, 7).double(), run_state.hidden_states(batch)
     for i, t in (weight != 0).nonzero().tolist():
-        v = -(world.table.detach() @ states[i, t]).softmax(0)
+        v = -(run_state.table.detach() @ states[i, t]).softmax(0)
         v[batch["action"][i, t]] += 1
         gradient += float(batch["advantage"][i, t]) * v.outer(states[i, t])
     gradient /= int((weight != 0).sum())
     kept = context.tensors("curvature-mask")
     assert torch.allclose(kept["m"], 0.1 * gradient, atol=1e-5) and context.memory("curvature-mask") == {"steps": 1}
-    again = masked(world, batch, context, objective_bound=0.05, policy_bound=0.01)
+    again = masked(run_state, batch, context, objective_bound=0.05, policy_bound=0.01)
     assert not torch.equal(again, weight) and context.memory("curvature-mask") == {"steps": 2}  # now it is Adam's step
 
 
 def test_without_a_bound_or_a_step_everything_is_kept() -> None:
-    world, batch, context = ready()
+    run_state, batch, context = ready()
     wide = {"objective_bound": 1e9, "policy_bound": 1e9}
-    assert torch.equal(masked(world, batch, context, **wide), batch["weight"])
-    context.optimiser["policy"].param_groups[0]["lr"] = 0.0
-    assert torch.equal(masked(world, batch, context), batch["weight"])
-    context.optimiser = None  # nothing trains
-    assert torch.equal(masked(world, batch, context), batch["weight"])
+    assert torch.equal(masked(run_state, batch, context, **wide), batch["weight"])
+    context.optimizer["policy"].param_groups[0]["lr"] = 0.0
+    assert torch.equal(masked(run_state, batch, context), batch["weight"])
+    context.optimizer = None  # nothing trains
+    assert torch.equal(masked(run_state, batch, context), batch["weight"])
 
 
 def test_neither_order_nor_padding_nor_blocks_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = {"objective_bound": 0.05, "policy_bound": 0.01}
-    world, batch, context = ready()
-    wanted = masked(world, batch, context, **bounds)
+    run_state, batch, context = ready()
+    wanted = masked(run_state, batch, context, **bounds)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
-    world, batch, context = ready(garbage=float("nan"))
+    run_state, batch, context = ready(garbage=float("nan"))
     monkeypatch.setattr(last_layer, "BLOCK", 50)
-    assert torch.equal(masked(world, batch.rows(order), context, **bounds), wanted[order])
+    assert torch.equal(masked(run_state, batch.rows(order), context, **bounds), wanted[order])
 
 
 def test_losses_are_averaged_over_kept_tokens() -> None:

@@ -24,9 +24,9 @@ from typing import ClassVar
 from polyrl.core.experience import Experience
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "toy"
 TITLE = "A toy"
@@ -44,7 +44,7 @@ class ToyAdvantage(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
 
-    bias: float = knob(1.0, "the advantage", low=0)
+    bias: float = hyperparameter(1.0, "the advantage", low=0)
 
     def __call__(self, experience: Experience, context: object) -> Experience:
         return experience.with_fields(advantage=experience["mask"].float() * self.bias)
@@ -57,7 +57,7 @@ def recipe() -> Recipe:
         score=(TaskReward(),),
         credit=(ToyAdvantage(),),
         terms=(PolicyGradient(),),
-        optimise=Optimise(),
+        optimize=Optimize(),
         adds=("toy-advantage",),
     )
 '''
@@ -130,8 +130,8 @@ def test_what_cannot_be_read_is_told(spec: str, words: str) -> None:
 
 
 def test_settings_come_after_the_composition() -> None:
-    found = build("grpo+rloo", {"optimise.epochs": "3", "policy-gradient.aggregation": "constant"}).hyperparameters()
-    assert found["optimise.epochs"] == 3 and found["policy-gradient.aggregation"] == "constant"
+    found = build("grpo+rloo", {"optimize.epochs": "3", "policy-gradient.aggregation": "constant"}).hyperparameters()
+    assert found["optimize.epochs"] == 3 and found["policy-gradient.aggregation"] == "constant"
 
 
 # --------------------------------------------------------------------------------------------- methods of other people

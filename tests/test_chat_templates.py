@@ -35,7 +35,7 @@ from polyrl.models.language.pairs import FixedPairs, PairIds, encode_pair
 from polyrl.models.language.scalar import RewardModel
 from polyrl.pretrain.demonstrations import Demonstration, demonstration_ids
 from polyrl.rollout.language import Sampling, TransformersEngine
-from polyrl.rollout.words import Words
+from polyrl.rollout.words import StopStringTracker
 from polyrl.tasks.language.preferences import dataset_task
 from tiny_models import make_policy, save_model
 
@@ -270,11 +270,11 @@ def test_special_tokens_stop_responses_and_call_tools() -> None:
     """Stop strings and calls that are special tokens are heard as others are."""
     reader = Text(byte_tokenizer())
     tool = Echo("<tool_call>")
-    words = Words(reader, ("</think>",), [None, tool])  # type: ignore[arg-type]
+    words = StopStringTracker(reader, ("</think>",), [None, tool])  # type: ignore[arg-type]
     said_ids = [reader.encode("a</think>"), reader.encode("b<tool_call>")]
     for step in (0, 1):
         token = torch.tensor([ids[step] for ids in said_ids])
-        ended = words.hear(torch.arange(2), token, torch.tensor([True, True]), torch.tensor(said_ids), step)
+        ended = words.on_token(torch.arange(2), token, torch.tensor([True, True]), torch.tensor(said_ids), step)
         assert ended.tolist() == [step == 1, False]
     assert tool.heard == ["b<tool_call>"]
 

@@ -14,9 +14,9 @@ from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.language.cispo import ClippedImportanceWeight, clipped_weight
 from polyrl.parts.improve import ClippedSurrogate, PolicyGradient
+from run_states import TableRunState
 from test_gspo import gradient, weighted
 from test_learning import learn
-from worlds import TableWorld
 
 
 def test_the_weight_is_cut_and_is_no_part_of_the_derivative() -> None:
@@ -55,10 +55,10 @@ def test_no_token_loses_its_gradient() -> None:
 
 
 def test_loss_and_gradient_are_those_of_the_tokens_one_by_one() -> None:
-    world = TableWorld(critic=False)
-    batch = weighted(world, per_token=True)
+    run_state = TableRunState(critic=False)
+    batch = weighted(run_state, per_token=True)
     grad, metrics = gradient(ClippedImportanceWeight(clip_range_high=0.1, clip_range_low=0.15), batch)
-    logprob = world.outputs(batch, {"logprob"})["logprob"]
+    logprob = run_state.outputs(batch, {"logprob"})["logprob"]
     losses, cut = [], 0
     for i in range(len(batch)):
         for t in range(8):
@@ -68,14 +68,14 @@ def test_loss_and_gradient_are_those_of_the_tokens_one_by_one() -> None:
                 cut += weight != ratio
                 losses.append(-weight * batch["advantage"][i, t] * logprob[i, t])
     loss = torch.stack(losses).mean()  # over all tokens of the batch
-    (wanted,) = torch.autograd.grad(loss, world.table)
+    (wanted,) = torch.autograd.grad(loss, run_state.table)
     assert torch.allclose(grad, wanted, atol=1e-12) and bool(grad.any())
     assert metrics["loss/clipped-importance-weight"] == pytest.approx(float(loss.detach()))
     assert metrics["clip_ratio"] == pytest.approx(cut / len(losses)) and 0 < cut < len(losses)
 
 
 def test_before_anything_has_moved_it_is_the_policy_gradient_and_ppo() -> None:
-    batch = weighted(TableWorld(critic=False), noise=0.0)
+    batch = weighted(TableRunState(critic=False), noise=0.0)
     mine, told = gradient(ClippedImportanceWeight(), batch)
     plain, said = gradient(PolicyGradient(aggregation="token-mean"), batch)
     clipped, _ = gradient(ClippedSurrogate(aggregation="token-mean"), batch)
@@ -85,23 +85,23 @@ def test_before_anything_has_moved_it_is_the_policy_gradient_and_ppo() -> None:
 
 def test_without_bounds_it_has_the_gradient_of_the_ratio() -> None:
     """sg(rho) A grad log pi is the gradient of rho A."""
-    batch = weighted(TableWorld(critic=False), per_token=True)
+    batch = weighted(TableRunState(critic=False), per_token=True)
     mine, _ = gradient(ClippedImportanceWeight(clip_range_high=1e6), batch)
     ratio, _ = gradient(ClippedSurrogate(clip_range=1e6, aggregation="token-mean"), batch)
     assert torch.allclose(mine, ratio, atol=1e-12) and bool(mine.any())
 
 
 def test_padding_order_and_micro_batches_change_nothing() -> None:
-    batch, term = weighted(TableWorld(critic=False), per_token=True), ClippedImportanceWeight(clip_range_high=0.1)
+    batch, term = weighted(TableRunState(critic=False), per_token=True), ClippedImportanceWeight(clip_range_high=0.1)
     expected, logged = gradient(term, batch)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
     dirty = batch.with_fields(behaviour_logprob=batch["behaviour_logprob"].masked_fill(~batch["mask"], -1e6))
-    for rows, world in (
-        (dirty, TableWorld(critic=False, garbage=float("nan"))),
-        (batch.rows(order), TableWorld(critic=False)),
-        (batch, TableWorld(critic=False, micro=1)),
+    for rows, run_state in (
+        (dirty, TableRunState(critic=False, garbage=float("nan"))),
+        (batch.rows(order), TableRunState(critic=False)),
+        (batch, TableRunState(critic=False, micro=1)),
     ):
-        grad, found = gradient(term, rows, world)
+        grad, found = gradient(term, rows, run_state)
         assert torch.allclose(grad, expected, atol=1e-12)
         for key in ("loss", "clip_ratio", "ratio"):
             assert found[key] == pytest.approx(logged[key]), key
@@ -114,7 +114,9 @@ def test_an_overflowing_ratio_is_cut_like_any_other() -> None:
 def test_recipes_that_can_and_cannot_be() -> None:
     assert [t.name for t in catalogue.build("grpo+cispo").terms] == ["clipped-importance-weight", "reference-kl"]
     assert "ref_logprob" not in {name for p in catalogue.build("cispo").parts() for name in p.gives}
-    assert catalogue.build("ppo+clipped-importance-weight", wing="control").terms[0].name == "clipped-importance-weight"
+    assert (
+        catalogue.build("ppo+clipped-importance-weight", domain="control").terms[0].name == "clipped-importance-weight"
+    )
     with pytest.raises(UserError, match=r"clip_range_high is 0\.0 but must be above 0"):
         catalogue.build("cispo", {"clip_range_high": "0"})
     with pytest.raises(UserError, match=r"no hyperparameter .clip_range.\. Did you mean .clip_range_"):

@@ -530,7 +530,7 @@ def test_a_diverging_method_is_counted_against_itself(in_process: list[str], tmp
         "        context.spent.updates += 1\n"
         "        if context.seed == 11 and context.iteration == 3:\n"
         "            check_finite(self, context, policy=torch.tensor(float('nan')))\n"
-        "def recipe():\n    return replace(nash_mp.recipe(), optimise=Breaks(), adds=())\n",
+        "def recipe():\n    return replace(nash_mp.recipe(), optimize=Breaks(), adds=())\n",
         encoding="utf-8",
     )
     arms = (Arm("two", "nash-mp"), Arm("one", str(file)))

@@ -109,7 +109,7 @@ def test_train_without_out_finds_a_free_folder(
 def test_options_and_hyperparameters_in_any_order(words: list[str], tmp_path: Path, polyrl: Command) -> None:
     lines = [
         ["train", "grpo", "--clip-range", "0.1", "--epochs", "2", "--minibatches=2", *words],
-        ["train", *words, "grpo", "--minibatches", "2", "--clip_range=0.1", "--optimise.epochs", "2"],
+        ["train", *words, "grpo", "--minibatches", "2", "--clip_range=0.1", "--optimize.epochs", "2"],
         ["train", "grpo(clip_range=0.1,epochs=2,minibatches=2)", *words],
     ]
     found = []
@@ -120,7 +120,7 @@ def test_options_and_hyperparameters_in_any_order(words: list[str], tmp_path: Pa
         config = yaml.safe_load((out / "config.yaml").read_text())
         found.append((config["hyperparameters"], timeless(read_records(out))))
     assert found[0] == found[1] == found[2]
-    assert found[0][0]["clipped-surrogate.clip_range"] == 0.1 and found[0][0]["optimise.epochs"] == 2
+    assert found[0][0]["clipped-surrogate.clip_range"] == 0.1 and found[0][0]["optimize.epochs"] == 2
 
 
 def test_quiet_says_nothing_and_options_are_obeyed(words: list[str], tmp_path: Path, polyrl: Command) -> None:
@@ -287,16 +287,16 @@ def test_arms_with_their_own_hyperparameters(words: list[str], tmp_path: Path, p
     line = ["compare", "grpo", "grpo(clip_range=0.1)", "--seeds", 1, *words, *SIZE, "--budget", "samples=8"]
     told = polyrl(*line, "--learning-rate", "1e-4", "--out", out, "--workers", 1, "--no-tensorboard", "--quiet")
     assert told.code == 0, told.err
-    knobs = {}
+    hyperparameters = {}
     for folder in out.iterdir():
         if folder.is_dir():
             config = yaml.safe_load((folder / "config.yaml").read_text())
-            knobs[config["label"]] = config["hyperparameters"]
-    assert {k: v["clipped-surrogate.clip_range"] for k, v in knobs.items()} == {
+            hyperparameters[config["label"]] = config["hyperparameters"]
+    assert {k: v["clipped-surrogate.clip_range"] for k, v in hyperparameters.items()} == {
         "grpo": 0.2,
         "grpo(clip_range=0.1)": 0.1,
     }
-    assert all(v["optimise.learning_rate"] == 1e-4 for v in knobs.values())
+    assert all(v["optimize.learning_rate"] == 1e-4 for v in hyperparameters.values())
 
 
 def test_interrupt_says_how_to_go_on(words: list[str], tmp_path: Path) -> None:

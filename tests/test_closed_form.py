@@ -1,4 +1,4 @@
-"""Passes and slopes that are written out give what autograd gives, and are what control's updates use."""
+"""Passes and gradients that are written out give what autograd gives, and are what control's updates use."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from polyrl.models.control import ControlCritic, ControlPolicy
 from polyrl.models.distributions import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 from polyrl.models.mlp import mlp
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Term
+from polyrl.run_state.base import RunState
+from polyrl.run_state.control import make_run_state, make_task
 from polyrl.runtime.budget import Budget
-from polyrl.runtime.config import Given, RunConfig
-from polyrl.worlds.base import World
-from polyrl.worlds.control import make_task, make_world
+from polyrl.runtime.config import PythonObjects, RunConfig
 
 N = 37
 
@@ -51,7 +51,7 @@ TERMS: list[Term] = [
 
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda t: t.name)
-def test_slopes_are_those_of_autograd(term: Term) -> None:
+def test_grad_outputs_are_those_of_autograd(term: Term) -> None:
     generator = stream()
     draw = [torch.randn(N, 3, generator=generator, dtype=torch.float64) * 0.5 for _ in range(8)]
     outputs = {"logprob": draw[0], "entropy": draw[1], "value": draw[2]}
@@ -65,13 +65,13 @@ def test_slopes_are_those_of_autograd(term: Term) -> None:
         }
     )
     weights = torch.rand(N, 3, generator=generator, dtype=torch.float64)
-    total, found = term.slopes(outputs, experience, weights)
-    expected_total, expected = Term.slopes(term, outputs, experience, weights)
+    total, found = term.grad_outputs(outputs, experience, weights)
+    expected_total, expected = Term.grad_outputs(term, outputs, experience, weights)
     torch.testing.assert_close(total, expected_total, rtol=1e-12, atol=1e-12, check_dtype=False)
-    expected = {name: slope for name, slope in expected.items() if bool(slope.any())}
+    expected = {name: grad_output for name, grad_output in expected.items() if bool(grad_output.any())}
     assert set(found) == set(expected)
-    for name, slope in found.items():
-        torch.testing.assert_close(slope, expected[name], rtol=1e-12, atol=1e-12)
+    for name, grad_output in found.items():
+        torch.testing.assert_close(grad_output, expected[name], rtol=1e-12, atol=1e-12)
     if isinstance(term, ClippedSurrogate):  # the batch reaches both sides of the clip
         assert 0.1 < float((found["logprob"] == 0).double().mean()) < 0.9
 
@@ -80,7 +80,7 @@ def test_slopes_are_those_of_autograd(term: Term) -> None:
 
 
 def a_case(kind: str) -> tuple[Distribution, Tensor, Tensor]:
-    """A distribution, its numbers `[N, size]` and actions."""
+    """A distribution, its params `[N, size]` and actions."""
     generator = stream(1)
     if kind == "categorical":
         return Categorical(5), torch.randn(N, 5, generator=generator), torch.randint(5, (N,), generator=generator)
@@ -96,19 +96,19 @@ def a_case(kind: str) -> tuple[Distribution, Tensor, Tensor]:
 
 @pytest.mark.parametrize("kind", ["categorical", "multi-categorical", "bernoulli", "gaussian"])
 def test_distributions_are_differentiated_as_by_autograd(kind: str) -> None:
-    distribution, numbers, action = a_case(kind)
+    distribution, params, action = a_case(kind)
     by_logprob, by_entropy = torch.randn(2, N, generator=stream(2))
-    leaf = numbers.clone().requires_grad_()
+    leaf = params.clone().requires_grad_()
     logprob, entropy = distribution.log_prob(leaf, action), distribution.entropy(leaf)
     ((logprob * by_logprob).sum() + (entropy * by_entropy).sum()).backward()
     own = {name: p.grad.clone() for name, p in distribution.named_parameters() if p.grad is not None}
     for p in distribution.parameters():
         p.grad = torch.full_like(p, 123.0)  # what stood there before must not stay
-    found = distribution.differentiable(numbers.numpy(), action.numpy())
+    found = distribution.differentiable(params.numpy(), action.numpy())
     torch.testing.assert_close(torch.from_numpy(found[0]), logprob.detach())
     torch.testing.assert_close(torch.from_numpy(found[1]), entropy.detach())
-    slope = torch.from_numpy(np.ascontiguousarray(found[2](by_logprob.numpy(), by_entropy.numpy())))
-    torch.testing.assert_close(slope, leaf.grad)
+    grad_output = torch.from_numpy(np.ascontiguousarray(found[2](by_logprob.numpy(), by_entropy.numpy())))
+    torch.testing.assert_close(grad_output, leaf.grad)
     assert set(own) == {name for name, _ in distribution.named_parameters()}
     for name, p in distribution.named_parameters():
         torch.testing.assert_close(p.grad, own[name])
@@ -126,12 +126,12 @@ def test_layers_are_those_of_autograd(activation: Any, hidden: tuple[int, ...]) 
     layers = Layers.of(network)
     assert layers is not None
     for size in (N, 5, N):  # buffers follow the size
-        x, slope = torch.randn(size, 6, generator=stream(size)), torch.randn(size, 3, generator=stream(4))
+        x, grad_output = torch.randn(size, 6, generator=stream(size)), torch.randn(size, 3, generator=stream(4))
         other.zero_grad()
         expected = other(x)
-        (expected * slope).sum().backward()
+        (expected * grad_output).sum().backward()
         torch.testing.assert_close(torch.from_numpy(layers.forward(x.numpy())), expected.detach())
-        layers.backward(slope.numpy().copy())
+        layers.backward(grad_output.numpy().copy())
         for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad)
 
@@ -148,12 +148,12 @@ def test_layers_are_those_of_autograd(activation: Any, hidden: tuple[int, ...]) 
 def test_networks_of_other_layers_have_no_closed_form(network: nn.Module) -> None:
     FlatParameters(network)
     assert Layers.of(network) is None
-    policy = ControlPolicy(network, Categorical(2), np.ones(2, dtype=bool), normalise=False)
+    policy = ControlPolicy(network, Categorical(2), np.ones(2, dtype=bool), normalize=False)
     assert ActorCriticPasses.of(policy, None) is None
 
 
 def test_one_network_of_unknown_layers_leaves_both_to_autograd() -> None:
-    policy = ControlPolicy(mlp(2, (4,), 2), Categorical(2), np.ones(2, dtype=bool), normalise=False)
+    policy = ControlPolicy(mlp(2, (4,), 2), Categorical(2), np.ones(2, dtype=bool), normalize=False)
     critic = ControlCritic(nn.Sequential(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 1)))
     FlatParameters(policy), FlatParameters(critic)
     assert ActorCriticPasses.of(policy, critic) is None
@@ -190,15 +190,15 @@ def test_adam_on_one_vector_is_torchs() -> None:
     how: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1, "eps": 1e-5, "betas": (0.9, 0.99)}
     for kind in (VectorAdamW, lambda p, **k: torch.optim.AdamW([p], fused=True, **k)):
         vector = nn.Parameter(start.clone())
-        optimiser = kind(vector, **how)
+        optimizer = kind(vector, **how)
         for k in range(4):
             vector.grad = torch.randn(7, generator=stream(k))
-            optimiser.param_groups[0]["lr"] = 0.1 / (k + 1)
-            optimiser.step()
-        found.append({"vector": vector.detach(), **optimiser.state[vector]})
-    optimiser = VectorAdamW(nn.Parameter(start.clone()), **how)
-    optimiser.step()  # no gradient, no step: as torch's
-    assert torch.equal(optimiser.vector, start)
+            optimizer.param_groups[0]["lr"] = 0.1 / (k + 1)
+            optimizer.step()
+        found.append({"vector": vector.detach(), **optimizer.state[vector]})
+    optimizer = VectorAdamW(nn.Parameter(start.clone()), **how)
+    optimizer.step()  # no gradient, no step: as torch's
+    assert torch.equal(optimizer.vector, start)
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert float((found[0]["vector"] - start).abs().min()) > 0.01
@@ -208,7 +208,7 @@ def test_adam_on_one_vector_is_torchs() -> None:
 
 
 class Doubt(Averaged):
-    """A term that knows no slopes: autograd finds them, from the same outputs."""
+    """A term that knows no gradients: autograd finds them, from the same outputs."""
 
     wants = frozenset({"logprob", "value"})
     needs = frozenset({"weight"})
@@ -226,12 +226,12 @@ class Doubled(Doubt):
         return 2 * super().step_weights(experience)
 
 
-class Added(Optimise):
+class Added(Optimize):
     """Adds a gradient that no term gives."""
 
     def add_gradients(self, batch: Experience, context: Context) -> dict[str, float]:
         """1 for every parameter that has a gradient."""
-        grads = [p.grad for named in context.world.parameters().values() for _, p in named if p.grad is not None]
+        grads = [p.grad for named in context.run_state.parameters().values() for _, p in named if p.grad is not None]
         for grad in grads:
             grad += 1
         return {"loss/added": float(len(grads))}
@@ -241,31 +241,31 @@ def an_update(
     task: str,
     closed: bool,
     monkeypatch: pytest.MonkeyPatch,
-    improver: type[Optimise] = Optimise,
+    improver: type[Optimize] = Optimize,
     **settings: Any,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weights and metrics after two iterations of PPO with a term of its own."""
     settings = {"environments": 2, "steps_per_environment": 24, "epochs": 3, "minibatches": 4, **settings}
     config = RunConfig(method="ppo", task=task, budget="steps=96")
-    recipe = build("ppo", settings, wing="control") + Doubt() + Doubled()
-    recipe = replace(recipe, optimise=improver(**vars(recipe.optimise)))
-    world = make_world(config, make_task(config, Given()), recipe)
+    recipe = build("ppo", settings, domain="control") + Doubt() + Doubled()
+    recipe = replace(recipe, optimize=improver(**vars(recipe.optimize)))
+    run_state = make_run_state(config, make_task(config, PythonObjects()), recipe)
     if not closed:
-        world.closed_form = lambda wants: None  # type: ignore[method-assign]
+        run_state.closed_form = lambda wants: None  # type: ignore[method-assign]
     else:
-        monkeypatch.setattr(World, "updating", None)  # autograd's way would fail
-    context = Context(world=world, seed=0, budget=Budget.parse("steps=96"))
-    context.optimiser = recipe.optimise.optimisers(world)
+        monkeypatch.setattr(RunState, "updating", None)  # autograd's way would fail
+    context = Context(run_state=run_state, seed=0, budget=Budget.parse("steps=96"))
+    context.optimizer = recipe.optimize.optimizers(run_state)
     for _ in range(2):
         context.iteration += 1
-        context.touched = False
+        context.params_updated = False
         experience: Any = None
         for stage, parts in recipe.stages():
             for part in parts:
                 if stage != "improve":
                     experience = part(experience, context)
-        recipe.optimise.run(recipe.terms, experience, context)
-    weights = torch.cat([p.detach().clone() for ps in world.parameters().values() for _, p in ps])
+        recipe.optimize.run(recipe.terms, experience, context)
+    weights = torch.cat([p.detach().clone() for ps in run_state.parameters().values() for _, p in ps])
     monkeypatch.undo()
     return weights, context.metrics
 
@@ -275,7 +275,7 @@ def an_update(
     [
         {"entropy_coef": 0.05},
         {"minibatches": 1, "value_clip_range": 0.2},
-        {"activation": "relu", "joint_clip": False, "normalise_advantage": False},
+        {"activation": "relu", "joint_clip": False, "normalize_advantage": False},
         {"activation": "elu", "target_kl": 1e-9},
     ],
     ids=["entropy", "one-minibatch", "relu", "stopped-early"],

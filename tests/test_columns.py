@@ -18,14 +18,14 @@ from polyrl.parts.offline_steps import OfflineSteps
 from polyrl.parts.tools import CallPrice
 from polyrl.parts.windows import WindowedRollouts
 from polyrl.rollout.language import Sampling
+from polyrl.run_state.language import Evaluation, LanguageRunState
 from polyrl.tasks.language.base import Reward, Row, Tool, reports
 from polyrl.tasks.language.columns import CALLED_WITH, told_columns
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.rewards import check_signature
 from polyrl.tasks.language.strings import Reverse
-from polyrl.worlds.language import Evaluation, LanguageWorld
+from run_states import make_context
 from tiny_models import save_model
-from worlds import make_context
 
 UNLUCKY = ("completion", "calls", "response", "self", "function", "class", "", "a b", "group", "need", "demonstration")
 """What columns are called in files that people have, and what stages call what they make."""
@@ -55,19 +55,19 @@ class Spy:
         return [float(len(c)) for c in completions]
 
 
-def world_of(model: Path, rows: list[Row], spy: Spy | None = None) -> LanguageWorld:
+def run_state_of(model: Path, rows: list[Row], spy: Spy | None = None) -> LanguageRunState:
     rewards = [Reward("spy", spy.reward)] if spy else []
     task = DatasetTask(rows, rewards=rewards, max_tokens=12)
-    return LanguageWorld(task, model, evaluation=Evaluation(prompts=10), monitor_kl_every=0)
+    return LanguageRunState(task, model, evaluation=Evaluation(prompts=10), monitor_kl_every=0)
 
 
 def rows_with(*names: str, count: int = 20) -> list[Row]:
     return [{"prompt": f"question {i} is", "answer": str(i), **{n: f"{n} {i}" for n in names}} for i in range(count)]
 
 
-def said(world: LanguageWorld, batch: Experience) -> list[str]:
+def said(run_state: LanguageRunState, batch: Experience) -> list[str]:
     pairs = zip(batch["action"].tolist(), batch["present"].sum(1).tolist(), strict=True)
-    return [world.policy.decode(ids[:n]) for ids, n in pairs]
+    return [run_state.policy.decode(ids[:n]) for ids, n in pairs]
 
 
 # ------------------------------------------------------------------------------------------- every way to collect
@@ -76,13 +76,13 @@ def said(world: LanguageWorld, batch: Experience) -> list[str]:
 @pytest.mark.parametrize("collector", COLLECTORS)
 def test_what_was_sampled_is_what_is_judged(model: Path, collector: str) -> None:
     names = [n for n in UNLUCKY if n != "demonstration" or collector != "demonstrated prompts"]
-    spy, world = Spy(), None
-    world = world_of(model, rows_with(*names), spy)
-    context = make_context(world)
-    world.check_rows(world.task.rows("train", 0, 0, 4), 12)
+    spy, run_state = Spy(), None
+    run_state = run_state_of(model, rows_with(*names), spy)
+    context = make_context(run_state)
+    run_state.check_rows(run_state.task.rows("train", 0, 0, 4), 12)
     batch = COLLECTORS[collector](None, context)
-    world.score(batch)
-    assert spy.completions == batch.columns["completion"] == said(world, batch)
+    run_state.score(batch)
+    assert spy.completions == batch.columns["completion"] == said(run_state, batch)
     assert spy.prompts == batch.columns["prompt"] == [row["prompt"] for row in batch.task_rows]
     number = [row["answer"] for row in batch.task_rows]
     for name in names:  # each row's own, under its own name
@@ -92,18 +92,18 @@ def test_what_was_sampled_is_what_is_judged(model: Path, collector: str) -> None
 
 
 def test_no_column_becomes_a_field(model: Path) -> None:
-    world = world_of(model, rows_with(*sorted(set(FIELDS) | {"kl_factor"})), Spy())
-    batch = COLLECTORS["whole responses"](None, make_context(world))
-    plain = COLLECTORS["whole responses"](None, make_context(world_of(model, rows_with(), Spy())))
+    run_state = run_state_of(model, rows_with(*sorted(set(FIELDS) | {"kl_factor"})), Spy())
+    batch = COLLECTORS["whole responses"](None, make_context(run_state))
+    plain = COLLECTORS["whole responses"](None, make_context(run_state_of(model, rows_with(), Spy())))
     assert batch.fields() == plain.fields()
     assert all(torch.equal(batch[name], plain[name]) for name in plain.fields())
 
 
 def test_continuations_and_evaluation_judge_what_was_said(model: Path) -> None:
     spy = Spy()
-    world = world_of(model, rows_with("completion", "self"), spy)
-    batch = COLLECTORS["whole responses"](None, make_context(world))
-    on = world.continuations(
+    run_state = run_state_of(model, rows_with("completion", "self"), spy)
+    batch = COLLECTORS["whole responses"](None, make_context(run_state))
+    on = run_state.continuations(
         batch,
         torch.tensor([1, 3]),
         torch.tensor([1, 1]),
@@ -111,11 +111,11 @@ def test_continuations_and_evaluation_judge_what_was_said(model: Path) -> None:
         count=2,
         generator=torch.Generator().manual_seed(0),
     )
-    world.score(on)
-    first = [text[:1] for text in said(world, batch.rows([1, 1, 3, 3]))]
-    assert spy.completions == [a + b for a, b in zip(first, said(world, on), strict=True)]
+    run_state.score(on)
+    first = [text[:1] for text in said(run_state, batch.rows([1, 1, 3, 3]))]
+    assert spy.completions == [a + b for a, b in zip(first, said(run_state, on), strict=True)]
     assert spy.columns["self"] == [f"self {batch.task_rows[i]['answer']}" for i in (1, 1, 3, 3)]
-    _, samples = world.evaluate()
+    _, samples = run_state.evaluate()
     assert [s["completion"] for s in samples] == spy.completions[: len(samples)]
     assert all(s["completion"] not in spy.columns["completion"] for s in samples)
 
@@ -123,13 +123,13 @@ def test_continuations_and_evaluation_judge_what_was_said(model: Path) -> None:
 @pytest.mark.parametrize("truth", ["answer", "solution", "completion"])
 def test_a_random_model_is_never_right_whatever_the_truth_is_called(model: Path, truth: str) -> None:
     rows = [{"prompt": f"question {i} is", truth: f"the answer {i}", "text": f"the answer {i}"} for i in range(20)]
-    world = world_of(model, rows)
-    world.check_rows(world.task.rows("train", 0, 0, 4), 12)
-    metrics, samples = world.evaluate()
+    run_state = run_state_of(model, rows)
+    run_state.check_rows(run_state.task.rows("train", 0, 0, 4), 12)
+    metrics, samples = run_state.evaluate()
     assert metrics["eval/accuracy"] == metrics["eval/reward"] == 0
     assert all(s["expected"].startswith("the answer") for s in samples)
-    row = world.task.rows("train", 0, 0, 1)[0]
-    assert world.task.correct(row, row[truth]) and not world.task.correct(row, "another")
+    row = run_state.task.rows("train", 0, 0, 1)[0]
+    assert run_state.task.correct(row, row[truth]) and not run_state.task.correct(row, "another")
 
 
 # --------------------------------------------------------------------------------------------- names that are taken
@@ -180,9 +180,9 @@ def test_a_session_cannot_report_what_was_sampled(model: Path, name: str) -> Non
 
 def test_one_name_for_a_column_and_a_report_is_refused_before_anything_is_sampled(model: Path) -> None:
     task = Named(difficulty=4, reported="answer")  # the task's rows have that column
-    world = LanguageWorld(task, model)
+    run_state = LanguageRunState(task, model)
     with pytest.raises(UserError, match=r"has a column 'answer', and what happens in a response.*rename"):
-        world.check_rows(task.rows("train", 0, 0, 2), 12)
+        run_state.check_rows(task.rows("train", 0, 0, 2), 12)
 
 
 def test_told_columns_leaves_nothing_out() -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from parts_world import PartsWorld, every_field, with_columns
+from parts_run_state import PartsRunState, every_field, with_columns
 from plain_parts import Table, chosen, fresh
 from plain_selection import CHOOSING, PARTS, policy_filter
 from plain_terms import TERMS
@@ -17,11 +17,11 @@ from polyrl import catalogue
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.methods.language.rto import DPOReward
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.recipe import STAGES, Improver, Part, Recipe
 from polyrl.runtime.budget import Budget
+from run_states import token_batch
 from test_composition import ADDED, BASES, FILE, SMALL_BATCH, joined
-from worlds import token_batch
 
 STATED: dict[str, dict[str, str]] = json.loads(Path(FILE).read_text(encoding="utf-8"))
 PAIRS = [(b, a) for b in BASES for a in ADDED if (said := STATED.get(b, {}).get(a)) is not None and " " not in said]
@@ -39,24 +39,24 @@ def built(base: str, added: str) -> Recipe:
     settings = dict(item.split("=") for item in filter(None, STATED.get(base, {}).get(added, "").split(",")))
     known = {k.rpartition(".")[2] for k in joined(base, added).hyperparameters()}
     small = {k: str(v) for k, v in SMALL_BATCH.items() if k in known}
-    return catalogue.build(f"{base}+{added}", {**small, **settings}, wing="language")
+    return catalogue.build(f"{base}+{added}", {**small, **settings}, domain="language")
 
 
-def collected(recipe: Recipe, world: PartsWorld) -> Experience:
+def collected(recipe: Recipe, run_state: PartsRunState) -> Experience:
     """Twelve ragged rows as the recipe's collect part would bring them: groups, twins, windows, states."""
     several = int(getattr(recipe.collect, "completions_per_prompt", 4)) > 1
-    twins = "twinned" in recipe.collect.gives
-    batch = token_batch(world, greedy_twin=twins and several)
+    twins = "has_greedy_baseline" in recipe.collect.gives
+    batch = token_batch(run_state, greedy_baseline=twins and several)
     rows = torch.arange(12)
     if not several or getattr(recipe.collect, "completions_per_prompt", 4) == 2:
         group = rows // 2 if several or twins else rows
         batch = batch.with_fields(group=group, greedy=(rows % 2 == 1) & (twins and not several))
-    fields = every_field(world, batch)
+    fields = every_field(run_state, batch)
     if "finished" in recipe.collect.gives:
         finished = rows % 3 != 1
         fields |= {"finished": finished, "window": fields["window"] & (rows[:, None] != 2)}
         batch = batch.with_fields(ended=batch["ended"] & finished)
-    batch = with_columns(world, batch).with_fields(**{n: fields[n] for n in recipe.collect.gives if n in fields})
+    batch = with_columns(run_state, batch).with_fields(**{n: fields[n] for n in recipe.collect.gives if n in fields})
     if "behaviour_logprob" not in recipe.collect.gives:
         kept = {n: x for n, x in batch.data.items() if n != "behaviour_logprob"}
         return Experience(kept, batch.columns, batch.task_rows)
@@ -91,13 +91,13 @@ def agree(experience: Experience, table: Table, part: Part) -> None:
                 assert found[i][k] == pytest.approx(wanted[k], rel=1e-5, abs=1e-6), (part.name, name, i, k)
 
 
-def walked(recipe: Recipe) -> tuple[Experience, Table, PartsWorld]:
+def walked(recipe: Recipe) -> tuple[Experience, Table, PartsRunState]:
     """The recipe's stages between collect and improve, on the batch and on the lists, compared after every part."""
-    world = PartsWorld()
-    experience = collected(recipe, world)
+    run_state = PartsRunState()
+    experience = collected(recipe, run_state)
     table = plain(experience)
-    context = Context(world=world, seed=0, budget=Budget(samples=1000), iteration=ITERATION)
-    context.optimiser = {"policy": SimpleNamespace(param_groups=[{"lr": 0.01}])}
+    context = Context(run_state=run_state, seed=0, budget=Budget(samples=1000), iteration=ITERATION)
+    context.optimizer = {"policy": SimpleNamespace(param_groups=[{"lr": 0.01}])}
     for stage, chain in recipe.stages():
         for part in chain if stage not in ("collect", "improve") else ():
             experience = part(experience, context)
@@ -112,15 +112,15 @@ def walked(recipe: Recipe) -> tuple[Experience, Table, PartsWorld]:
             else:
                 PARTS[part.name](table, part, context)
             agree(experience, table, part)
-    return experience, table, world
+    return experience, table, run_state
 
 
 @pytest.mark.parametrize(("base", "added"), PAIRS, ids=[f"{b}+{a}" for b, a in PAIRS])
 def test_a_composition_computes_what_its_parts_say_one_after_the_other(base: str, added: str) -> None:
     recipe = built(base, added)
-    experience, table, world = walked(recipe)
+    experience, table, run_state = walked(recipe)
     for term in recipe.terms:
-        outputs = {name: x.detach() for name, x in world.outputs(experience, term.wants).items()}
+        outputs = {name: x.detach() for name, x in run_state.outputs(experience, term.wants).items()}
         losses = term.loss(outputs, experience) * term.step_weights(experience)
         counted = term.weights(experience) != 0
         counted = counted if losses.dim() == 2 else counted.any(1)
@@ -132,7 +132,7 @@ def test_a_composition_computes_what_its_parts_say_one_after_the_other(base: str
 def brought(added: str) -> list[Part]:
     """The parts that `+added` brings: one by name, or those that a method's paper adds."""
     if added in catalogue.methods():
-        recipe = catalogue.build(added, wing="language")
+        recipe = catalogue.build(added, domain="language")
         return [part for part in recipe.parts() if part.name in recipe.adds]
     return [part for part in joined("grpo", added).score if part.name == added]
 
@@ -140,7 +140,7 @@ def brought(added: str) -> list[Part]:
 @pytest.mark.parametrize("base", BASES)
 def test_a_composition_holds_the_parts_that_the_rule_says(base: str) -> None:
     """One part in each slot, the added one where the replaced one stood, others at the end of their stage."""
-    first = catalogue.build(base, wing="language")
+    first = catalogue.build(base, domain="language")
     for added in [a for b, a in PAIRS if b == base]:
         chains: dict[str, list[Part]] = {stage: [*first.listed(stage)] for stage in STAGES}
         for part in brought(added):
@@ -149,7 +149,7 @@ def test_a_composition_holds_the_parts_that_the_rule_says(base: str) -> None:
             if place is not None:
                 chain[place] = part
             elif part.stage == "improve":
-                chain.insert(len(chain) - 1, part)  # a term: the optimiser comes last
+                chain.insert(len(chain) - 1, part)  # a term: the optimizer comes last
             else:
                 chain.append(part)
         made = joined(base, added)
@@ -164,10 +164,10 @@ def _replaces(part: Part, old: Part) -> bool:
 
 
 def test_every_part_of_an_online_method_has_its_plain_loop() -> None:
-    for recipe in [catalogue.build(base, wing="language") for base in BASES]:
+    for recipe in [catalogue.build(base, domain="language") for base in BASES]:
         for part in recipe.parts():
             if part.stage in ("score", "credit", "select"):
                 assert part.name in PARTS or part.name in CHOOSING or part.name == "policy-filter", part.name
             elif part.stage == "improve" and not isinstance(part, Improver):
                 assert part.name in TERMS, part.name
-    assert issubclass(type(built("grpo", "rloo").optimise), Optimise) and len(PAIRS) > 280
+    assert issubclass(type(built("grpo", "rloo").optimize), Optimize) and len(PAIRS) > 280

@@ -40,7 +40,7 @@ SMALL_BATCH = {
     "demonstrations": 8,
 }
 """Hyperparameters that cost time, where a method has them."""
-BASES = [m for m in catalogue.family("language-online") if catalogue.methods()[m].wing == "language"]
+BASES = [m for m in catalogue.family("language-online") if catalogue.methods()[m].domain == "language"]
 ADDED = [*BASES, "wco", "uwo"]
 ASKED = re.compile(r"set --([a-z-]+) (\w+)")
 """How an error says which setting would mend a composition."""
@@ -59,7 +59,7 @@ def joined(base: str, added: str) -> Recipe:
     """The composition as objects, before anybody checks it."""
     other = catalogue.part_classes() if added in catalogue.parts() else []
     part = next((p() for p in other if p().name == added), None)
-    return catalogue.build(base, wing="language") + (part or catalogue.build(added, wing="language"))
+    return catalogue.build(base, domain="language") + (part or catalogue.build(added, domain="language"))
 
 
 def one_iteration(base: str, added: str, task: str, model: Path, settings: dict[str, str]) -> None:
@@ -69,9 +69,9 @@ def one_iteration(base: str, added: str, task: str, model: Path, settings: dict[
         UserError: it does not compose.
     """
     known = {k.rpartition(".")[2] for k in joined(base, added).hyperparameters()}
-    knobs = {k: str(v) for k, v in {**SMALL_BATCH, **settings}.items() if k in known}
+    hyperparameters = {k: str(v) for k, v in {**SMALL_BATCH, **settings}.items() if k in known}
     spec = f"{base}+{added}"
-    config = RunConfig(method=spec, task=task, model=str(model), budget="iterations=1", hyperparameters=knobs)
+    config = RunConfig(method=spec, task=task, model=str(model), budget="iterations=1", hyperparameters=hyperparameters)
     loop, _ = make_loop(config)
     loop.iterate()
     assert loop.context.spent.iterations == 1 and loop.context.spent.samples > 0

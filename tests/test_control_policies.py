@@ -23,7 +23,7 @@ from polyrl.models.distributions import (
     distribution_of,
 )
 from polyrl.models.mlp import mlp
-from polyrl.models.normalisation import RunningMoments
+from polyrl.models.normalization import RunningMoments
 from polyrl.parts.control import MlpActorCritic, ScaleReward, discounted_returns, running_deviation
 from polyrl.runtime.budget import Budget
 
@@ -38,24 +38,24 @@ def every_action(distribution: Distribution) -> list[Any]:
     return np.stack(np.meshgrid(*map(range, sizes), indexing="ij"), -1).reshape(-1, len(sizes)).tolist()
 
 
-def sampled(distribution: Distribution, numbers: torch.Tensor) -> np.ndarray[Any, Any]:
+def sampled(distribution: Distribution, params: torch.Tensor) -> np.ndarray[Any, Any]:
     noise = distribution.noise((N,), torch.Generator().manual_seed(0))
-    return distribution.decide(numbers.numpy() + noise)
+    return distribution.mode(params.numpy() + noise)
 
 
 @pytest.mark.parametrize("distribution", [Categorical(4), MultiCategorical([2, 3]), Bernoulli(3)], ids=str)
 def test_finite_distributions_sum_to_one_and_are_what_is_sampled(distribution: Distribution) -> None:
-    numbers = torch.randn(distribution.size, generator=torch.Generator().manual_seed(3))
+    params = torch.randn(distribution.size, generator=torch.Generator().manual_seed(3))
     actions = every_action(distribution)
-    logs = distribution.log_prob(numbers.expand(len(actions), -1), torch.tensor(actions))
+    logs = distribution.log_prob(params.expand(len(actions), -1), torch.tensor(actions))
     assert float(logs.exp().sum()) == pytest.approx(1, abs=1e-6)
-    assert float(distribution.entropy(numbers)) == pytest.approx(float(-(logs.exp() * logs).sum()), abs=1e-6)
-    drawn = sampled(distribution, numbers)
+    assert float(distribution.entropy(params)) == pytest.approx(float(-(logs.exp() * logs).sum()), abs=1e-6)
+    drawn = sampled(distribution, params)
     assert drawn.dtype == np.int64 and drawn.shape == (N, *distribution.action_shape)
     for action, log in zip(actions, logs, strict=True):
         share = float(np.all(drawn.reshape(N, -1) == np.reshape(action, -1), axis=1).mean())
         assert share == pytest.approx(math.exp(float(log)), abs=4 * math.sqrt(0.25 / N))
-    best = distribution.decide(numbers[None].numpy())[0]
+    best = distribution.mode(params[None].numpy())[0]
     assert np.array_equal(best, actions[int(logs.argmax())])
 
 
@@ -71,7 +71,7 @@ def test_the_gaussian_is_torchs_and_what_is_sampled() -> None:
     assert drawn.dtype == np.float32
     np.testing.assert_allclose(drawn.mean(0), means, atol=0.03)
     np.testing.assert_allclose(drawn.std(0), truth.stddev, rtol=0.02)
-    np.testing.assert_array_equal(gaussian.decide(means[None].numpy())[0], means)
+    np.testing.assert_array_equal(gaussian.mode(means[None].numpy())[0], means)
 
 
 def test_each_space_gets_its_distribution() -> None:
@@ -146,10 +146,10 @@ def test_running_moments_row_by_row_are_those_of_the_textbook() -> None:
     np.testing.assert_allclose(moments.variance, squares / count, rtol=1e-9)
     assert moments.variance[1] == 1 and float(moments.count) == pytest.approx(count)
     arrays, out = moments.arrays(), np.empty((60, 3), dtype=np.float32)
-    assert arrays.normalise(data, out) is out
+    assert arrays.normalize(data, out) is out
     white = ((data - mean) / np.sqrt(squares / count + 1e-8)).clip(-10, 10)
     np.testing.assert_allclose(out, white, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(out, moments.normalise(data))
+    np.testing.assert_array_equal(out, moments.normalize(data))
     arrays.update(data[:1])  # the buffers' own memory
     assert float(moments.count) == pytest.approx(count + 1)
 
@@ -163,7 +163,7 @@ def test_running_moments_are_those_of_everything_seen() -> None:
     # the prior counts as 1e-4 observations of mean 0 and variance 1
     rest = 1e-4 * (1 + data.mean(0) ** 2) / 999
     np.testing.assert_allclose(moments.variance, data.var(0) + rest, rtol=1e-5)
-    white = moments.normalise(np.array([[1e4, -2.0], [1e9, -1e9]]))
+    white = moments.normalize(np.array([[1e4, -2.0], [1e9, -1e9]]))
     np.testing.assert_allclose(white[0], 0, atol=0.2)
     assert white[1].tolist() == [10.0, -10.0] and white.dtype == np.float32
 
@@ -172,11 +172,11 @@ def test_statistics_are_saved_with_the_policy_and_leave_bits_alone() -> None:
     continuous = np.array([True, False])
     made = [MlpActorCritic().make_policy(Categorical(2), continuous, seed) for seed in (0, 1)]
     data = np.random.default_rng(0).normal(5.0, 2.0, (50, 2))
-    made[0].see(data)
+    made[0].update_statistics(data)
     made[1].load_state_dict(made[0].state_dict())
-    np.testing.assert_array_equal(made[0].normalise(data), made[1].normalise(data))
-    assert abs(made[0].normalise(data)[:, 0].mean()) < 0.01
-    np.testing.assert_allclose(made[0].normalise(data)[:, 1], data[:, 1].clip(-10, 10), rtol=1e-6)
+    np.testing.assert_array_equal(made[0].normalize(data), made[1].normalize(data))
+    assert abs(made[0].normalize(data)[:, 0].mean()) < 0.01
+    np.testing.assert_allclose(made[0].normalize(data)[:, 1], data[:, 1].clip(-10, 10), rtol=1e-6)
     assert {n for n, _ in made[0].named_buffers()} >= {"observation_moments.mean", "reward_moments.variance"}
 
 
@@ -197,7 +197,7 @@ def test_initial_weights_are_the_papers() -> None:
 # ------------------------------------------------------------------------------------------------------ reward scaling
 
 
-def vec_normalised(rewards: Any, ended: Any, mask: Any, gamma: float) -> np.ndarray[Any, Any]:
+def vec_normalized(rewards: Any, ended: Any, mask: Any, gamma: float) -> np.ndarray[Any, Any]:
     """Stable-Baselines3's VecNormalize, step by step: rewards `[T, B]`, one pass over all rollouts."""
     mean, variance, count = 0.0, 1.0, 1e-4
     returns, scaled = np.zeros(rewards.shape[1]), np.zeros_like(rewards)
@@ -220,7 +220,7 @@ def test_reward_scaling_is_vec_normalize_with_rollouts_of_any_length() -> None:
     rewards = 50 * stream.normal(1, 3, (steps, rows))
     ended, mask = stream.random((steps, rows)) < 0.1, stream.random((steps, rows)) < 0.9
     ended &= mask
-    wanted = vec_normalised(rewards, ended, mask, gamma)
+    wanted = vec_normalized(rewards, ended, mask, gamma)
     for length in (60, 20, 7):
         moments, before, found = RunningMoments(1), torch.zeros(rows, dtype=torch.float64), []
         starts = torch.ones(rows, dtype=torch.bool)
@@ -243,8 +243,8 @@ def test_the_part_scales_episodes_that_go_on_in_the_next_rollout(length: int) ->
     ended, mask = stream.random((steps, rows)) < 0.1, stream.random((steps, rows)) < 0.9
     ended &= mask
     cut = ended & (stream.random((steps, rows)) < 0.5)  # by a time limit: an end like any other
-    world = SimpleNamespace(policy=SimpleNamespace(reward_moments=RunningMoments(1)))
-    context = Context(world=world, seed=0, budget=Budget(steps=1))
+    run_state = SimpleNamespace(policy=SimpleNamespace(reward_moments=RunningMoments(1)))
+    context = Context(run_state=run_state, seed=0, budget=Budget(steps=1))
     over, found, part = np.ones(rows, dtype=bool), [], ScaleReward(gamma=gamma)
     for begin in range(0, steps, length):
         piece = slice(begin, begin + length)
@@ -257,11 +257,11 @@ def test_the_part_scales_episodes_that_go_on_in_the_next_rollout(length: int) ->
         for row in range(rows):
             live = np.flatnonzero(mask[:, row] & (np.arange(steps) < begin + length))
             over[row] = ended[live[-1], row]
-    wanted = vec_normalised(rewards, ended, mask, gamma)
+    wanted = vec_normalized(rewards, ended, mask, gamma)
     np.testing.assert_allclose(torch.cat(found).numpy()[mask], wanted[mask], rtol=1e-5)
 
 
-def test_a_policy_without_normalisation_sees_what_is_there() -> None:
-    policy = MlpActorCritic(normalise_observation=False).make_policy(Categorical(2), np.ones(2, dtype=bool), 0)
+def test_a_policy_without_normalization_sees_what_is_there() -> None:
+    policy = MlpActorCritic(normalize_observation=False).make_policy(Categorical(2), np.ones(2, dtype=bool), 0)
     assert isinstance(policy, ControlPolicy) and policy.observation_moments is None
-    np.testing.assert_array_equal(policy.normalise(np.array([[1e6, -3.0]])), np.array([[1e6, -3.0]], dtype=np.float32))
+    np.testing.assert_array_equal(policy.normalize(np.array([[1e6, -3.0]])), np.array([[1e6, -3.0]], dtype=np.float32))

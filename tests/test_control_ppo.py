@@ -20,20 +20,22 @@ from polyrl import catalogue
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.control.ppo import AdaptiveKLPenalty, UnclippedSurrogate, adapted_penalty
-from polyrl.models.normalisation import MomentArrays
+from polyrl.models.normalization import MomentArrays
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent
 
 
 def recipe(method: str = "ppo", **settings: Any) -> Recipe:
-    return catalogue.build(method, {k: str(v) for k, v in settings.items()}, wing="control")
+    return catalogue.build(method, {k: str(v) for k, v in settings.items()}, domain="control")
 
 
-def make_config(make: Callable[..., Any] | None, method: str = "ppo", **settings: Any) -> tuple[RunConfig, Given]:
+def make_config(
+    make: Callable[..., Any] | None, method: str = "ppo", **settings: Any
+) -> tuple[RunConfig, PythonObjects]:
     fields = {"task": "mine", "budget": "iterations=3", "evaluations": 1, "eval_episodes": 2, "tensorboard": False}
     options = {k: settings.pop(k) for k in [*settings] if k in RunConfig.__dataclass_fields__}
     values = {k: str(v) for k, v in settings.items()}
@@ -43,7 +45,7 @@ def make_config(make: Callable[..., Any] | None, method: str = "ppo", **settings
         from_python=("task",) if make else (),
         **{**fields, **options},  # type: ignore[arg-type]
     )
-    return config, Given(environment=make)
+    return config, PythonObjects(environment=make)
 
 
 def loop_of(make: Callable[..., Any] | None, method: str = "ppo", **settings: Any) -> Any:
@@ -56,7 +58,7 @@ def loop_of(make: Callable[..., Any] | None, method: str = "ppo", **settings: An
 
 def critic_at(loop: Any, observation: list[float]) -> float:
     with torch.no_grad():
-        return float(loop.world.critic(torch.tensor(observation)))
+        return float(loop.run_state.critic(torch.tensor(observation)))
 
 
 PLAIN = {
@@ -72,14 +74,14 @@ PLAIN = {
     "max_grad_norm": 100.0,
     "value_coef": 1.0,
     "scale_reward": False,
-    "normalise_observation": False,
+    "normalize_observation": False,
     "hidden": "32",
     "budget": "iterations=1000",
 }
 
 
 @pytest.mark.parametrize("clock", [False, True])
-def test_a_time_limit_is_no_end_of_the_world(clock: bool) -> None:
+def test_a_time_limit_is_no_end_of_the_run_state(clock: bool) -> None:
     """Reward 1 for ever is worth 1 / (1 - 0.9) = 10, however often a time limit of 10 steps cuts it."""
     loop = loop_of(lambda: OneState(10, clock=clock), **PLAIN)
     for _ in range(60):
@@ -101,14 +103,14 @@ def test_a_real_end_is_one() -> None:
 def test_advantages_of_a_real_rollout_are_the_sums_that_define_them() -> None:
     """GAE (equation 16) term by term from the rollout, each cut bootstrapped with V(final observation)."""
     loop = loop_of(Walk, environments=3, steps_per_environment=40, gamma=0.9, gae_lambda=0.8)
-    world, batch = loop.world, None
+    run_state, batch = loop.run_state, None
     for stage, parts in loop.recipe.stages():
         for part in parts if stage in ("collect", "score", "credit") else ():
             loop.context.iteration = 1
             batch = part(batch, loop.context)
     assert batch is not None
-    value = world.critic(batch["observation"]).detach().double()
-    final = world.critic(batch["final_observation"]).detach().double()
+    value = run_state.critic(batch["observation"]).detach().double()
+    final = run_state.critic(batch["final_observation"]).detach().double()
     reward, terminated, truncated = batch["reward"].double(), batch["terminated"], batch["truncated"]
     assert int(terminated.sum()) > 5 and int(truncated.sum()) > 5
     for i in range(3):
@@ -194,7 +196,7 @@ def test_before_the_first_step_sampler_and_trainer_are_one_policy() -> None:
         for _ in range(3):
             loop.iterate()
             assert loop.context.metrics["logprob_gap"] < 1e-4
-            # card, check 5: with the advantage normalised in each minibatch the first loss is -mean(A) = 0
+            # card, check 5: with the advantage normalized in each minibatch the first loss is -mean(A) = 0
         first = loop_of(make, epochs=1, minibatches=1)
         first.iterate()
         assert abs(first.context.metrics["loss/clipped-surrogate"]) < 1e-5
@@ -205,10 +207,10 @@ def test_before_the_first_step_sampler_and_trainer_are_one_policy() -> None:
 
 def test_it_learns_to_balance_a_pole() -> None:
     loop = loop_of(None, task="CartPole-v1", budget="steps=14000", eval_episodes=10, seed=5 + SEED)
-    before = loop.world.evaluate()[0]["eval/return"]
+    before = loop.run_state.evaluate()[0]["eval/return"]
     while loop.context.progress < 1:
         loop.iterate()
-    after = loop.world.evaluate()[0]["eval/return"]
+    after = loop.run_state.evaluate()[0]["eval/return"]
     reached(after, 400)
     reached(after - before, 100)
     assert loop.context.spent.steps == 14 * 1024 and loop.context.spent.samples > 20
@@ -261,7 +263,7 @@ def test_every_kind_of_space_trains(kind: str) -> None:
     before = loop.context.metrics["episode/return"]
     for _ in range(23):
         loop.iterate()
-    after = loop.world.evaluate()[0]["eval/return"]
+    after = loop.run_state.evaluate()[0]["eval/return"]
     assert after > 8.5 and after > before + 2, (before, after)
 
 
@@ -334,14 +336,14 @@ def test_a_killed_process_resumes_to_the_same_numbers(
     code = (
         "import os, signal, sys\n"
         "from polyrl.cli.main import main\n"
-        "from polyrl.parts import optimise\n"
-        "left, original = int(sys.argv.pop(1)), optimise.step_together\n"
+        "from polyrl.parts import optimize\n"
+        "left, original = int(sys.argv.pop(1)), optimize.step_together\n"
         "def step(*a, **k):\n"
         "    global left\n"
         "    left -= 1\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if left == 0 else None\n"
         "    return original(*a, **k)\n"
-        "optimise.step_together = step\n"
+        "optimize.step_together = step\n"
         "sys.argv[0] = 'polyrl'\n"
         "main()\n"
     )

@@ -20,7 +20,7 @@ from polyrl.parts.control import MlpActorCritic
 from polyrl.parts.credit import gae
 from polyrl.rollout.control import Collector, Rollout
 from polyrl.rollout.environments import SingleEnvironments, environments_of
-from polyrl.rollout.judge import Judge
+from polyrl.rollout.evaluation import Evaluator
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 
@@ -39,9 +39,9 @@ def make_task(make: Callable[..., Any], mode: AutoresetMode | None = None, **set
     return ControlTask("mine", make=vector, **settings)
 
 
-def make_policy(task: ControlTask, *, normalise: bool = False, quiet: bool = False, seed: int = 0) -> ControlPolicy:
+def make_policy(task: ControlTask, *, normalize: bool = False, quiet: bool = False, seed: int = 0) -> ControlPolicy:
     distribution = distribution_of(task.actions.space, -1.0)
-    policy = MlpActorCritic(normalise_observation=normalise, orthogonal=False).make_policy(
+    policy = MlpActorCritic(normalize_observation=normalize, orthogonal=False).make_policy(
         distribution, task.observations.continuous, seed
     )
     if quiet:  # the most probable action, whatever the step in the rollout
@@ -92,7 +92,7 @@ def test_all_ways_of_resetting_give_the_same_data_but_for_dead_rows() -> None:
 def test_statistics_do_not_depend_on_the_way_of_resetting() -> None:
     means = []
     for mode in MODES:
-        collector = make_collector(make_task(Walk, mode), 1, quiet=True, normalise=True)
+        collector = make_collector(make_task(Walk, mode), 1, quiet=True, normalize=True)
         steps = 0
         while steps < 30:
             steps += int(collector.collect(1, stream()).present.sum())
@@ -136,7 +136,7 @@ def test_the_rollouts_end_is_a_cut_and_the_next_rollout_goes_on() -> None:
 def test_what_an_episode_was_paid_before_the_rollout_is_its_own_alone() -> None:
     collector = make_collector(make_task(OneState), 1)
     assert collector.collect(8, stream()).returns == []
-    assert collector.collect(25, stream(1)).returns == [10.0, 10.0, 10.0] and collector.standing.paid == [3.0]
+    assert collector.collect(25, stream(1)).returns == [10.0, 10.0, 10.0] and collector.state.return_so_far == [3.0]
     assert collector.collect(8, stream(2)).returns == [10.0]
 
 
@@ -146,7 +146,7 @@ def test_every_episode_of_a_rollout_has_a_number_and_a_seed_of_its_own() -> None
     for i, ended in enumerate(rollout.terminated | rollout.truncated & ~rollout.rollout_end):
         first = [tuple(seen) for seen in rollout.observation[i][np.flatnonzero(np.r_[True, ended[:-1]])]]
         assert len(set(first)) == len(first) > 5  # it begins somewhere else each time
-        assert collector.standing.episode[i] == np.count_nonzero(ended)
+        assert collector.state.episode[i] == np.count_nonzero(ended)
 
 
 def test_dead_steps_are_no_steps_of_an_episode() -> None:
@@ -211,7 +211,7 @@ def test_acting_in_numpy_gives_the_rollout_that_torch_gives(discrete: bool, monk
     task = make_task(lambda: Walk(random=True, discrete=discrete))
 
     def collected() -> Rollout:
-        return make_collector(task, 3, normalise=True).collect(40, stream())
+        return make_collector(task, 3, normalize=True).collect(40, stream())
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.Linear, "forward", None)  # would fail where torch is used
@@ -220,7 +220,7 @@ def test_acting_in_numpy_gives_the_rollout_that_torch_gives(discrete: bool, monk
     plain = collected()
     for name in ("terminated", "truncated", "present"):
         np.testing.assert_array_equal(getattr(fast, name), getattr(plain, name))
-    np.testing.assert_allclose(fast.records["numbers"], plain.records["numbers"], atol=1e-5)
+    np.testing.assert_allclose(fast.records["params"], plain.records["params"], atol=1e-5)
     for name in ("observation", "action", "reward", "final_observation", "returns"):
         np.testing.assert_allclose(getattr(fast, name), getattr(plain, name), atol=1e-5, err_msg=name)
     assert fast.lengths == plain.lengths and len(fast.lengths) > 9
@@ -242,9 +242,9 @@ def test_an_environment_may_keep_its_action_and_its_observation() -> None:
     class Keeping(Walk):
         def step(self, action: Any) -> Any:
             given.append((action, action.copy()))
-            seen, *rest = super().step(action)
+            seen, *state = super().step(action)
             shown.append((seen, seen.copy()))
-            return seen, *rest
+            return seen, *state
 
     make_collector(make_task(Keeping), 2).collect(10, stream())
     for kept in (given, shown):
@@ -254,22 +254,22 @@ def test_an_environment_may_keep_its_action_and_its_observation() -> None:
 # ------------------------------------------------------------------------------------------------------------- replay
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_a_checkpoint_in_the_middle_of_episodes_is_gone_on_from_exactly(normalise: bool) -> None:
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_checkpoint_in_the_middle_of_episodes_is_gone_on_from_exactly(normalize: bool) -> None:
     task = make_task(random_walk)
-    first = make_collector(task, 3, normalise=normalise)
+    first = make_collector(task, 3, normalize=normalize)
     first.collect(11, stream(0))
-    standing, weights = first.rest().copy(), {k: v.clone() for k, v in policy_of(first).state_dict().items()}
-    assert any(len(a) for a in standing.actions)
+    state, weights = first.state_to_save().copy(), {k: v.clone() for k, v in policy_of(first).state_dict().items()}
+    assert any(len(a) for a in state.actions)
     wanted = first.collect(11, stream(1))
 
-    second = make_collector(task, 3, normalise=normalise, seed=9)
+    second = make_collector(task, 3, normalize=normalize, seed=9)
     policy_of(second).load_state_dict(weights)
-    second.go_on_from(standing)
+    second.load_state(state)
     found = second.collect(11, stream(1))
     for name in ("observation", "action", "reward", "final_observation", "starts_episode"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
-    assert found.returns == wanted.returns and second.standing.paid == first.standing.paid
+    assert found.returns == wanted.returns and second.state.return_so_far == first.state.return_so_far
 
 
 def test_an_environment_that_cannot_be_brought_back_is_told_and_starts_anew() -> None:
@@ -284,7 +284,7 @@ def test_an_environment_that_cannot_be_brought_back_is_told_and_starts_anew() ->
     first = make_collector(task, 2)
     first.collect(5, stream())
     second = Collector(environments_of(task, 2), DistributionActor(make_policy(task)), 3, said.append)
-    second.go_on_from(first.rest().copy())
+    second.load_state(first.state_to_save().copy())
     rollout = second.collect(5, stream(1))
     assert len(said) == 1 and "environments 0, 1 could not be brought back and start new episodes" in said[0]
     assert rollout.starts_episode.all()
@@ -294,11 +294,11 @@ def test_vector_environments_start_anew_after_a_checkpoint_in_every_process() ->
     task = make_task(random_walk, AutoresetMode.NEXT_STEP)
     first = make_collector(task, 3)
     first.collect(9, stream(0))
-    standing = first.rest().copy()
+    state = first.state_to_save().copy()
     wanted = first.collect(9, stream(1))
-    assert wanted.starts_episode.all() and standing.restarts == 1
+    assert wanted.starts_episode.all() and state.restarts == 1
     second = make_collector(task, 3)
-    second.go_on_from(standing)
+    second.load_state(state)
     found = second.collect(9, stream(1))
     np.testing.assert_array_equal(found.observation, wanted.observation)
     before = make_collector(task, 3).collect(9, stream(1))
@@ -308,14 +308,14 @@ def test_vector_environments_start_anew_after_a_checkpoint_in_every_process() ->
 def test_very_long_episodes_start_anew_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyrl.rollout.control.REPLAY_LIMIT", 6)
     task = make_task(lambda: OneState(100))
-    first = make_collector(task, 1, normalise=True)
+    first = make_collector(task, 1, normalize=True)
     first.collect(8, stream())
-    standing, weights = first.rest().copy(), {k: v.clone() for k, v in policy_of(first).state_dict().items()}
-    assert len(standing.actions[0]) == 0 and standing.episode == [1]
+    state, weights = first.state_to_save().copy(), {k: v.clone() for k, v in policy_of(first).state_dict().items()}
+    assert len(state.actions[0]) == 0 and state.episode == [1]
     wanted = first.collect(3, stream(1))
-    second = make_collector(task, 1, normalise=True)
+    second = make_collector(task, 1, normalize=True)
     policy_of(second).load_state_dict(weights)
-    second.go_on_from(standing)
+    second.load_state(state)
     found = second.collect(3, stream(1))
     assert found.starts_episode.all() and wanted.starts_episode.all()
     np.testing.assert_array_equal(found.observation, wanted.observation)
@@ -332,18 +332,18 @@ def test_a_rollout_that_fails_can_be_forgotten() -> None:
             return super().step(action)
 
     task = make_task(Fragile)
-    collector = make_collector(task, 2, normalise=True)
+    collector = make_collector(task, 2, normalize=True)
     collector.collect(10, stream())
     assert policy_of(collector).observation_moments is not None
-    before = collector.standing.copy(), policy_of(collector).observation_moments.mean.clone()
+    before = collector.state.copy(), policy_of(collector).observation_moments.mean.clone()
     told = r"Environment 1 of mine raised ConnectionError: the cable came out \(.*sampling.py, line \d+\) at step \d"
     with pytest.raises(UserError, match=told):
         collector.collect(20, stream(1))
     assert not torch.equal(before[1], policy_of(collector).observation_moments.mean)
     collector.rewind()
     assert torch.equal(before[1], policy_of(collector).observation_moments.mean)
-    assert collector.standing.episode == before[0].episode
-    for mine, kept in zip(collector.standing.actions, before[0].actions, strict=True):
+    assert collector.state.episode == before[0].episode
+    for mine, kept in zip(collector.state.actions, before[0].actions, strict=True):
         np.testing.assert_array_equal(mine, kept)
 
 
@@ -395,7 +395,7 @@ def test_a_first_observation_that_is_not_finite_is_the_environments_fault() -> N
 
     for mode in (None, AutoresetMode.NEXT_STEP):
         with pytest.raises(UserError, match="Environment 0 of mine gave an observation that is not finite at step 0"):
-            make_collector(make_task(Ill, mode), 2, normalise=True).collect(3, stream())
+            make_collector(make_task(Ill, mode), 2, normalize=True).collect(3, stream())
 
 
 def test_a_policy_that_is_not_finite_is_told_before_it_acts() -> None:
@@ -455,7 +455,7 @@ def test_a_wrong_name_is_told_before_anything_is_made(name: str, said: str) -> N
     ("name", "said"),
     [
         ("Pendulum-v1(gravity=9)", "does not take such a setting"),
-        ("Pendulum-v1(stepping=vector)", "no vectorised form of its own; use stepping=single"),
+        ("Pendulum-v1(stepping=vector)", "no vectorized form of its own; use stepping=single"),
     ],
 )
 def test_a_wrong_setting_is_told_when_it_is_made(name: str, said: str) -> None:
@@ -486,10 +486,10 @@ def test_settings_reach_the_environment_and_a_function_is_found_by_its_place() -
 
 def test_evaluation_depends_on_neither_lanes_nor_earlier_evaluations() -> None:
     task = make_task(random_walk)
-    policy = make_policy(task, normalise=True)
-    judge = Judge(task, 7, lanes=4)
+    policy = make_policy(task, normalize=True)
+    judge = Evaluator(task, 7, lanes=4)
     once, again = (judge(DistributionActor(policy), 10) for _ in range(2))
-    alone = Judge(task, 7, lanes=1)(DistributionActor(policy), 6)
+    alone = Evaluator(task, 7, lanes=1)(DistributionActor(policy), 6)
     assert once == again and len({e.seed for e in once}) == 10
     assert [e.total for e in alone] == pytest.approx([e.total for e in once[:6]], abs=1e-6)
     assert policy.observation_moments is not None and float(policy.observation_moments.count) < 1  # stood still
@@ -498,7 +498,7 @@ def test_evaluation_depends_on_neither_lanes_nor_earlier_evaluations() -> None:
 def test_evaluation_is_the_episode_played_by_hand() -> None:
     task = make_task(random_walk)
     policy = make_policy(task)
-    episode = Judge(task, 7)(DistributionActor(policy), 3)[2]
+    episode = Evaluator(task, 7)(DistributionActor(policy), 3)[2]
     environment = random_walk()
     seen, _ = environment.reset(seed=episode.seed)
     total, steps, over = 0.0, 0, False
@@ -513,10 +513,10 @@ def test_evaluation_is_the_episode_played_by_hand() -> None:
 def test_evaluation_reads_what_the_policy_was_trained_to_read() -> None:
     """Observations by the statistics of the policy, as they are."""
     task = make_task(random_walk)
-    collector = make_collector(task, 2, normalise=True)
+    collector = make_collector(task, 2, normalize=True)
     collector.collect(60, stream())
     policy, environment = policy_of(collector), random_walk()
-    episode = Judge(task, 7)(collector.actor, 1)[0]
+    episode = Evaluator(task, 7)(collector.actor, 1)[0]
     moments = policy.observation_moments
     assert moments is not None and float((moments.variance - 1).abs().max()) > 0.1
     mean, variance = moments.mean.double().numpy(), moments.variance.double().numpy()
@@ -532,10 +532,12 @@ def test_evaluation_reads_what_the_policy_was_trained_to_read() -> None:
 
 def test_evaluation_of_vector_environments_counts_the_first_episode_of_each() -> None:
     task = make_task(lambda: OneState(6), AutoresetMode.NEXT_STEP)
-    played = Judge(task, 7, lanes=4)(DistributionActor(make_policy(task)), 7)
+    played = Evaluator(task, 7, lanes=4)(DistributionActor(make_policy(task)), 7)
     assert [(e.total, e.length, e.ended) for e in played] == [(6.0, 6, "truncated")] * 7
 
 
 def test_an_episode_without_end_is_cut_in_evaluation() -> None:
     task = make_task(lambda: OneState(10**9), eval_limit=15)
-    assert [(e.length, e.ended) for e in Judge(task, 7)(DistributionActor(make_policy(task)), 2)] == [(15, "cut")] * 2
+    assert [(e.length, e.ended) for e in Evaluator(task, 7)(DistributionActor(make_policy(task)), 2)] == [
+        (15, "cut")
+    ] * 2

@@ -79,7 +79,7 @@ def test_an_observation_of_another_size_does_not_fit(space: spaces.Space[Any]) -
     assert not into.any()
 
 
-def test_only_numbers_that_vary_are_normalised() -> None:
+def test_only_numbers_that_vary_are_normalized() -> None:
     space = spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 1, (2,)), spaces.MultiBinary(1)))
     assert ObservationEncoder(space).continuous.tolist() == [False, False, True, True, False]
 

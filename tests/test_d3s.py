@@ -24,8 +24,8 @@ from polyrl.methods.language.d3s import (
 from polyrl.methods.language.grpo import group_advantage
 from polyrl.parts.select import EntropyAtCollection
 from polyrl.runtime.budget import Spent
+from run_states import TableRunState, make_context, token_batch
 from test_learning import MARGIN, learn
-from worlds import TableWorld, make_context, token_batch
 
 
 def variance(x: Tensor) -> float:
@@ -98,37 +98,37 @@ def test_keys_and_schedule() -> None:
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-class EntropyWorld(TableWorld):
+class EntropyRunState(TableRunState):
     def entropy(self, experience: Experience) -> Tensor:
         return self.outputs(experience, {"entropy"})["entropy"].detach()
 
 
-def batch_of(world: EntropyWorld) -> Experience:
-    batch = token_batch(world, greedy_twin=True)
+def batch_of(run_state: EntropyRunState) -> Experience:
+    batch = token_batch(run_state, greedy_baseline=True)
     gain = torch.linspace(-1, 2, 12, dtype=torch.float64)[:, None] * batch["mask"]
     weight = batch["mask"].double() * ~batch["greedy"][:, None]
     return batch.with_fields(advantage=gain, weight=weight, reward=gain)
 
 
-def chosen(batch: Experience, world: EntropyWorld, **knobs: object) -> Tensor:
-    context = make_context(world)
+def chosen(batch: Experience, run_state: EntropyRunState, **hyperparameters: object) -> Tensor:
+    context = make_context(run_state)
     rows = VariedRollouts(rollouts_start=0.5, rollouts_end=0.5)(batch, context)
     rows = EntropyAtCollection()(rows, context)
     return TellingTokens(tokens_start=0.4, tokens_end=0.4)(rows, context)["weight"]
 
 
 def test_tokens_come_from_the_chosen_responses_by_their_keys() -> None:
-    world = EntropyWorld()
-    batch = batch_of(world)
-    rows = VariedRollouts(rollouts_start=0.5, rollouts_end=0.5)(batch, make_context(world))["weight"]
+    run_state = EntropyRunState()
+    batch = batch_of(run_state)
+    rows = VariedRollouts(rollouts_start=0.5, rollouts_end=0.5)(batch, make_context(run_state))["weight"]
     counted = [i for i in range(12) if not batch["greedy"][i]]
     mean = {i: float(batch["advantage"][i][batch["mask"][i]].mean()) for i in counted}
     every = itertools.combinations(counted, 4)
     wanted = max(every, key=lambda some: variance(torch.tensor([mean[i] for i in some])))
     assert rows.any(1).nonzero()[:, 0].tolist() == list(wanted)
-    weight = chosen(batch, world)
+    weight = chosen(batch, run_state)
     keys = {
-        (i, t): abs(float(batch["advantage"][i, t])) * float(world.entropy(batch)[i, t])
+        (i, t): abs(float(batch["advantage"][i, t])) * float(run_state.entropy(batch)[i, t])
         for i, t in (rows != 0).nonzero().tolist()
     }
     top = sorted(keys, key=lambda at: -keys[at])[: round(0.4 * len(keys))]
@@ -136,10 +136,10 @@ def test_tokens_come_from_the_chosen_responses_by_their_keys() -> None:
 
 
 def test_neither_order_nor_padding_matters() -> None:
-    world = EntropyWorld()
-    wanted = chosen(batch_of(world), world)
+    run_state = EntropyRunState()
+    wanted = chosen(batch_of(run_state), run_state)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
-    noisy = EntropyWorld(garbage=float("nan"))
+    noisy = EntropyRunState(garbage=float("nan"))
     batch = batch_of(noisy)
     blank = torch.full_like(batch["advantage"], 99.0)
     batch = batch.with_fields(advantage=torch.where(batch["mask"], batch["advantage"], blank))
@@ -147,18 +147,18 @@ def test_neither_order_nor_padding_matters() -> None:
 
 
 def test_within_groups_each_keeps_its_share() -> None:
-    world = EntropyWorld()
-    batch = batch_of(world)
+    run_state = EntropyRunState()
+    batch = batch_of(run_state)
     part = VariedRollouts(rollouts_start=0.5, rollouts_end=0.5, within="group", of="reward")
-    kept = part(batch, make_context(world))["weight"].any(1)
+    kept = part(batch, make_context(run_state))["weight"].any(1)
     for g in (2, 5, 7, 9):
         rows = (batch["group"] == g) & ~batch["greedy"]
         assert int(kept[rows].sum()) == max(1, round(0.5 * int(rows.sum())))
 
 
 def test_the_schedule_follows_the_budget() -> None:
-    world = EntropyWorld()
-    batch, context = batch_of(world), make_context(world)
+    run_state = EntropyRunState()
+    batch, context = batch_of(run_state), make_context(run_state)
     sizes = []
     for done in (0, 500, 999):
         context.began = Spent(samples=done, iterations=done)
@@ -168,8 +168,8 @@ def test_the_schedule_follows_the_budget() -> None:
 
 
 def test_the_random_control_keeps_as_many() -> None:
-    world = EntropyWorld()
-    batch, context = batch_of(world), make_context(world)
+    run_state = EntropyRunState()
+    batch, context = batch_of(run_state), make_context(run_state)
     rows = VariedRollouts(rule="random")(batch, context)
     tokens = TellingTokens(token_rule="random")(rows, context)["weight"]
     assert int(rows["weight"].any(1).sum()) == 2

@@ -21,10 +21,10 @@ from polyrl.methods.language.dapo_direct import DropSmallGaps, StepAdvantage, St
 from polyrl.parts.credit import value_after
 from polyrl.parts.improve import ValueCrossEntropy
 from polyrl.parts.offline_steps import OfflineSteps, balanced
+from polyrl.run_state.language import LanguageRunState
 from polyrl.tasks.language import task
-from polyrl.worlds.language import LanguageWorld
+from run_states import make_context
 from tiny_models import save_model
-from worlds import make_context
 
 REF = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 ADVANTAGE = torch.tensor([0.26, -0.14, -0.44], dtype=torch.float64)
@@ -80,18 +80,18 @@ def test_check_4_the_gradient_is_that_of_the_improvement() -> None:
         (True, 0.1, (0.933029, 0.064529, 0.002443)),
     ],
 )
-def test_check_5_minimisers_improve(uniform: bool, beta: float, wanted: tuple[float, ...]) -> None:
+def test_check_5_minimizers_improve(uniform: bool, beta: float, wanted: tuple[float, ...]) -> None:
     logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     share = torch.full((3,), 1 / 3, dtype=torch.float64) if uniform else REF
-    optimiser = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = (share * regression(logits.log_softmax(0), REF.log(), ADVANTAGE, beta)).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     policy = logits.detach().softmax(0)
     assert policy.tolist() == pytest.approx(wanted, abs=2e-5)
     assert float((policy * ADVANTAGE).sum() - beta * (policy * (policy / REF).log()).sum()) > 0
@@ -129,13 +129,13 @@ def test_solutions_are_balanced() -> None:
     assert balanced(skewed, torch.zeros(6).long(), 4).tolist() == [0, 1, 2, 5]
 
 
-# ------------------------------------------------------------------------------------------------------- in the world
+# ----------------------------------------------------------------------------------------------------- in the run state
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> LanguageWorld:
+def run_state(tmp_path_factory: pytest.TempPathFactory) -> LanguageRunState:
     folder = save_model(tmp_path_factory.mktemp("steps") / "model", "qwen3")
-    made = LanguageWorld(task("lock", difficulty=1), folder, critic=True)
+    made = LanguageRunState(task("lock", difficulty=1), folder, critic=True)
     assert made.critic is not None
     torch.nn.init.normal_(made.critic.head.weight, generator=torch.Generator().manual_seed(3))
 
@@ -150,8 +150,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> LanguageWorld:
 PART = OfflineSteps(problems=3, solutions=3, kept=2, continuations=5, states_per_step=4, step_tokens=5, critic_epochs=1)
 
 
-def test_the_set_is_what_was_sampled(world: LanguageWorld) -> None:
-    context = make_context(world)
+def test_the_set_is_what_was_sampled(run_state: LanguageRunState) -> None:
+    context = make_context(run_state)
     table = Experience(PART.make(context, 0))
     group = table["group"]
     states = int(group.max()) + 1
@@ -163,14 +163,14 @@ def test_the_set_is_what_was_sampled(world: LanguageWorld) -> None:
         assert len({tuple(a[p].tolist()) for a, p in zip(rows["action"], rows["present"], strict=True)}) == len(rows)
         assert bool((rows["present"].sum(1) <= 5 + rows["ended"].long()).all())  # an end token alone is no step
     # all actions of states differ from prompts by whole steps, and log-probabilities are the policy's
-    logprob = world.policy.evaluate(table)["logprob"].detach()
+    logprob = run_state.policy.evaluate(table)["logprob"].detach()
     torch.testing.assert_close(logprob, table["ref_logprob"], atol=1e-4, rtol=1e-4)
     assert context.spent.reward_calls == 9 + 5 * states and context.spent.samples == 0
     assert context.spent.tokens > 0
 
 
-def test_passes_cover_every_state_once(world: LanguageWorld) -> None:
-    context = make_context(world)
+def test_passes_cover_every_state_once(run_state: LanguageRunState) -> None:
+    context = make_context(run_state)
     turns, seen = [], list[int]()
     total = None
     for _ in range(40):
@@ -185,25 +185,25 @@ def test_passes_cover_every_state_once(world: LanguageWorld) -> None:
     assert total is not None
     assert sorted(seen[:total]) == list(range(total)) == sorted(seen[total : 2 * total])
     assert turns == sorted(turns, reverse=True)  # first the critic, then the policy
-    again = make_context(world)
-    assert torch.equal(PART(None, again)["action"], PART(None, make_context(world))["action"])
+    again = make_context(run_state)
+    assert torch.equal(PART(None, again)["action"], PART(None, make_context(run_state))["action"])
 
 
-def test_a_new_set_after_the_policys_passes(world: LanguageWorld) -> None:
+def test_a_new_set_after_the_policys_passes(run_state: LanguageRunState) -> None:
     part = OfflineSteps(problems=1, solutions=1, kept=1, continuations=2, states_per_step=99, critic_epochs=1,
                         policy_epochs=1, step_tokens=99)  # fmt: skip
-    context = make_context(world)
+    context = make_context(run_state)
     problems = []
     for _ in range(4):
         problems.append(part(None, context).columns["prompt"][0])
         context.iteration += 1
-    rows = [row["prompt"] for row in world.task.rows("train", 0, 0, 2)]
+    rows = [row["prompt"] for row in run_state.task.rows("train", 0, 0, 2)]
     assert problems == [rows[0], rows[0], rows[1], rows[1]]
 
 
-def test_values_behind_steps(world: LanguageWorld) -> None:
+def test_values_behind_steps(run_state: LanguageRunState) -> None:
     """The critic is read behind the step, whatever is stored after its end; a last step has its reward."""
-    context = make_context(world)
+    context = make_context(run_state)
     batch = PART(None, context)
     batch = batch.with_fields(critic_turn=torch.zeros(len(batch), dtype=torch.bool))
     after = value_after(batch, context)
@@ -212,7 +212,7 @@ def test_values_behind_steps(world: LanguageWorld) -> None:
         longer = {name: torch.nn.functional.pad(batch[name][i : i + 1, :n], (0, 1), value=1)
                   for name in ("action", "present", "mask")}  # fmt: skip
         assert float(after[i]) == pytest.approx(
-            float(world.value(batch.rows([i]).with_fields(**longer))[0, n]), abs=1e-5
+            float(run_state.value(batch.rows([i]).with_fields(**longer))[0, n]), abs=1e-5
         )
     made = StepAdvantage()(batch, context)
     quality = torch.where(batch["ends_response"], batch["outcome"], torch.sigmoid(after))
@@ -227,11 +227,11 @@ def test_values_behind_steps(world: LanguageWorld) -> None:
     assert not bool(critic["weight"].any()) and int(critic["value_weight"].sum()) == len(set(batch["group"].tolist()))
 
 
-def test_steps_longer_than_a_response_are_responses(world: LanguageWorld) -> None:
+def test_steps_longer_than_a_response_are_responses(run_state: LanguageRunState) -> None:
     """The limit: one state a problem, and A = r - mean r over its N responses."""
     part = OfflineSteps(problems=3, solutions=2, kept=2, continuations=6, states_per_step=9, critic_epochs=0,
                         step_tokens=1000)  # fmt: skip
-    context = make_context(world)
+    context = make_context(run_state)
     batch = part(None, context)
     assert len(set(batch["group"].tolist())) == 3 and bool(batch["ends_response"].all())
     made = StepAdvantage()(batch, context)
@@ -241,9 +241,9 @@ def test_steps_longer_than_a_response_are_responses(world: LanguageWorld) -> Non
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 
-def run(model: Path, out: Path, iterations: int, **knobs: Any) -> Any:
+def run(model: Path, out: Path, iterations: int, **hyperparameters: Any) -> Any:
     options = {"difficulty": DIFFICULTY, "evaluations": 1, "tensorboard": False, "checkpoint_every": 3}
-    settings = {"learning_rate": 5e-4, "step_tokens": 1, "critic_learning_rate": 1e-3, **knobs}
+    settings = {"learning_rate": 5e-4, "step_tokens": 1, "critic_learning_rate": 1e-3, **hyperparameters}
     return train("dapo-direct", task=TASK, model=model, budget={"iterations": iterations}, out=out, quiet=True,
                  options=options, **settings)  # fmt: skip
 

@@ -210,7 +210,7 @@ def test_what_a_configuration_changes_is_followed(changes):
 )
 def test_every_way_of_drawing(policy, settings):
     assert_both_ways(policy, Sampling(**{"max_tokens": 20, **settings}))
-    twins = assert_both_ways(policy, Sampling(**{"max_tokens": 20, **settings}), greedy_twin=True)
+    twins = assert_both_ways(policy, Sampling(**{"max_tokens": 20, **settings}), greedy_baseline=True)
     assert twins["greedy"].sum() >= len(PROMPTS)
 
 

@@ -145,7 +145,7 @@ def test_every_field_and_part_has_its_place(pages: dict[str, str]) -> None:
 def test_a_method_page_shows_its_recipe(pages: dict[str, str], hooks: ModuleType) -> None:
     for slug, info in ((slug, info) for slug, infos in catalogue.variants().items() for info in infos):
         page = pages[f"methods/{hooks.file_name(slug)}.md"]
-        recipe = build(slug, wing=info.wing)
+        recipe = build(slug, domain=info.domain)
         assert info.formula in page and hooks.paper_link(info.paper) in page
         rows = set(re.findall(r"^\| ([\w-]+) \| `(\w+)` \|", page, re.MULTILINE))
         page = re.sub(r"^ +- \[`", "- [`", page, flags=re.MULTILINE)
@@ -178,8 +178,8 @@ def test_the_term_of_the_guide_joins_another_recipe(tmp_path: Path, monkeypatch:
     file.write_text(titled("writing-a-method.md")["running.py"], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     guide = __import__("whole_guide")
-    assert guide.penalised.check().hyperparameters()["ratio-penalty.ratio_coef"] == 0.2
-    assert [t.name for t in guide.penalised.terms][-1] == "ratio-penalty"
+    assert guide.penalized.check().hyperparameters()["ratio-penalty.ratio_coef"] == 0.2
+    assert [t.name for t in guide.penalized.terms][-1] == "ratio-penalty"
 
 
 def compositions() -> list[str]:
@@ -206,9 +206,9 @@ def number(value: object) -> object:
 @pytest.mark.parametrize("spec", compositions())
 def test_every_composition_in_the_text_builds(spec: str) -> None:
     """All that it names is in the recipe: the method's settings, and what is added to it."""
-    wing = catalogue.methods()[re.split(r"(?<!\+)\+(?!\+)|\(", spec)[0]].wing
+    domain = catalogue.methods()[re.split(r"(?<!\+)\+(?!\+)|\(", spec)[0]].domain
     _, *added = re.split(r"(?<=[\w)+])\+(?=[a-z./])", spec)
-    recipe = build(spec, wing=wing).check()
+    recipe = build(spec, domain=domain).check()
     values = recipe.hyperparameters()
     for name, given in re.findall(r"([\w.-]+)=([^,()]+)", spec):
         found = [v for k, v in values.items() if k == name or k.endswith(f".{name}")]

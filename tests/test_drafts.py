@@ -21,7 +21,7 @@ from polyrl.models.policies import DeterministicPolicy
 from polyrl.parts.replayed import SquaredTD, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage
 from polyrl.runs import make_loop, resume_run, start_run
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 
 torch.set_num_threads(1)
 DRAFTS = Path(__file__).parent / "drafts"
@@ -75,18 +75,18 @@ def test_expo_composes_with_parts_for_replay_buffers() -> None:
 
 def test_expo_without_edits_is_the_best_of_the_base_actions() -> None:
     loop = loop_of(EXPO, radius="0")
-    models = loop.world.models
+    models = loop.run_state.models
     stream = torch.Generator().manual_seed(1)
     shown = torch.randn(6, 3, generator=stream)
     chain = torch.randn(6, 4, models["base"].steps + 1, 1, generator=stream)
     edits = torch.randn(6, 4, 1, generator=stream)
-    best = vars(sys.modules[type(loop.world.actor).__module__])["best_action"]
+    best = vars(sys.modules[type(loop.run_state.actor).__module__])["best_action"]
     found = best(models, shown, chain, edits, "q")
     repeated = shown.unsqueeze(1).expand(6, 4, 3)
     base = models["base"].sample(repeated, chain)
     values = models["q"](repeated, base).mean(-1)
     torch.testing.assert_close(found, base[torch.arange(6), values.argmax(1)])
-    wider = loop_of(EXPO).world.models
+    wider = loop_of(EXPO).run_state.models
     chosen = best(wider, shown, chain, edits, "q")
     base = wider["base"].sample(repeated, chain)
     assert bool((wider["q"](shown, chosen).mean(-1) >= wider["q"](repeated, base).mean(-1).amax(1) - 1e-6).all())
@@ -94,15 +94,15 @@ def test_expo_without_edits_is_the_best_of_the_base_actions() -> None:
 
 def test_the_gradient_of_each_of_expos_losses_belongs_to_its_model() -> None:
     loop = loop_of(EXPO)
-    before = {name: flat.vector.detach().clone() for name, flat in loop.world.models.flat.items()}
+    before = {name: flat.vector.detach().clone() for name, flat in loop.run_state.models.flat.items()}
     loop.iterate()
-    assert all(not torch.equal(before[name], flat.vector) for name, flat in loop.world.models.flat.items())
-    assert not any(p.requires_grad for m in loop.world.models.values() for p in m.parameters())
+    assert all(not torch.equal(before[name], flat.vector) for name, flat in loop.run_state.models.flat.items())
+    assert not any(p.requires_grad for m in loop.run_state.models.values() for p in m.parameters())
 
 
 def test_npg_igt_acts_ahead_of_what_is_judged() -> None:
     loop = loop_of(NPG_IGT)
-    flat = loop.world.models.flat
+    flat = loop.run_state.models.flat
     start = flat["policy"].vector.detach().clone()
     assert torch.equal(start, flat["ahead"].vector)
     loop.iterate()
@@ -112,8 +112,8 @@ def test_npg_igt_acts_ahead_of_what_is_judged() -> None:
     torch.testing.assert_close(flat["ahead"].vector.detach(), first + factor * (first - start), rtol=1e-4, atol=1e-6)
     loop.iterate()
     assert loop.context.metrics["step_length"] == pytest.approx(0.1 * 2 / 3, rel=1e-4)
-    assert loop.world.judged.policy is loop.world.models["policy"]
-    assert loop.world.actor.policy is loop.world.models["ahead"]
+    assert loop.run_state.judged.policy is loop.run_state.models["policy"]
+    assert loop.run_state.actor.policy is loop.run_state.models["ahead"]
 
 
 # ----------------------------------------------------------------------------------------------------------- phases
@@ -139,7 +139,7 @@ def phased() -> Recipe:
         models={"policy": DeterministicPolicy(hidden="8"), "q": QNetwork(hidden="8"), "q_target": Copy("q")},
         collect=StepAndKeep(random_steps=1_000),
         sources={"replay": Replay(learning_starts=5)},
-        updates=(Phase((critic,), optimiser_steps=7), Phase((critic, Move("q_target", "q")))),
+        updates=(Phase((critic,), optimizer_steps=7), Phase((critic, Move("q_target", "q")))),
         turns=10,
     )
 
@@ -149,8 +149,10 @@ def test_each_of_several_phases_has_its_own_steps() -> None:
 
     (_, last) = phased().updates
     critic = last.of[0]
-    three = (Phase((critic,), optimiser_steps=4), Phase((critic,), optimiser_steps=5), last)
-    loop = make_loop(config_of("mine", {}), given=Given(recipe=dataclasses.replace(phased(), updates=three).check()))[0]
+    three = (Phase((critic,), optimizer_steps=4), Phase((critic,), optimizer_steps=5), last)
+    loop = make_loop(
+        config_of("mine", {}), given=PythonObjects(recipe=dataclasses.replace(phased(), updates=three).check())
+    )[0]
     improver, spent = loop.recipe.improver, loop.context.spent
     seen = []
     for spent.updates in range(12):
@@ -164,18 +166,18 @@ def test_every_counts_repeats_over_turns() -> None:
     critic = phased().updates[1].of[0]
     steps = (Repeat(3, (critic, Move("q_target", "q", every=2))),)
     recipe = dataclasses.replace(phased(), updates=steps, turns=8).check()
-    loop = make_loop(config_of("mine", {}), given=Given(recipe=recipe))[0]
+    loop = make_loop(config_of("mine", {}), given=PythonObjects(recipe=recipe))[0]
     moves: list[tuple[int, int]] = []
-    loop.world.models.move = lambda *given: moves.append((loop.context.turn, loop.context.spent.updates))
+    loop.run_state.models.move = lambda *given: moves.append((loop.context.turn, loop.context.spent.updates))
     loop.iterate()
     # turns 4 to 7 train three times each: repeats number 12 to 23, of which every second one moves
     assert moves == [(4, 2), (5, 4), (5, 6), (6, 8), (7, 10), (7, 12)]
 
 
-def test_phases_follow_one_another_by_optimiser_steps() -> None:
+def test_phases_follow_one_another_by_optimizer_steps() -> None:
     config = config_of("mine", {})
-    loop = make_loop(config, given=Given(recipe=phased().check()))[0]
-    models = loop.world.models
+    loop = make_loop(config, given=PythonObjects(recipe=phased().check()))[0]
+    models = loop.run_state.models
     start = models.flat["q_target"].vector.detach().clone()
     moves: list[int] = []
     move = models.move
@@ -185,4 +187,4 @@ def test_phases_follow_one_another_by_optimiser_steps() -> None:
     # ready with the fifth step: updates 1 to 7 are the first phase's, and with the eighth the copy moves
     assert moves == [*range(8, 17)] and loop.context.spent.updates == 16
     assert not torch.equal(models.flat["q_target"].vector, start)
-    assert phased().set("optimiser_steps", 3).hyperparameters()["phase.optimiser_steps"] == 3
+    assert phased().set("optimizer_steps", 3).hyperparameters()["phase.optimizer_steps"] == 3

@@ -23,7 +23,7 @@ from polyrl.models.control import ControlPolicy
 from polyrl.models.distributions import distribution_of
 from polyrl.models.mlp import mlp
 from polyrl.rollout.environments import follows_seed
-from polyrl.rollout.judge import Judge
+from polyrl.rollout.evaluation import Evaluator
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.control.environment import ControlTask
@@ -160,7 +160,7 @@ def test_spaces_without_numbers_are_refused(space: spaces.Space[Any], tmp_path: 
 def quiet_policy(task: ControlTask) -> ControlPolicy:
     distribution = distribution_of(task.actions.space)
     network = mlp(task.observations.size, (4,), distribution.size)
-    return ControlPolicy(network, distribution, task.observations.continuous, normalise=False)
+    return ControlPolicy(network, distribution, task.observations.continuous, normalize=False)
 
 
 BAD = [
@@ -177,7 +177,7 @@ BAD = [
 def test_a_reward_that_is_not_finite_stops_evaluation_too(reward: Any, told: str) -> None:
     task = ControlTask("mine", make=lambda: Scripted(lambda t: reward if t == 3 else 1.0))
     with pytest.raises(UserError, match=f"Environment 0 of mine gave the reward {told} at step 3 of its episode"):
-        Judge(task, 0)(DistributionActor(quiet_policy(task)), 2)
+        Evaluator(task, 0)(DistributionActor(quiet_policy(task)), 2)
 
 
 @pytest.mark.parametrize("mode", [*AutoresetMode])
@@ -188,7 +188,7 @@ def test_so_it_does_in_vector_environments(mode: AutoresetMode, reward: float) -
 
     task = ControlTask("mine", make=make)
     with pytest.raises(UserError, match=r"gave the reward (nan|inf) at step 3 of its episode"):
-        Judge(task, 0)(DistributionActor(quiet_policy(task)), 2)
+        Evaluator(task, 0)(DistributionActor(quiet_policy(task)), 2)
 
 
 def test_nothing_is_written_of_an_evaluation_that_failed(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_nothing_is_written_of_an_evaluation_that_failed(tmp_path: Path) -> None
 def test_a_cost_that_is_not_finite_stops_evaluation(method: str, task: str, told: str) -> None:
     loop, _ = make_loop(RunConfig(method=method, task=task, budget="iterations=1", eval_episodes=4))
     with torch.no_grad():
-        for named in loop.world.parameters().values():
+        for named in loop.run_state.parameters().values():
             for _, parameter in named:
                 parameter.fill_(math.nan)
     with pytest.raises(UserError, match=rf"The evaluation after iteration 0 came to .*\({told}\) of nan, so the run"):
@@ -226,7 +226,7 @@ def test_steps_of_another_form_are_told(given: Any, told: str) -> None:
 
     task = ControlTask("mine", make=Old)
     with pytest.raises(UserError, match=rf"{told} \(observation, reward, terminated, truncated, info\) at step 1"):
-        Judge(task, 0)(DistributionActor(quiet_policy(task)), 1)
+        Evaluator(task, 0)(DistributionActor(quiet_policy(task)), 1)
 
 
 def test_a_reset_of_another_form_is_told() -> None:
@@ -236,7 +236,7 @@ def test_a_reset_of_another_form_is_told() -> None:
 
     task = ControlTask("mine", make=lambda: Old(space=spaces.Box(-1, 1, (2,))))
     with pytest.raises(UserError, match=r"gave a ndarray from reset and not \(observation, info\)"):
-        Judge(task, 0)(DistributionActor(quiet_policy(task)), 1)
+        Evaluator(task, 0)(DistributionActor(quiet_policy(task)), 1)
 
 
 # ---------------------------------------------------------------------------------------- the user's own code

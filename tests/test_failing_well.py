@@ -447,7 +447,7 @@ def newest(run: Path) -> Path:
     [
         ("policy/model.safetensors", b"damaged"),
         ("policy/model.safetensors", None),
-        ("optimiser-policy.safetensors", b""),
+        ("optimizer-policy.safetensors", b""),
         ("state.json", b"{"),
         ("state.json", b"[]"),
         ("state.json", b'{"format": "somebody else"}'),
@@ -542,7 +542,7 @@ from dataclasses import dataclass
 
 from polyrl.methods.language.grpo import recipe as grpo
 from polyrl.parts.improve import Averaged
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 
 SEEN = [0]
 
@@ -562,7 +562,7 @@ class TimeBomb(Averaged):
 def recipe():
     base = grpo()
     return dataclasses.replace(
-        base, name="exploding", terms=(*base.terms, TimeBomb()), optimise=Optimise(epochs=2, minibatches=1)
+        base, name="exploding", terms=(*base.terms, TimeBomb()), optimize=Optimize(epochs=2, minibatches=1)
     )
 '''
 
@@ -608,17 +608,17 @@ def test_weights_that_diverged_are_not_kept(train: Train, tmp_path: Path, monkey
     """Where it is the next sampling that finds them, there is no checkpoint of them either."""
     import torch
 
-    from polyrl.parts.optimise import Optimise
+    from polyrl.parts.optimize import Optimize
 
-    original = Optimise.run
+    original = Optimize.run
 
-    def run(self: Optimise, terms: Any, experience: Any, context: Any) -> None:
+    def run(self: Optimize, terms: Any, experience: Any, context: Any) -> None:
         original(self, terms, experience, context)
         if context.iteration == 3:
             with torch.no_grad():
-                context.world.parameters()["policy"][0][1].fill_(float("nan"))
+                context.run_state.parameters()["policy"][0][1].fill_(float("nan"))
 
-    monkeypatch.setattr(Optimise, "run", run)
+    monkeypatch.setattr(Optimize, "run", run)
     one_sentence(train("grpo", *SMALL_BATCH, "--checkpoint-every", "2"), "not finite", "diverged")
     assert newest(tmp_path / "run").name == "iteration-000002" and finite_and_small(newest(tmp_path / "run"))
 

@@ -17,12 +17,12 @@ from polyrl.kernels.linear import Linear, quicken
 from polyrl.models.language import llama
 from polyrl.models.language.families import CACHE_ARGUMENTS
 from polyrl.models.language.folders import LoraSettings
-from polyrl.models.language.policy import LanguagePolicy, Reader
+from polyrl.models.language.policy import Backbone, LanguagePolicy
 from polyrl.models.language.prefix import distinct_prompts
 from polyrl.models.language.rows import micro_batches_of
 from polyrl.models.language.token_scores import score_logits
+from polyrl.run_state.language import LanguageRunState
 from polyrl.tasks.language import task
-from polyrl.worlds.language import LanguageWorld
 from test_language_policy import random_batch
 from tiny_models import make_policy, save_model
 
@@ -70,13 +70,13 @@ def test_linear_equals_f_linear(onednn: list[int], kind: str, bias: bool, rows: 
     torch.manual_seed(0)
     layer = nn.Linear(size, out, bias=bias)
     x = inputs(kind, rows, size).requires_grad_()
-    slope = torch.randn(*x.shape[:-1], out)
+    grad_output = torch.randn(*x.shape[:-1], out)
 
     def passes() -> list[Tensor]:
         layer.zero_grad()
         x.grad = None
         y = layer(x)
-        y.backward(slope)
+        y.backward(grad_output)
         with torch.no_grad():
             assert torch.equal(layer(x), y)
         return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]  # type: ignore[list-item]
@@ -137,7 +137,7 @@ def test_models_get_these_layers_and_are_saved_as_before(tmp_path: Path) -> None
 def test_scores_equal_autograd_s(entropy: bool) -> None:
     torch.manual_seed(0)
     logits, target = torch.randn(7, 11, dtype=torch.double).mul(3), torch.arange(7)
-    temperature, slopes = torch.rand(7) + 0.5, torch.randn(2, 7)
+    temperature, grad_outputs = torch.rand(7) + 0.5, torch.randn(2, 7)
     found, want = logits.float().requires_grad_(), logits.requires_grad_()
     scores = score_logits(found, target, temperature, entropy)
     logs = (want / temperature[:, None]).log_softmax(-1)
@@ -150,7 +150,7 @@ def test_scores_equal_autograd_s(entropy: bool) -> None:
     for use in uses:
         for table, outputs in ((found, scores), (want, plain)):
             table.grad = None
-            parts = [(o * s).sum() for o, s, u in zip(outputs, slopes, use, strict=True) if u]
+            parts = [(o * s).sum() for o, s, u in zip(outputs, grad_outputs, use, strict=True) if u]
             sum(parts).backward(retain_graph=True)  # type: ignore[union-attr]
         torch.testing.assert_close(found.grad, want.grad.float())  # type: ignore[union-attr]
 
@@ -158,24 +158,24 @@ def test_scores_equal_autograd_s(entropy: bool) -> None:
 # -------------------------------------------------------------------------------------------------- shared prompts
 
 
-def make_world(folder: Path, family: str, **settings: Any) -> LanguageWorld:
+def make_run_state(folder: Path, family: str, **settings: Any) -> LanguageRunState:
     changes = settings.pop("changes", {})
     folder = save_model(folder / family, family, **changes)
     settings = {"critic": True, "micro_batch_tokens": 30, **settings}
-    world = LanguageWorld(task("addition", difficulty=1), folder, **settings)
+    run_state = LanguageRunState(task("addition", difficulty=1), folder, **settings)
     with torch.no_grad():
         stream = torch.Generator().manual_seed(3)
-        if world.critic is not None:  # a head of 0 would hide the critic's body
-            world.critic.head.weight.normal_(0, 0.3, generator=stream)
-        for name, parameter in world.policy.named_parameters():
+        if run_state.critic is not None:  # a head of 0 would hide the critic's body
+            run_state.critic.head.weight.normal_(0, 0.3, generator=stream)
+        for name, parameter in run_state.policy.named_parameters():
             if "lora_B" in name or name.endswith("bias"):  # these start at 0 and would hide what is before them
                 parameter.normal_(0, 0.2, generator=stream)
-    return world
+    return run_state
 
 
-def make_batch(world: LanguageWorld) -> Experience:
+def make_batch(run_state: LanguageRunState) -> Experience:
     """Ragged prompts, each of several rows; responses of 1 to 13 tokens, some a tool's; several temperatures."""
-    batch = random_batch(world.policy)
+    batch = random_batch(run_state.policy)
     return batch.with_fields(greedy=torch.zeros(len(batch), dtype=torch.bool), pair=torch.arange(len(batch)) // 2)
 
 
@@ -184,41 +184,41 @@ Loss = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 def some_loss(batch: Experience) -> Loss:
     """Differently much of every output at every place."""
-    slopes = torch.randn(3, *batch["mask"].shape, generator=torch.Generator().manual_seed(5))
+    grad_outputs = torch.randn(3, *batch["mask"].shape, generator=torch.Generator().manual_seed(5))
     return lambda outputs, rows: sum(  # type: ignore[return-value]
-        (outputs[name] * slope[rows]).sum()
-        for name, slope in zip(("logprob", "entropy", "value"), slopes, strict=True)
+        (outputs[name] * grad_output[rows]).sum()
+        for name, grad_output in zip(("logprob", "entropy", "value"), grad_outputs, strict=True)
         if name in outputs
     )
 
 
 def gradients(
-    world: LanguageWorld,
+    run_state: LanguageRunState,
     batch: Experience,
     wants: Collection[str] = ("logprob", "entropy", "value"),
     split: list[Tensor] | None = None,
-    together: str = "",
+    grouped_by: str = "",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of all models by one minibatch in micro-batches, and all outputs."""
-    for named in world.parameters().values():
+    for named in run_state.parameters().values():
         for _, parameter in named:
             parameter.grad = None
     loss = some_loss(batch)
     outputs = {name: torch.zeros(batch["mask"].shape) for name in wants}
-    with world.updating(batch, wants) as forward:
-        for rows in split or world.micro_batches(batch, together):
+    with run_state.updating(batch, wants) as forward:
+        for rows in split or run_state.micro_batches(batch, grouped_by):
             found = forward(rows)
             loss(found, rows).backward()
             for name, values in found.items():
                 outputs[name][rows] = values.detach()
-    named = [p for parameters in world.parameters().values() for _, p in parameters]
+    named = [p for parameters in run_state.parameters().values() for _, p in parameters]
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in named]), outputs
 
 
 @contextmanager
-def plainly(world: LanguageWorld) -> Iterator[None]:
+def plainly(run_state: LanguageRunState) -> Iterator[None]:
     """Without shared prompts: every row is read whole."""
-    readers: list[Reader] = [world.policy, *([world.critic] if world.critic else [])]
+    readers: list[Backbone] = [run_state.policy, *([run_state.critic] if run_state.critic else [])]
     for reader in readers:
         reader.share_prompts = False
     yield
@@ -227,13 +227,13 @@ def plainly(world: LanguageWorld) -> Iterator[None]:
 
 
 @contextmanager
-def counted(world: LanguageWorld, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+def counted(run_state: LanguageRunState, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """Tokens that were read by passes of our own, after a cache by the model's modules, and plainly."""
     tokens = {"own": 0, "cache": 0, "plain": 0}
-    for reader in (world.policy, world.critic, world.reference):
+    for reader in (run_state.policy, run_state.critic, run_state.reference):
         if reader is not None:
             _ = reader.can_share, reader.has_own_passes  # tried once, and not to be counted
-    start, read, hidden = llama.Pass.__init__, Reader.read, Reader._hidden
+    start, read, hidden = llama.Pass.__init__, Backbone.read, Backbone._hidden
 
     def own(self: Any, weights: Any, ids: Tensor, real: Tensor, *rest: Any) -> None:
         tokens["own"] += int(real.sum())
@@ -249,8 +249,8 @@ def counted(world: LanguageWorld, monkeypatch: pytest.MonkeyPatch) -> Iterator[d
 
     with monkeypatch.context() as patch:
         patch.setattr(llama.Pass, "__init__", own)
-        patch.setattr(Reader, "read", cached)
-        patch.setattr(Reader, "_hidden", plain)
+        patch.setattr(Backbone, "read", cached)
+        patch.setattr(Backbone, "_hidden", plain)
         yield tokens
 
 
@@ -279,18 +279,18 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_shared_prompts_give_the_plain_gradients(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, way, changes = CASES[case]
-    world = make_world(tmp_path, family, changes=changes)
-    batch = make_batch(world)
-    assert len(world.micro_batches(batch)) > 3
-    with counted(world, monkeypatch) as tokens:
-        found, outputs = gradients(world, batch)
+    run_state = make_run_state(tmp_path, family, changes=changes)
+    batch = make_batch(run_state)
+    assert len(run_state.micro_batches(batch)) > 3
+    with counted(run_state, monkeypatch) as tokens:
+        found, outputs = gradients(run_state, batch)
     assert tokens["plain"] == 0 and tokens["own" if way == "cache" else "cache"] == 0
     if way == "own":
         assert tokens["own"] == 2 * needed(batch)  # policy and critic
     else:  # padding is read too
         assert 2 * needed(batch) <= tokens["cache"] < 2 * needed(batch) + 100
-    with plainly(world), counted(world, monkeypatch) as tokens:
-        wanted, plain = gradients(world, batch)
+    with plainly(run_state), counted(run_state, monkeypatch) as tokens:
+        wanted, plain = gradients(run_state, batch)
     assert tokens["own"] == tokens["cache"] == 0 and tokens["plain"] > 2 * needed(batch) + 100
     close(found, wanted)
     for name, values in plain.items():
@@ -299,96 +299,96 @@ def test_shared_prompts_give_the_plain_gradients(case: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_any_split_gives_the_same(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = make_world(tmp_path, family, micro_batch_tokens=20)
-    batch = make_batch(world)
-    with plainly(world):
-        wanted, _ = gradients(world, batch, split=[torch.arange(len(batch))])
+    run_state = make_run_state(tmp_path, family, micro_batch_tokens=20)
+    batch = make_batch(run_state)
+    with plainly(run_state):
+        wanted, _ = gradients(run_state, batch, split=[torch.arange(len(batch))])
     for split in (
         [torch.arange(len(batch))],
         [*torch.randperm(len(batch)).split(3)],
         [*torch.arange(len(batch)).split(1)],
     ):
-        close(gradients(world, batch, split=split)[0], wanted)  # some of them take prompts of several chunks
-    close(gradients(world, batch, together="pair")[0], wanted)
-    for rows in world.micro_batches(batch, "pair"):
+        close(gradients(run_state, batch, split=split)[0], wanted)  # some of them take prompts of several chunks
+    close(gradients(run_state, batch, grouped_by="pair")[0], wanted)
+    for rows in run_state.micro_batches(batch, "pair"):
         pairs = batch["pair"][rows].bincount()
         assert set(pairs[pairs > 0].tolist()) == {2}
-    world.micro_batch_tokens = 10**6
-    close(gradients(world, batch)[0], wanted)
+    run_state.micro_batch_tokens = 10**6
+    close(gradients(run_state, batch)[0], wanted)
 
 
 def test_pairs_share_their_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DPO: two responses to each prompt, read after it."""
-    world = make_world(tmp_path, "qwen3", critic=False)
-    batch = make_batch(world).rows([1, 2, 4, 5, 0, 7])
+    run_state = make_run_state(tmp_path, "qwen3", critic=False)
+    batch = make_batch(run_state).rows([1, 2, 4, 5, 0, 7])
     batch = batch.with_fields(pair=torch.arange(6) // 2)
-    with counted(world, monkeypatch) as tokens:
-        found, _ = gradients(world, batch, {"logprob"}, together="pair")
+    with counted(run_state, monkeypatch) as tokens:
+        found, _ = gradients(run_state, batch, {"logprob"}, grouped_by="pair")
     assert tokens == {"own": needed(batch), "cache": 0, "plain": 0}
-    with plainly(world):
-        close(found, gradients(world, batch, {"logprob"}, together="pair")[0])
+    with plainly(run_state):
+        close(found, gradients(run_state, batch, {"logprob"}, grouped_by="pair")[0])
 
 
 def test_own_passes_take_the_fast_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onednn: list[int]) -> None:
-    world = make_world(tmp_path, "qwen3", critic=False)
-    batch = make_batch(world)
-    with plainly(world):
-        wanted, _ = gradients(world, batch, {"logprob"})
+    run_state = make_run_state(tmp_path, "qwen3", critic=False)
+    batch = make_batch(run_state)
+    with plainly(run_state):
+        wanted, _ = gradients(run_state, batch, {"logprob"})
     assert not onednn  # all products of so small a model are
     monkeypatch.setattr(linear, "SMALLEST", 0)
-    close(gradients(world, batch, {"logprob"})[0], wanted)
+    close(gradients(run_state, batch, {"logprob"})[0], wanted)
     assert len(onednn) > 100
 
 
 def test_what_is_measured_reads_prompts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = make_world(tmp_path, "llama")
-    batch = make_batch(world)
-    assert world.reference.has_own_passes
-    for measure in (world.reference_of, world.value):
-        with counted(world, monkeypatch) as tokens:
+    run_state = make_run_state(tmp_path, "llama")
+    batch = make_batch(run_state)
+    assert run_state.reference.has_own_passes
+    for measure in (run_state.reference_of, run_state.value):
+        with counted(run_state, monkeypatch) as tokens:
             found = measure(batch)
         assert tokens == {"own": needed(batch), "cache": 0, "plain": 0} and not found.requires_grad
-        monkeypatch.setattr(Reader, "share_prompts", False)
+        monkeypatch.setattr(Backbone, "share_prompts", False)
         torch.testing.assert_close(found, measure(batch), rtol=1e-4, atol=1e-5)
-        monkeypatch.setattr(Reader, "share_prompts", True)
+        monkeypatch.setattr(Backbone, "share_prompts", True)
     twins = batch.with_fields(greedy=torch.arange(len(batch)) == 2)
-    assert not world.value(twins)[2].any()
+    assert not run_state.value(twins)[2].any()
     others = [i for i in range(len(batch)) if i != 2]
-    torch.testing.assert_close(world.value(twins)[others], world.value(batch)[others], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run_state.value(twins)[others], run_state.value(batch)[others], rtol=1e-4, atol=1e-5)
 
 
 def test_lora_shares_prompts_through_the_model_s_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = make_world(tmp_path, "qwen3", lora=LoraSettings(rank=2), critic=False)
-    batch = make_batch(world)
-    with counted(world, monkeypatch) as tokens:
-        found, _ = gradients(world, batch, {"logprob", "entropy"})
-        reference = world.reference_of(batch)
+    run_state = make_run_state(tmp_path, "qwen3", lora=LoraSettings(rank=2), critic=False)
+    batch = make_batch(run_state)
+    with counted(run_state, monkeypatch) as tokens:
+        found, _ = gradients(run_state, batch, {"logprob", "entropy"})
+        reference = run_state.reference_of(batch)
     assert tokens["own"] == tokens["plain"] == 0 and tokens["cache"] >= 2 * needed(batch)
-    with plainly(world):
-        close(found, gradients(world, batch, {"logprob", "entropy"})[0])
-        torch.testing.assert_close(reference, world.reference_of(batch), rtol=1e-4, atol=1e-5)
+    with plainly(run_state):
+        close(found, gradients(run_state, batch, {"logprob", "entropy"})[0])
+        torch.testing.assert_close(reference, run_state.reference_of(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_lora_that_has_not_moved_yet_gets_gradients(tmp_path: Path) -> None:
     """Adapters start as nothing: a comparison with the model alone would take it for the plain one."""
     policy = make_policy(tmp_path, "qwen3")
     policy.save(tmp_path / "start")
-    world = LanguageWorld(task("reverse"), tmp_path / "start", lora=LoraSettings(rank=2))
-    batch = make_batch(world)
-    found, _ = gradients(world, batch, {"logprob"})
-    assert not world.policy.has_own_passes and found.abs().sum() > 0
+    run_state = LanguageRunState(task("reverse"), tmp_path / "start", lora=LoraSettings(rank=2))
+    batch = make_batch(run_state)
+    found, _ = gradients(run_state, batch, {"logprob"})
+    assert not run_state.policy.has_own_passes and found.abs().sum() > 0
 
 
 def test_bfloat16_is_as_near_to_float32_as_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for precision in ("float32", "bfloat16"):
-        world = make_world(tmp_path, "qwen3", precision=precision, changes={"initializer_range": 0.1})
-        batch = make_batch(world)
-        with counted(world, monkeypatch) as tokens:
-            found[precision], _ = gradients(world, batch)
+        run_state = make_run_state(tmp_path, "qwen3", precision=precision, changes={"initializer_range": 0.1})
+        batch = make_batch(run_state)
+        with counted(run_state, monkeypatch) as tokens:
+            found[precision], _ = gradients(run_state, batch)
         assert tokens["own"] == 2 * needed(batch)
-    with plainly(world):
-        autocast, _ = gradients(world, batch)
+    with plainly(run_state):
+        autocast, _ = gradients(run_state, batch)
     error = (found["bfloat16"] - found["float32"]).norm() / found["float32"].norm()
     assert 1e-4 < error < 1.2 * (autocast - found["float32"]).norm() / found["float32"].norm() < 0.1
 
@@ -414,8 +414,8 @@ def test_which_models_are_read_by_our_own_passes(tmp_path: Path) -> None:
 def test_a_model_that_reads_its_cache_otherwise_is_read_plainly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = make_world(tmp_path, "gpt2", critic=False)
-    forward = world.policy.backbone.forward
+    run_state = make_run_state(tmp_path, "gpt2", critic=False)
+    forward = run_state.policy.backbone.forward
 
     def odd(**given: Any) -> Any:
         output = forward(**given)
@@ -423,70 +423,73 @@ def test_a_model_that_reads_its_cache_otherwise_is_read_plainly(
             output.last_hidden_state = output.last_hidden_state * 1.1
         return output
 
-    monkeypatch.setattr(world.policy.backbone, "forward", odd)
-    batch = make_batch(world)
-    with counted(world, monkeypatch) as tokens:
-        found, _ = gradients(world, batch, {"logprob"})
+    monkeypatch.setattr(run_state.policy.backbone, "forward", odd)
+    batch = make_batch(run_state)
+    with counted(run_state, monkeypatch) as tokens:
+        found, _ = gradients(run_state, batch, {"logprob"})
     assert tokens["plain"] > needed(batch)
     monkeypatch.undo()
-    with plainly(world):
-        close(found, gradients(world, batch, {"logprob"})[0])
+    with plainly(run_state):
+        close(found, gradients(run_state, batch, {"logprob"})[0])
 
 
 def test_long_rows_take_the_model_s_own_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama, "LONGEST", 10)
-    world = make_world(tmp_path, "qwen3", critic=False)
-    batch = make_batch(world)
-    with counted(world, monkeypatch) as tokens:
-        found, _ = gradients(world, batch, {"logprob"})
+    run_state = make_run_state(tmp_path, "qwen3", critic=False)
+    batch = make_batch(run_state)
+    with counted(run_state, monkeypatch) as tokens:
+        found, _ = gradients(run_state, batch, {"logprob"})
     assert tokens["own"] == 0 and tokens["cache"] >= needed(batch)
-    with plainly(world):
-        close(found, gradients(world, batch, {"logprob"})[0])
+    with plainly(run_state):
+        close(found, gradients(run_state, batch, {"logprob"})[0])
 
 
 def test_frozen_weights_stay_without_a_gradient(tmp_path: Path) -> None:
-    world = make_world(tmp_path, "qwen3", critic=False)
-    batch = make_batch(world)
-    whole, _ = gradients(world, batch, {"logprob"})
-    table = world.policy.backbone.embed_tokens.weight.requires_grad_(False)
+    run_state = make_run_state(tmp_path, "qwen3", critic=False)
+    batch = make_batch(run_state)
+    whole, _ = gradients(run_state, batch, {"logprob"})
+    table = run_state.policy.backbone.embed_tokens.weight.requires_grad_(False)
     table.grad = None
-    part, _ = gradients(world, batch, {"logprob"})
+    part, _ = gradients(run_state, batch, {"logprob"})
     assert table.grad is None
     torch.testing.assert_close(part, whole[table.numel() :], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_an_error_between_micro_batches_leaves_nothing_behind(family: str, tmp_path: Path) -> None:
-    world = make_world(tmp_path, family)
-    batch = make_batch(world)
-    wanted, _ = gradients(world, batch)
-    for _, parameter in world.parameters()["policy"]:
+    run_state = make_run_state(tmp_path, family)
+    batch = make_batch(run_state)
+    wanted, _ = gradients(run_state, batch)
+    for _, parameter in run_state.parameters()["policy"]:
         parameter.grad = None
-    with pytest.raises(KeyError, match="stop"), world.updating(batch, {"logprob"}) as forward:
-        rows = world.micro_batches(batch)[0]
+    with pytest.raises(KeyError, match="stop"), run_state.updating(batch, {"logprob"}) as forward:
+        rows = run_state.micro_batches(batch)[0]
         some_loss(batch)(forward(rows), rows).backward()
         raise KeyError("stop")
-    again, _ = gradients(world, batch)  # which forgets gradients first, as each optimiser step does
+    again, _ = gradients(run_state, batch)  # which forgets gradients first, as each optimizer step does
     assert torch.equal(again, wanted)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_a_micro_batch_cannot_go_backward_after_its_prompts(family: str, tmp_path: Path) -> None:
-    world = make_world(tmp_path, family, micro_batch_tokens=20)
-    batch = make_batch(world)
-    plan = world.policy.plan(batch, 20)
+    run_state = make_run_state(tmp_path, family, micro_batch_tokens=20)
+    batch = make_batch(run_state)
+    plan = run_state.policy.plan(batch, 20)
     assert plan is not None and len(plan.prompts) > 1
-    first, *_, last = world.micro_batches(batch)
-    with pytest.raises(RuntimeError, match="before the next is read"), world.updating(batch, {"logprob"}) as forward:
+    first, *_, last = run_state.micro_batches(batch)
+    with (
+        pytest.raises(RuntimeError, match="before the next is read"),
+        run_state.updating(batch, {"logprob"}) as forward,
+    ):
         early = forward(first)["logprob"].sum()
         forward(last)
         early.backward()
 
 
 def test_chunks_hold_few_tokens_and_micro_batches_follow_them(tmp_path: Path) -> None:
-    world = make_world(tmp_path, "qwen3")
-    batch = make_batch(world)
-    plan = world.policy.plan(batch, 25)
+    run_state = make_run_state(tmp_path, "qwen3")
+    batch = make_batch(run_state)
+    plan = run_state.policy.plan(batch, 25)
     assert plan is not None
     for prompts in plan.prompts:
         assert len(prompts) * max(map(len, prompts)) <= 25

@@ -60,8 +60,8 @@ class Full:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int):
         self.count, self.at, self.patch = 0, at, monkeypatch
+        from polyrl.run_state import theory
         from polyrl.runtime import checkpoint
-        from polyrl.worlds import theory
 
         for owner, name in ((os, "fsync"), (os, "mkdir"), (checkpoint, "save_file"), (theory, "save_file")):
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_from_any_step_on(
 def test_the_summary_says_that_the_disk_was_full(
     tmp_path: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyrl.worlds import theory
+    from polyrl.run_state import theory
 
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tables.safetensors")

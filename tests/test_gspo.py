@@ -16,32 +16,32 @@ from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.language.gspo import SequenceSurrogate, sequence_ratio
 from polyrl.parts.improve import ClippedSurrogate
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Term
+from run_states import TableRunState, make_context, token_batch
 from test_learning import MARGIN, learn
-from worlds import TableWorld, make_context, token_batch
 
 WIDE = SequenceSurrogate(clip_range=0.03, clip_range_high=0.04)
 """A clip range at which some responses of the batch below are stopped and some are not."""
 
 
-def weighted(world: TableWorld, *, per_token: bool = False, noise: float = 0.6) -> Experience:
+def weighted(run_state: TableRunState, *, per_token: bool = False, noise: float = 0.6) -> Experience:
     """Ragged responses with tool tokens, sampled off-policy, one advantage a response unless `per_token`."""
-    batch = token_batch(world, noise=noise)
+    batch = token_batch(run_state, noise=noise)
     size, width = batch["mask"].shape
     g = torch.Generator().manual_seed(3)
     advantage = torch.randn(size, width if per_token else 1, generator=g, dtype=torch.float64).expand(size, width)
     return batch.with_fields(advantage=advantage * batch["mask"], weight=batch["mask"].double())
 
 
-def gradient(term: Term, batch: Experience, world: TableWorld | None = None) -> tuple[Tensor, dict[str, float]]:
+def gradient(term: Term, batch: Experience, run_state: TableRunState | None = None) -> tuple[Tensor, dict[str, float]]:
     """Gradient of one step on the batch by the policy's table, and what was logged."""
-    world = world or TableWorld(critic=False)
-    context = make_context(world)
-    optimise = Optimise(max_grad_norm=1e9, max_logprob_gap=9.0)
-    context.optimiser = optimise.optimisers(world)
-    optimise.run((term,), batch, context)
-    return world.gradients()["table"], context.metrics
+    run_state = run_state or TableRunState(critic=False)
+    context = make_context(run_state)
+    optimize = Optimize(max_grad_norm=1e9, max_logprob_gap=9.0)
+    context.optimizer = optimize.optimizers(run_state)
+    optimize.run((term,), batch, context)
+    return run_state.gradients()["table"], context.metrics
 
 
 # --------------------------------------------------------------------------------------------- numbers by hand
@@ -79,10 +79,10 @@ def test_the_clip_is_told_of_responses_and_not_of_tokens() -> None:
 
 
 def test_a_step_logs_shares_of_responses() -> None:
-    batch = weighted(TableWorld(critic=False))
+    batch = weighted(TableRunState(critic=False))
     _, metrics = gradient(WIDE, batch)
     with torch.no_grad():
-        log_ratio = TableWorld().outputs(batch, {"logprob"})["logprob"] - batch["behaviour_logprob"]
+        log_ratio = TableRunState().outputs(batch, {"logprob"})["logprob"] - batch["behaviour_logprob"]
     ratios, stopped = [], []
     for i in range(len(batch)):
         own = [float(log_ratio[i, t]) for t in range(8) if bool(batch["mask"][i, t])]
@@ -96,9 +96,9 @@ def test_a_step_logs_shares_of_responses() -> None:
 # ------------------------------------------------------------------------------------------- loss and gradient
 
 
-def plain_loss(batch: Experience, world: TableWorld, low: float, high: float) -> Tensor:
+def plain_loss(batch: Experience, run_state: TableRunState, low: float, high: float) -> Tensor:
     """Equation 5 response by response: the ratio itself is differentiated."""
-    log_ratio = world.outputs(batch, {"logprob"})["logprob"] - batch["behaviour_logprob"]
+    log_ratio = run_state.outputs(batch, {"logprob"})["logprob"] - batch["behaviour_logprob"]
     losses = []
     for i in range(len(batch)):
         own = [log_ratio[i, t] for t in range(8) if bool(batch["mask"][i, t])]
@@ -108,21 +108,21 @@ def plain_loss(batch: Experience, world: TableWorld, low: float, high: float) ->
 
 
 def test_loss_and_gradient_are_those_of_the_responses_one_by_one() -> None:
-    world = TableWorld(critic=False)
-    batch = weighted(world)
+    run_state = TableRunState(critic=False)
+    batch = weighted(run_state)
     grad, metrics = gradient(WIDE, batch)
-    loss = plain_loss(batch, world, 0.03, 0.04)
-    (wanted,) = torch.autograd.grad(loss, world.table)
+    loss = plain_loss(batch, run_state, 0.03, 0.04)
+    (wanted,) = torch.autograd.grad(loss, run_state.table)
     assert torch.allclose(grad, wanted, atol=1e-12) and bool(grad.any())
     assert metrics["loss/sequence-surrogate"] == pytest.approx(float(loss.detach()), rel=1e-9)
 
 
 def test_each_token_keeps_its_own_advantage() -> None:
     """The token form (section 4.3): s_i is a constant, and every token's own probability is differentiated."""
-    world = TableWorld(critic=False)
-    batch = weighted(world, per_token=True)
+    run_state = TableRunState(critic=False)
+    batch = weighted(run_state, per_token=True)
     grad, metrics = gradient(WIDE, batch)
-    logprob = world.outputs(batch, {"logprob"})["logprob"]
+    logprob = run_state.outputs(batch, {"logprob"})["logprob"]
     losses = []
     for i in range(len(batch)):
         steps = [t for t in range(8) if bool(batch["mask"][i, t])]
@@ -133,14 +133,14 @@ def test_each_token_keeps_its_own_advantage() -> None:
             own.append(-torch.minimum(ratio * a, ratio.clamp(0.97, 1.04) * a))
         losses.append(torch.stack(own).mean())
     loss = torch.stack(losses).mean()
-    (wanted,) = torch.autograd.grad(loss, world.table)
+    (wanted,) = torch.autograd.grad(loss, run_state.table)
     assert torch.allclose(grad, wanted, atol=1e-12) and bool(grad.any())
     assert metrics["loss/sequence-surrogate"] == pytest.approx(float(loss.detach()), rel=1e-9)
 
 
 def test_responses_of_one_token_are_ppos_clip() -> None:
     """Loss, gradient and what is logged are equal, to the last bit."""
-    batch = weighted(TableWorld(critic=False))
+    batch = weighted(TableRunState(critic=False))
     one = Experience({n: x[:, :1] if x.dim() == 2 and not n.startswith("prompt") else x for n, x in batch.data.items()})
     mine, told = gradient(WIDE, one)
     others, said = gradient(ClippedSurrogate(clip_range=0.03, clip_range_high=0.04), one)
@@ -151,7 +151,7 @@ def test_responses_of_one_token_are_ppos_clip() -> None:
 
 
 def test_before_anything_has_moved_it_is_grpo() -> None:
-    batch = weighted(TableWorld(critic=False), noise=0.0)
+    batch = weighted(TableRunState(critic=False), noise=0.0)
     mine, told = gradient(SequenceSurrogate(), batch)
     others, said = gradient(ClippedSurrogate(aggregation="seq-mean-token-mean"), batch)
     assert torch.allclose(mine, others, atol=1e-12) and bool(mine.any())
@@ -159,17 +159,17 @@ def test_before_anything_has_moved_it_is_grpo() -> None:
 
 
 def test_padding_order_and_micro_batches_change_nothing() -> None:
-    batch = weighted(TableWorld(critic=False))
+    batch = weighted(TableRunState(critic=False))
     expected, logged = gradient(WIDE, batch)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
     dirty = batch.with_fields(behaviour_logprob=batch["behaviour_logprob"].masked_fill(~batch["mask"], 1e6))
-    for rows, world in (
-        (dirty, TableWorld(critic=False, garbage=float("nan"))),
-        (batch.rows(order), TableWorld(critic=False)),
-        (batch, TableWorld(critic=False, micro=1)),
-        (batch.rows(order), TableWorld(critic=False, micro=5)),
+    for rows, run_state in (
+        (dirty, TableRunState(critic=False, garbage=float("nan"))),
+        (batch.rows(order), TableRunState(critic=False)),
+        (batch, TableRunState(critic=False, micro=1)),
+        (batch.rows(order), TableRunState(critic=False, micro=5)),
     ):
-        grad, found = gradient(WIDE, rows, world)
+        grad, found = gradient(WIDE, rows, run_state)
         assert torch.allclose(grad, expected, atol=1e-12)
         for key in ("loss", "clip_ratio", "ratio"):
             assert found[key] == pytest.approx(logged[key]), key
@@ -177,7 +177,7 @@ def test_padding_order_and_micro_batches_change_nothing() -> None:
 
 def test_tokens_that_are_left_out_are_in_no_ratio() -> None:
     """As if they were a tool's words: the ratio is that of the tokens that count."""
-    batch = weighted(TableWorld(critic=False))
+    batch = weighted(TableRunState(critic=False))
     gone = torch.arange(8) == 2
     some = batch.with_fields(weight=batch["weight"] * ~gone)
     less = batch.with_fields(mask=batch["mask"] & ~gone, weight=batch["weight"] * ~gone)
@@ -191,7 +191,7 @@ def test_tokens_that_are_left_out_are_in_no_ratio() -> None:
 
 def test_it_takes_the_place_of_an_objective_and_of_nothing_else() -> None:
     assert [p.name for p in catalogue.build("gspo").listed("credit")] == ["group-advantage"]
-    mixed = catalogue.build("ppo+gspo", wing="language")
+    mixed = catalogue.build("ppo+gspo", domain="language")
     assert [t.name for t in mixed.terms] == ["sequence-surrogate", "value-loss"]
     assert [p.name for p in mixed.listed("credit")] == [p.name for p in catalogue.build("ppo").listed("credit")]
     assert catalogue.build("gspo+cispo").terms[0].name == "clipped-importance-weight"
@@ -215,7 +215,7 @@ def test_recipes_that_cannot_be(spec: str, settings: dict[str, str], says: str) 
 
 def test_an_environments_single_steps_have_no_response() -> None:
     with pytest.raises(UserError, match="'sequence-surrogate' needs whole responses"):
-        catalogue.build("ppo+sequence-surrogate", wing="control")
+        catalogue.build("ppo+sequence-surrogate", domain="control")
 
 
 def test_it_learns(small_model: Path, tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def weights_after(config: RunConfig, iterations: int) -> Any:
     loop: Any = make_loop(config)[0]
     for _ in range(iterations):
         loop.iterate()
-    if loop.world.models is not None:
-        return torch.cat([flat.vector.detach() for flat in loop.world.models.flat.values()])
-    return torch.cat([p.detach().reshape(-1) for p in loop.world.policy.parameters()])
+    if loop.run_state.models is not None:
+        return torch.cat([flat.vector.detach() for flat in loop.run_state.models.flat.values()])
+    return torch.cat([p.detach().reshape(-1) for p in loop.run_state.policy.parameters()])
 
 
 # ------------------------------------------------------------------------------------------------------- the loss
@@ -108,7 +108,7 @@ def test_the_target_of_the_guide_is_between_mean_and_least(here: Path) -> None:
     rows = loop.context.sources["replay"].sample(50, torch.Generator().manual_seed(0))
 
     def target(pessimism: float) -> torch.Tensor:
-        found = part(pessimism=pessimism).apply(rows, See(loop.world.models, loop.context, "x"))["value_target"]
+        found = part(pessimism=pessimism).apply(rows, See(loop.run_state.models, loop.context, "x"))["value_target"]
         return found.detach()  # type: ignore[no-any-return]
 
     least, mean = target(1.0), target(0.0)

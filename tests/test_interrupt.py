@@ -19,11 +19,11 @@ from conftest import read_records, timeless
 from polyrl import catalogue
 from polyrl.core.context import Context
 from polyrl.core.loop import Loop
+from polyrl.run_state.theory import make_run_state, make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.interrupt import SIGNALS, interruptible, stopped_by_signals
 from polyrl.runtime.run_folder import RunFolder
-from polyrl.worlds.theory import make_task, make_world
 
 
 class _Dropped:
@@ -106,9 +106,9 @@ def test_a_handler_of_the_user_and_other_threads_are_left_alone() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_ends_after_the_iteration_that_swallowed_its_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     config = RunConfig(method="nash-mp", task="rock-paper-scissors", budget="iterations=20")
-    recipe = catalogue.build("nash-mp", wing="theory")
-    world = make_world(config, make_task(config, None), recipe)  # type: ignore[arg-type]
-    loop = Loop(recipe, world, Context(world=world, seed=0, budget=Budget.parse("iterations=20")))
+    recipe = catalogue.build("nash-mp", domain="theory")
+    run_state = make_run_state(config, make_task(config, None), recipe)  # type: ignore[arg-type]
+    loop = Loop(recipe, run_state, Context(run_state=run_state, seed=0, budget=Budget.parse("iterations=20")))
     whole = Loop.iterate
 
     def interrupted(self: Loop, *given: Any) -> Any:
@@ -161,7 +161,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_of_its_last_iteration(
 def test_what_starts_anew_at_checkpoints_gets_none_out_of_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Environments that no replay brings back start anew at each: one more would change the numbers."""
     loop = loop_in(tmp_path / "run")
-    monkeypatch.setattr(type(loop.world), "restarts_at_checkpoints", lambda self: True)
+    monkeypatch.setattr(type(loop.run_state), "restarts_at_checkpoints", lambda self: True)
     monkeypatch.setattr(
         loop, "_record", lambda evaluate: loop.context.iteration == 3 and signal.raise_signal(signal.SIGTERM)
     )

@@ -374,11 +374,11 @@ def test_lora_trains_adapters_only_and_merges(tmp_path: Path):
     torch.testing.assert_close(policy.evaluate(batch)["logprob"], base.evaluate(batch)["logprob"])
     trained = [p for p in policy.parameters() if p.requires_grad]
     assert 0 < sum(p.numel() for p in trained) < sum(p.numel() for p in base.parameters()) / 3
-    optimiser = torch.optim.Adam(trained, lr=0.05)
+    optimizer = torch.optim.Adam(trained, lr=0.05)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-policy.evaluate(batch)["logprob"].sum()).backward()
-        optimiser.step()
+        optimizer.step()
     learned = policy.evaluate(batch)["logprob"]
     assert learned.sum() > base.evaluate(batch)["logprob"].sum() + 1
     policy.save(tmp_path / "adapters")

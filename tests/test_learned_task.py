@@ -16,12 +16,12 @@ from polyrl.models.language.scalar import RewardModel
 from polyrl.parts.score import TaskReward
 from polyrl.pretrain import reward_training
 from polyrl.rollout.language import Sampling
+from polyrl.run_state.language import Evaluation, LanguageRunState
 from polyrl.runs import make_loop
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.language import Reward, learned, task
 from polyrl.tasks.language.learned import LearnedReverse
-from polyrl.worlds.language import Evaluation, LanguageWorld
 from tiny_models import save_model
 
 
@@ -164,52 +164,59 @@ def test_right_answers_are_exact_and_gold_is_measured():
             small(**wrong)
 
 
-def test_the_world_logs_the_gold_beside_the_reward(start: str):
+def test_the_run_state_logs_the_gold_beside_the_reward(start: str):
     made = small()
     made.prepare(start)
-    world = LanguageWorld(made, start, evaluation=Evaluation(prompts=6, shown=6))
-    metrics, samples = world.evaluate()
+    run_state = LanguageRunState(made, start, evaluation=Evaluation(prompts=6, shown=6))
+    metrics, samples = run_state.evaluate()
     rows = made.rows("test", 1234, 0, 6)
     gold = [made.gold(row, s["completion"]) for row, s in zip(rows, samples, strict=True)]
     assert metrics["eval/gold"] == pytest.approx(sum(gold) / 6)
     assert metrics["eval/reward"] == pytest.approx(sum(s["score"] for s in samples) / 6, abs=1e-5)
 
-    context = Context(world=world, seed=0, budget=Budget(samples=10), iteration=1)
+    context = Context(run_state=run_state, seed=0, budget=Budget(samples=10), iteration=1)
     stream = torch.Generator().manual_seed(0)
     sampling = Sampling(max_tokens=made.max_tokens)
-    batch = world.sample(rows, sampling, completions_per_prompt=3, generator=stream, greedy_twin=True)
-    texts = [row["answer"] if i % 4 < 3 else "" for row in rows for i in range(4)]  # greedy twins come last
+    batch = run_state.sample(rows, sampling, completions_per_prompt=3, generator=stream, greedy_baseline=True)
+    texts = [row["answer"] if i % 4 < 3 else "" for row in rows for i in range(4)]  # greedy baselines come last
     TaskReward()(batch.with_columns(completion=texts), context)
     assert context.metrics["gold"] == 1.0  # twins do not count
-    assert "gold" not in LanguageWorld(task("reverse", difficulty=3), start).evaluate()[0]
+    assert "gold" not in LanguageRunState(task("reverse", difficulty=3), start).evaluate()[0]
 
 
 def test_a_critic_begins_as_the_reward_model(start: str, tmp_path: Path):
     """Value of the state before the last token is then the score of the answer without it, offsets aside."""
-    knobs = {"critic_start": "reward-model", "critic_pretraining": "1", "prompts_per_step": "4", "ptx_coef": "0"}
+    hyperparameters = {
+        "critic_start": "reward-model",
+        "critic_pretraining": "1",
+        "prompts_per_step": "4",
+        "ptx_coef": "0",
+    }
     task_name = "learned-reverse(pairs=40,difficulty=3)"
-    config = RunConfig(method="ppo-max", task=task_name, model=start, budget="samples=8", hyperparameters=knobs)
+    config = RunConfig(
+        method="ppo-max", task=task_name, model=start, budget="samples=8", hyperparameters=hyperparameters
+    )
     loop, _ = make_loop(config)
-    world, made = loop.world, loop.world.task
+    run_state, made = loop.run_state, loop.run_state.task
     scores = made.reward_model
     assert isinstance(scores, RewardModel)
     for name, value in scores.state_dict().items():
-        assert torch.equal(world.critic.state_dict()[name], value), name
+        assert torch.equal(run_state.critic.state_dict()[name], value), name
     rows = made.rows("train", 0, 0, 3)
     stream = torch.Generator().manual_seed(0)
-    batch = world.sample(rows, Sampling(max_tokens=6), completions_per_prompt=1, generator=stream)
+    batch = run_state.sample(rows, Sampling(max_tokens=6), completions_per_prompt=1, generator=stream)
     last = batch["present"].sum(1) - 1
     shorter = batch["present"].clone()
     shorter[torch.arange(3), last] = False
     wanted = scores.score(batch.with_fields(present=shorter))
-    assert torch.allclose(world.critic.evaluate(batch)[torch.arange(3), last], wanted, atol=1e-5)
+    assert torch.allclose(run_state.critic.evaluate(batch)[torch.arange(3), last], wanted, atol=1e-5)
     kept = {n: v.clone() for n, v in scores.state_dict().items()}
     loop.iterate()
     assert all(torch.equal(v, kept[n]) for n, v in scores.state_dict().items())  # what scores stays as it is
-    assert any(not torch.equal(v, kept[n]) for n, v in world.critic.state_dict().items())
+    assert any(not torch.equal(v, kept[n]) for n, v in run_state.critic.state_dict().items())
 
     config.hyperparameters["critic_start"] = "policy"
-    assert not make_loop(config)[0].world.critic.head.weight.any()
+    assert not make_loop(config)[0].run_state.critic.head.weight.any()
 
 
 def test_no_reward_model_to_begin_with(start: str, tmp_path: Path):
@@ -220,4 +227,4 @@ def test_no_reward_model_to_begin_with(start: str, tmp_path: Path):
     other.tokenizer.add_tokens(["another"])
     other.save(tmp_path / "judge")
     with pytest.raises(UserError, match="reads other tokens than the policy"):
-        LanguageWorld(small(), start, critic=str(tmp_path / "judge"))
+        LanguageRunState(small(), start, critic=str(tmp_path / "judge"))

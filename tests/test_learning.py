@@ -19,7 +19,9 @@ ROOM = (0.2, 0.35)
 """Accuracy of the start."""
 
 
-def learn(method: str, model: Path, out: Path, *, samples: int = 1024, seed: int = 0, **knobs: Any) -> RunResult:
+def learn(
+    method: str, model: Path, out: Path, *, samples: int = 1024, seed: int = 0, **hyperparameters: Any
+) -> RunResult:
     options = {"difficulty": DIFFICULTY, "evaluations": 2, "tensorboard": False, "keep_checkpoints": 1}
     return train(
         method,
@@ -30,7 +32,7 @@ def learn(method: str, model: Path, out: Path, *, samples: int = 1024, seed: int
         out=out,
         quiet=True,
         options=options,
-        **{"learning_rate": 1e-3, **knobs},
+        **{"learning_rate": 1e-3, **hyperparameters},
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Command, read_records
 from polyrl.errors import UserError
 from polyrl.runs import make_loop
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.language.base import Reward
 from polyrl.tasks.language.left_out import UNUSABLE
 from polyrl.tasks.language.preferences import PairDataset, dataset_task
@@ -69,10 +69,12 @@ def test_one_row_that_does_not_fit_is_known_before_the_run_begins(
         loop_of(model, data, method)
     if at == 150:  # left out where that is asked for, and nothing else is
         loop = loop_of(model, data, method, skip_bad_rows=True)
-        task = loop.world.task
-        assert loop.world.rows_left_out == 1 and len(task.train_rows) + len(task.test_rows) == 299
-        assert f"1 row of the data is left out as --skip-bad-rows asks ({data}, row 301: " in loop.world.notices()[0]
-        assert len(loop.world.pairs("train")) == len(task.train_rows) if method != "grpo" else True
+        task = loop.run_state.task
+        assert loop.run_state.rows_left_out == 1 and len(task.train_rows) + len(task.test_rows) == 299
+        assert (
+            f"1 row of the data is left out as --skip-bad-rows asks ({data}, row 301: " in loop.run_state.notices()[0]
+        )
+        assert len(loop.run_state.pairs("train")) == len(task.train_rows) if method != "grpo" else True
 
 
 def test_long_prompts_are_left_out_and_counted(model: str, tmp_path: Path) -> None:
@@ -82,11 +84,11 @@ def test_long_prompts_are_left_out_and_counted(model: str, tmp_path: Path) -> No
             rows[i]["prompt"] = f"{i}" + "y" * (size - 2)
         data = write(tmp_path / f"{method}.jsonl", rows)
         loop = loop_of(model, data, method, max_prompt_tokens=20)
-        task = loop.world.task
+        task = loop.run_state.task
         left = {row["prompt"] for row in rows} - {row["prompt"] for row in [*task.train_rows, *task.test_rows]}
         assert sorted(text[:2] for text in left) == ["20", "30", "40"]
         told = f"3 rows of the data are left out for a prompt of more than 20 tokens (first: {data}, row "
-        assert told in loop.world.notices()[0]
+        assert told in loop.run_state.notices()[0]
         assert task.fixed_pairs.get("train", task.train_rows) is task.train_rows
     with pytest.raises(UserError, match=r"No training row is left: .* for a prompt of more than 3 tokens"):
         loop_of(model, data, "dpo", max_prompt_tokens=3)
@@ -153,9 +155,9 @@ BARE = [{"prompt": f"q {i}"} for i in range(20)]
 def test_data_without_pairs_are_refused_before_a_model_is_read(method: str, rows: Any, words: str) -> None:
     config = RunConfig(method=method, task="dataset", model="no such folder", from_python=("dataset",))
     with pytest.raises(UserError, match=rf"'{method}' learns from preference pairs, .*{words}.*chosen and rejected"):
-        make_loop(config, given=Given(dataset=rows))
+        make_loop(config, given=PythonObjects(dataset=rows))
     # a reward of the user's own can label pairs: then it is the model that is missing
-    own = Given(dataset=rows, rewards=[Reward("own", lambda prompts, completions, **columns: [1.0])])
+    own = PythonObjects(dataset=rows, rewards=[Reward("own", lambda prompts, completions, **columns: [1.0])])
     with pytest.raises(UserError, match="no such folder"):
         make_loop(config, given=own)
 

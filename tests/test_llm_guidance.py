@@ -25,7 +25,7 @@ from polyrl.methods.control.llm_guidance.adviser import (
 )
 from polyrl.methods.control.llm_guidance.mixture import mixed_logits, mixed_logprob, mixed_slope
 from polyrl.runs import make_loop
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.control.unlock_grid import FORWARD, LEFT, OPEN, PICK_UP, RIGHT, UnlockGrid
 
 torch.set_num_threads(1)
@@ -34,7 +34,7 @@ ONE, TWO = torch.eye(5)[0], torch.eye(5)[1]
 
 
 def loop_of(
-    task: str = "UnlockGrid-v0", method: str = "llm-guidance", given: Given | None = None, **settings: Any
+    task: str = "UnlockGrid-v0", method: str = "llm-guidance", given: PythonObjects | None = None, **settings: Any
 ) -> Any:
     values = {"environments": "4", "steps_per_environment": "64", "hidden": "32", "minibatches": "4", **settings}
     config = RunConfig(
@@ -46,7 +46,7 @@ def loop_of(
         tensorboard=False,
         hyperparameters={k: str(v) for k, v in values.items()},
     )
-    return make_loop(config, given=given or Given())[0]
+    return make_loop(config, given=given or PythonObjects())[0]
 
 
 # ------------------------------------------------------------------------------------------------ the paper's numbers
@@ -146,7 +146,7 @@ def test_no_advice_is_plain_ppo() -> None:
     for _ in range(2):
         guided.iterate()
         plain.iterate()
-    for a, b in zip(guided.world.policy.parameters(), plain.world.policy.parameters(), strict=True):
+    for a, b in zip(guided.run_state.policy.parameters(), plain.run_state.policy.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -155,17 +155,17 @@ def test_the_update_in_closed_form_is_autograd_on_the_mixture() -> None:
     loop = loop_of()
     experience = loop.iterate()
     assert loop.context.metrics["logprob_gap"] < 1e-5
-    batch, world = experience.steps(), loop.world
+    batch, run_state = experience.steps(), loop.run_state
     weights = torch.linspace(-1, 1, len(batch))[:, None]
-    closed = world.closed_form({"logprob"})
+    closed = run_state.closed_form({"logprob"})
     found = closed.forward(batch, frozenset({"logprob"}))["logprob"]
     closed.backward({"logprob": weights})
-    ours = world.flat["policy"].vector.grad.clone()
-    world.zero_gradients()
-    outputs = world.outputs(batch, {"logprob"})["logprob"]
+    ours = run_state.flat["policy"].vector.grad.clone()
+    run_state.zero_gradients()
+    outputs = run_state.outputs(batch, {"logprob"})["logprob"]
     (outputs * weights).sum().backward()
     assert torch.allclose(outputs, found, atol=1e-5)
-    assert torch.allclose(world.flat["policy"].vector.grad, ours, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(run_state.flat["policy"].vector.grad, ours, rtol=1e-3, atol=1e-4)
 
 
 def test_advice_earns_early_what_the_agent_alone_does_not() -> None:
@@ -209,17 +209,17 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             self.action_space = spaces.Discrete(4)
 
     with pytest.raises(UserError, match="knows 5 actions"):
-        loop_of("mine", given=Given(environment=Four))
+        loop_of("mine", given=PythonObjects(environment=Four))
 
 
 def test_it_composes_with_ppo() -> None:
-    composed = catalogue.build("ppo+llm-guidance", {"environments": "3"}, wing="control")
+    composed = catalogue.build("ppo+llm-guidance", {"environments": "3"}, domain="control")
     assert composed.collect.name == "guided-environments"
     assert dataclasses.asdict(composed.collect)["environments"] == 3
 
 
 def test_dropout_is_on_for_the_adviser_only_while_it_is_asked() -> None:
-    guide = loop_of().world.actor.guide
+    guide = loop_of().run_state.actor.guide
     adviser: Adviser = guide.adviser
     text = [UnlockGrid(4).words((0, 0, 0, 0, 0))]
     several = adviser.answers(text, 4, 1)

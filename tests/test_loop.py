@@ -1,4 +1,4 @@
-"""The loop on a world of one number: what a failed iteration leaves, what checkpoints keep, how a resume goes on."""
+"""The loop on a run of one number: what a failed iteration leaves, what checkpoints keep, how a resume goes on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from polyrl.core.experience import Experience
 from polyrl.core.loop import Loop
 from polyrl.errors import Diverged, UserError
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.select import AllSteps
 from polyrl.recipe import Part, Recipe, Stage
+from polyrl.run_state.base import RunState
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.checkpoint import checkpoints, iteration_of, load_stores, read_state, save_checkpoint
 from polyrl.runtime.run_folder import RunFolder
-from polyrl.worlds.base import World
 
 ITERATIONS = 7
 
@@ -39,7 +39,7 @@ class Trouble:
     in_evaluation: dict[int, Exception] = field(default_factory=dict)
 
 
-class OneNumber(World):
+class OneNumber(RunState):
     """The policy is one weight; the return is how large it is."""
 
     def __init__(self, trouble: Trouble) -> None:
@@ -60,7 +60,7 @@ class OneNumber(World):
         return {"eval/return": self.weight.item()}, [{"weight": self.weight.item()}]
 
     def monitor(self, experience: Experience, context: Context) -> None:
-        self.monitored.append("weight" in experience and not context.touched)
+        self.monitored.append("weight" in experience and not context.params_updated)
 
     def rewind(self) -> None:
         self.rewound += 1
@@ -99,7 +99,7 @@ class JudgeByMemory(Part):
         memory.setdefault("seen", []).append(context.iteration)
         for name, new in (("mean", experience["action"].mean(0)), ("most", experience["action"].amax(0))):
             kept[name] = kept.get(name, torch.zeros(3)) * 0.9 + new
-        if error := context.world.trouble.before_the_step.pop(context.iteration, None):
+        if error := context.run_state.trouble.before_the_step.pop(context.iteration, None):
             raise error
         advantage = experience["action"] - kept["mean"] / 9 + 0.1 * kept["most"] + 0.01 * len(memory["seen"])
         return experience.with_fields(advantage=advantage)
@@ -107,14 +107,14 @@ class JudgeByMemory(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient(PolicyGradient):
-    def updated(self, metrics: dict[str, float], context: Context) -> None:
-        if error := context.world.trouble.after_the_step.pop(context.iteration, None):
+    def on_update_end(self, metrics: dict[str, float], context: Context) -> None:
+        if error := context.run_state.trouble.after_the_step.pop(context.iteration, None):
             raise error
 
 
 def loop_of(path: Path | None, trouble: Trouble | None = None, **settings: Any) -> Loop:
     """A loop in `path`: a new run, or one to be resumed where the folder is there."""
-    world = OneNumber(trouble or Trouble())
+    run_state = OneNumber(trouble or Trouble())
     recipe = Recipe(
         name="counting",
         collect=DrawNumbers(),
@@ -122,14 +122,14 @@ def loop_of(path: Path | None, trouble: Trouble | None = None, **settings: Any) 
         credit=(JudgeByMemory(),),
         select=(AllSteps(),),
         terms=(Gradient(),),
-        optimise=Optimise(learning_rate=0.1, epochs=2, minibatches=2),
+        optimize=Optimize(learning_rate=0.1, epochs=2, minibatches=2),
     ).check()
     folder = None
     if path is not None:
         folder = RunFolder(path) if path.exists() else RunFolder.create(path)
-    context = Context(world=world, seed=3, budget=Budget(iterations=ITERATIONS))
+    context = Context(run_state=run_state, seed=3, budget=Budget(iterations=ITERATIONS))
     more = {"evaluations": 3, "checkpoint_every": 3, "tensorboard": False, **settings}
-    return Loop(recipe=recipe, world=world, context=context, folder=folder, **more)
+    return Loop(recipe=recipe, run_state=run_state, context=context, folder=folder, **more)
 
 
 def told(path: Path) -> tuple[Any, Any]:
@@ -175,7 +175,7 @@ def test_an_iteration_that_fails_before_its_step_leaves_no_trace(at: int, tmp_pa
     loop = loop_of(tmp_path / "run", Trouble(before_the_step={at: UserError("the service is gone")}))
     with pytest.raises(UserError, match="service"):
         loop.run()
-    assert loop.world.rewound == 1 and saved(tmp_path / "run")[-1] == at - 1  # type: ignore[attr-defined]
+    assert loop.run_state.rewound == 1 and saved(tmp_path / "run")[-1] == at - 1  # type: ignore[attr-defined]
     state = read_state(checkpoints(tmp_path / "run" / "checkpoints")[-1])
     assert state["memories"].get("judge-by-memory", {}).get("seen", []) == [*range(1, at)]
     assert state["spent"]["samples"] == 4 * (at - 1) and state["spent"]["iterations"] == at - 1
@@ -195,7 +195,7 @@ def test_an_iteration_that_fails_after_its_step_goes_back_to_the_last_checkpoint
     with pytest.raises(UserError, match="too late"):
         loop.run()
     last = 3 * ((at - 1) // 3)
-    assert saved(tmp_path / "run")[-1] == last and loop.world.rewound == 0  # type: ignore[attr-defined]
+    assert saved(tmp_path / "run")[-1] == last and loop.run_state.rewound == 0  # type: ignore[attr-defined]
     again = loop_of(tmp_path / "run")
     assert again.resume() == last
     again.run()
@@ -222,11 +222,11 @@ def test_an_iteration_whose_evaluation_fails_is_done(tmp_path: Path) -> None:
     assert read_records(tmp_path / "run")[-1]["iteration"] == ITERATIONS
 
 
-def test_the_world_is_looked_at_between_selection_and_update() -> None:
+def test_the_run_state_is_looked_at_between_selection_and_update() -> None:
     loop = loop_of(None)
     for _ in range(2):
         loop.iterate()
-    assert loop.world.monitored == [True, True]  # type: ignore[attr-defined]
+    assert loop.run_state.monitored == [True, True]  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -234,9 +234,9 @@ def test_the_world_is_looked_at_between_selection_and_update() -> None:
 
 def checkpoint_in(root: Path, iteration: int, keep: int = 2) -> Path:
     weight = nn.Parameter(torch.tensor([1.0]))
-    optimiser = torch.optim.AdamW([weight], lr=0.1)
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
     weight.grad = torch.ones(1)
-    optimiser.step()
+    optimizer.step()
 
     def save(folder: Path) -> None:
         save_file({"weight": weight.detach()}, folder / "policy.safetensors")
@@ -244,7 +244,7 @@ def checkpoint_in(root: Path, iteration: int, keep: int = 2) -> Path:
     stores = {"part": {"a": torch.arange(3), "b": torch.ones(2)}, "other": {"a": torch.zeros(1)}}
     names = {"policy": ["weight"]}
     state: dict[str, Any] = {"spent": {}, "seconds": {}, "start": {}, "final": {}, "memories": {}}
-    return save_checkpoint(root, iteration, state, {"policy": optimiser}, names, save, stores, keep=keep)
+    return save_checkpoint(root, iteration, state, {"policy": optimizer}, names, save, stores, keep=keep)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -260,7 +260,7 @@ def test_tensors_of_parts_come_back(tmp_path: Path) -> None:
     assert found["part"]["a"].tolist() == [0, 1, 2] and found["part"]["b"].tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["policy.safetensors", "optimiser-policy.safetensors", "parts.safetensors"])
+@pytest.mark.parametrize("name", ["policy.safetensors", "optimizer-policy.safetensors", "parts.safetensors"])
 def test_a_file_that_was_changed_is_found(name: str, tmp_path: Path) -> None:
     folder = checkpoint_in(tmp_path, 1)
     assert read_state(folder)["iteration"] == 1

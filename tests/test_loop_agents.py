@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from worlds import TableWorld, credited, make_context, token_batch
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue
@@ -31,7 +32,6 @@ from polyrl.tasks.language import task
 from polyrl.tasks.language.base import replayed, table_rows, tool_spans
 from polyrl.tasks.language.office import TURN_LIMIT, Office, OfficeTask, checks
 from test_learning import MARGIN, learn
-from worlds import TableWorld, credited, make_context, token_batch
 
 LEVELS: tuple[Level, ...] = ("token", "turn", "trajectory")
 
@@ -122,7 +122,7 @@ def gradient(term: Any, batch: Experience, world: TableWorld) -> Tensor:
         catalogue.build("loop-agents", {"epochs": 1, "minibatches": 1, "max_grad_norm": 1e9}), terms=(term,)
     )
     recipe = recipe.set("learning_rate", 0.0)
-    recipe.optimise.run(recipe.terms, batch, make_context(world, recipe))  # type: ignore[attr-defined]
+    recipe.optimize.run(recipe.terms, batch, make_context(world, recipe))  # type: ignore[attr-defined]
     return world.gradients()["table"]
 
 

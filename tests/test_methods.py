@@ -21,7 +21,7 @@ from polyrl.methods.language.rloo import LeaveOneOut, leave_one_out
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.score import TokenKLPenalty, at_last_step
 from polyrl.recipe import Recipe
-from worlds import TableWorld, credited, make_context, token_batch
+from run_states import TableRunState, credited, make_context, token_batch
 
 HOWS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
 BETA, CLIP, GAMMA, LAMBDA = 0.05, 0.1, 0.97, 0.9
@@ -56,7 +56,7 @@ def average(losses: list[list[Any]], how: str, limit: int) -> Any:
 class Plain:
     """The papers' equations with Python loops and numbers; only log pi and V stay tensors, for the gradient."""
 
-    def __init__(self, world: TableWorld, batch: Experience):
+    def __init__(self, run_state: TableRunState, batch: Experience):
         self.new, self.old, self.ref, self.value, self.old_value = [], [], [], [], []
         for i in range(len(batch)):
             state, steps = int(batch["prompt_ids"][i, -1]), []
@@ -65,11 +65,11 @@ class Plain:
                     steps.append((t, state, int(batch["action"][i, t])))
                 state = int(batch["action"][i, t])
             heat = float(batch["temperature"][i])
-            self.new.append([world.table[s].div(heat).log_softmax(0)[a] for _, s, a in steps])
-            self.ref.append([float(world.start[s].div(heat).log_softmax(0)[a]) for _, s, a in steps])
+            self.new.append([run_state.table[s].div(heat).log_softmax(0)[a] for _, s, a in steps])
+            self.ref.append([float(run_state.start[s].div(heat).log_softmax(0)[a]) for _, s, a in steps])
             self.old.append([float(batch["behaviour_logprob"][i, t]) for t, _, _ in steps])
-            self.value.append([world.values[s] for _, s, _ in steps])
-            self.old_value.append([float(world.values[s].detach()) for _, s, _ in steps])
+            self.value.append([run_state.values[s] for _, s, _ in steps])
+            self.old_value.append([float(run_state.values[s].detach()) for _, s, _ in steps])
         self.score: list[float] = batch.columns["truth"]
         self.group: list[int] = batch["group"].tolist()
         self.greedy: list[bool] = batch["greedy"].tolist()
@@ -160,17 +160,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_losses_and_gradients_are_those_of_plain_loops(method: str, how: str) -> None:
     still = {"learning_rate": 0.0, "critic_learning_rate": 0.0, "epochs": 1, "minibatches": 1, "max_grad_norm": 1e9}
     recipe = catalogue.build(method, {**SETTINGS[method], **still, "aggregation": how})
-    world = TableWorld()
-    batch = token_batch(world, greedy_twin=method == "remax")
-    context = make_context(world, recipe)
-    recipe.optimise.run(recipe.terms, credited(recipe, batch, context), context)  # type: ignore[attr-defined]
-    wanted = getattr(Plain(world, batch), method.replace("++", "_pp"))(how)
+    run_state = TableRunState()
+    batch = token_batch(run_state, greedy_baseline=method == "remax")
+    context = make_context(run_state, recipe)
+    recipe.optimize.run(recipe.terms, credited(recipe, batch, context), context)  # type: ignore[attr-defined]
+    wanted = getattr(Plain(run_state, batch), method.replace("++", "_pp"))(how)
     assert context.metrics["loss"] == pytest.approx(float(wanted.detach()), abs=1e-6)
-    gradients = torch.autograd.grad(wanted, [world.table, world.values], allow_unused=True)
+    gradients = torch.autograd.grad(wanted, [run_state.table, run_state.values], allow_unused=True)
     for name, gradient in zip(("table", "values"), gradients, strict=True):
-        exact = torch.zeros_like(world.gradients()[name]) if gradient is None else gradient
-        torch.testing.assert_close(world.gradients()[name], exact, atol=1e-6, rtol=1e-6)
-    assert float(world.gradients()["table"].abs().max()) > 1e-3
+        exact = torch.zeros_like(run_state.gradients()[name]) if gradient is None else gradient
+        torch.testing.assert_close(run_state.gradients()[name], exact, atol=1e-6, rtol=1e-6)
+    assert float(run_state.gradients()["table"].abs().max()) > 1e-3
     if method in ("grpo", "reinforce++", "ppo"):
         assert context.metrics["clip_ratio"] > 0  # else the clip was not tested
 
@@ -249,7 +249,7 @@ LOG_RATIO = (0.2, -0.1, 0.0, 0.3)
 
 
 def remax_batch(log_ratio: Any = LOG_RATIO, score: tuple[float, float] = (0.7, 0.5)) -> Experience:
-    """One sampled response and its greedy twin, scored, with log-ratios to the reference."""
+    """One sampled response and its greedy baseline, scored, with log-ratios to the reference."""
     width = len(log_ratio)
     mask = torch.ones(2, width, dtype=torch.bool)
     scores = torch.tensor(score, dtype=torch.float64)
@@ -381,32 +381,33 @@ def test_remax_fact_6_a_deterministic_policy_gets_no_gradient() -> None:
     assert chance.tolist() == [1.0, 0.0] and gradient[0].tolist() == [0.0, 0.0]
 
 
-def improved(recipe: Recipe, batch: Experience, world: TableWorld) -> dict[str, Tensor]:
-    context = make_context(world, recipe)
-    recipe.optimise.run(recipe.terms, batch, context)  # type: ignore[attr-defined]
-    return world.gradients()
+def improved(recipe: Recipe, batch: Experience, run_state: TableRunState) -> dict[str, Tensor]:
+    context = make_context(run_state, recipe)
+    recipe.optimize.run(recipe.terms, batch, context)  # type: ignore[attr-defined]
+    return run_state.gradients()
 
 
 @pytest.mark.parametrize("spec", ["remax", "grpo+remax", "remax+reinforce++", "remax(completions_per_prompt=2)+rloo"])
 def test_remax_fact_7_nothing_flows_through_the_greedy_pass(spec: str) -> None:
     """Whatever the log-probabilities of the twins are: same gradient. And twins never have a weight."""
     recipe = catalogue.build(spec, {"max_grad_norm": 1e9, "minibatches": 1, "learning_rate": 0.0})
-    world = TableWorld()
-    batch = token_batch(world, greedy_twin=True)
+    run_state = TableRunState()
+    batch = token_batch(run_state, greedy_baseline=True)
     twins = batch["greedy"]
-    made = credited(recipe, batch, make_context(world))
+    made = credited(recipe, batch, make_context(run_state))
     assert bool((made["weight"][twins] == 0).all()) and bool((made["weight"][~twins] == made["mask"][~twins]).all())
-    plain = improved(recipe, made, world)
+    plain = improved(recipe, made, run_state)
     for by in (0.5, 1e6, math.nan):
         moved = batch["behaviour_logprob"] + torch.where(twins[:, None], by, 0.0)
         # the twins' own probabilities may change at will, also what their critic-free score stage makes of them
-        again = credited(recipe, batch.with_fields(behaviour_logprob=moved), make_context(world))
-        torch.testing.assert_close(improved(recipe, again, world)["table"], plain["table"], rtol=0, atol=1e-12)
+        again = credited(recipe, batch.with_fields(behaviour_logprob=moved), make_context(run_state))
+        torch.testing.assert_close(improved(recipe, again, run_state)["table"], plain["table"], rtol=0, atol=1e-12)
 
 
 def test_a_greedy_baseline_without_greedy_answers_is_told() -> None:
     with pytest.raises(
-        UserError, match=r"'greedy-baseline' needs the field 'twinned'.*'sample-with-greedy-twin' would give"
+        UserError,
+        match=r"'greedy-baseline' needs the field 'has_greedy_baseline'.*'sample-with-greedy-baseline' would give",
     ):
         catalogue.build("grpo+greedy-baseline")
 
@@ -414,14 +415,14 @@ def test_a_greedy_baseline_without_greedy_answers_is_told() -> None:
 @pytest.mark.parametrize("method", SETTINGS)
 def test_advantages_do_not_depend_on_order_numbering_or_padding(method: str) -> None:
     recipe = catalogue.build(method, SETTINGS[method])
-    world = TableWorld()
-    batch = token_batch(world, greedy_twin=method == "remax")
-    wanted = credited(recipe, batch, make_context(world))["advantage"]
+    run_state = TableRunState()
+    batch = token_batch(run_state, greedy_baseline=method == "remax")
+    wanted = credited(recipe, batch, make_context(run_state))["advantage"]
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
-    shuffled = credited(recipe, batch.rows(order), make_context(world))["advantage"]
+    shuffled = credited(recipe, batch.rows(order), make_context(run_state))["advantage"]
     torch.testing.assert_close(shuffled, wanted[order])
-    renamed = credited(recipe, batch.with_fields(group=1000 - 3 * batch["group"]), make_context(world))["advantage"]
+    renamed = credited(recipe, batch.with_fields(group=1000 - 3 * batch["group"]), make_context(run_state))["advantage"]
     torch.testing.assert_close(renamed, wanted)
     wide = {n: torch.nn.functional.pad(batch[n], (0, 4)) for n in ("action", "present", "mask", "behaviour_logprob")}
-    padded = credited(recipe, batch.with_fields(**wide), make_context(world))["advantage"]
+    padded = credited(recipe, batch.with_fields(**wide), make_context(run_state))["advantage"]
     torch.testing.assert_close(padded, torch.nn.functional.pad(wanted, (0, 4)))

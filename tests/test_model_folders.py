@@ -1,4 +1,4 @@
-"""Folders as they circulate: adapters of every kind, quantised weights, families that name no base model."""
+"""Folders as they circulate: adapters of every kind, quantized weights, families that name no base model."""
 
 from __future__ import annotations
 
@@ -140,12 +140,12 @@ def test_learned_prompts_are_refused(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "fp8", "mxfp4"])
 @pytest.mark.parametrize("kind", [LanguagePolicy, Critic])
-def test_quantised_weights_are_refused_in_one_sentence(method: str, kind: Any, model: Path) -> None:
+def test_quantized_weights_are_refused_in_one_sentence(method: str, kind: Any, model: Path) -> None:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     for place in (config, config.setdefault("text_config", {})):
         place["quantization_config"] = {"quant_method": method, "bits": 4}
         (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        with pytest.raises(UserError, match=rf"quantised \({method}\)"):
+        with pytest.raises(UserError, match=rf"quantized \({method}\)"):
             kind.load(model)
         place.pop("quantization_config")
 

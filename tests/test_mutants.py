@@ -16,7 +16,7 @@ LAYERS = (
     "runtime",
     "rollout",
     "tasks",
-    "worlds",
+    "run_state",
 )
 
 

@@ -37,7 +37,7 @@ def said(rows: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def known() -> set[str]:
-    recipes = [build(method, wing="control") for method in CONTROL]
+    recipes = [build(method, domain="control") for method in CONTROL]
     names = {key for recipe in recipes for key in recipe.hyperparameters()}
     return {*names, *(key.rpartition(".")[2] for key in names)}
 
@@ -71,7 +71,7 @@ def commands(page: str) -> list[str]:
 
 @pytest.mark.parametrize("line", [c for page in ("control.md", "writing-a-method.md") for c in commands(page)])
 def test_commands_of_the_pages_build(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The methods are built for the task's wing, with the hyperparameters that the command sets."""
+    """The methods are built for the task's domain, with the hyperparameters that the command sets."""
     for name, code in titled("writing-a-method.md").items():
         (tmp_path / name).write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -86,9 +86,9 @@ def test_commands_of_the_pages_build(line: str, tmp_path: Path, monkeypatch: pyt
         else:
             methods.append(word.strip("'"))
     task = chosen.get("task", "").strip("'")
-    wing = "control" if task else None
+    domain = "control" if task else None
     for method in methods:
-        recipe = build(method, settings, wing=wing)
+        recipe = build(method, settings, domain=domain)
         values = recipe.hyperparameters()
         for name, value in settings.items():
             full = plain(name)
@@ -109,7 +109,7 @@ def test_a_temperature_without_a_step_size_is_fixed() -> None:
     loop = loop_of("sac", "Pendulum-v1", turns="30", random_steps="10", **fixed)
     loop.iterate()
     assert loop.context.metrics["temperature"] == pytest.approx(0.2) and loop.context.spent.updates == 3 * 21
-    assert float(loop.world.models["temperature"]()) == pytest.approx(0.2)
+    assert float(loop.run_state.models["temperature"]()) == pytest.approx(0.2)
 
 
 def test_a_turn_is_steps_then_updates_and_moves_count_turns() -> None:
@@ -122,7 +122,7 @@ def test_a_turn_is_steps_then_updates_and_moves_count_turns() -> None:
     }
     loop = loop_of("dqn", "CartPole-v1", **settings, **{"q-target-move.every": "4"})
     moves: list[int] = []
-    loop.world.models.move = lambda *given: moves.append(loop.context.turn)
+    loop.run_state.models.move = lambda *given: moves.append(loop.context.turn)
     loop.iterate()
     assert loop.context.spent.steps == 8 * 4 * 2 and loop.context.spent.updates == 7 and moves == [3, 7]
 

@@ -20,10 +20,10 @@ from polyrl.core.update import Fresh, Phase, Update
 from polyrl.data.replay import Replay
 from polyrl.models.actor import Actor
 from polyrl.rollout.environments import Environments
+from polyrl.run_state import language, operations, theory
 from polyrl.runs import make_loop
 from polyrl.runtime.budget import UNITS
-from polyrl.runtime.config import Given, RunConfig
-from polyrl.worlds import language, operations, theory
+from polyrl.runtime.config import PythonObjects, RunConfig
 from test_docs import text
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def test_every_gap_is_named_and_every_name_is_a_gap() -> None:
 
 
 def test_files_that_are_said_to_be_new_are_new_and_others_are_there() -> None:
-    there = {"tasks/theory/mdp.py", "worlds/theory.py", "tasks/theory/"}
+    there = {"tasks/theory/mdp.py", "run_state/theory.py", "tasks/theory/"}
     source = ROOT / "src" / "polyrl"
     for slug, files, *_ in PAPERS:
         for file in re.findall(r"[\w/]+/(?:\w+\.py)?", files):
@@ -84,7 +84,7 @@ class Tells(gymnasium.Env[np.ndarray, int]):
 def fields_of_a_telling_environment() -> set[str]:
     config = RunConfig(method="ppo", task="mine", budget="iterations=1", tensorboard=False)
     config = dataclasses.replace(config, hyperparameters={"environments": "2", "steps_per_environment": "4"})
-    loop: Any = make_loop(config, given=Given(environment=Tells))[0]
+    loop: Any = make_loop(config, given=PythonObjects(environment=Tells))[0]
     return set(loop.recipe.collect(None, loop.context).fields())
 
 
@@ -107,8 +107,8 @@ STILL: dict[str, Callable[[], bool]] = {
     "H": lambda: not {"reset_to", "restore", "set_state"} & set(dir(Environments)),
     "J": lambda: not any("return" in name for name in Replay.fields),
     "K": lambda: "queries" not in UNITS and not {"finish", "done", "finished"} & set(dir(Context)),
-    "L": lambda: options_of(Phase) == {"of", "optimiser_steps", "collects"},
-    "M": lambda: "GameWorld | MDPWorld" in source_of(theory) and "InventoryTask" in source_of(operations),
+    "L": lambda: options_of(Phase) == {"of", "optimizer_steps", "collects"},
+    "M": lambda: "GameRunState | MDPWorld" in source_of(theory) and "InventoryTask" in source_of(operations),
 }
 """Whether the code still lacks what a gap says, by what its mending would most likely bring."""
 

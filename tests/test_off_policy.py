@@ -30,7 +30,7 @@ from polyrl.models.scalar import PositiveScalar
 from polyrl.parts.replayed import NextObservation, SoftTarget, SoftValue, SquaredTD, StepAndKeep, soft_target
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 
 torch.set_num_threads(1)
 SMALL = {"hidden": "32x32", "batch_size": "32"}
@@ -159,12 +159,12 @@ def test_rows_without_a_slope_are_left_out_and_nothing_else_changes(
 
 def test_nothing_is_computed_for_models_that_an_update_does_not_train() -> None:
     loop = loop_of("sac", turns=12, random_steps=4, learning_starts=8, **SMALL)
-    before = {name: flat.vector.detach().clone() for name, flat in loop.world.models.flat.items()}
+    before = {name: flat.vector.detach().clone() for name, flat in loop.run_state.models.flat.items()}
     loop.iterate()
-    for name, flat in loop.world.models.flat.items():
+    for name, flat in loop.run_state.models.flat.items():
         assert not torch.equal(before[name], flat.vector), name
-        assert not any(p.requires_grad for p in loop.world.models[name].parameters())
-    assert not loop.world.models.flat["q_target"].vector.grad.any()
+        assert not any(p.requires_grad for p in loop.run_state.models[name].parameters())
+    assert not loop.run_state.models.flat["q_target"].vector.grad.any()
 
 
 def test_one_model_more_changes_no_other() -> None:
@@ -184,13 +184,15 @@ class Plain:
     def __init__(self, loop: Any):
         self.networks: dict[str, list[nn.Sequential]] = {}
         self.adams: dict[str, torch.optim.Adam] = {}
-        for name, module in loop.world.models.items():
+        for name, module in loop.run_state.models.items():
             if name == "temperature":
                 self.log_alpha = module.log.detach().clone().requires_grad_()
-                self.adams[name] = torch.optim.Adam([self.log_alpha], lr=loop.world.models.entries[name].learning_rate)
+                self.adams[name] = torch.optim.Adam(
+                    [self.log_alpha], lr=loop.run_state.models.entries[name].learning_rate
+                )
                 continue
             self.networks[name] = [plain_layers(module.network, k) for k in range(module.network.members)]
-            entry = loop.world.models.entries[name]
+            entry = loop.run_state.models.entries[name]
             if not entry.copied:
                 parameters = [p for n in self.networks[name] for p in n.parameters()]
                 self.adams[name] = torch.optim.Adam(parameters, lr=entry.learning_rate)
@@ -213,7 +215,7 @@ class Plain:
         for name, networks in self.networks.items():
             for k, network in enumerate(networks):
                 for mine, theirs in zip(
-                    plain_layers(loop.world.models[name].network, k).parameters(), network.parameters(), strict=True
+                    plain_layers(loop.run_state.models[name].network, k).parameters(), network.parameters(), strict=True
                 ):
                     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -278,7 +280,7 @@ def test_sac_is_its_plain_loop() -> None:
         plain.polyak("q_target", "q", 0.005)
     plain.check(loop)
     torch.testing.assert_close(
-        loop.world.models["temperature"].log.detach(), plain.log_alpha.detach(), rtol=1e-5, atol=1e-6
+        loop.run_state.models["temperature"].log.detach(), plain.log_alpha.detach(), rtol=1e-5, atol=1e-6
     )
 
 
@@ -384,7 +386,7 @@ LEARNS: dict[str, Any] = {
 
 @pytest.mark.parametrize("method", ["sac", "td3", "sac+n-step", "td3+prioritised"])
 def test_continuous_actions_are_learned(method: str) -> None:
-    loop = make_loop(config_of(method, "mine", **LEARNS), given=Given(environment=follow))[0]
+    loop = make_loop(config_of(method, "mine", **LEARNS), given=PythonObjects(environment=follow))[0]
     reached(loop.run()["eval/return"], -0.8)  # five steps: -1.7 for the middle; -0.27 to 0 with three seeds
 
 
@@ -392,7 +394,7 @@ def test_continuous_actions_are_learned(method: str) -> None:
 def test_a_few_actions_are_learned(method: str) -> None:
     settings = {**LEARNS, "turns": 10, "steps_per_environment": 10, "gradient_steps": 10, "exploration_fraction": 0.5}
     del settings["random_steps"]
-    loop = make_loop(config_of(method, "mine", **settings), given=Given(environment=lambda: follow(True)))[0]
+    loop = make_loop(config_of(method, "mine", **settings), given=PythonObjects(environment=lambda: follow(True)))[0]
     reached(loop.run()["eval/return"], -0.6)  # five steps: -2.5 by guessing; -0.08 to 0 with three seeds
 
 
@@ -452,7 +454,7 @@ def test_without_fast_paths_the_numbers_are_the_same_but_for_rounding(monkeypatc
         monkeypatch.setattr(kernels, "ENABLED", fast)
         loop = loop_of("sac", turns=60, random_steps=20, learning_starts=30, **SMALL)
         loop.iterate()
-        found.append({name: flat.vector.detach().clone() for name, flat in loop.world.models.flat.items()})
+        found.append({name: flat.vector.detach().clone() for name, flat in loop.run_state.models.flat.items()})
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
 
@@ -484,7 +486,7 @@ def test_random_actions_fill_the_bounds() -> None:
 
 def test_epsilon_greedy_explores_its_share() -> None:
     loop = loop_of("dqn", "CartPole-v1", **SMALL)
-    actor = loop.world.actor
+    actor = loop.run_state.actor
     assert isinstance(actor, EpsilonGreedy)
     actor.epsilon = 0.3
     noise = actor.noise(20_000, 1, torch.Generator().manual_seed(0))
@@ -526,7 +528,7 @@ def test_changes_of_the_buffer_are_what_they_say() -> None:
     assert (replay.n_step, replay.priority_exponent, replay.importance_exponent) == (5, 0.7, 0.4)
     assert catalogue.build("sac", {"n_step": "2", "replay.gamma": "0.9"}).sources["replay"].gamma == 0.9  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="ppo has no replay buffer, so there is nothing that 'n-step' could change"):
-        catalogue.build("ppo+n-step", wing="control")
+        catalogue.build("ppo+n-step", domain="control")
 
 
 def test_hyperparameters_of_one_model_are_set_by_its_name() -> None:

@@ -30,7 +30,7 @@ from polyrl.models.critics import QNetwork
 from polyrl.models.policies import GaussianPolicy, SquashedGaussian, StochasticPolicy
 from polyrl.parts.replayed import SoftTarget, SquaredTD
 from polyrl.runs import make_loop, resume_run, start_run
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from test_off_policy import Follow, Plain, clone, comparable, follow, loop_stream, pendulum, plain_layers
 from test_transitions import stopped_after
 
@@ -188,7 +188,7 @@ def drawn(loop: Any, source: str = "data") -> Iterator[tuple[dict[str, Tensor], 
 def test_bc_is_its_plain_loop(tmp_path: Path) -> None:
     loop = loop_of("bc", pendulum_file(tmp_path), learning_rate=3e-3)
     plain = Plain(loop)
-    log_std = loop.world.models["policy"].log_std.detach().clone().requires_grad_()
+    log_std = loop.run_state.models["policy"].log_std.detach().clone().requires_grad_()
     network = plain.networks["policy"][0]
     adam = torch.optim.Adam([*network.parameters(), log_std], lr=3e-3)
     for rows, _ in drawn(loop):
@@ -197,7 +197,7 @@ def test_bc_is_its_plain_loop(tmp_path: Path) -> None:
         (-normal.log_prob(rows["action"]).sum(-1).mean()).backward()
         adam.step()
     plain.check(loop)
-    torch.testing.assert_close(loop.world.models["policy"].log_std.detach(), log_std.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loop.run_state.models["policy"].log_std.detach(), log_std.detach(), rtol=1e-5, atol=1e-6)
     assert loop.context.spent.updates == 8 and float(log_std.detach()) != 0
 
 
@@ -216,7 +216,7 @@ def test_bc_of_choices_is_its_plain_loop(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     held = {"observations": rng.normal(size=(60, 1)), "next_observations": rng.normal(size=(60, 1))}
     data = pendulum_file(tmp_path, actions=rng.integers(0, 2, 60), **held)
-    loop = make_loop(config_of("bc", data, "mine"), given=Given(environment=lambda: follow(True)))[0]
+    loop = make_loop(config_of("bc", data, "mine"), given=PythonObjects(environment=lambda: follow(True)))[0]
     plain = Plain(loop)
     for rows, _ in drawn(loop):
         plain.step(
@@ -228,7 +228,7 @@ def test_bc_of_choices_is_its_plain_loop(tmp_path: Path) -> None:
 def test_iql_is_its_plain_loop(tmp_path: Path) -> None:
     loop = loop_of("iql", pendulum_file(tmp_path), learning_rate=3e-3, expectile=0.8, largest_weight=1.05)
     plain = Plain(loop)
-    log_std = loop.world.models["policy"].log_std.detach().clone().requires_grad_()
+    log_std = loop.run_state.models["policy"].log_std.detach().clone().requires_grad_()
     policy, value = plain.networks["policy"][0], plain.networks["value"][0]
     adam = torch.optim.Adam([*policy.parameters(), log_std], lr=3e-3)
     clipped = 0
@@ -329,9 +329,9 @@ def test_rlpd_is_its_plain_loop(tmp_path: Path) -> None:
     plain.check(loop)
 
 
-def test_layers_are_normalised_before_their_activation(tmp_path: Path) -> None:
+def test_layers_are_normalized_before_their_activation(tmp_path: Path) -> None:
     loop = loop_of("rlpd", pendulum_file(tmp_path), **ONLINE)
-    network = loop.world.models["q"].network
+    network = loop.run_state.models["q"].network
     assert network.members == 10 and len(network.scales) == 2
     x = torch.randn(5, 4)
     for k in (0, 9):
@@ -348,7 +348,7 @@ def test_layers_are_normalised_before_their_activation(tmp_path: Path) -> None:
 
 
 def vectors(loop: Any) -> dict[str, Tensor]:
-    return {name: flat.vector.detach().clone() for name, flat in loop.world.models.flat.items()}
+    return {name: flat.vector.detach().clone() for name, flat in loop.run_state.models.flat.items()}
 
 
 def same_bits(one: Any, other: Any) -> bool:
@@ -366,7 +366,7 @@ def test_cql_without_its_penalty_is_sac_on_the_same_rows(tmp_path: Path) -> None
         sources={"data": Transitions()},
         updates=(dataclasses.replace(first, batch=Sample("data", batch_size=256)), *others),
     )
-    plain = make_loop(config_of("mine", data), given=Given(recipe=offline))[0]
+    plain = make_loop(config_of("mine", data), given=PythonObjects(recipe=offline))[0]
     limit = loop_of("cql", data, conservative_weight=0, learning_rate=3e-4)
     other = loop_of("cql", data, learning_rate=3e-4)
     for loop in (plain, limit, other):
@@ -389,7 +389,7 @@ def test_rlpd_without_data_is_sac_with_its_ensemble(tmp_path: Path) -> None:
             own.updates[2],
         ),
     )
-    plain = make_loop(config_of("mine", data, **ONLINE), given=Given(recipe=alone), asked=False)[0]
+    plain = make_loop(config_of("mine", data, **ONLINE), given=PythonObjects(recipe=alone), asked=False)[0]
     limit = loop_of("rlpd", data, share=0, **ONLINE)
     other = loop_of("rlpd", data, share=0.5, **ONLINE)
     for loop in (plain, limit, other):
@@ -462,7 +462,7 @@ LEARNS: dict[str, Any] = {
 
 def learned(method: str, data: Path, discrete: bool = False, **settings: Any) -> float:
     config = config_of(method, data, "mine", **{**LEARNS, "seed": SEED, **settings})
-    loop = make_loop(config, given=Given(environment=lambda: follow(discrete)))[0]
+    loop = make_loop(config, given=PythonObjects(environment=lambda: follow(discrete)))[0]
     return float(loop.run()["eval/return"])
 
 

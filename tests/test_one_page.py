@@ -62,13 +62,13 @@ def in_the_loop(folder: Path, *, plain: bool = False) -> tuple[list[dict[str, fl
     )
     loop: Any = make_loop(config)[0]
     if plain:
-        loop.world.policy.share_prompts = False
-        loop.world.engine = TransformersEngine(loop.world.policy, fast=False)
+        loop.run_state.policy.share_prompts = False
+        loop.run_state.engine = TransformersEngine(loop.run_state.policy, fast=False)
     records = []
     for _ in range(ITERATIONS):
         loop.iterate()
         records.append(dict(loop.context.metrics))
-    return records, loop.world.policy.model
+    return records, loop.run_state.policy.model
 
 
 def distance(one: Any, other: Any) -> float:

@@ -284,11 +284,11 @@ def test_rules_by_hand() -> None:
     assert echelon(stock)[0].tolist() == pytest.approx([40 - 10, 30 - 9, 20 - 7, 10 - 4])
 
 
-def test_a_step_of_the_optimiser_moves_a_level_by_the_learning_rate_times_the_unit() -> None:
+def test_a_step_of_the_optimizer_moves_a_level_by_the_learning_rate_times_the_unit() -> None:
     rule = policies.BaseStock(task("backlog").network, 10.0, unit=150.0)
-    optimiser = torch.optim.Adam(rule.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(rule.parameters(), lr=3e-3)
     (rule.level() - 20).square().backward()
-    optimiser.step()
+    optimizer.step()
     assert rule.level().item() == pytest.approx(10.45, abs=1e-3)
 
 

@@ -29,7 +29,7 @@ from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.language.base import Reward, Row
 from polyrl.tasks.language.strings import Reverse
-from worlds import TableWorld, credited, make_context, token_batch
+from run_states import TableRunState, credited, make_context, token_batch
 
 
 def numbers(*values: float) -> Tensor:
@@ -160,11 +160,11 @@ def test_order_padding_and_garbage_change_nothing() -> None:
 
 
 def test_where_every_answer_takes_the_fewest_calls_it_is_grpo_exactly() -> None:
-    world = TableWorld()
-    batch = token_batch(world)
+    run_state = TableRunState()
+    batch = token_batch(run_state)
     batch = batch.with_columns(calls=[3] * len(batch), prompt=[str(g) for g in batch["group"].tolist()])
-    plain = credited(catalogue.build("grpo"), batch, make_context(world))
-    otc = credited(catalogue.build("otc-po(minimum=group,right_from=-9)"), batch, make_context(world))
+    plain = credited(catalogue.build("grpo"), batch, make_context(run_state))
+    otc = credited(catalogue.build("otc-po(minimum=group,right_from=-9)"), batch, make_context(run_state))
     assert torch.equal(plain["advantage"], otc["advantage"]) and bool(plain["advantage"].any())
 
 
@@ -216,7 +216,7 @@ class Vowels:
 
 
 @dataclass
-class Words(Reverse):
+class StopStringTracker(Reverse):
     """Any answer is right; the letter e is a tool call."""
 
     def __post_init__(self) -> None:
@@ -229,12 +229,17 @@ class Words(Reverse):
 
 @pytest.mark.parametrize("method", ["otc-po(minimum=zero)", "ppo+otc(minimum=zero)"])
 def test_calls_fall(method: str, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import polyrl.worlds.language as module
+    import polyrl.run_state.language as module
 
-    monkeypatch.setattr(module, "built_in_task", lambda name, **settings: Words(difficulty=4))
-    knobs = {"learning_rate": "1e-3", "prompts_per_step": "8", "completions_per_prompt": "8"}
+    monkeypatch.setattr(module, "built_in_task", lambda name, **settings: StopStringTracker(difficulty=4))
+    hyperparameters = {"learning_rate": "1e-3", "prompts_per_step": "8", "completions_per_prompt": "8"}
     config = RunConfig(
-        method=method, task="reverse", model=str(small_model), budget="iterations=8", hyperparameters=knobs, seed=SEED
+        method=method,
+        task="reverse",
+        model=str(small_model),
+        budget="iterations=8",
+        hyperparameters=hyperparameters,
+        seed=SEED,
     )
     loop, _ = make_loop(config)
     calls = []

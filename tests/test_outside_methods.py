@@ -23,11 +23,11 @@ from typing import ClassVar
 
 import torch
 
-from polyrl import Experience, Part, Recipe, knob
+from polyrl import Experience, Part, Recipe, hyperparameter
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import group_statistics
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 
 SLUG = "best-of-group"
@@ -46,7 +46,7 @@ class AboveTheMean(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
 
-    margin: float = knob(0.0, "how much better than the mean", low=0)
+    margin: float = hyperparameter(0.0, "how much better than the mean", low=0)
 
     def __call__(self, experience: Experience, context) -> Experience:
         mean, _, _ = group_statistics(experience["score"], experience["group"])
@@ -65,7 +65,7 @@ def recipe() -> Recipe:
         score=(TaskReward(),),
         credit=(AboveTheMean(),),
         terms=(PolicyGradient(),),
-        optimise=Optimise(learning_rate=1e-3),
+        optimize=Optimize(learning_rate=1e-3),
         adds=("above-the-mean",),
         notes={"credit": "what the better half did is worth doing again"},
     )
@@ -150,9 +150,11 @@ def test_it_composes_both_ways(file: Path, words: list[str], tmp_path: Path, pol
         out = tmp_path / str(i)
         told = polyrl("train", spec, *words, "--budget", "iterations=1", "--out", out, "--quiet")
         assert (told.code, told.err) == (0, "")
-        knobs = yaml.safe_load((out / "config.yaml").read_text())["hyperparameters"]
-        assert knobs["above-the-mean.margin"] == 0.2
-        assert ("clipped-surrogate.clip_range" in knobs) == (i == 1) and "group-advantage.scale" not in knobs
+        hyperparameters = yaml.safe_load((out / "config.yaml").read_text())["hyperparameters"]
+        assert hyperparameters["above-the-mean.margin"] == 0.2
+        assert ("clipped-surrogate.clip_range" in hyperparameters) == (
+            i == 1
+        ) and "group-advantage.scale" not in hyperparameters
 
 
 def test_a_file_is_shown_and_traced(

@@ -20,28 +20,28 @@ from polyrl.kernels.flat import FlatParameters
 from polyrl.methods.preference.dpo import DPOLoss
 from polyrl.models.closed_form import ActorCriticPasses, Layers
 from polyrl.models.control import ControlCritic, ControlPolicy, numpy_forward
-from polyrl.models.distributions import Categorical, DiagonalGaussian, Distribution, WayBack
-from polyrl.models.normalisation import Floats
+from polyrl.models.distributions import Backward, Categorical, DiagonalGaussian, Distribution
+from polyrl.models.normalization import Floats
 from polyrl.parts.improve import ClippedSurrogate, EntropyBonus, PolicyGradient, ValueLoss
 from polyrl.parts.pairs import LogRatioLoss
 from polyrl.recipe import Recipe, Term
+from polyrl.run_state.control import ControlRunState, make_run_state, make_task
 from polyrl.runtime.budget import Budget
-from polyrl.runtime.config import Given, RunConfig
-from polyrl.worlds.control import ControlWorld, make_task, make_world
-from worlds import TableWorld, credited, make_context, token_batch
+from polyrl.runtime.config import PythonObjects, RunConfig
+from run_states import TableRunState, credited, make_context, token_batch
 
 
 def control_loop(
     change: Callable[[Recipe], Recipe],
-    alter: Callable[[ControlWorld], None] = lambda world: None,
+    alter: Callable[[ControlRunState], None] = lambda run_state: None,
     task: str = "CartPole-v1",
 ) -> Loop:
     config = RunConfig(method="ppo", task=task, budget="iterations=3")
     settings = {"environments": 2, "steps_per_environment": 32, "epochs": 2, "minibatches": 2}
-    recipe = change(build("ppo", {k: str(v) for k, v in settings.items()}, wing="control"))
-    world = make_world(config, make_task(config, Given()), recipe)
-    alter(world)
-    return Loop(recipe, world, Context(world=world, seed=0, budget=Budget.parse("iterations=3")))
+    recipe = change(build("ppo", {k: str(v) for k, v in settings.items()}, domain="control"))
+    run_state = make_run_state(config, make_task(config, PythonObjects()), recipe)
+    alter(run_state)
+    return Loop(recipe, run_state, Context(run_state=run_state, seed=0, budget=Budget.parse("iterations=3")))
 
 
 def in_place_of(term: Term, **more: Any) -> Callable[[Recipe], Recipe]:
@@ -49,8 +49,8 @@ def in_place_of(term: Term, **more: Any) -> Callable[[Recipe], Recipe]:
     return lambda recipe: replace(recipe, terms=(term,), **more)
 
 
-def policy_of(world: Any) -> Tensor:
-    vector: Tensor = world.flat["policy"].vector.detach().clone()
+def policy_of(run_state: Any) -> Tensor:
+    vector: Tensor = run_state.flat["policy"].vector.detach().clone()
     return vector
 
 
@@ -97,19 +97,19 @@ class Grandchild(ZeroSurrogate):
 @pytest.mark.parametrize("kind", [ZeroSurrogate, ZeroGradient, MixedIn, Grandchild, ZeroEntropy])
 def test_the_loss_of_a_subclass_is_what_trains(kind: type[Term]) -> None:
     loop = control_loop(in_place_of(kind()))
-    before = policy_of(loop.world)
+    before = policy_of(loop.run_state)
     loop.iterate()
-    assert torch.equal(policy_of(loop.world), before)
+    assert torch.equal(policy_of(loop.run_state), before)
     parent = control_loop(in_place_of(ClippedSurrogate()))
     parent.iterate()
-    assert not torch.equal(policy_of(parent.world), before)  # the same start, and its own loss moves it
+    assert not torch.equal(policy_of(parent.run_state), before)  # the same start, and its own loss moves it
 
 
 def test_so_is_a_critic_s() -> None:
     loop = control_loop(lambda recipe: replace(recipe, terms=(ClippedSurrogate(), ZeroValue())))
-    before = loop.world.flat["critic"].vector.detach().clone()  # type: ignore[attr-defined]
+    before = loop.run_state.flat["critic"].vector.detach().clone()  # type: ignore[attr-defined]
     loop.iterate()
-    assert torch.equal(loop.world.flat["critic"].vector.detach(), before)  # type: ignore[attr-defined]
+    assert torch.equal(loop.run_state.flat["critic"].vector.detach(), before)  # type: ignore[attr-defined]
 
 
 class Helped(ClippedSurrogate):
@@ -139,12 +139,12 @@ class NoGain(Helped):
 
 def test_derivatives_go_with_the_class_that_wrote_them() -> None:
     loop = control_loop(in_place_of(NoGain()))
-    before = policy_of(loop.world)
+    before = policy_of(loop.run_state)
     loop.iterate()
-    assert torch.equal(policy_of(loop.world), before) and "gain" not in loop.context.metrics
+    assert torch.equal(policy_of(loop.run_state), before) and "gain" not in loop.context.metrics
     parent = control_loop(in_place_of(Helped()))
     parent.iterate()
-    assert not torch.equal(policy_of(parent.world), before) and "gain" in parent.context.metrics
+    assert not torch.equal(policy_of(parent.run_state), before) and "gain" in parent.context.metrics
 
     class TakenOn(ClippedSurrogate):
         slopes = ClippedSurrogate.slopes
@@ -213,10 +213,10 @@ class WrongTotal(ClippedSurrogate):
 def test_wrong_derivatives_are_refused_before_the_first_step(kind: type[Term]) -> None:
     term = kind()
     loop = control_loop(in_place_of(term))
-    before = policy_of(loop.world)
+    before = policy_of(loop.run_state)
     with pytest.raises(UserError, match=rf"'{term.name}'.*nothing was trained"):
         loop.iterate()
-    assert torch.equal(policy_of(loop.world), before)
+    assert torch.equal(policy_of(loop.run_state), before)
 
 
 def test_a_loss_that_was_replaced_in_a_running_program_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_a_term_s_own_weights_are_used_beside_others() -> None:
     ]
     for loop in loops:
         loop.iterate()
-    assert torch.equal(*(policy_of(loop.world) for loop in loops))  # counts nothing, so changes nothing
+    assert torch.equal(*(policy_of(loop.run_state) for loop in loops))  # counts nothing, so changes nothing
     assert loops[1].context.metrics["loss/half-of-the-steps"] == 0
 
 
@@ -269,25 +269,25 @@ class NoEntropy(Categorical):
 class WrongWay(Categorical):
     """Derivatives of its own, and wrong ones."""
 
-    def differentiable(self, numbers: Floats, action: Any) -> tuple[Floats, Floats, WayBack]:
+    def differentiable(self, numbers: Floats, action: Any) -> tuple[Floats, Floats, Backward]:
         logprob, entropy, back = Categorical.differentiable(self, numbers, action)
         return logprob, entropy, lambda *slopes: 2 * back(*slopes)
 
 
-def acts_by(distribution: Distribution) -> Callable[[ControlWorld], None]:
-    def alter(world: ControlWorld) -> None:
-        world.policy.distribution = distribution
-        world.flat = {name: FlatParameters(module) for name, module in world.modules.items()}
-        world._passes = ActorCriticPasses.of(world.policy, world.critic)
+def acts_by(distribution: Distribution) -> Callable[[ControlRunState], None]:
+    def alter(run_state: ControlRunState) -> None:
+        run_state.policy.distribution = distribution
+        run_state.flat = {name: FlatParameters(module) for name, module in run_state.modules.items()}
+        run_state._passes = ActorCriticPasses.of(run_state.policy, run_state.critic)
 
     return alter
 
 
 def test_the_density_of_a_subclass_is_what_trains() -> None:
     loop = control_loop(in_place_of(ClippedSurrogate()), acts_by(Flat(2)))
-    before = policy_of(loop.world)
+    before = policy_of(loop.run_state)
     loop.iterate()
-    assert torch.equal(policy_of(loop.world), before) and loop.context.metrics["logprob_gap"] == 0
+    assert torch.equal(policy_of(loop.run_state), before) and loop.context.metrics["logprob_gap"] == 0
     for kind, made in ((Sharper, Sharper(1)), (NoEntropy, NoEntropy(3))):
         assert kind.differentiable is Distribution.differentiable
         numbers = np.random.default_rng(0).normal(size=(5, made.size)).astype(np.float32)
@@ -301,10 +301,10 @@ def test_the_density_of_a_subclass_is_what_trains() -> None:
 
 def test_wrong_derivatives_of_a_density_are_refused() -> None:
     loop = control_loop(in_place_of(ClippedSurrogate()), acts_by(WrongWay(2)))
-    before = policy_of(loop.world)
+    before = policy_of(loop.run_state)
     with pytest.raises(UserError, match=r"derivative by its numbers that WrongWay\.differentiable gives"):
         loop.iterate()
-    assert torch.equal(policy_of(loop.world), before)
+    assert torch.equal(policy_of(loop.run_state), before)
 
 
 # -------------------------------------------------------------------------------------------------------- networks
@@ -363,7 +363,7 @@ def test_networks_that_compute_in_their_own_way_are_left_to_autograd() -> None:
             return 2 * super().forward(observation)
 
     def parts(policy: type[ControlPolicy], critic: type[ControlCritic]) -> tuple[ControlPolicy, ControlCritic]:
-        made = policy(nn.Sequential(nn.Linear(3, 2)), Categorical(2), np.ones(3, dtype=bool), normalise=True)
+        made = policy(nn.Sequential(nn.Linear(3, 2)), Categorical(2), np.ones(3, dtype=bool), normalize=True)
         judge = critic(nn.Sequential(nn.Linear(3, 1)))
         for module in (made, judge):
             FlatParameters(module)
@@ -377,38 +377,40 @@ def test_networks_that_compute_in_their_own_way_are_left_to_autograd() -> None:
 # ------------------------------------------------------------------------------------------- sampler and trainer
 
 
-def updated(noise: float, world: TableWorld | None = None, *, stale: bool = False, **knobs: Any) -> tuple[bool, float]:
+def updated(
+    noise: float, run_state: TableRunState | None = None, *, stale: bool = False, **hyperparameters: Any
+) -> tuple[bool, float]:
     """Whether an update on responses, `noise` off in their log-probabilities, moved the policy, and the gap."""
-    world = world or TableWorld(micro=5)
-    recipe = build("grpo", {"max_logprob_gap": "none", **{k: str(v) for k, v in knobs.items()}})
-    context = make_context(world, recipe)
-    batch = credited(recipe, token_batch(world, noise=noise), context)
+    run_state = run_state or TableRunState(micro=5)
+    recipe = build("grpo", {"max_logprob_gap": "none", **{k: str(v) for k, v in hyperparameters.items()}})
+    context = make_context(run_state, recipe)
+    batch = credited(recipe, token_batch(run_state, noise=noise), context)
     if stale:
-        off = (batch["behaviour_logprob"] - world.outputs(batch, {"logprob"})["logprob"]).abs() > 0.1
+        off = (batch["behaviour_logprob"] - run_state.outputs(batch, {"logprob"})["logprob"]).abs() > 0.1
         batch = batch.with_fields(policy_version=torch.where(off, 0, 1))
-    before = world.weights()
+    before = run_state.weights()
     try:
-        recipe.optimise.run(recipe.terms, batch, context)
+        recipe.optimize.run(recipe.terms, batch, context)
     finally:
-        moved = not torch.equal(world.weights(), before)
+        moved = not torch.equal(run_state.weights(), before)
         assert moved or context.spent.updates == 0
     return moved, context.metrics["logprob_gap"]
 
 
 def test_a_large_gap_between_sampler_and_trainer_stops_the_run() -> None:
     assert updated(0.3) == (True, pytest.approx(0.15, abs=0.01))
-    world = TableWorld(micro=5)
-    before = world.weights()
+    run_state = TableRunState(micro=5)
+    before = run_state.weights()
     with pytest.raises(UserError, match=r"disagree on the log-probability.*0\.4.*nothing was trained"):
-        updated(1.0, world)
-    assert torch.equal(world.weights(), before)
+        updated(1.0, run_state)
+    assert torch.equal(run_state.weights(), before)
     assert updated(1.0, max_logprob_gap=0.6)[0]  # whoever means it says so
     with pytest.raises(UserError, match=r"more than 0\.01"):
         updated(0.3, max_logprob_gap=0.01)
-    world.precision = "bfloat16"
-    assert updated(1.0, world)[0]
+    run_state.precision = "bfloat16"
+    assert updated(1.0, run_state)[0]
     with pytest.raises(UserError, match="more than 2 "):
-        updated(9.0, world)
+        updated(9.0, run_state)
 
 
 def test_what_an_earlier_policy_said_is_no_gap() -> None:
@@ -417,17 +419,17 @@ def test_what_an_earlier_policy_said_is_no_gap() -> None:
 
 
 def test_the_gap_stops_control_too() -> None:
-    def alter(world: ControlWorld) -> None:
-        collect = world.collect
+    def alter(run_state: ControlRunState) -> None:
+        collect = run_state.collect
 
         def elsewhere(*given: Any) -> Any:
             batch, returns, lengths = collect(*given)
             return batch.with_fields(behaviour_logprob=batch["behaviour_logprob"] - 0.3), returns, lengths
 
-        world.collect = elsewhere  # type: ignore[method-assign]
+        run_state.collect = elsewhere  # type: ignore[method-assign]
 
     loop = control_loop(lambda recipe: recipe, alter)
-    before = policy_of(loop.world)
+    before = policy_of(loop.run_state)
     with pytest.raises(UserError, match=r"disagree on the log-probability of an action by 0\.3"):
         loop.iterate()
-    assert torch.equal(policy_of(loop.world), before) and not loop.context.touched
+    assert torch.equal(policy_of(loop.run_state), before) and not loop.context.params_updated

@@ -20,12 +20,12 @@ from polyrl.errors import UserError
 from polyrl.methods.language.p3o import ClipForm, PairDifference, PairwiseSurrogate, pairwise_objective
 from polyrl.methods.language.rloo import leave_one_out
 from polyrl.parts.credit import WhitenAdvantage
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import partners
 from polyrl.parts.score import TrajectoryKLPenalty
 from polyrl.recipe import Recipe
+from run_states import TableRunState, credited, make_context, token_batch
 from test_learning import MARGIN, learn
-from worlds import TableWorld, credited, make_context, token_batch
 
 FORMS: tuple[ClipForm, ...] = ("separate", "joint")
 
@@ -116,13 +116,13 @@ def test_the_expected_gradient_is_the_exact_one(form: ClipForm, sampler: tuple[f
 # ------------------------------------------------------------------------------------------ rows, masks, micro-batches
 
 
-class GroupWorld(TableWorld):
+class GroupRunState(TableRunState):
     """Keeps rows together that belong together."""
 
-    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
-        if not together:
+    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
+        if not grouped_by:
             return super().micro_batches(experience)
-        unit = torch.unique(experience[together], return_inverse=True)[1]
+        unit = torch.unique(experience[grouped_by], return_inverse=True)[1]
         units = torch.arange(int(unit.max()) + 1).split(self.micro or len(experience))
         return [torch.isin(unit, some).nonzero()[:, 0] for some in units]
 
@@ -130,8 +130,8 @@ class GroupWorld(TableWorld):
 PAIRS = torch.tensor([7, 2, 7, 5, 2, 5, 4, 9, 9, 4, 3, 3])
 
 
-def batch_of_pairs(world: TableWorld, *, noise: float = 0.6) -> Experience:
-    return token_batch(world, noise=noise).with_fields(group=PAIRS)
+def batch_of_pairs(run_state: TableRunState, *, noise: float = 0.6) -> Experience:
+    return token_batch(run_state, noise=noise).with_fields(group=PAIRS)
 
 
 def method(form: ClipForm = "joint", **settings: Any) -> Recipe:
@@ -142,14 +142,14 @@ def method(form: ClipForm = "joint", **settings: Any) -> Recipe:
 
 
 def gradient(
-    recipe: Recipe, batch: Experience, world: TableWorld, weight: Tensor | None = None
+    recipe: Recipe, batch: Experience, run_state: TableRunState, weight: Tensor | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """Gradient of one minibatch by the policy's table, after score, credit and select; and the metrics."""
-    recipe = replace(recipe, optimise=Optimise(learning_rate=0.0, max_grad_norm=1e9, max_logprob_gap=9.0))
-    context = make_context(world, recipe)
+    recipe = replace(recipe, optimize=Optimize(learning_rate=0.0, max_grad_norm=1e9, max_logprob_gap=9.0))
+    context = make_context(run_state, recipe)
     experience = credited(recipe, batch, context)
-    recipe.optimise.run(recipe.terms, experience if weight is None else experience.with_fields(weight=weight), context)
-    return world.gradients()["table"], context.metrics
+    recipe.optimize.run(recipe.terms, experience if weight is None else experience.with_fields(weight=weight), context)
+    return run_state.gradients()["table"], context.metrics
 
 
 def test_partners() -> None:
@@ -159,12 +159,12 @@ def test_partners() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_loss_and_gradient_are_those_of_the_pairs_one_by_one(form: ClipForm) -> None:
-    world = GroupWorld(critic=False)
-    batch, recipe = batch_of_pairs(world), method(form)
-    grad, metrics = gradient(recipe, batch, world)
-    world.table.grad = None
-    experience = credited(recipe, batch, make_context(world))
-    logprob = world.outputs(batch, {"logprob"})["logprob"]
+    run_state = GroupRunState(critic=False)
+    batch, recipe = batch_of_pairs(run_state), method(form)
+    grad, metrics = gradient(recipe, batch, run_state)
+    run_state.table.grad = None
+    experience = credited(recipe, batch, make_context(run_state))
+    logprob = run_state.outputs(batch, {"logprob"})["logprob"]
     now, old, ref = (
         torch.where(batch["mask"], x, 0.0).sum(1)
         for x in (logprob, experience["behaviour_logprob"], experience["ref_logprob"])
@@ -182,7 +182,7 @@ def test_loss_and_gradient_are_those_of_the_pairs_one_by_one(form: ClipForm) -> 
         else:
             z, weight = w[0].log() - w[1].log(), d * fixed.prod()
             total = total + torch.minimum(weight * z, weight * z.clamp(-0.2, 0.2)) / 2
-    (wanted,) = torch.autograd.grad(-total / 6, world.table)
+    (wanted,) = torch.autograd.grad(-total / 6, run_state.table)
     assert torch.allclose(grad, wanted, atol=1e-12) and bool(grad.any())
     assert metrics["loss/pairwise-surrogate"] == pytest.approx(float(-total.detach() / 6))
     assert 0 < metrics["clip_ratio"] < 1  # both sides of the clip were tried
@@ -190,16 +190,16 @@ def test_loss_and_gradient_are_those_of_the_pairs_one_by_one(form: ClipForm) -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_padding_order_and_micro_batches_change_nothing(form: ClipForm) -> None:
-    world = GroupWorld(critic=False)
-    batch, recipe = batch_of_pairs(world), method(form)
-    expected, logged = gradient(recipe, batch, world)
+    run_state = GroupRunState(critic=False)
+    batch, recipe = batch_of_pairs(run_state), method(form)
+    expected, logged = gradient(recipe, batch, run_state)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
     wide = batch.with_fields(behaviour_logprob=batch["behaviour_logprob"].masked_fill(~batch["mask"], 1e6))
     for rows, other in (
-        (wide, GroupWorld(critic=False, garbage=float("nan"))),
-        (batch.rows(order), GroupWorld(critic=False)),
-        (batch, GroupWorld(critic=False, micro=1)),
-        (batch.rows(order), GroupWorld(critic=False, micro=4)),
+        (wide, GroupRunState(critic=False, garbage=float("nan"))),
+        (batch.rows(order), GroupRunState(critic=False)),
+        (batch, GroupRunState(critic=False, micro=1)),
+        (batch.rows(order), GroupRunState(critic=False, micro=4)),
     ):
         grad, found = gradient(recipe, rows, other)
         assert torch.allclose(grad, expected, atol=1e-12)
@@ -210,14 +210,14 @@ def test_padding_order_and_micro_batches_change_nothing(form: ClipForm) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_row_that_lost_its_partner_teaches_nothing(form: ClipForm) -> None:
     """The others' gradient, whether the partner is gone (its reward failed) or a select part left it out."""
-    world, recipe = GroupWorld(critic=False), method(form)
-    batch = batch_of_pairs(world)
-    expected = gradient(recipe, batch.rows((PAIRS != 7).nonzero()[:, 0]), world)[0]
+    run_state, recipe = GroupRunState(critic=False), method(form)
+    batch = batch_of_pairs(run_state)
+    expected = gradient(recipe, batch.rows((PAIRS != 7).nonzero()[:, 0]), run_state)[0]
     without = torch.arange(12) != 2
-    alone = gradient(recipe, batch.rows(without.nonzero()[:, 0]), GroupWorld(critic=False))[0]
+    alone = gradient(recipe, batch.rows(without.nonzero()[:, 0]), GroupRunState(critic=False))[0]
     assert torch.allclose(alone, expected, atol=1e-12)
     weight = batch["mask"].double() * without[:, None]
-    left_out = gradient(recipe, batch, GroupWorld(critic=False), weight)[0]
+    left_out = gradient(recipe, batch, GroupRunState(critic=False), weight)[0]
     assert torch.allclose(left_out, expected, atol=1e-12)
 
 
@@ -226,10 +226,10 @@ def test_a_row_that_lost_its_partner_teaches_nothing(form: ClipForm) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_on_policy_the_first_step_is_that_of_rloo_with_two(form: ClipForm) -> None:
-    batch = batch_of_pairs(GroupWorld(), noise=0.0)
+    batch = batch_of_pairs(GroupRunState(), noise=0.0)
     rloo = catalogue.build("rloo").set("completions_per_prompt", 2).set("kl_coef", 0.3).check()
-    mine = gradient(method(form, kl_coef=0.3), batch, GroupWorld(critic=False))[0]
-    assert torch.allclose(mine, gradient(rloo, batch, GroupWorld(critic=False))[0], atol=1e-12) and bool(mine.any())
+    mine = gradient(method(form, kl_coef=0.3), batch, GroupRunState(critic=False))[0]
+    assert torch.allclose(mine, gradient(rloo, batch, GroupRunState(critic=False))[0], atol=1e-12) and bool(mine.any())
     scores, group = torch.tensor([3.0, 1.0, 0.25, 0.5]), torch.tensor([0, 0, 1, 1])
     assert torch.equal(scores - scores[partners(group, group >= 0)], leave_one_out(scores, group))
 
@@ -265,7 +265,9 @@ def test_a_shift_of_a_prompts_scores_changes_no_advantage(dtype: torch.dtype) ->
     )
 
     def advantage(shift: Tensor) -> Tensor:
-        return PairDifference()(batch.with_fields(score=score + shift[group]), make_context(TableWorld()))["advantage"]
+        return PairDifference()(batch.with_fields(score=score + shift[group]), make_context(TableRunState()))[
+            "advantage"
+        ]
 
     plain = advantage(torch.zeros(100, dtype=dtype))
     assert torch.equal(advantage(torch.randint(-3000, 3000, (100,), generator=g).to(dtype) / 8), plain)
@@ -312,9 +314,9 @@ def test_a_run_does_not_notice_a_shift_and_ppo_does(name: str, small_model: Path
 
 
 def test_advantages_that_a_batch_scaled_and_moved_are_differences_again() -> None:
-    batch, recipe = batch_of_pairs(GroupWorld()), method()
-    plain = gradient(recipe, batch, GroupWorld(critic=False))[0]
-    white = gradient(recipe + WhitenAdvantage(), batch, GroupWorld(critic=False))[0]
+    batch, recipe = batch_of_pairs(GroupRunState()), method()
+    plain = gradient(recipe, batch, GroupRunState(critic=False))[0]
+    white = gradient(recipe + WhitenAdvantage(), batch, GroupRunState(critic=False))[0]
     scale = white.abs().sum() / plain.abs().sum()
     assert torch.allclose(white, scale * plain, atol=1e-10) and abs(float(scale) - 1) > 0.01
 
@@ -323,9 +325,9 @@ def test_advantages_that_a_batch_scaled_and_moved_are_differences_again() -> Non
 
 
 def test_the_kl_is_one_charge_for_a_response() -> None:
-    world = TableWorld()
-    batch = token_batch(world, greedy_twin=True)
-    context = make_context(world)
+    run_state = TableRunState()
+    batch = token_batch(run_state, greedy_baseline=True)
+    context = make_context(run_state)
     done = credited(replace(method(kl_coef=0.25), credit=()), batch, context)
     counted = batch["mask"] & ~batch["greedy"][:, None]
     kl = torch.where(counted, batch["behaviour_logprob"] - done["ref_logprob"], 0.0).sum(1)

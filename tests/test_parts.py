@@ -1,4 +1,4 @@
-"""The pure `[B, T]` functions and the parts around them: the papers' numbers and brute force, both wings."""
+"""The pure `[B, T]` functions and the parts around them: the papers' numbers and brute force, both domains."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from polyrl.parts.score import (
     overlong_penalty,
 )
 from polyrl.parts.select import AllSteps, DropEqualGroups, DropUnended
-from worlds import TableWorld, make_context, token_batch
+from run_states import TableRunState, make_context, token_batch
 
 HOWS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
 
@@ -91,8 +91,8 @@ def environment_steps() -> dict[str, Tensor]:
 
 def token_steps() -> dict[str, Tensor]:
     """A token batch: ragged, tool tokens in the middle, the score at the last counted token."""
-    world = TableWorld()
-    batch = token_batch(world)
+    run_state = TableRunState()
+    batch = token_batch(run_state)
     generator = torch.Generator().manual_seed(4)
     draws = torch.randn(2, *batch["mask"].shape, generator=generator, dtype=torch.float64)
     end = last_step(batch["mask"])
@@ -154,10 +154,10 @@ def test_ppo_fact_2_truncation_bootstraps_and_termination_does_not() -> None:
 # ------------------------------------------------------------------------------------- one set of [B, T] functions
 
 
-@pytest.mark.parametrize("wing", STEPS)
+@pytest.mark.parametrize("domain", STEPS)
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.5), (0.99, 1.0), (0.97, 0.0)])
-def test_gae_is_the_double_sum(wing: str, gamma: float, gae_lambda: float) -> None:
-    s = STEPS[wing]()
+def test_gae_is_the_double_sum(domain: str, gamma: float, gae_lambda: float) -> None:
+    s = STEPS[domain]()
     names = ("reward", "value", "terminated", "truncated", "mask")
     found = gae(*(s[n] for n in names), gamma=gamma, gae_lambda=gae_lambda, final_value=s["final_value"])
     wanted = torch.zeros_like(found)
@@ -173,9 +173,9 @@ def test_gae_is_the_double_sum(wing: str, gamma: float, gae_lambda: float) -> No
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("wing", STEPS)
-def test_targets_with_lambda_1_are_returns_of_the_rollout(wing: str) -> None:
-    s, gamma = STEPS[wing](), 0.9
+@pytest.mark.parametrize("domain", STEPS)
+def test_targets_with_lambda_1_are_returns_of_the_rollout(domain: str) -> None:
+    s, gamma = STEPS[domain](), 0.9
     names = ("reward", "value", "terminated", "truncated", "mask")
     advantage = gae(*(s[n] for n in names), gamma=gamma, gae_lambda=1.0, final_value=s["final_value"])
     for row in range(len(advantage)):
@@ -187,9 +187,9 @@ def test_targets_with_lambda_1_are_returns_of_the_rollout(wing: str) -> None:
                 assert float(advantage[row, t] + s["value"][row, t]) == pytest.approx(total, abs=1e-10)
 
 
-@pytest.mark.parametrize("wing", STEPS)
-def test_gae_does_not_look_at_what_is_not_counted(wing: str) -> None:
-    s = STEPS[wing]()
+@pytest.mark.parametrize("domain", STEPS)
+def test_gae_does_not_look_at_what_is_not_counted(domain: str) -> None:
+    s = STEPS[domain]()
     names = ("reward", "value", "terminated", "truncated", "mask")
     plain = gae(*(s[n] for n in names), gamma=0.9, gae_lambda=0.8, final_value=s["final_value"])
     dirty = {n: torch.where(s["mask"], s[n], torch.full_like(s[n], math.nan)) for n in ("reward", "value")}
@@ -200,9 +200,9 @@ def test_gae_does_not_look_at_what_is_not_counted(wing: str) -> None:
     assert bool((found[~s["mask"]] == 0).all())
 
 
-@pytest.mark.parametrize("wing", STEPS)
-def test_return_to_go_group_baseline_whitening_kl_and_surrogate_are_loops(wing: str) -> None:
-    s = STEPS[wing]()
+@pytest.mark.parametrize("domain", STEPS)
+def test_return_to_go_group_baseline_whitening_kl_and_surrogate_are_loops(domain: str) -> None:
+    s = STEPS[domain]()
     mask, x, y = s["mask"], s["reward"], s["other"]
     size, width = mask.shape
     places = [(b, t) for b in range(size) for t in range(width) if mask[b, t]]
@@ -312,7 +312,7 @@ def test_ppo_fact_5_kl_estimates_and_the_first_step() -> None:
     assert bool((said["ratio"] == 1).all())
 
 
-def kl_penalised(part: TokenKLPenalty, context: Any, log_ratios: Tensor, score: float = 1.0) -> Experience:
+def kl_penalized(part: TokenKLPenalty, context: Any, log_ratios: Tensor, score: float = 1.0) -> Experience:
     mask = yes(*log_ratios.shape)
     fields = {
         "behaviour_logprob": log_ratios - 1.0,
@@ -326,17 +326,17 @@ def kl_penalised(part: TokenKLPenalty, context: Any, log_ratios: Tensor, score: 
 
 def test_ppo_fact_6_token_kl_in_the_reward_and_its_controller() -> None:
     context = make_context(None)
-    found = kl_penalised(TokenKLPenalty(kl_coef=0.1), context, rows((0.2, -0.1, 0.3)))
+    found = kl_penalized(TokenKLPenalty(kl_coef=0.1), context, rows((0.2, -0.1, 0.3)))
     assert numbers(found["reward"]) == [-0.02, 0.01, 0.97]
     assert adapted_coefficient(0.15, 12, 6, 64, 10_000) == pytest.approx(0.150192)
     assert adapted_coefficient(0.15, 0, 6, 64, 10_000) == pytest.approx(0.15 * (1 - 0.2 * 0.0064))
     assert adapted_coefficient(0.15, 6.6, 6, 64, 10_000) == pytest.approx(0.15 * (1 + 0.1 * 0.0064))
     # through the part: 64 episodes of KL 12; this batch still pays the old coefficient, the next one the new
     part = TokenKLPenalty(kl_coef=0.15, kl_target=6.0, kl_horizon=10_000)
-    first = kl_penalised(part, context, torch.full((64, 4), 3.0, dtype=torch.float64), score=0.0)
+    first = kl_penalized(part, context, torch.full((64, 4), 3.0, dtype=torch.float64), score=0.0)
     assert numbers(first["reward"][0]) == [-0.45] * 4
     assert context.memory("token-kl-penalty")["kl_coef"] == pytest.approx(0.150192)
-    second = kl_penalised(part, context, torch.full((64, 4), 3.0, dtype=torch.float64), score=0.0)
+    second = kl_penalized(part, context, torch.full((64, 4), 3.0, dtype=torch.float64), score=0.0)
     assert float(second["reward"][0, 0]) == pytest.approx(-3 * 0.150192)
 
 
@@ -514,7 +514,7 @@ def test_groups_may_lie_anywhere_and_bear_any_number() -> None:
 
 def test_greedy_twins_do_not_enter_the_share_of_equal_groups() -> None:
     """Two of four samples are in a group without spread, wherever the twins are."""
-    context = make_context(TableWorld())
+    context = make_context(TableRunState())
     score, group = torch.tensor([1.0, 1, 0, 1, 5, 5]), torch.tensor([0, 0, 1, 1, 0, 0])
     log_group_metrics(context, score, group, torch.tensor([True] * 4 + [False] * 2))
     assert context.metrics["frac_reward_zero_std"] == 0.5
@@ -552,7 +552,7 @@ def test_all_steps_count_what_the_policy_chose_but_no_greedy_twin() -> None:
     mask = torch.tensor([[True, False, True], [True, True, False], [True, True, True]])
     experience = Experience({"mask": mask, "greedy": torch.tensor([False, True, False])})
     assert AllSteps()(experience, make_context(None))["weight"].tolist() == [[1, 0, 1], [0, 0, 0], [1, 1, 1]]
-    environment = Experience({"mask": mask})  # a wing without twins
+    environment = Experience({"mask": mask})  # a domain without twins
     assert AllSteps()(environment, make_context(None))["weight"].tolist() == mask.float().tolist()
 
 
@@ -605,8 +605,8 @@ def test_the_last_step_is_the_last_that_the_policy_chose() -> None:
 
 
 def test_task_reward_pays_at_the_end_and_never_calls_a_limit_a_cut() -> None:
-    world = TableWorld()
-    batch, context = token_batch(world), make_context(world)
+    run_state = TableRunState()
+    batch, context = token_batch(run_state), make_context(run_state)
     made = TaskReward()(batch, context)
     truth = torch.tensor(batch.columns["truth"], dtype=torch.float64)
     assert torch.equal(made["score"], truth) and context.spent.reward_calls == len(batch)
@@ -617,12 +617,12 @@ def test_task_reward_pays_at_the_end_and_never_calls_a_limit_a_cut() -> None:
 
 
 def test_rows_without_a_reward_are_dropped_and_a_lost_baseline_takes_its_group() -> None:
-    world = TableWorld()
-    batch = token_batch(world, greedy_twin=True)
+    run_state = TableRunState()
+    batch = token_batch(run_state, greedy_baseline=True)
     twins, group = batch["greedy"].nonzero()[:, 0].tolist(), batch["group"].tolist()
     lost_sample = next(i for i in range(len(batch)) if i not in twins and group[i] == 9)
     truth = [math.nan if i in (twins[0], lost_sample) else t for i, t in enumerate(batch.columns["truth"])]
-    context = make_context(world)
+    context = make_context(run_state)
     made = TaskReward()(batch.with_columns(truth=truth), context)
     assert sorted(set(made["group"].tolist())) == [2, 5, 9]  # group 7 lost its twin
     assert made["group"].tolist().count(9) == 1
@@ -631,16 +631,16 @@ def test_rows_without_a_reward_are_dropped_and_a_lost_baseline_takes_its_group()
     only_twins = [t if g else math.nan for t, g in zip(truth, batch["greedy"].tolist(), strict=True)]
     for lost in ([math.nan] * len(batch), only_twins):
         with pytest.raises(UserError, match="Every response of iteration 1 lost its reward"):
-            TaskReward()(batch.with_columns(truth=lost), make_context(world))
+            TaskReward()(batch.with_columns(truth=lost), make_context(run_state))
 
 
 def test_named_rewards_are_logged_over_the_samples_that_have_them() -> None:
-    world, context = TableWorld(), None
-    batch = token_batch(world, greedy_twin=True)
+    run_state, context = TableRunState(), None
+    batch = token_batch(run_state, greedy_baseline=True)
     style = torch.arange(len(batch)).float()
     style[1] = math.nan
-    world.score = lambda e: (torch.zeros(len(e)), {"style": style, "none": style * math.nan}, len(e))  # type: ignore[method-assign]
-    context = make_context(world)
+    run_state.score = lambda e: (torch.zeros(len(e)), {"style": style, "none": style * math.nan}, len(e))  # type: ignore[method-assign]
+    context = make_context(run_state)
     TaskReward()(batch, context)
     counted = [i for i in range(len(batch)) if not batch["greedy"][i] and i != 1]
     assert context.metrics["rewards/style"] == pytest.approx(statistics.fmean(counted))

@@ -14,8 +14,8 @@ from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.language.pf_ppo import Filter, PolicyFilter, draw_probability, rank_weights, ranks
 from polyrl.parts.proxies import r_squared
+from run_states import TableRunState, make_context, token_batch
 from test_learning import MARGIN, learn
-from worlds import TableWorld, make_context, token_batch
 
 FILTERS: tuple[Filter, ...] = ("none", "best", "best-random", "best-worst")
 
@@ -76,21 +76,21 @@ def test_r_squared() -> None:
 # --------------------------------------------------------------------------------------------------------- the part
 
 
-class GoldWorld(TableWorld):
+class GoldRunState(TableRunState):
     def measures(self, experience: Experience) -> dict[str, Tensor]:
         return {"gold": torch.tensor(experience.columns["truth"])}
 
 
-def batch_of(world: TableWorld) -> Experience:
-    batch = token_batch(world, greedy_twin=True)
+def batch_of(run_state: TableRunState) -> Experience:
+    batch = token_batch(run_state, greedy_baseline=True)
     score = torch.tensor(batch.columns["truth"])
     weight = batch["mask"].double() * ~batch["greedy"][:, None]
     return batch.with_fields(score=score, weight=weight, advantage=score[:, None] * batch["mask"])
 
 
 def test_items_are_drawn_by_their_probability() -> None:
-    world = GoldWorld()
-    batch, context = batch_of(world), make_context(world)
+    run_state = GoldRunState()
+    batch, context = batch_of(run_state), make_context(run_state)
     batch = batch.with_fields(number=torch.arange(12))
     rows = (~batch["greedy"]).nonzero()[:, 0]
     wanted = torch.zeros(12)
@@ -112,9 +112,9 @@ def test_items_are_drawn_by_their_probability() -> None:
 
 @pytest.mark.parametrize(("filter", "most"), [("best", 1), ("best-random", 2), ("best-worst", 2), ("none", 9)])
 def test_kept_answers_are_kept_once(filter: Filter, most: int) -> None:
-    world = GoldWorld()
-    batch = batch_of(world)
-    kept = PolicyFilter(filter=filter, draw="keep")(batch, make_context(world))
+    run_state = GoldRunState()
+    batch = batch_of(run_state)
+    kept = PolicyFilter(filter=filter, draw="keep")(batch, make_context(run_state))
     weight = kept["weight"]
     assert len(kept) == 12
     for g in (2, 5, 7, 9):
@@ -128,21 +128,21 @@ def test_kept_answers_are_kept_once(filter: Filter, most: int) -> None:
 
 
 def test_answers_without_a_score_are_left_as_they_are() -> None:
-    world = GoldWorld()
-    batch = batch_of(world)
+    run_state = GoldRunState()
+    batch = batch_of(run_state)
     finished = torch.arange(12) % 2 == 0
     broken = torch.where(finished, batch["score"], torch.full_like(batch["score"], torch.nan))
     batch = batch.with_fields(finished=finished, score=broken, number=torch.arange(12))
-    drawn = PolicyFilter(filter="best")(batch, make_context(world))
+    drawn = PolicyFilter(filter="best")(batch, make_context(run_state))
     left = (~finished).nonzero()[:, 0].tolist()
     assert all(drawn["number"].tolist().count(i) == 1 for i in left)
     assert not drawn["score"][drawn["weight"].any(1) & drawn["finished"]].isnan().any()
     none = batch.with_fields(finished=torch.zeros(12, dtype=torch.bool))
-    assert torch.equal(PolicyFilter()(none, make_context(world))["number"], torch.arange(12))
+    assert torch.equal(PolicyFilter()(none, make_context(run_state))["number"], torch.arange(12))
 
 
 def test_the_order_of_rows_changes_no_probability() -> None:
-    batch = batch_of(TableWorld())
+    batch = batch_of(TableRunState())
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
     for filter in FILTERS:
         one = draw_probability(batch["score"], batch["group"], filter)

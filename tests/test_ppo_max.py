@@ -15,19 +15,19 @@ from polyrl.catalogue import build
 from polyrl.core.experience import Experience
 from polyrl.core.schedules import schedule_factor
 from polyrl.errors import UserError
-from polyrl.methods.language.ppo_max import Moments, NormaliseScore
+from polyrl.methods.language.ppo_max import Moments, NormalizeScore
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.improve import ValueLoss
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty, last_step
 from polyrl.pretrain.solutions import demonstration, supervised_gradient
 from polyrl.runtime.budget import Spent
 from polyrl.tasks.language import task
-from worlds import TableWorld, credited, make_context, token_batch
+from run_states import TableRunState, credited, make_context, token_batch
 
 
-class DemonstratedWorld(TableWorld):
-    """The table world; a demonstration says that token 3 follows token 1."""
+class DemonstratedRunState(TableRunState):
+    """The table run state; a demonstration says that token 3 follows token 1."""
 
     def demonstration_loss(self, weight: float, start: int, count: int) -> float:
         loss = -weight * self.table.log_softmax(-1)[1, 3]
@@ -66,7 +66,7 @@ def test_scores_are_clipped_scaled_or_left():
         ({"score_clip": 0}, 1.317465),
         ({"score_form": "scale", "score_clip": 0}, 2.927700),
     ):
-        part, context = NormaliseScore(**settings), make_context(None)
+        part, context = NormalizeScore(**settings), make_context(None)
         part(scored([1.0, 2.0, 3.0]), context)
         out = part(scored([5.0]), context)
         assert out["score"].item() == pytest.approx(expected, abs=1e-5)
@@ -78,18 +78,18 @@ def test_a_constant_or_a_factor_changes_nothing():
     found = []
     for factor, constant in ((1.0, 0.0), (1.0, 7.0), (4.0, -2.0)):
         context = make_context(None)
-        found.append([NormaliseScore()(scored((factor * b + constant).tolist()), context)["score"] for b in batches])
+        found.append([NormalizeScore()(scored((factor * b + constant).tolist()), context)["score"] for b in batches])
     for other in found[1:]:
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found[0], other, strict=True))
 
 
 def test_equal_scores_are_worth_nothing():
-    out = NormaliseScore()(scored([2.0] * 4), make_context(None))
+    out = NormalizeScore()(scored([2.0] * 4), make_context(None))
     assert bool((out["reward"].abs() <= 0.8).all()) and torch.equal(out["score"], torch.zeros(4))
 
 
 def test_reward_of_each_token():
-    """eta 0.05, log-ratios (.1, -.05, .2), normalised score 1: (-.005, .0025, .99); no ratio, no KL."""
+    """eta 0.05, log-ratios (.1, -.05, .2), normalized score 1: (-.005, .0025, .99); no ratio, no KL."""
     batch = scored([1.0]).with_fields(
         behaviour_logprob=torch.tensor([[0.1, -0.05, 0.2]]) - 1, ref_logprob=torch.full((1, 3), -1.0)
     )
@@ -100,19 +100,19 @@ def test_reward_of_each_token():
 
 
 def test_penalties_stay_and_twins_count_nothing():
-    """The score moves at the last token alone, whatever else was paid; greedy twins do not enter the moments."""
-    world = TableWorld()
-    batch = TaskReward()(token_batch(world, greedy_twin=True), make_context(world))
+    """The score moves at the last token alone, whatever else was paid; greedy baselines do not enter the moments."""
+    run_state = TableRunState()
+    batch = TaskReward()(token_batch(run_state, greedy_baseline=True), make_context(run_state))
     bent = batch.with_fields(reward=batch["reward"] + 0.25 * batch["mask"])
-    context = make_context(world)
-    out = NormaliseScore(score_clip=0)(bent, context)
+    context = make_context(run_state)
+    out = NormalizeScore(score_clip=0)(bent, context)
     end = last_step(batch["mask"])
     assert torch.equal((out["reward"] - bent["reward"])[~end], torch.zeros_like(out["reward"])[~end])
     assert torch.allclose((out["reward"] - bent["reward"])[end], out["score"] - bent["score"])
     sampled = batch["score"][~batch["greedy"]]
-    assert context.memory("normalise-score")["mean"] == pytest.approx(float(sampled.mean()))
+    assert context.memory("normalize-score")["mean"] == pytest.approx(float(sampled.mean()))
     shuffle = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
-    again = NormaliseScore(score_clip=0)(bent.rows(shuffle), make_context(world))
+    again = NormalizeScore(score_clip=0)(bent.rows(shuffle), make_context(run_state))
     assert torch.allclose(again["reward"], out["reward"][shuffle])
 
 
@@ -124,13 +124,15 @@ def test_learning_rate():
 
 def test_the_critic_has_a_schedule_of_its_own():
     rates = []
-    for knobs in ({}, {"critic_schedule": "constant", "critic_warmup": 0.0}, {"critic_warmup": 0.5}):
-        recipe = build("ppo", {"schedule": "linear", "warmup": "0.2", **{k: str(v) for k, v in knobs.items()}})
-        world = TableWorld()
-        context = make_context(world, recipe)
+    for hyperparameters in ({}, {"critic_schedule": "constant", "critic_warmup": 0.0}, {"critic_warmup": 0.5}):
+        recipe = build(
+            "ppo", {"schedule": "linear", "warmup": "0.2", **{k: str(v) for k, v in hyperparameters.items()}}
+        )
+        run_state = TableRunState()
+        context = make_context(run_state, recipe)
         context.began = Spent(samples=600, iterations=6)  # of 1000
-        recipe.optimise.run(recipe.terms, credited(recipe, token_batch(TableWorld(seed=0)), context), context)
-        rates.append([context.optimiser[name].param_groups[0]["lr"] for name in ("policy", "critic")])
+        recipe.optimize.run(recipe.terms, credited(recipe, token_batch(TableRunState(seed=0)), context), context)
+        rates.append([context.optimizer[name].param_groups[0]["lr"] for name in ("policy", "critic")])
     assert [policy for policy, _ in rates] == pytest.approx([1e-4 * 0.5] * 3)
     assert [critic for _, critic in rates] == pytest.approx([1e-3 * 0.5, 1e-3, 1e-3 * 0.8])
 
@@ -143,39 +145,39 @@ def test_perplexity_is_of_the_mean_per_token():
 def test_critic_pretraining_holds_the_policy_still(micro: int | None):
     recipe = build("ppo+critic-pretraining(critic_pretraining=2)")
     moved = []
-    world = TableWorld(micro=micro, garbage=math.nan)
-    context = make_context(world, recipe)
+    run_state = TableRunState(micro=micro, garbage=math.nan)
+    context = make_context(run_state, recipe)
     for iteration in (1, 2, 3):
         context.iteration = iteration
-        before = world.table.detach().clone(), world.values.detach().clone()
-        batch = credited(recipe, token_batch(TableWorld(seed=0)), context)
-        recipe.optimise.run(recipe.terms, batch, context)
-        moved.append((not torch.equal(before[0], world.table), not torch.equal(before[1], world.values)))
+        before = run_state.table.detach().clone(), run_state.values.detach().clone()
+        batch = credited(recipe, token_batch(TableRunState(seed=0)), context)
+        recipe.optimize.run(recipe.terms, batch, context)
+        moved.append((not torch.equal(before[0], run_state.table), not torch.equal(before[1], run_state.values)))
     assert moved == [(False, True), (False, True), (True, True)]
 
 
 def test_no_pretraining_is_ppo_exactly():
     found = []
-    for spec in ("ppo", "ppo+critic-pretraining(critic_pretraining=0)+optimise-with-demonstrations(ptx_coef=0)"):
-        world, recipe = DemonstratedWorld(), build(spec)
-        context = make_context(world, recipe)
-        recipe.optimise.run(recipe.terms, credited(recipe, token_batch(world), context), context)
-        found.append(world.weights())
+    for spec in ("ppo", "ppo+critic-pretraining(critic_pretraining=0)+optimize-with-demonstrations(ptx_coef=0)"):
+        run_state, recipe = DemonstratedRunState(), build(spec)
+        context = make_context(run_state, recipe)
+        recipe.optimize.run(recipe.terms, credited(recipe, token_batch(run_state), context), context)
+        found.append(run_state.weights())
     assert torch.equal(*found)
 
 
 def test_demonstrations_are_imitated_but_not_while_the_critic_learns_alone():
     def chance(spec: str) -> tuple[float, dict[str, float]]:
-        world, recipe = DemonstratedWorld(), build(spec, {"learning_rate": "0.01"})
-        context = make_context(world, recipe)
-        recipe.optimise.run(recipe.terms, credited(recipe, token_batch(world), context), context)
-        return float(world.table.detach().log_softmax(-1)[1, 3]), context.metrics
+        run_state, recipe = DemonstratedRunState(), build(spec, {"learning_rate": "0.01"})
+        context = make_context(run_state, recipe)
+        recipe.optimize.run(recipe.terms, credited(recipe, token_batch(run_state), context), context)
+        return float(run_state.table.detach().log_softmax(-1)[1, 3]), context.metrics
 
-    start = float(TableWorld().table.detach().log_softmax(-1)[1, 3])
+    start = float(TableRunState().table.detach().log_softmax(-1)[1, 3])
     plain, _ = chance("ppo")
-    imitating, metrics = chance("ppo+optimise-with-demonstrations(ptx_coef=1)")
+    imitating, metrics = chance("ppo+optimize-with-demonstrations(ptx_coef=1)")
     assert imitating > plain and metrics["loss/demonstrations"] > 0
-    held, metrics = chance("ppo+critic-pretraining+optimise-with-demonstrations(ptx_coef=1)")
+    held, metrics = chance("ppo+critic-pretraining+optimize-with-demonstrations(ptx_coef=1)")
     assert held == start and "loss/demonstrations" not in metrics
 
 
@@ -213,17 +215,17 @@ def test_composition_and_bad_settings():
     with pytest.raises(UserError, match="nothing here trains a critic"):
         build("grpo+ppo-max", {"critic_pretraining": 0, "critic_start": "reward-model"})
     mixed = build("grpo+ppo-max", {"critic_pretraining": 0})
-    assert isinstance(mixed.optimise, Optimise) and mixed.optimise.minibatches == 2  # grpo's own settings stay
-    assert [p.name for p in mixed.score] == ["task-reward", "normalise-score", "token-kl-penalty"]
+    assert isinstance(mixed.optimize, Optimize) and mixed.optimize.minibatches == 2  # grpo's own settings stay
+    assert [p.name for p in mixed.score] == ["task-reward", "normalize-score", "token-kl-penalty"]
     for bad in ("ppo-max(score_clip=-1)", "ppo-max(critic_pretraining=-1)", "ppo-max(ptx_coef=-0.1)"):
         with pytest.raises(UserError, match="must be at least 0"):
             build(bad)
     with pytest.raises(UserError, match="only language tasks have"):
-        build("ppo+optimise-with-demonstrations", wing="control")
+        build("ppo+optimize-with-demonstrations", domain="control")
 
 
 def test_it_learns_after_the_critic(small_model: Path, tmp_path: Path):
-    knobs: dict[str, Any] = {"learning_rate": 1e-3, "critic_pretraining": 2, "prompts_per_step": 64}
+    hyperparameters: dict[str, Any] = {"learning_rate": 1e-3, "critic_pretraining": 2, "prompts_per_step": 64}
     done = train(
         "ppo-max",
         task=TASK,
@@ -233,7 +235,7 @@ def test_it_learns_after_the_critic(small_model: Path, tmp_path: Path):
         out=tmp_path / "run",
         quiet=True,
         options={"difficulty": DIFFICULTY, "evaluations": 1, "tensorboard": False},
-        **knobs,
+        **hyperparameters,
     )
     reached(done.final["eval/accuracy"] - done.start["eval/accuracy"], 0.3)  # 0.61 to 0.68 with three seeds
     rows = read_records(tmp_path / "run")[1:]

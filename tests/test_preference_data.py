@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.language.pairs import FixedPairs, KeptLogprobs, encode_pair, encode_response
+from polyrl.models.language.pairs import FixedPairs, ReferenceLogprobCache, encode_pair, encode_response
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.pairs import best_versus_worst, numbers_of_step, win_shares
 from polyrl.tasks.language.base import Preference
@@ -189,13 +189,13 @@ def test_each_row_is_measured_once_and_kept_for_a_resumed_run(tmp_path: Path, le
         batch = pairs.batch(step)
         with torch.no_grad():
             direct = letters.evaluate(batch)["logprob"]
-        assert torch.allclose(pairs.kept.of(batch, measure), direct, atol=1e-5)
+        assert torch.allclose(pairs.reference_cache.of(batch, measure), direct, atol=1e-5)
     assert sorted(asked) == list(range(18))
-    pairs.kept.save(tmp_path / "kept.safetensors")
-    again = KeptLogprobs()
+    pairs.reference_cache.save(tmp_path / "kept.safetensors")
+    again = ReferenceLogprobCache()
     again.load(tmp_path / "kept.safetensors")
     batch = pairs.batch([4, 0])
-    assert torch.equal(again.of(batch, measure), pairs.kept.of(batch, measure)) and len(asked) == 18
+    assert torch.equal(again.of(batch, measure), pairs.reference_cache.of(batch, measure)) and len(asked) == 18
     again.load(tmp_path / "nothing")
     assert len(again) == 0
 

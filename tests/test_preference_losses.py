@@ -20,10 +20,10 @@ from polyrl.methods.preference.simpo import SimpoLoss, simpo_loss
 from polyrl.methods.preference.slic import SlicLoss, slic_loss
 from polyrl.models.language.pairs import by_pair, sequence_log_ratio, sequence_logprob
 from polyrl.parts.imitation import DemonstrationNLL
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import ImplicitRewardLoss, LogRatioLoss
 from polyrl.recipe import Term
-from worlds import VOCABULARY, TableWorld, make_context
+from run_states import VOCABULARY, TableRunState, make_context
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -100,7 +100,7 @@ def minimum(expected: Loss) -> float:
         (lambda h: slic_loss(h, 0.5), 2.0),
     ],
 )
-def test_population_minimisers_of_two_actions(loss: Loss, best: float) -> None:
+def test_population_minimizers_of_two_actions(loss: Loss, best: float) -> None:
     """P(1 beats 2) = 0.8."""
     assert minimum(lambda h: 0.8 * loss(h) + 0.2 * loss(-h)) == pytest.approx(best, abs=1e-5)
 
@@ -117,17 +117,17 @@ def test_label_smoothing_and_the_robust_form_know_of_flips(e: float) -> None:
 def solved(loss: Callable[[Tensor], Tensor], size: int = 3) -> Tensor:
     """Probabilities of the softmax policy on `size` actions with the least expected loss."""
     logits = torch.zeros(size, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = loss(logits.log_softmax(0))
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return logits.detach().softmax(0)
 
 
@@ -147,9 +147,9 @@ def test_dpo_finds_the_best_policy_under_the_kl() -> None:
     best = solved(expected)
     assert best.tolist() == pytest.approx([0.732165, 0.247720, 0.020115], abs=1e-6)
     assert float((best * (best / ref).log()).sum()) == pytest.approx(0.721790, abs=1e-6)
-    normaliser = beta * float((ref * (reward / beta).exp()).sum().log())
-    assert normaliser == pytest.approx(0.351155, abs=1e-6)
-    assert (beta * (best / ref).log()).tolist() == pytest.approx((reward - normaliser).tolist(), abs=1e-6)
+    normalizer = beta * float((ref * (reward / beta).exp()).sum().log())
+    assert normalizer == pytest.approx(0.351155, abs=1e-6)
+    assert (beta * (best / ref).log()).tolist() == pytest.approx((reward - normalizer).tolist(), abs=1e-6)
 
 
 TOTAL_ORDER = ((0, 1), (1, 2), (0, 2))
@@ -158,13 +158,13 @@ TOTAL_ORDER = ((0, 1), (1, 2), (0, 2))
 def fitted(loss: Loss, data: tuple[tuple[int, int], ...], steps: int = 1500, rate: float = 0.05) -> Tensor:
     """Policy after full-batch Adam on pairs of three actions with a uniform reference (the bandit of 2310.12036)."""
     logits = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    optimiser = torch.optim.Adam([logits], lr=rate)
+    optimizer = torch.optim.Adam([logits], lr=rate)
     chosen, rejected = (torch.tensor([pair[side] for pair in data]) for side in (0, 1))
     for _ in range(steps):
         logp = logits.log_softmax(0)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss(logp[chosen] - logp[rejected]).mean().backward()
-        optimiser.step()
+        optimizer.step()
     return logits.detach().softmax(0)
 
 
@@ -216,13 +216,13 @@ def test_gradients_and_far_away_margins(loss: Loss) -> None:
 # ----------------------------------------------------------------------------------------- rows, masks, micro-batches
 
 
-class PairWorld(TableWorld):
+class PairRunState(TableRunState):
     """Keeps rows together that belong together."""
 
-    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
-        if not together:
+    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
+        if not grouped_by:
             return super().micro_batches(experience)
-        unit = torch.unique(experience[together], return_inverse=True)[1]
+        unit = torch.unique(experience[grouped_by], return_inverse=True)[1]
         units = torch.arange(int(unit.max()) + 1).split(self.micro or len(experience))
         return [torch.isin(unit, some).nonzero()[:, 0] for some in units]
 
@@ -255,31 +255,31 @@ TERMS: dict[str, ImplicitRewardLoss] = {
     "dpo": DPOLoss(beta=0.3),
     "cdpo": DPOLoss(beta=0.3, label_smoothing=0.1),
     "robust": DPOLoss(beta=0.3, label_smoothing=0.1, loss_type="robust"),
-    "dpo, length-normalised": DPOLoss(beta=0.3, length_norm=True),
+    "dpo, length-normalized": DPOLoss(beta=0.3, length_norm=True),
     "ipo": IPOLoss(tau=0.3),
-    "ipo, length-normalised": IPOLoss(tau=0.3, length_norm=True),
+    "ipo, length-normalized": IPOLoss(tau=0.3, length_norm=True),
     "slic": SlicLoss(beta=0.3),
     "simpo": SimpoLoss(beta=2.0, target_margin=0.5),
     "orpo's odds": OddsRatioLoss(odds_weight=0.4),
 }
 
 
-def gradient(term: Term, batch: Experience, world: TableWorld | None = None) -> tuple[Tensor, dict[str, float]]:
-    """The gradient of one `Optimise.run` on the batch, and what was logged."""
-    return gradient_of((term,), batch, world)
+def gradient(term: Term, batch: Experience, run_state: TableRunState | None = None) -> tuple[Tensor, dict[str, float]]:
+    """The gradient of one `Optimize.run` on the batch, and what was logged."""
+    return gradient_of((term,), batch, run_state)
 
 
 def gradient_of(
-    terms: tuple[Term, ...], batch: Experience, world: TableWorld | None = None
+    terms: tuple[Term, ...], batch: Experience, run_state: TableRunState | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """The same of several terms."""
-    world = world or PairWorld(critic=False)
-    optimise = Optimise(max_grad_norm=1e9)
-    context = make_context(world)
-    context.optimiser = optimise.optimisers(world)
-    optimise.run(terms, batch, context)
-    assert world.table.grad is not None
-    return world.table.grad.clone(), context.metrics
+    run_state = run_state or PairRunState(critic=False)
+    optimize = Optimize(max_grad_norm=1e9)
+    context = make_context(run_state)
+    context.optimizer = optimize.optimizers(run_state)
+    optimize.run(terms, batch, context)
+    assert run_state.table.grad is not None
+    return run_state.table.grad.clone(), context.metrics
 
 
 def log_odds_by_hand(mean: Tensor) -> Tensor:
@@ -288,7 +288,7 @@ def log_odds_by_hand(mean: Tensor) -> Tensor:
 
 def by_hand(term: ImplicitRewardLoss, batch: Experience) -> Tensor:
     """The mean loss over pairs, pair by pair and token by token."""
-    world = TableWorld(critic=False)
+    run_state = TableRunState(critic=False)
     losses = []
     free = not isinstance(term, LogRatioLoss)
     normed = free or term.length_norm
@@ -299,7 +299,7 @@ def by_hand(term: ImplicitRewardLoss, batch: Experience) -> Tensor:
             for t in range(batch["action"].shape[1]):
                 token = int(batch["action"][row, t])
                 if bool(batch["mask"][row, t]):
-                    total = total + world.table.log_softmax(-1)[before, token]
+                    total = total + run_state.table.log_softmax(-1)[before, token]
                     total = total if free else total - batch["ref_logprob"][row, t]
                     count += 1
                 before = token
@@ -308,7 +308,7 @@ def by_hand(term: ImplicitRewardLoss, batch: Experience) -> Tensor:
             rho = {side: log_odds_by_hand(mean) for side, mean in rho.items()}
         losses.append(term.pair_loss(rho[True] - rho[False]))
     loss = torch.stack(losses).mean()
-    (grad,) = torch.autograd.grad(loss, world.table)
+    (grad,) = torch.autograd.grad(loss, run_state.table)
     return torch.cat([loss.detach()[None], grad.flatten()])
 
 
@@ -339,13 +339,13 @@ def test_padding_order_and_micro_batches_change_nothing(name: str) -> None:
     expected, logged = gradient(term, batch)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
     variants = {
-        "padding": (padded(batch), PairWorld(critic=False, garbage=float("nan"))),
-        "order": (batch.rows(order), PairWorld(critic=False)),
-        "one pair at a time": (batch, PairWorld(critic=False, micro=1)),
-        "two pairs at a time": (batch.rows(order), PairWorld(critic=False, micro=2)),
+        "padding": (padded(batch), PairRunState(critic=False, garbage=float("nan"))),
+        "order": (batch.rows(order), PairRunState(critic=False)),
+        "one pair at a time": (batch, PairRunState(critic=False, micro=1)),
+        "two pairs at a time": (batch.rows(order), PairRunState(critic=False, micro=2)),
     }
-    for what, (rows, world) in variants.items():
-        grad, found = gradient(term, rows, world)
+    for what, (rows, run_state) in variants.items():
+        grad, found = gradient(term, rows, run_state)
         assert torch.allclose(grad, expected, atol=1e-12), what
         for key, value in logged.items():
             if key.startswith(("rewards", "logps", "loss")):
@@ -367,8 +367,8 @@ def test_rows_of_no_pair_and_pairs_that_are_left_out_teach_nothing() -> None:
 
 
 def test_a_pair_that_the_policy_finds_equal_is_not_ordered_rightly() -> None:
-    batch, world = pair_batch(), TableWorld(critic=False)
-    outputs = {"logprob": world.outputs(batch, {"logprob"})["logprob"].detach()}
+    batch, run_state = pair_batch(), TableRunState(critic=False)
+    outputs = {"logprob": run_state.outputs(batch, {"logprob"})["logprob"].detach()}
     batch = batch.with_fields(ref_logprob=outputs["logprob"])
     assert TERMS["dpo"].statistics(outputs, batch)["rewards/accuracies"].tolist() == [0.0] * len(batch)
 
@@ -376,9 +376,9 @@ def test_a_pair_that_the_policy_finds_equal_is_not_ordered_rightly() -> None:
 def test_metrics_have_their_meaning() -> None:
     batch = pair_batch()
     _, logged = gradient(DPOLoss(beta=0.3), batch)
-    world = TableWorld(critic=False)
+    run_state = TableRunState(critic=False)
     with torch.no_grad():
-        logprob = world.outputs(batch, {"logprob"})["logprob"]
+        logprob = run_state.outputs(batch, {"logprob"})["logprob"]
     rho = sequence_log_ratio(logprob, batch["ref_logprob"], batch["mask"])
     won, lost = rho[batch["preferred"]], rho[~batch["preferred"]]
     assert logged["rewards/chosen"] == pytest.approx(0.3 * float(won.mean()))
@@ -393,7 +393,7 @@ def test_metrics_have_their_meaning() -> None:
 def test_what_is_logged_without_a_reference() -> None:
     batch = pair_batch()
     with torch.no_grad():
-        logprob = TableWorld(critic=False).outputs(batch, {"logprob"})["logprob"]
+        logprob = TableRunState(critic=False).outputs(batch, {"logprob"})["logprob"]
     mean, won = sequence_logprob(logprob, batch["mask"], length_norm=True), batch["preferred"]
     for term, reward in ((SimpoLoss(beta=2.0), 2 * mean), (OddsRatioLoss(odds_weight=0.3), log_odds_by_hand(mean))):
         _, logged = gradient(term, batch)
@@ -407,9 +407,9 @@ def test_what_is_logged_without_a_reference() -> None:
 
 def test_orpo_is_imitation_and_odds() -> None:
     """Equation 6, pair by pair: the mean over a response's tokens first, or over all tokens of the batch."""
-    batch, world = pair_batch(), TableWorld(critic=False)
+    batch, run_state = pair_batch(), TableRunState(critic=False)
     odds = OddsRatioLoss(odds_weight=0.4)
-    logprob = world.outputs(batch, {"logprob"})["logprob"]
+    logprob = run_state.outputs(batch, {"logprob"})["logprob"]
     mean, won = sequence_logprob(logprob, batch["mask"], length_norm=True), batch["preferred"]
     first, second = by_pair(log_odds_by_hand(mean), batch["pair"], won)
     ratio = -(first - second)[won].sigmoid().log().mean()
@@ -421,7 +421,7 @@ def test_orpo_is_imitation_and_odds() -> None:
         terms = catalogued("orpo", {"odds_weight": "0.4", "aggregation": how})
         assert terms[0] == odds and isinstance(terms[1], DemonstrationNLL)
         grad, logged = gradient_of(terms, batch)
-        (wanted,) = torch.autograd.grad(-nll + 0.4 * ratio, world.table, retain_graph=True)
+        (wanted,) = torch.autograd.grad(-nll + 0.4 * ratio, run_state.table, retain_graph=True)
         assert torch.allclose(grad, wanted, atol=1e-12) and bool(grad.any())
         assert logged["loss"] == pytest.approx(float((-nll + 0.4 * ratio).detach()))
         parts = (logged["loss/demonstration-nll"], logged["loss/odds-ratio-loss"])

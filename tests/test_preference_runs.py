@@ -18,12 +18,12 @@ from polyrl.api import evaluate as polyrl_evaluate
 from polyrl.core.experience import Experience
 from polyrl.methods.preference.dpo import DPOLoss
 from polyrl.models.language.scalar import RewardModel
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
+from polyrl.run_state.language import Evaluation, LanguageRunState
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.language import task as built_in_task
-from polyrl.worlds.language import Evaluation, LanguageWorld
-from worlds import make_context
+from run_states import make_context
 
 TASK = "sort-pairs(pairs=600)"
 QUICK = {"evaluations": 1, "eval_prompts": 100, "tensorboard": False}
@@ -45,9 +45,9 @@ def test_the_gold_score_rises_clearly(method: str, taught: Path, tmp_path: Path)
         "simpo": {"learning_rate": 7e-4},
         "slic": {"learning_rate": 5e-4},
     }
-    knobs = more.get(method, {"learning_rate": 1e-3})
+    hyperparameters = more.get(method, {"learning_rate": 1e-3})
     budget = "samples=4800" if method in ("simpo", "orpo") else "samples=1600"  # without a reference it goes slowly
-    result = trained(method, taught, tmp_path / "run", budget, seed=SEED, **knobs)
+    result = trained(method, taught, tmp_path / "run", budget, seed=SEED, **hyperparameters)
     gain = result.final["eval/reward"] - result.start["eval/reward"]
     reached(gain, 0.1)  # 0.23 to 0.75 with three seeds; one standard error is 0.1
     assert result.start["eval/pair_accuracy"] == 0.5 and result.start["eval/kl"] == pytest.approx(0, abs=1e-4)
@@ -86,7 +86,7 @@ def test_a_reward_model_learns_and_becomes_a_reward(taught: Path, tmp_path: Path
         completions=[r["chosen"] for r in pairs] + [r["rejected"] for r in pairs],
     )
     config = RunConfig(method="reward-model", task="dataset", dataset=str(file), model=str(taught))
-    task = make_loop(config)[0].world.task
+    task = make_loop(config)[0].run_state.task
     judged = task.fixed_pairs["test"]
     known = torch.tensor(
         reward.function(
@@ -110,31 +110,31 @@ def test_a_reward_model_learns_and_becomes_a_reward(taught: Path, tmp_path: Path
     assert told.code == 2 and "holds no reward model" in told.err and told.err.count("\n") == 1
 
 
-# ------------------------------------------------------------------------------------------------- the world of pairs
+# ----------------------------------------------------------------------------------------------- the run state of pairs
 
 
-def world_of(model: Path, *, pairs: int = 48, **more: Any) -> LanguageWorld:
+def run_state_of(model: Path, *, pairs: int = 48, **more: Any) -> LanguageRunState:
     task = built_in_task(f"sort-pairs(pairs={pairs})")
     task.prepare(str(model))
-    return LanguageWorld(task, model, evaluation=Evaluation(prompts=20, greedy=False), **more)
+    return LanguageRunState(task, model, evaluation=Evaluation(prompts=20, greedy=False), **more)
 
 
 def test_the_size_of_micro_batches_changes_nothing(taught: Path) -> None:
-    batch = world_of(taught).pairs("train").batch(range(20))
+    batch = run_state_of(taught).pairs("train").batch(range(20))
     batch = batch.with_fields(weight=batch["mask"].float())
     found = []
     for tokens in (1, 60, 10_000):
-        world = world_of(taught, micro_batch_tokens=tokens)
+        run_state = run_state_of(taught, micro_batch_tokens=tokens)
         with torch.no_grad():  # a policy that is not its reference any more
-            for i, (_, p) in enumerate(world.parameters()["policy"]):
+            for i, (_, p) in enumerate(run_state.parameters()["policy"]):
                 p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-        filled = batch.with_fields(ref_logprob=world.reference_logprob(batch))
-        context = make_context(world)
-        optimise = Optimise(max_grad_norm=1e9)
-        context.optimiser = optimise.optimisers(world)
-        optimise.run((DPOLoss(beta=0.5),), filled, context)
-        assert len(world.micro_batches(filled, "pair")) == {1: 20, 10_000: 1}.get(tokens, 8) or tokens == 60
-        grads = torch.cat([p.grad.flatten() for _, p in world.parameters()["policy"] if p.grad is not None])
+        filled = batch.with_fields(ref_logprob=run_state.reference_logprob(batch))
+        context = make_context(run_state)
+        optimize = Optimize(max_grad_norm=1e9)
+        context.optimizer = optimize.optimizers(run_state)
+        optimize.run((DPOLoss(beta=0.5),), filled, context)
+        assert len(run_state.micro_batches(filled, "pair")) == {1: 20, 10_000: 1}.get(tokens, 8) or tokens == 60
+        grads = torch.cat([p.grad.flatten() for _, p in run_state.parameters()["policy"] if p.grad is not None])
         found.append((context.metrics["loss/dpo-loss"], grads))
     for loss, grads in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
@@ -145,14 +145,14 @@ def test_the_reference_is_asked_once_for_each_pair(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: Counter[int] = Counter()
-    original = LanguageWorld.reference_of
+    original = LanguageRunState.reference_of
 
-    def counting(self: LanguageWorld, experience: Experience) -> Tensor:
+    def counting(self: LanguageRunState, experience: Experience) -> Tensor:
         if "example" in experience and "weight" not in experience:  # training: those held out are judged with weights
             asked.update(experience["example"].tolist())
         return original(self, experience)
 
-    monkeypatch.setattr(LanguageWorld, "reference_of", counting)
+    monkeypatch.setattr(LanguageRunState, "reference_of", counting)
     options = {**QUICK, "eval_prompts": 10}
     task = "sort-pairs(pairs=40)"
     result = polyrl.train(
@@ -301,13 +301,13 @@ def test_what_needs_no_reference_trains_without_one(
 ) -> None:
     """The start is asked about held-out pairs before the first step, and let go; they are told apart as for DPO."""
     seen: list[bool] = []
-    original = Optimise.run
+    original = Optimize.run
 
-    def watching(self: Optimise, terms: Any, experience: Experience, context: Any) -> None:
-        seen.append("reference" in vars(context.world))
+    def watching(self: Optimize, terms: Any, experience: Experience, context: Any) -> None:
+        seen.append("reference" in vars(context.run_state))
         original(self, terms, experience, context)
 
-    monkeypatch.setattr(Optimise, "run", watching)
+    monkeypatch.setattr(Optimize, "run", watching)
     run = tmp_path / "run"
     result = polyrl.train(
         method, dataset=pairs_file, model=taught, out=run, budget="iterations=6", quiet=True,

@@ -14,10 +14,10 @@ from polyrl.errors import UserError
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE, WhitenAdvantage
 from polyrl.parts.improve import EntropyBonus, PolicyGradient, ReferenceKL, ValueLoss
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.parts.select import AllSteps, DropEqualGroups
-from polyrl.recipe import Part, Recipe, Stage, kebab, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter, kebab
 from polyrl.settings import parse_value
 
 
@@ -28,7 +28,7 @@ def base(**changes: Any) -> Recipe:
         "score": (TaskReward(),),
         "credit": (GAE(),),
         "terms": (PolicyGradient(),),
-        "optimise": Optimise(),
+        "optimize": Optimize(),
     }
     return Recipe(**{**fields, **changes})
 
@@ -156,8 +156,8 @@ def test_a_measuring_part_that_is_listed_is_not_put_in_again() -> None:
 def test_grpo_with_the_leave_one_out_of_rloo() -> None:
     mixed = build("grpo+rloo")
     assert names(mixed)["credit"] == ["leave-one-out"]
-    assert names(mixed)["improve"] == ["policy-gradient", "reference-kl", "optimise"]  # one objective, in its old place
-    assert mixed.optimise == build("grpo").optimise and mixed.collect == build("grpo").collect
+    assert names(mixed)["improve"] == ["policy-gradient", "reference-kl", "optimize"]  # one objective, in its old place
+    assert mixed.optimize == build("grpo").optimize and mixed.collect == build("grpo").collect
     assert mixed.name == "grpo+rloo"
 
 
@@ -184,10 +184,10 @@ def test_a_value_loss_without_targets_says_what_it_misses() -> None:
 
 def test_grpo_with_remax_draws_greedy_twins_and_keeps_its_batch() -> None:
     mixed = build("grpo(prompts_per_step=5)+remax")
-    assert names(mixed)["collect"] == ["sample-with-greedy-twin"] and names(mixed)["credit"] == ["greedy-baseline"]
-    assert mixed.collect.greedy_twin is True  # type: ignore[attr-defined]
+    assert names(mixed)["collect"] == ["sample-with-greedy-baseline"] and names(mixed)["credit"] == ["greedy-baseline"]
+    assert mixed.collect.greedy_baseline is True  # type: ignore[attr-defined]
     assert (mixed.collect.prompts_per_step, mixed.collect.completions_per_prompt) == (5, 8)  # type: ignore[attr-defined]
-    assert names(mixed)["improve"] == ["clipped-surrogate", "reference-kl", "optimise"]
+    assert names(mixed)["improve"] == ["clipped-surrogate", "reference-kl", "optimize"]
 
 
 @pytest.mark.parametrize("spec", ["reinforce+++drop-equal-groups", "reinforce++ + drop-equal-groups".replace(" ", "")])
@@ -222,19 +222,19 @@ def test_hyperparameters_of_a_part_are_its_own() -> None:
 
 def test_new_parts_come_last_and_the_same_part_replaces() -> None:
     mixed = build("ppo+entropy-bonus+nll")
-    assert names(mixed)["improve"] == ["clipped-surrogate", "value-loss", "entropy-bonus", "nll", "optimise"]
+    assert names(mixed)["improve"] == ["clipped-surrogate", "value-loss", "entropy-bonus", "nll", "optimize"]
     twice = base() + EntropyBonus(entropy_coef=0.1) + EntropyBonus(entropy_coef=0.2)
     assert [t for t in twice.terms if isinstance(t, EntropyBonus)] == [EntropyBonus(entropy_coef=0.2)]
     assert twice.name == "mine+entropy-bonus+entropy-bonus"
 
 
-def test_another_optimiser_keeps_the_settings_that_it_shares() -> None:
+def test_another_optimizer_keeps_the_settings_that_it_shares() -> None:
     @dataclass(frozen=True, kw_only=True)
-    class Momentum(Optimise):
-        momentum: float = knob(0.9, "of the steps", low=0)
+    class Momentum(Optimize):
+        momentum: float = hyperparameter(0.9, "of the steps", low=0)
 
-    mixed = base(optimise=Optimise(epochs=7)) + Momentum(momentum=0.5)
-    assert isinstance(mixed.optimise, Momentum) and (mixed.optimise.epochs, mixed.optimise.momentum) == (7, 0.5)
+    mixed = base(optimize=Optimize(epochs=7)) + Momentum(momentum=0.5)
+    assert isinstance(mixed.optimize, Momentum) and (mixed.optimize.epochs, mixed.optimize.momentum) == (7, 0.5)
 
 
 def test_composing_leaves_its_pieces_alone() -> None:
@@ -300,10 +300,10 @@ def test_booleans() -> None:
         ("dual_clip", "1", "dual_clip is 1.0 but must be above 1"),
         ("learning_rate", "nan", "learning_rate is nan but must be at least 0"),
         ("learning_rate", "inf", "learning_rate is inf but must be at least 0"),
-        ("learning_rate", "fast", "optimise.learning_rate is 'fast' but must be a float"),
-        ("epochs", "2.5", "optimise.epochs is '2.5' but must be an int"),
-        ("epochs", "inf", "optimise.epochs is 'inf' but must be an int"),
-        ("epochs", "", "optimise.epochs is '' but must be an int"),
+        ("learning_rate", "fast", "optimize.learning_rate is 'fast' but must be a float"),
+        ("epochs", "2.5", "optimize.epochs is '2.5' but must be an int"),
+        ("epochs", "inf", "optimize.epochs is 'inf' but must be an int"),
+        ("epochs", "", "optimize.epochs is '' but must be an int"),
         ("aggregation", "mean", "aggregation is 'mean' but must be one of token-mean, seq-mean-token-mean"),
         ("scale", "sample", "group-advantage.scale is 'sample' but must be one of std, population-std, none"),
     ],
@@ -342,9 +342,9 @@ def test_kebab(name: str, kebabed: str) -> None:
     assert kebab(name) == kebabed
 
 
-def test_hyperparameters_name_every_knob_once_with_its_part() -> None:
+def test_hyperparameters_name_every_hyperparameter_once_with_its_part() -> None:
     found = build("ppo(gae_lambda=0.9,epochs=3)", {"kl_coef": 0.3}).hyperparameters()
-    assert found["gae.gae_lambda"] == 0.9 and found["optimise.epochs"] == 3 and found["token-kl-penalty.kl_coef"] == 0.3
+    assert found["gae.gae_lambda"] == 0.9 and found["optimize.epochs"] == 3 and found["token-kl-penalty.kl_coef"] == 0.3
     total = sum(len(dataclasses.fields(p)) for p in build("ppo").parts())
     assert len(found) == total
     for part in build("ppo").parts():

@@ -18,10 +18,10 @@ from polyrl.api import open_policy
 from polyrl.cli.main import polyrl as commands
 from polyrl.cli.record import dataset_id, record_runs
 from polyrl.errors import UserError
-from polyrl.rollout.judge import Judge
+from polyrl.rollout.evaluation import Evaluator
 from polyrl.rollout.recording import Recorder
 from polyrl.runs import make_loop, start_run
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.minari import read_episodes, read_facts, stated_space
 from polyrl.tasks.control.recorded import read_recorded
@@ -80,33 +80,33 @@ def test_what_is_recorded_is_what_happened(
     runs: dict[str, Path], tmp_path: Path, name: str, how: dict[str, Any]
 ) -> None:
     folder = record_runs([runs[name]], episodes=3, out=tmp_path / "data", **how)
-    world: Any = open_policy(runs[name])
-    replayed(folder, world.task.create())
+    run_state: Any = open_policy(runs[name])
+    replayed(folder, run_state.task.create())
     facts = read_facts(folder)
     assert facts["total_episodes"] == 3 and facts["algorithm_name"] == name and facts["dataset_id"] == "data-v0"
     assert facts["polyrl"]["runs"] == [{"run": name, "method": name, "seed": SEED}]
     spec = json.loads(facts["env_spec"])
-    assert spec["id"] == world.task.spec and spec["kwargs"] == world.task.arguments
+    assert spec["id"] == run_state.task.spec and spec["kwargs"] == run_state.task.arguments
     episodes = [*read_episodes(folder)]
-    space = world.task.actions.space
+    space = run_state.task.actions.space
     assert all(space.contains(action) for e in episodes for action in ([*e.actions] if space.shape else e.actions))
     assert len({e.seed for e in episodes}) == 3
-    recorded = read_recorded(folder, world.task)
+    recorded = read_recorded(folder, run_state.task)
     assert not len(recorded.left_out) and recorded.notices == [] and len(recorded) == facts["total_steps"]
 
 
 def test_greedy_episodes_are_those_that_are_judged(runs: dict[str, Path], tmp_path: Path) -> None:
-    world: Any = open_policy(runs["sac"])
+    run_state: Any = open_policy(runs["sac"])
     (episode,) = read_episodes(record_runs([runs["sac"]], episodes=1, out=tmp_path / "data"))
-    environment = world.task.singles(1)[0]
+    environment = run_state.task.singles(1)[0]
 
-    class Fixed(Judge):
+    class Fixed(Evaluator):
         def seed_of(self, episode: int) -> int:
             return seed
 
     assert episode.seed is not None
     seed = episode.seed
-    (judged,) = Fixed(world.task, 0)(world.judged, 1)
+    (judged,) = Fixed(run_state.task, 0)(run_state.judged, 1)
     assert judged.total == pytest.approx(float(episode.rewards.sum()), abs=1e-9) and judged.length == len(
         episode.rewards
     )
@@ -114,9 +114,9 @@ def test_greedy_episodes_are_those_that_are_judged(runs: dict[str, Path], tmp_pa
 
 
 def test_shares_of_random_actions_and_samples(runs: dict[str, Path]) -> None:
-    world: Any = open_policy(runs["sac"])
+    run_state: Any = open_policy(runs["sac"])
     greedy, again, sampled, mixed, wild, other = (
-        np.concatenate([e.actions[:, 0] for e in Recorder(world.task, [world.judged], **how)(8)])
+        np.concatenate([e.actions[:, 0] for e in Recorder(run_state.task, [run_state.judged], **how)(8)])
         for how in ({}, {}, {"sampled": True}, {"random": 0.25}, {"random": 1.0}, {"random": 1.0, "seed": 1})
     )
     np.testing.assert_array_equal(greedy, again)
@@ -160,9 +160,9 @@ class Nested(gymnasium.Env[Any, Any]):
         return self.see(), float(action), False, False, {}
 
 
-def nested_world() -> Any:
+def nested_run_state() -> Any:
     config = RunConfig(method="dqn", task="mine", budget="iterations=1", hyperparameters={"hidden": "8"})
-    return make_loop(config, given=Given(environment=Nested))[0].world
+    return make_loop(config, given=PythonObjects(environment=Nested))[0].run_state
 
 
 def test_actions_that_are_not_allowed_are_never_done(tmp_path: Path) -> None:
@@ -171,21 +171,25 @@ def test_actions_that_are_not_allowed_are_never_done(tmp_path: Path) -> None:
     recorders = []
     for method, more in (("dqn", {}), ("bc", {"dataset": str(tmp_path / "data")})):
         config = RunConfig(method=method, task="mine", budget="iterations=1", hyperparameters={"hidden": "8"}, **more)
-        world: Any = make_loop(config, given=Given(environment=Masked))[0].world
-        recorders.append(Recorder(world.task, [world.judged], random=0.5 if method == "dqn" else 0.0, sampled=True))
+        run_state: Any = make_loop(config, given=PythonObjects(environment=Masked))[0].run_state
+        recorders.append(
+            Recorder(run_state.task, [run_state.judged], random=0.5 if method == "dqn" else 0.0, sampled=True)
+        )
         episodes = [*recorders[-1](40)]  # the environment raises where a forbidden action is taken
         assert {int(a) for e in episodes for a in e.actions} == {3, 4, 5, 6}
         if method == "dqn":
-            write_dataset(tmp_path / "data", episodes, world.task.observations.space, world.task.actions.space, {})
+            write_dataset(
+                tmp_path / "data", episodes, run_state.task.observations.space, run_state.task.actions.space, {}
+            )
 
 
 def test_nested_observations_and_episodes_without_end(tmp_path: Path) -> None:
     from polyrl.tasks.control.minari import write_dataset
 
-    world = nested_world()
-    task = world.task
+    run_state = nested_run_state()
+    task = run_state.task
     task.eval_limit = 7
-    episodes = [*Recorder(task, [world.judged], random=0.5)(2)]
+    episodes = [*Recorder(task, [run_state.judged], random=0.5)(2)]
     write_dataset(tmp_path / "data", episodes, task.observations.space, task.actions.space, {})
     for episode in read_episodes(tmp_path / "data"):
         assert episode.observations["t"].tolist() == [*range(8)]
@@ -221,12 +225,12 @@ def test_what_minari_writes_is_read(tmp_path: Path) -> None:
     from minari.dataset.minari_storage import MinariStorage
     from minari.serialization import deserialize_space
 
-    world = nested_world()
-    world.task.eval_limit = 5
-    space, actions = world.task.observations.space, world.task.actions.space
+    run_state = nested_run_state()
+    run_state.task.eval_limit = 5
+    space, actions = run_state.task.observations.space, run_state.task.actions.space
     for one in (space, actions, spaces.MultiDiscrete([2, 3]), spaces.Box(-np.inf, 3, (2,), np.float64)):
         assert deserialize_space(stated_space(one)) == one
-    (episode,) = Recorder(world.task, [world.judged])(1)
+    (episode,) = Recorder(run_state.task, [run_state.judged])(1)
     (tmp_path / "theirs").mkdir()
     storage = MinariStorage.new(tmp_path / "theirs" / "data", space, actions, data_format="hdf5")
     columns = {n: getattr(episode, n) for n in ("observations", "actions", "rewards", "terminations", "truncations")}
@@ -234,7 +238,7 @@ def test_what_minari_writes_is_read(tmp_path: Path) -> None:
     (read,) = read_episodes(tmp_path / "theirs")
     assert read.seed == 4 and read.rewards.tolist() == episode.rewards.tolist()
     np.testing.assert_array_equal(read.observations["rest"][0], episode.observations["rest"][0])
-    assert len(read_recorded(tmp_path / "theirs", world.task)) == 5
+    assert len(read_recorded(tmp_path / "theirs", run_state.task)) == 5
 
 
 def test_the_command_tells_what_it_did_and_refuses_what_it_cannot(
@@ -262,7 +266,7 @@ def test_the_command_tells_what_it_did_and_refuses_what_it_cannot(
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
-def test_runs_of_other_wings_and_vector_environments_have_no_episodes(tmp_path: Path) -> None:
+def test_runs_of_other_domains_and_vector_environments_have_no_episodes(tmp_path: Path) -> None:
     config = RunConfig(method="dr-rpo", budget="iterations=1", evaluations=1, tensorboard=False)
     start_run(config, tmp_path / "regret").run()
     with pytest.raises(UserError, match="is a run of theory; only runs of control have episodes to record"):

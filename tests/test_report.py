@@ -26,7 +26,7 @@ from polyrl.report.runs import Comparison, load_comparison, load_folders, load_r
 from polyrl.report.settings import ABSENT, compare_settings
 from polyrl.runtime.figures import format_factor, format_value
 from polyrl.runtime.metric import Metric
-from run_folders import WINGS, write_comparison, write_run, write_wing
+from run_folders import DOMAINS, write_comparison, write_domain, write_run
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ def test_settings_split_into_equal_and_differing(tmp_path: Path) -> None:
     config = yaml.safe_load((folder / "grpo-seed1" / "config.yaml").read_text())
     (folder / "grpo-seed1" / "config.yaml").write_text(yaml.safe_dump({**config, "threads": 2}))
     settings = compare_settings(load_comparison(folder).runs)
-    assert settings.equal["optimise.lr"] == 0.0003 and settings.equal["budget.samples"] == 5 * 64
+    assert settings.equal["optimize.lr"] == 0.0003 and settings.equal["budget.samples"] == 5 * 64
     assert settings.differing["clipped-surrogate.clip_range"] == {"grpo": 0.2, "remax": ABSENT}
     assert next(iter(settings.differing)) == "threads"
     assert settings.differing["threads"] == {"grpo": "1 / 2", "remax": 1}
@@ -421,14 +421,14 @@ def test_an_equal_budget_does_not_hide_unequal_time(tmp_path: Path) -> None:
     assert len(said) == 1 and f"the median run of {method} trained for" in said[0]
 
 
-# ---- every wing ------------------------------------------------------------------------------------------------------
+# ---- every domain ----------------------------------------------------------------------------------------------------
 
 
 def test_the_metric_is_read_from_the_comparison_or_from_its_runs(tmp_path: Path) -> None:
-    folder = write_wing(tmp_path / "c", "operations", seeds=1, iterations=8)
+    folder = write_domain(tmp_path / "c", "operations", seeds=1, iterations=8)
     stated = load_comparison(folder).metric
-    assert stated == WINGS["operations"].metric
-    assert load_run(folder / "hdpo-seed0").wing == load_comparison(folder).wing == "operations"
+    assert stated == DOMAINS["operations"].metric
+    assert load_run(folder / "hdpo-seed0").domain == load_comparison(folder).domain == "operations"
     alone = load_comparison(folder / "hdpo-seed0").metric  # config.yaml alone
     assert alone == stated
     two = load_folders([folder / "hdpo-seed0", folder / "reinforce-seed0"])
@@ -447,20 +447,20 @@ def test_malformed_metrics_and_folders_of_before_still_load(tmp_path: Path) -> N
         {},
         "",
     )
-    assert load_run(run).wing == "language"
+    assert load_run(run).domain == "language"
     odd = {"key": "eval/accuracy", "scale": 3, "lines": {"a": "high", "b": 0.5}, "target": "a", "unit": None}
-    bad = write_run(tmp_path / "odd", iterations=4, config={"metric": odd, "wing": ["x"]})
+    bad = write_run(tmp_path / "odd", iterations=4, config={"metric": odd, "domain": ["x"]})
     metric = load_comparison(bad).metric
     assert (metric.scale, metric.lines, metric.target, metric.unit) == ("linear", {"b": 0.5}, "", "")
-    assert load_run(bad).wing == "language" and "0.5" in render_page(load_comparison(bad))
+    assert load_run(bad).domain == "language" and "0.5" in render_page(load_comparison(bad))
     text = write_run(tmp_path / "text", iterations=4, config={"metric": "eval/accuracy"})
     assert load_comparison(text).metric.key == "eval/accuracy"
 
 
-def _results(folder: Path, wing: str, finals: dict[str, list[float]], start: float, **metric: Any) -> Comparison:
-    """A comparison of a wing whose runs start at `start` and end at these values."""
-    write_wing(folder, wing, seeds=len(next(iter(finals.values()))), iterations=4, **metric)
-    key = WINGS[wing].metric.key
+def _results(folder: Path, domain: str, finals: dict[str, list[float]], start: float, **metric: Any) -> Comparison:
+    """A comparison of a domain whose runs start at `start` and end at these values."""
+    write_domain(folder, domain, seeds=len(next(iter(finals.values()))), iterations=4, **metric)
+    key = DOMAINS[domain].metric.key
     for method, values in finals.items():
         for seed, value in enumerate(values):
             path = folder / f"{method}-seed{seed}" / "summary.json"
@@ -539,8 +539,8 @@ def test_log_metrics_bear_exact_zeros_and_lines(tmp_path: Path) -> None:
     assert "NaN" not in render_page(comparison) and "inf" not in said
 
 
-def test_budgets_and_metrics_are_called_as_their_wing_calls_them(tmp_path: Path) -> None:
-    control = load_comparison(write_wing(tmp_path / "control", "control", seeds=1, iterations=8))
+def test_budgets_and_metrics_are_called_as_their_domain_calls_them(tmp_path: Path) -> None:
+    control = load_comparison(write_domain(tmp_path / "control", "control", seeds=1, iterations=8))
     payload = build_payload(control)
     assert payload["axes"][0] == {"key": "steps", "label": "Environment steps", "unit": ""}
     assert "16.4k environment steps" in render_page(control)
@@ -548,7 +548,7 @@ def test_budgets_and_metrics_are_called_as_their_wing_calls_them(tmp_path: Path)
     assert units["eval/return"] == ("Return", "") and units["entropy"] == ("Entropy", "nats per step")
     assert units["loss/value-loss"] == ("Loss: value-loss", "")
     assert payload["panels"][0] == "episode/return" and "eval/return" not in payload["panels"]
-    theory = load_comparison(write_wing(tmp_path / "theory", "theory", seeds=1, iterations=8))
+    theory = load_comparison(write_domain(tmp_path / "theory", "theory", seeds=1, iterations=8))
     assert build_payload(theory)["axes"][0]["label"] == "Preference queries"
     language = load_comparison(write_comparison(tmp_path / "language", ["grpo"], seeds=1, iterations=4))
     assert build_payload(language)["axes"][0] == {"key": "samples", "label": "Samples", "unit": "completions"}
@@ -562,7 +562,7 @@ def test_budgets_and_metrics_are_called_as_their_wing_calls_them(tmp_path: Path)
 
 
 def test_budget_in_updates_or_iterations_is_an_axis(tmp_path: Path) -> None:
-    folder = write_wing(tmp_path / "c", "operations", seeds=1, iterations=8)
+    folder = write_domain(tmp_path / "c", "operations", seeds=1, iterations=8)
     for unit, key in (("updates", "updates"), ("iterations", "iteration")):
         stated = yaml.safe_load((folder / "compare.yaml").read_text())
         (folder / "compare.yaml").write_text(yaml.safe_dump({**stated, "budget": {unit: 80}}))
@@ -570,7 +570,7 @@ def test_budget_in_updates_or_iterations_is_an_axis(tmp_path: Path) -> None:
 
 
 def test_samples_of_any_shape_are_rows_and_stay_text(tmp_path: Path) -> None:
-    folder = write_wing(tmp_path / "c", "control", seeds=2, iterations=4)
+    folder = write_domain(tmp_path / "c", "control", seeds=2, iterations=4)
     rows = [{"iteration": 4, "return": 1 / 3, "<i>": HOSTILE, "path": list(range(200)), "nan": math.nan}] * 20
     (folder / "ppo-seed0" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     comparison = load_comparison(folder)
@@ -586,17 +586,17 @@ def test_samples_of_any_shape_are_rows_and_stay_text(tmp_path: Path) -> None:
 def test_hostile_names_of_lines_and_metrics_stay_text(tmp_path: Path) -> None:
     lines = {"<b>optimum</b>": 6.0, HOSTILE: 7.0}
     bad: dict[str, Any] = {"label": "<b>cost", "unit": '"><b>', "lines": lines, "target": "<b>optimum</b>"}
-    folder = write_wing(tmp_path / "c", "operations", seeds=3, iterations=4, **bad)
+    folder = write_domain(tmp_path / "c", "operations", seeds=3, iterations=4, **bad)
     page = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<b>") == page.count("<img") == 0
     assert page.count("</script>") == 2
 
 
 def test_lines_that_folders_do_not_share_are_left_out(tmp_path: Path) -> None:
-    first = write_wing(tmp_path / "a", "operations", seeds=1, iterations=4)
-    second = write_wing(tmp_path / "b", "operations", seeds=1, iterations=4, lines={"optimum": 5.0})
+    first = write_domain(tmp_path / "a", "operations", seeds=1, iterations=4)
+    second = write_domain(tmp_path / "b", "operations", seeds=1, iterations=4, lines={"optimum": 5.0})
     assert load_folders([first, second]).metric.lines == {}
-    third = write_wing(tmp_path / "d", "control", seeds=1, iterations=4)
+    third = write_domain(tmp_path / "d", "control", seeds=1, iterations=4)
     with pytest.raises(UserError, match="different metrics"):
         load_folders([first, third])
 
@@ -628,7 +628,7 @@ def test_accuracy_takes_three_digits_and_factors_three_figures() -> None:
 
 
 def test_runs_without_chance_are_named(tmp_path: Path) -> None:
-    folder = write_wing(tmp_path / "c", "theory", seeds=3, iterations=8)
+    folder = write_domain(tmp_path / "c", "theory", seeds=3, iterations=8)
     assert not any("chance" in s for s in cautions(load_comparison(folder)))
     for seed in (1, 2):
         for name in ("metrics.jsonl", "summary.json"):

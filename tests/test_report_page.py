@@ -18,7 +18,7 @@ import pytest
 from polyrl.report.page import write_report
 from polyrl.report.runs import load_comparison
 from polyrl.report.statistics import mean_interval
-from run_folders import WINGS, write_comparison, write_run, write_wing
+from run_folders import DOMAINS, write_comparison, write_domain, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def browser() -> Iterator[Browser]:
 
 CHARTS = {
     "charts": [
-        {"title": "Over-optimisation", "x": "kl", "y": ["eval/accuracy", "reward", "nothing"], "x_scale": "sqrt"},
+        {"title": "Over-optimization", "x": "kl", "y": ["eval/accuracy", "reward", "nothing"], "x_scale": "sqrt"},
         {"title": "Of what nobody logged", "x": "nothing", "y": ["reward"]},
         {"title": "Malformed", "x": 3},
         "malformed",
@@ -67,9 +67,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "full": write_comparison(root / "full", failed=[("reinforce++", 3)], killed=[("ppo", 4)], config=CHARTS),
         "three": write_comparison(root / "three", ["grpo", "remax"], seeds=3, iterations=20),
         "control": write_comparison(root / "control", ["grpo", "ppo"], stated=stated, scale=9000, iterations=20),
-        "cartpole": write_wing(root / "cartpole", "control", seeds=5),
-        "operations": write_wing(root / "operations", "operations", seeds=5),
-        "theory": write_wing(root / "theory", "theory", seeds=3),
+        "cartpole": write_domain(root / "cartpole", "control", seeds=5),
+        "operations": write_domain(root / "operations", "operations", seeds=5),
+        "theory": write_domain(root / "theory", "theory", seeds=3),
         "single": write_run(root / "single", iterations=20),
         "killed": write_run(root / "killed", iterations=20, status="running", stop=0),
         "hostile": write_run(root / "hostile", iterations=20, completion=HOSTILE, config={"label": HOSTILE * 2}),
@@ -239,7 +239,7 @@ def test_what_a_task_asks_to_be_drawn(browser: Browser, reports: dict[str, Path]
     """One quantity over another: a path for each method, the panels in order, a scale that keeps 0."""
     opened = _open(browser, reports["full"])
     page = opened.page
-    assert page.inner_text("#charts-0 h2") == "Over-optimisation" and page.locator("#charts-1").count() == 0
+    assert page.inner_text("#charts-0 h2") == "Over-optimization" and page.locator("#charts-1").count() == 0
     heads = page.eval_on_selector_all("#chart-0 figcaption strong", "all => all.map(e => e.textContent)")
     assert heads == ["Accuracy", "Training reward"]  # what nobody logged has no panel
     assert page.text_content("#chart-0 .x-title") == "√ of KL to the start (nats per sequence)"
@@ -316,7 +316,7 @@ def test_tables_scroll_inside_their_own_box(browser: Browser, reports: dict[str,
     opened.page.close()
 
 
-# ---- every wing ------------------------------------------------------------------------------------------------------
+# ---- every domain ----------------------------------------------------------------------------------------------------
 
 
 def _ticks(page: Page, chart: str, side: str) -> list[tuple[str, float]]:
@@ -337,7 +337,7 @@ def test_lines_stand_at_their_value_and_are_named(browser: Browser, reports: dic
     opened = _open(browser, reports["operations"])
     page = opened.page
     (low, y0), *_, (high, y1) = _ticks(page, "curves-chart", "left")
-    for name, value in WINGS["operations"].metric.lines.items():
+    for name, value in DOMAINS["operations"].metric.lines.items():
         expected = (y0 - 4) + (value - float(low)) * (y1 - y0) / (float(high) - float(low))
         assert _place(page, f"#curves-chart line[data-line='{name}']", "y1") == pytest.approx(expected, abs=0.3)
     assert page.locator("#curves-chart line.line.target").get_attribute("data-line") == "optimum"
@@ -406,7 +406,7 @@ def test_a_log_axis_is_even_in_powers_of_ten(browser: Browser, reports: dict[str
     page.close()
 
 
-def test_axes_are_named_by_the_wing(browser: Browser, reports: dict[str, Path]) -> None:
+def test_axes_are_named_by_the_domain(browser: Browser, reports: dict[str, Path]) -> None:
     for name, title in (
         ("cartpole", "Environment steps"),
         ("theory", "Preference queries"),

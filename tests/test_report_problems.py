@@ -19,7 +19,7 @@ from polyrl.report.page import write_report
 from polyrl.report.payload import build_payload
 from polyrl.report.runs import load_comparison, load_folders
 from polyrl.runs import make_loop
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.language.base import Preference, Reward
 from polyrl.tasks.user_code import code_digest
 from run_folders import write_run
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"), "qwen3")
 
 
-def facts(model: Path, given: Given | None = None, **asked: Any) -> dict[str, Any]:
+def facts(model: Path, given: PythonObjects | None = None, **asked: Any) -> dict[str, Any]:
     """The facts that a run of this config writes."""
     if asked.get("dataset") or (given and given.dataset):
         asked["task"] = "dataset"
@@ -299,7 +299,7 @@ def test_functions_are_told_apart_by_what_they_hold(make: Callable[[float], Call
 
 def test_given_rewards_and_preferences_are_stated(model: Path) -> None:
     def asked(scale: float) -> dict[str, Any]:
-        given = Given(rewards=[Reward("paid", _closure(scale))], preference=Preference("judge", Paid(scale)))
+        given = PythonObjects(rewards=[Reward("paid", _closure(scale))], preference=Preference("judge", Paid(scale)))
         return dict(facts(model, given, task="reverse")["problem"])
 
     assert asked(1.0) == asked(1.0)

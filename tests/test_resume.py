@@ -53,10 +53,10 @@ if calls == "disk":  # every step of a checkpoint and of each small file: flushe
     import shutil
     from pathlib import Path
     die_at(os, "fsync"); die_at(Path, "rename"); die_at(Path, "replace"); die_at(shutil, "rmtree"); die_at(os, "unlink")
-elif calls == "work":  # sampling, scoring and every optimiser step
-    from polyrl.worlds.language import LanguageWorld
-    die_at(torch.optim.AdamW, "step"); die_at(LanguageWorld, "sample"); die_at(LanguageWorld, "score")
-    die_at(LanguageWorld, "outputs")
+elif calls == "work":  # sampling, scoring and every optimizer step
+    from polyrl.run_state.language import LanguageRunState
+    die_at(torch.optim.AdamW, "step"); die_at(LanguageRunState, "sample"); die_at(LanguageRunState, "score")
+    die_at(LanguageRunState, "outputs")
 from polyrl.cli.main import main
 main()
 """

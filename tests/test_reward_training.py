@@ -14,7 +14,7 @@ from polyrl.errors import UserError
 from polyrl.models.language.scalar import RewardModel
 from polyrl.pretrain.reward_training import (
     bradley_terry_loss,
-    normalise,
+    normalize,
     pair_accuracy,
     score_texts,
     train_reward_model,
@@ -78,17 +78,17 @@ def test_gradient_of_the_loss_by_hand():
 def test_optimal_margin_under_flipped_labels():
     """With 25% of the labels flipped a true preference of 0.9 looks like 0.7: the best margin falls to 0.8473."""
     margin = torch.zeros(1, requires_grad=True)
-    optimiser = torch.optim.LBFGS([margin], max_iter=50)
+    optimizer = torch.optim.LBFGS([margin], max_iter=50)
     agree = 0.9 * 0.75 + 0.1 * 0.25
 
     def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         zero = torch.zeros(1)
         loss = agree * bradley_terry_loss(margin, zero) + (1 - agree) * bradley_terry_loss(zero, margin)
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     assert margin.item() == pytest.approx(0.8473, abs=1e-3)
 
 
@@ -178,15 +178,15 @@ def test_scores_do_not_depend_on_batches(folder: Path):
     assert not whole.requires_grad
 
 
-def test_normalised_scores_keep_their_order(folder: Path, tmp_path: Path):
+def test_normalized_scores_keep_their_order(folder: Path, tmp_path: Path):
     model = new_model(folder)
     prompts, texts = ["p"] * 6, ["a", "bb", "cde", "xyxy", "", "12"]
     raw = score_texts(model, prompts, texts)
-    mean, std = normalise(model, raw)
+    mean, std = normalize(model, raw)
     assert mean == pytest.approx(float(raw.mean()), rel=1e-5) and std == pytest.approx(float(raw.std(correction=0)))
     scores = score_texts(model, prompts, texts)
     torch.testing.assert_close(scores, (raw - mean) / std, rtol=1e-3, atol=1e-4)
     model.save(tmp_path / "saved")
     assert torch.equal(score_texts(RewardModel.load(tmp_path / "saved"), prompts, texts), scores)
     with pytest.raises(ValueError, match="same score"):
-        normalise(model, torch.ones(3))
+        normalize(model, torch.ones(3))

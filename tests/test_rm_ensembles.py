@@ -30,11 +30,11 @@ from polyrl.parts.proxies import best_of_n, best_of_n_kl, best_of_n_weights
 from polyrl.parts.score import TaskReward, kl_estimate
 from polyrl.pretrain.reward_training import bradley_terry_loss
 from polyrl.tasks.language import Reward, learned, task
-from worlds import TableWorld, credited, make_context, token_batch
+from run_states import TableRunState, credited, make_context, token_batch
 
 
-class EnsembleWorld(TableWorld):
-    """The table world with an ensemble: member `i` gives `truth` times `scale[i]` plus `shift[i]`."""
+class EnsembleRunState(TableRunState):
+    """The table run state with an ensemble: member `i` gives `truth` times `scale[i]` plus `shift[i]`."""
 
     def __init__(self, scale: list[float], shift: list[float], **more: Any):
         super().__init__(**more)
@@ -110,9 +110,9 @@ def test_flipped_labels_shrink_the_margin():
 
 @pytest.mark.parametrize("part", [EnsembleMean(centre=False), WCO(centre=False), UWO(centre=False, uwo_coef=0.4)])
 def test_one_member_is_the_task_reward(part: Any):
-    world = EnsembleWorld([1.0], [0.0])
-    batch = token_batch(world, greedy_twin=True)
-    a, b = make_context(world), make_context(world)
+    run_state = EnsembleRunState([1.0], [0.0])
+    batch = token_batch(run_state, greedy_baseline=True)
+    a, b = make_context(run_state), make_context(run_state)
     mine, plain = part(batch, a), TaskReward()(batch, b)
     for name in ("score", "reward", "terminated", "truncated"):
         assert torch.equal(mine[name].double(), plain[name].double()), name
@@ -121,17 +121,17 @@ def test_one_member_is_the_task_reward(part: Any):
 
 
 def test_the_whole_recipe_with_one_member_is_ppo():
-    world = EnsembleWorld([1.0], [0.0])
-    batch = token_batch(world)
+    run_state = EnsembleRunState([1.0], [0.0])
+    batch = token_batch(run_state)
     recipes = build("ppo"), build("ppo+wco(centre=false)"), build("rm-ensembles(centre=false)")
-    found = [credited(r, batch, make_context(world))["advantage"] for r in recipes]
+    found = [credited(r, batch, make_context(run_state))["advantage"] for r in recipes]
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_centring_undoes_scales_and_remembers_the_first_batch():
     """Members that differ by a scale and a constant agree once they are centred, in later batches as well."""
-    world = EnsembleWorld([1.0, 5.0, 0.2], [0.0, 3.0, -7.0])
-    context, first, later = make_context(world), token_batch(world), token_batch(world, seed=5)
+    run_state = EnsembleRunState([1.0, 5.0, 0.2], [0.0, 3.0, -7.0])
+    context, first, later = make_context(run_state), token_batch(run_state), token_batch(run_state, seed=5)
     out = [WCO()(b, context) for b in (first, later)]
     for batch in out:
         assert float(batch["member_score"].var(1, correction=0).max()) < 1e-10
@@ -139,39 +139,39 @@ def test_centring_undoes_scales_and_remembers_the_first_batch():
     assert counted.mean().item() == pytest.approx(0, abs=1e-9)
     assert counted.std(correction=0).item() == pytest.approx(1)
     assert abs(out[1]["score"].mean().item()) > 1e-3  # the later batch is not centred by itself
-    rough = WCO(centre=False)(first, make_context(world))
+    rough = WCO(centre=False)(first, make_context(run_state))
     assert float(rough["member_score"].var(1, correction=0).min()) > 1
 
 
 def test_rows_that_lost_a_member_are_dropped_and_order_means_nothing():
-    world = EnsembleWorld([1.0, 2.0], [0.0, 0.0])
-    batch = token_batch(world)
+    run_state = EnsembleRunState([1.0, 2.0], [0.0, 0.0])
+    batch = token_batch(run_state)
     truth = batch.columns["truth"]
     truth[3] = math.nan
-    context = make_context(world)
+    context = make_context(run_state)
     out = UWO()(batch.with_columns(truth=truth), context)
     assert len(out) == len(batch) - 1 and context.metrics["rewards/dropped"] == 1
     flipped = torch.arange(len(batch)).flip(0)
-    again = UWO()(batch.with_columns(truth=truth).rows(flipped), make_context(world))
+    again = UWO()(batch.with_columns(truth=truth).rows(flipped), make_context(run_state))
     assert torch.allclose(again["reward"].flip(0), out["reward"], atol=1e-6)
 
 
 def test_the_seed_picks_the_single_member():
-    world = EnsembleWorld([1.0, -1.0], [0.0, 0.5])
-    batch, truth = token_batch(world), torch.tensor(token_batch(world).columns["truth"])
+    run_state = EnsembleRunState([1.0, -1.0], [0.0, 0.5])
+    batch, truth = token_batch(run_state), torch.tensor(token_batch(run_state).columns["truth"])
     for seed, expected in ((4, truth), (7, 0.5 - truth)):
-        context = make_context(world)
+        context = make_context(run_state)
         context.seed = seed
         assert torch.allclose(OneMember(centre=False)(batch, context)["score"].double(), expected.double())
 
 
 def test_best_of_n_measures_and_takes_no_step():
-    world = EnsembleWorld([1.0, -1.0], [0.0, 0.0])
-    batch, before = token_batch(world), world.weights()
-    context = make_context(world)
+    run_state = EnsembleRunState([1.0, -1.0], [0.0, 0.0])
+    batch, before = token_batch(run_state), run_state.weights()
+    context = make_context(run_state)
     scored = EnsembleMean(centre=False)(batch.with_fields(group=torch.arange(12) // 4), context)
     BestOfN().run((), scored, context)
-    assert torch.equal(world.weights(), before)
+    assert torch.equal(run_state.weights(), before)
     truth, found = torch.tensor(batch.columns["truth"]).view(3, 4), context.metrics
     assert found["bon/gold/gold@4"] == pytest.approx(truth.amax(1).mean().item(), rel=1e-6)
     # one member is right, the other the opposite: alone they average out
@@ -183,7 +183,7 @@ def test_best_of_n_measures_and_takes_no_step():
 
 def test_composition_and_bad_settings():
     assert "uwo" in [p.name for p in build("grpo+rm-ensembles").score]
-    assert [p.name for p in build("ppo+wco").score if p.slot == "judge"] == ["wco"]
+    assert [p.name for p in build("ppo+wco").score if p.slot == "reward"] == ["wco"]
     for bad in ("rm-ensembles(uwo_coef=-1)", "ppo+wco(members=0)"):
         with pytest.raises(UserError, match="must be"):
             build(bad)
@@ -248,7 +248,7 @@ def test_a_users_own_rewards_are_members_and_it_learns(small_model: Path, tmp_pa
 
 
 def test_gold_reward_and_kl_stand_in_every_row(taught: Path, tmp_path: Path):
-    """What over-optimisation is drawn from: the task asks for the KL in each iteration."""
+    """What over-optimization is drawn from: the task asks for the KL in each iteration."""
     train(
         "rm-ensembles(prompts_per_step=16,members=2)",
         task="learned-sort(pairs=60)",

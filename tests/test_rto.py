@@ -25,16 +25,16 @@ from polyrl.parts.score import at_last_step
 from polyrl.pretrain import dpo_training
 from polyrl.pretrain.dpo_training import dpo_policy, train_dpo
 from polyrl.rollout.language import Sampling
+from polyrl.run_state.language import LanguageRunState
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.language import learned, task
 from polyrl.tasks.language.dataset import DatasetTask
-from polyrl.worlds.language import LanguageWorld
+from run_states import TableRunState, credited, make_context, token_batch
 from test_learning import learn
-from worlds import TableWorld, credited, make_context, token_batch
 
 
-class DPOWorld(TableWorld):
-    """The table world with a third table, the DPO policy's; `same` makes it the reference."""
+class DPORunState(TableRunState):
+    """The table run state with a third table, the DPO policy's; `same` makes it the reference."""
 
     def __init__(self, *, same: bool = False, **more: Any):
         super().__init__(**more)
@@ -49,10 +49,10 @@ class DPOWorld(TableWorld):
         return torch.where(experience["mask"], found, torch.full_like(found, self.garbage))
 
 
-def rewarded(batch: Experience, world: DPOWorld, **knobs: Any) -> tuple[Experience, dict[str, float]]:
+def rewarded(batch: Experience, run_state: DPORunState, **hyperparameters: Any) -> tuple[Experience, dict[str, float]]:
     """The batch after PPO's score stage with this part in it, and what was logged; the folder is never looked at."""
-    context = make_context(world)
-    recipe = build("ppo") + DPOReward(dpo_model="given", **knobs)
+    context = make_context(run_state)
+    recipe = build("ppo") + DPOReward(dpo_model="given", **hyperparameters)
     for part in recipe.stages()[1][1]:
         batch = part(batch, context)
     return batch, context.metrics
@@ -104,7 +104,7 @@ def test_shaping_identity_on_a_tree_of_two_steps() -> None:
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_spreads_differ_in_time_and_not_in_sum(clip: float) -> None:
-    batch = token_batch(DPOWorld(), greedy_twin=True)
+    batch = token_batch(DPORunState(), greedy_baseline=True)
     mask = batch["mask"]
     ratio = torch.randn(mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * mask
     dense = dpo_token_rewards(ratio, 0.05, clip)
@@ -120,37 +120,37 @@ def test_spreads_differ_in_time_and_not_in_sum(clip: float) -> None:
 # -------------------------------------------------------------------------------------------------------- the part
 
 
-def gradients(world: DPOWorld, recipe: Any) -> tuple[Experience, dict[str, Tensor]]:
-    context = make_context(world, recipe)
-    batch = credited(recipe, token_batch(world), context)
-    recipe.optimise.run(recipe.terms, batch, context)
-    return batch, {"weights": world.weights(), **world.gradients()}
+def gradients(run_state: DPORunState, recipe: Any) -> tuple[Experience, dict[str, Tensor]]:
+    context = make_context(run_state, recipe)
+    batch = credited(recipe, token_batch(run_state), context)
+    recipe.optimize.run(recipe.terms, batch, context)
+    return batch, {"weights": run_state.weights(), **run_state.gradients()}
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_without_a_difference_or_a_scale_it_is_ppo(same: bool) -> None:
-    plain, wanted = gradients(DPOWorld(), build("ppo"))
-    world = DPOWorld(same=same)
+    plain, wanted = gradients(DPORunState(), build("ppo"))
+    run_state = DPORunState(same=same)
     scale = 0.3 if same else 0.0
-    mine, found = gradients(world, build("rto") + DPOReward(dpo_model="given", dpo_reward_scale=scale))
+    mine, found = gradients(run_state, build("rto") + DPOReward(dpo_model="given", dpo_reward_scale=scale))
     for name in ("reward", "advantage", "value_target"):
         assert torch.equal(mine[name], plain[name]), name
     for name in wanted:
         assert torch.equal(found[name], wanted[name]), name
-    assert world.asked == (1 if same else 0)
+    assert run_state.asked == (1 if same else 0)
 
 
 def test_what_is_paid_is_what_the_tables_say() -> None:
-    world = DPOWorld(garbage=math.nan)
-    plain = token_batch(DPOWorld())
-    batch, logged = rewarded(plain, world, dpo_reward_scale=0.2, dpo_reward_clip=0.15)
+    run_state = DPORunState(garbage=math.nan)
+    plain = token_batch(DPORunState())
+    batch, logged = rewarded(plain, run_state, dpo_reward_scale=0.2, dpo_reward_clip=0.15)
     for part in build("ppo").stages()[1][1]:
-        plain = part(plain, make_context(world))
+        plain = part(plain, make_context(run_state))
     added, clipped = batch["reward"] - plain["reward"], 0
     before = torch.cat([batch["prompt_ids"][:, -1:], batch["action"][:, :-1]], 1)
     for i, t in batch["mask"].nonzero().tolist():
         heat, a = float(batch["temperature"][i]), int(batch["action"][i, t])
-        dpo, start = ((x[before[i, t]] / heat).log_softmax(0)[a] for x in (world.dpo, world.start))
+        dpo, start = ((x[before[i, t]] / heat).log_softmax(0)[a] for x in (run_state.dpo, run_state.start))
         raw = 0.2 * float(dpo - start)
         clipped += abs(raw) > 0.15
         assert float(added[i, t]) == pytest.approx(max(-0.15, min(0.15, raw)), abs=1e-9)
@@ -162,12 +162,12 @@ def test_what_is_paid_is_what_the_tables_say() -> None:
 
 
 def test_order_and_twins_do_not_matter() -> None:
-    world = DPOWorld(garbage=math.nan)
-    batch = token_batch(DPOWorld(), greedy_twin=True)
+    run_state = DPORunState(garbage=math.nan)
+    batch = token_batch(DPORunState(), greedy_baseline=True)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
     for how in ("token", "sequence", "shaping"):
-        wanted, _ = rewarded(batch, world, spread=how)
-        found, _ = rewarded(batch.rows(order), world, spread=how)
+        wanted, _ = rewarded(batch, run_state, spread=how)
+        found, _ = rewarded(batch.rows(order), run_state, spread=how)
         assert torch.equal(found["reward"], wanted["reward"][order])
         twins = batch["greedy"]
         assert torch.equal(wanted["reward"][twins], at_last_step(wanted["score"], batch["mask"])[twins])
@@ -219,25 +219,25 @@ def test_dpo_starts_at_log_two_and_needs_a_difference(small_model: Path) -> None
 
 
 def test_responses_are_read_as_they_were_trained_on_end_token_included(small_model: Path, tmp_path: Path) -> None:
-    """What the world measures of sampled responses is what DPO's log-ratio sums, for those that ended themselves."""
+    """What is measured of sampled responses is what DPO's log-ratio sums, for those that ended themselves."""
     policy, _ = trained(small_model)
     policy.save(tmp_path / "run" / "model")
-    world = LanguageWorld(task("reverse", difficulty=4), small_model, micro_batch_tokens=40)
-    rows = world.task.rows("train", 0, 0, 12)
-    batch = world.sample(rows, Sampling(max_tokens=4), completions_per_prompt=1, generator=generator(0, "test"))
-    ratio = world.frozen_logprob(batch, str(tmp_path / "run")) - world.reference_logprob(batch)
-    assert not ratio[~batch["mask"]].any() and len(world._frozen) == 1
+    run_state = LanguageRunState(task("reverse", difficulty=4), small_model, micro_batch_tokens=40)
+    rows = run_state.task.rows("train", 0, 0, 12)
+    batch = run_state.sample(rows, Sampling(max_tokens=4), completions_per_prompt=1, generator=generator(0, "test"))
+    ratio = run_state.frozen_logprob(batch, str(tmp_path / "run")) - run_state.reference_logprob(batch)
+    assert not ratio[~batch["mask"]].any() and len(run_state._frozen) == 1
     ended, cut = batch["ended"], ~batch["ended"]
     assert 2 < int(ended.sum()) < 12
     texts = batch.columns["completion"]
     told = [{"prompt": r["prompt"], "chosen": t, "rejected": t + "#"} for r, t in zip(rows, texts, strict=True)]
-    read = FixedPairs(world.policy, told, "the responses").batch(range(12)).rows(torch.arange(0, 24, 2))
+    read = FixedPairs(run_state.policy, told, "the responses").batch(range(12)).rows(torch.arange(0, 24, 2))
     with torch.no_grad():
-        rho = sequence_log_ratio(*(p.evaluate(read)["logprob"] for p in (policy, world.reference)), read["mask"])
+        rho = sequence_log_ratio(*(p.evaluate(read)["logprob"] for p in (policy, run_state.reference)), read["mask"])
     assert torch.allclose(ratio.sum(1)[ended], rho[ended], atol=1e-4)
     assert not torch.allclose(ratio.sum(1)[cut], rho[cut], atol=1e-3)  # no end token was said there
     end = batch["action"].gather(1, (batch["present"].sum(1) - 1)[:, None])[:, 0]
-    assert torch.equal(end == world.policy.end_ids[0], ended)
+    assert torch.equal(end == run_state.policy.end_ids[0], ended)
     # the last token is paid with the score, whether it is an end token or where the limit cut
     dense = spread_over(dpo_token_rewards(ratio, 1.0), batch["mask"], "sequence")
     last = (batch["present"].sum(1) - 1)[:, None]

@@ -120,14 +120,14 @@ def test_checkpoints_are_safetensors_and_the_last_two(run: Path) -> None:
         "state.json",
         "policy",
         "critic",
-        "optimiser-policy.safetensors",
-        "optimiser-critic.safetensors",
+        "optimizer-policy.safetensors",
+        "optimizer-critic.safetensors",
     }
     state = json.loads((newest / "state.json").read_text())
     assert state["iteration"] == 5 and state["spent"]["samples"] == 40
     written = {str(p.relative_to(newest)) for p in newest.rglob("*") if p.is_file()} - {"state.json"}
     assert set(state["files"]) == written
-    moments = load_file(newest / "optimiser-policy.safetensors")
+    moments = load_file(newest / "optimizer-policy.safetensors")
     steps = {float(v) for k, v in moments.items() if k.endswith("/step")}
     assert steps == {20.0} and any(k.endswith("/exp_avg_sq") for k in moments)
 

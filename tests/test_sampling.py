@@ -66,7 +66,7 @@ def naive_logprob(policy: LanguagePolicy, batch: Experience, row: int) -> Tensor
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_behaviour_logprob_is_that_of_a_fresh_pass(policies, family, temperature):
     policy = policies[family]
-    batch = sample(policy, Sampling(temperature=temperature, max_tokens=20), greedy_twin=True)
+    batch = sample(policy, Sampling(temperature=temperature, max_tokens=20), greedy_baseline=True)
     for side in ("right", "left"):
         fresh = policy.evaluate(batch, padding_side=side)["logprob"]
         torch.testing.assert_close(fresh, batch["behaviour_logprob"], rtol=0, atol=1e-4)
@@ -76,7 +76,7 @@ def test_behaviour_logprob_is_that_of_a_fresh_pass(policies, family, temperature
 
 
 def test_fields_mean_what_the_contract_says(policy):
-    batch = sample(policy, Sampling(temperature=0.7, max_tokens=12), greedy_twin=True, completions_per_prompt=2)
+    batch = sample(policy, Sampling(temperature=0.7, max_tokens=12), greedy_baseline=True, completions_per_prompt=2)
     assert len(batch) == 15
     assert batch["group"].tolist() == [g for g in range(5) for _ in range(3)]
     assert batch["greedy"].tolist() == [False, False, True] * 5
@@ -140,7 +140,7 @@ def test_sharing_the_prompt_changes_nothing(policies):
 def test_greedy_is_transformers_greedy(policies, family):
     policy = policies[family]
     greedy = sample(policy, Sampling(max_tokens=16, greedy=True, temperature=0.5), completions_per_prompt=1)
-    twins = sample(policy, Sampling(max_tokens=16, temperature=0.5), completions_per_prompt=1, greedy_twin=True)
+    twins = sample(policy, Sampling(max_tokens=16, temperature=0.5), completions_per_prompt=1, greedy_baseline=True)
     for row, text in enumerate(TEXTS):
         ids = torch.tensor([policy.encode_prompt(text)])
         want = policy.causal_lm.generate(

@@ -13,19 +13,19 @@ from polyrl.core.experience import Experience
 from polyrl.core.loop import Loop
 from polyrl.core.schedules import Schedule, schedule_factor
 from polyrl.recipe import Part, Stage
+from polyrl.run_state.base import RunState
 from polyrl.runtime.budget import Budget, Spent
-from polyrl.worlds.base import World
-from worlds import TableWorld, token_batch
+from run_states import TableRunState, token_batch
 
 N = 10
 """Iterations of the runs compared here."""
 
 
-class QuietWorld(TableWorld):
-    monitor = World.monitor
+class QuietRunState(TableRunState):
+    monitor = RunState.monitor
 
 
-BATCH = token_batch(QuietWorld())
+BATCH = token_batch(QuietRunState())
 OFF_POLICY = {"max_logprob_gap": 1e6}
 """The same batch is trained on again and again."""
 
@@ -44,18 +44,18 @@ class SameBatch(Part):
         return BATCH
 
 
-def loop_of(budget: str, method: str = "grpo", **knobs: object) -> Loop:
+def loop_of(budget: str, method: str = "grpo", **hyperparameters: object) -> Loop:
     recipe = replace(
-        build(method, {k: str(v) for k, v in {"epochs": 1, "minibatches": 1, **OFF_POLICY, **knobs}.items()}),
+        build(method, {k: str(v) for k, v in {"epochs": 1, "minibatches": 1, **OFF_POLICY, **hyperparameters}.items()}),
         collect=SameBatch(),
     )
-    world = QuietWorld()
-    context = Context(world=world, seed=0, budget=Budget.parse(budget))
-    return Loop(recipe, world, context)  # type: ignore[arg-type]
+    run_state = QuietRunState()
+    context = Context(run_state=run_state, seed=0, budget=Budget.parse(budget))
+    return Loop(recipe, run_state, context)  # type: ignore[arg-type]
 
 
-def logged(budget: str, key: str, method: str = "grpo", **knobs: object) -> list[float]:
-    loop, found = loop_of(budget, method, **knobs), []
+def logged(budget: str, key: str, method: str = "grpo", **hyperparameters: object) -> list[float]:
+    loop, found = loop_of(budget, method, **hyperparameters), []
     while loop.context.progress < 1:
         loop.iterate()
         found.append(loop.context.metrics[key])
@@ -76,11 +76,11 @@ def budgets(iterations: int) -> list[str]:
     [("linear", 0.0), ("cosine", 0.0), ("cosine", 0.25), ("linear", 0.04), ("inverse-sqrt", 0.25)],
 )
 def test_learning_rates_are_the_same_in_every_unit(schedule: Schedule, warmup: float) -> None:
-    knobs = {"schedule": schedule, "warmup": warmup, "learning_rate": 0.5}
+    hyperparameters = {"schedule": schedule, "warmup": warmup, "learning_rate": 0.5}
     wanted = [0.5 * schedule_factor(schedule, i / N, warmup, 1 / N) for i in range(N)]
     assert min(wanted) > 0 and len(wanted) == N
     for budget in budgets(N):
-        assert logged(budget, "learning_rate", **knobs) == wanted, budget  # to the bit
+        assert logged(budget, "learning_rate", **hyperparameters) == wanted, budget  # to the bit
 
 
 def test_inverse_square_roots_by_hand() -> None:
@@ -95,10 +95,10 @@ def test_inverse_square_roots_by_hand() -> None:
 def test_a_run_of_one_iteration_learns(schedule: Schedule, warmup: float) -> None:
     for budget in budgets(1):
         loop = loop_of(budget, schedule=schedule, warmup=warmup, learning_rate=0.5)
-        before = loop.world.weights()  # type: ignore[attr-defined]
+        before = loop.run_state.weights()  # type: ignore[attr-defined]
         loop.iterate()
         assert loop.context.progress == 1 and loop.context.metrics["learning_rate"] == 0.5, budget
-        assert (loop.world.weights() - before).abs().max() > 0.1  # type: ignore[attr-defined]
+        assert (loop.run_state.weights() - before).abs().max() > 0.1  # type: ignore[attr-defined]
 
 
 def test_the_critic_s_schedule_too() -> None:
@@ -106,7 +106,7 @@ def test_the_critic_s_schedule_too() -> None:
         loop, rates = loop_of(budget, "ppo", critic_schedule="linear", critic_learning_rate=1.0), []
         while loop.context.progress < 1:
             loop.iterate()
-            rates.append(loop.context.optimiser["critic"].param_groups[0]["lr"])
+            rates.append(loop.context.optimizer["critic"].param_groups[0]["lr"])
         assert rates == [1.0, 0.75, 0.5, 0.25], budget
 
 
@@ -119,15 +119,15 @@ def test_shares_that_grow_over_the_run_do_so_in_every_unit() -> None:
 
 def test_a_part_of_select_reads_the_step_size_of_the_step_to_come() -> None:
     @dataclass(frozen=True, kw_only=True)
-    class Reader(Part):
+    class Backbone(Part):
         stage: ClassVar[Stage] = "select"
 
         def __call__(self, experience: Experience, context: Context) -> Experience:
-            context.log(read=context.optimiser["policy"].param_groups[0]["lr"])
+            context.log(read=context.optimizer["policy"].param_groups[0]["lr"])
             return experience
 
     loop = loop_of("samples=36", schedule="linear")
-    loop.recipe = replace(loop.recipe, select=(Reader(),))
+    loop.recipe = replace(loop.recipe, select=(Backbone(),))
     loop._stages = loop.recipe.stages()
     for _ in range(3):
         loop.iterate()

@@ -16,14 +16,14 @@ from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.tools import Turns, turns
 from polyrl.pretrain.solutions import demonstration
 from polyrl.rollout.language import Sampling
+from polyrl.run_state.language import Evaluation, LanguageRunState
 from polyrl.tasks.language import task
 from polyrl.tasks.language.assistant import Assistance, ToolArithmetic
 from polyrl.tasks.language.base import Counted, Reward, Row, Session, Tool, replayed, reports, sessions, tool_spans
 from polyrl.tasks.language.calculator import Calculator, CalculatorTool
 from polyrl.tasks.language.strings import Reverse
-from polyrl.worlds.language import Evaluation, LanguageWorld
+from run_states import TableRunState, make_context, token_batch
 from tiny_models import save_model
-from worlds import TableWorld, make_context, token_batch
 
 
 class Ledger:
@@ -71,19 +71,19 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("letters"), "qwen3", initializer_range=0.15)
 
 
-def world_of(made: Reverse, model: Path) -> LanguageWorld:
-    return LanguageWorld(made, model, evaluation=Evaluation(prompts=30, greedy=False))
+def run_state_of(made: Reverse, model: Path) -> LanguageRunState:
+    return LanguageRunState(made, model, evaluation=Evaluation(prompts=30, greedy=False))
 
 
-def sampled(world: LanguageWorld, seed: int = 0, prompts: int = 6) -> Any:
-    rows = world.task.rows("train", 0, 0, prompts)
+def sampled(run_state: LanguageRunState, seed: int = 0, prompts: int = 6) -> Any:
+    rows = run_state.task.rows("train", 0, 0, prompts)
     stream = torch.Generator().manual_seed(seed)
-    sampling = Sampling(max_tokens=world.task.max_tokens, temperature=1.5)
-    return world.sample(rows, sampling, completions_per_prompt=20, greedy_twin=True, generator=stream)
+    sampling = Sampling(max_tokens=run_state.task.max_tokens, temperature=1.5)
+    return run_state.sample(rows, sampling, completions_per_prompt=20, greedy_baseline=True, generator=stream)
 
 
 def test_every_response_has_a_session_of_its_own(letters: Path) -> None:
-    batch = sampled(world_of(Counting(), letters))
+    batch = sampled(run_state_of(Counting(), letters))
     texts, calls = batch.columns["completion"], batch.columns["calls"]
     assert set(calls) == {0, 1, 2, 3}  # what the others said never counts
     for i, (text, n, last) in enumerate(zip(texts, calls, batch.columns["last"], strict=True)):
@@ -100,25 +100,27 @@ def test_every_response_has_a_session_of_its_own(letters: Path) -> None:
 
 def test_sessions_see_the_same_again(letters: Path) -> None:
     """Replay: the same calls get the same replies, and the same random numbers the same responses."""
-    world = world_of(Counting(), letters)
-    batch, again = sampled(world), sampled(world)
+    run_state = run_state_of(Counting(), letters)
+    batch, again = sampled(run_state), sampled(run_state)
     assert all(torch.equal(batch[name], again[name]) for name in batch.fields())
     assert batch.columns == again.columns
     ended = batch["ended"].tolist()
     for row, text, n, over in zip(
         batch.columns["prompt"], batch.columns["completion"], batch.columns["calls"], ended, strict=True
     ):
-        session = replayed(world.task, {"prompt": row}, text)
+        session = replayed(run_state.task, {"prompt": row}, text)
         assert isinstance(session, Session)
         assert session.report()["calls"] == n or not over  # a reply that the limit cut may hide that it was one
 
 
 def test_reports_reach_rewards_checker_and_measures(letters: Path) -> None:
-    world = world_of(Counting(), letters)
-    world.check_rows(world.task.rows("train", 0, 0, 3), 90)  # the reward's column is known before anything is sampled
-    batch = sampled(world)
-    assert world.score(batch)[0].tolist() == [float(c) for c in batch.columns["calls"]]
-    metrics, _ = world.evaluate()
+    run_state = run_state_of(Counting(), letters)
+    run_state.check_rows(
+        run_state.task.rows("train", 0, 0, 3), 90
+    )  # the reward's column is known before anything is sampled
+    batch = sampled(run_state)
+    assert run_state.score(batch)[0].tolist() == [float(c) for c in batch.columns["calls"]]
+    metrics, _ = run_state.evaluate()
     assert metrics["eval/called"] == metrics["eval/reward"] > 0
     assert metrics["eval/accuracy"] == pytest.approx(metrics["eval/twice"]) and 0 < metrics["eval/twice"] < 1
 
@@ -129,25 +131,25 @@ def test_play_judges_by_what_sessions_report(
     """As an evaluation does: the text alone would not tell."""
     from polyrl.cli import play_language
 
-    world = world_of(Counting(), letters)
-    monkeypatch.setattr(play_language, "open_policy", lambda *_, **__: world)
+    run_state = run_state_of(Counting(), letters)
+    monkeypatch.setattr(play_language, "open_policy", lambda *_, **__: run_state)
     monkeypatch.setenv("COLUMNS", "400")
     play_language.play(letters, prompts=30, temperature=1.0)
     said = capsys.readouterr().out
-    rows = world.task.rows("test", 7, 0, 30)
+    rows = run_state.task.rows("test", 7, 0, 30)
     sampling, stream = Sampling(max_tokens=90), torch.Generator().manual_seed(0)
-    batch = world.sample(rows, sampling, completions_per_prompt=1, generator=stream)
+    batch = run_state.sample(rows, sampling, completions_per_prompt=1, generator=stream)
     right = [n > 1 for n in batch.columns["calls"]]
     assert said.count("  right\n") == sum(right) and said.count("  wrong, expected ") == len(right) - sum(right)
     assert 0 < sum(right) < 30
 
 
 def test_continuations_go_on_with_sessions_that_know_what_was(letters: Path) -> None:
-    world = world_of(Counting(), letters)
-    batch = sampled(world)
+    run_state = run_state_of(Counting(), letters)
+    batch = sampled(run_state)
     row = torch.tensor([i for i, n in enumerate(batch.columns["calls"]) if n == 2][:5])
     tokens = torch.tensor([batch.columns["completion"][i].index("<1>") + 3 for i in row.tolist()])
-    found = world.continuations(
+    found = run_state.continuations(
         batch,
         row,
         tokens,
@@ -163,14 +165,14 @@ def test_continuations_go_on_with_sessions_that_know_what_was(letters: Path) -> 
 def test_without_a_tool_nothing_listens(letters: Path) -> None:
     made = Reverse()
     assert sessions(made, made.rows("train", 0, 0, 3), 2) is None and reports(None) == {}
-    assert "calls" not in sampled(world_of(made, letters)).columns
+    assert "calls" not in sampled(run_state_of(made, letters)).columns
 
 
 def test_tools_for_all_for_prompts_and_for_responses(letters: Path) -> None:
     policy = LanguagePolicy.load(letters)
 
     def said(tools: Any) -> Any:
-        return world_of(Counting(), letters).engine.generate(
+        return run_state_of(Counting(), letters).engine.generate(
             [policy.encode_prompt("ab="), policy.encode_prompt("c=")],
             Sampling(max_tokens=20, temperature=1.5),
             completions_per_prompt=10,
@@ -211,7 +213,7 @@ def test_turns_are_parted_by_what_tools_say() -> None:
     wide = torch.nn.functional.pad(mask, (0, 3), value=True), torch.nn.functional.pad(present, (0, 3))
     assert turns(*wide)[:, :8].tolist() == wanted and not turns(*wide)[:, 8:].any()
     context = make_context(None)
-    batch = token_batch(TableWorld())
+    batch = token_batch(TableRunState())
     found = Turns()(batch, context)["turn"]
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
     assert torch.equal(Turns()(batch.rows(order), context)["turn"], found[order])

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from polyrl.run_state.language_run_state import LanguageRunState
 from torch import Tensor
 
-from parts_world import PartsWorld, every_field, truth, with_columns
+from parts_run_state import PartsRunState, every_field, truth, with_columns
 from polyrl import catalogue
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
@@ -22,12 +23,11 @@ from polyrl.methods.language.aihf import JointImprovement
 from polyrl.methods.language.rm_ensembles import BestOfN
 from polyrl.methods.language.rto import DPOReward
 from polyrl.parts.credit import WhitenAdvantage
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.replayed import OffPolicyTerm
 from polyrl.recipe import Improver, Part, Term
 from polyrl.runtime.budget import Budget
-from polyrl.worlds.language_world import LanguageWorld
-from worlds import token_batch
+from run_states import token_batch
 
 KINDS = ("unfinished", "greedy", "masked", "unpaid", "unselected")
 COLLECTED = (
@@ -41,7 +41,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "batch-advantage": [{}, {"baseline": "group"}],
     "dpo-reward": [{"spread": s, "dpo_model": "x"} for s in ("token", "sequence", "shaping")],
     "tool-coefficient": [{"right_from": 0.3}, {"right_from": 0.3, "minimum": "group"}],
-    "normalise-score": [{}, {"score_form": "scale"}],
+    "normalize-score": [{}, {"score_form": "scale"}],
     "policy-filter": [{}, {"draw": "keep"}, {"filter": "power"}],
     "varied-rollouts": [{}, {"within": "group"}, {"of": "reward"}],
     "random-drop": [{"drop_rate": 0.4}, {"drop_rate": 0.4, "drop": "rows"}],
@@ -69,10 +69,10 @@ def no_dpo_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DPOReward, "prepare", lambda *_: "")
 
 
-def ordinary(world: PartsWorld, *, twins: bool = False) -> Experience:
+def ordinary(run_state: PartsRunState, *, twins: bool = False) -> Experience:
     """Twelve whole responses, a tool's words in the middle of some, with every field and column."""
-    batch = token_batch(world, greedy_twin=twins)
-    batch = with_columns(world, batch).with_fields(**every_field(world, batch))
+    batch = token_batch(run_state, greedy_baseline=twins)
+    batch = with_columns(run_state, batch).with_fields(**every_field(run_state, batch))
     half = torch.arange(len(batch)) % 3 == 0  # of some all tokens are new, of others only the last ones
     score, advantage = batch["score"].clone(), batch["advantage"].clone()
     score[batch["group"] == 2] = 0.25  # a group that agrees
@@ -150,9 +150,9 @@ def elsewhere(part: Part) -> bool:
     return part.special_rows is not None and part.special_rows.greedy == "none"
 
 
-def called(part: Part, batch: Experience, world: PartsWorld) -> tuple[Experience, Drawing]:
-    context = Drawing(world=world, seed=0, budget=Budget(samples=1000), iteration=2)
-    context.optimiser = catalogue.build("capo", {"learning_rate": 0.01}).optimise.optimisers(world)
+def called(part: Part, batch: Experience, run_state: PartsRunState) -> tuple[Experience, Drawing]:
+    context = Drawing(run_state=run_state, seed=0, budget=Budget(samples=1000), iteration=2)
+    context.optimizer = catalogue.build("capo", {"learning_rate": 0.01}).optimize.optimizers(run_state)
     return part(seen_by(part, batch), context), context
 
 
@@ -172,7 +172,7 @@ def test_every_part_says_what_it_does_with_special_rows() -> None:
 def test_where_it_says_that_none_can_reach_it_none_can() -> None:
     """No collect part whose fields would do brings such rows."""
     collected = {cls().name: cls.gives for cls in catalogue.part_classes() if cls.stage == "collect"}
-    language = {name for name, gives in collected.items() if {"greedy", "finished", "twinned"} & gives}
+    language = {name for name, gives in collected.items() if {"greedy", "finished", "has_greedy_baseline"} & gives}
     given = {g for c in catalogue.part_classes() if c.stage in ("score", "credit", "select") for g in c.gives - c.needs}
     found = 0
     for part in (*parts(improve=False), *parts(improve=True)):
@@ -193,20 +193,20 @@ def test_ordinary_rows_do_not_notice_special_ones(part: Part, kind: str) -> None
     use = part.special_rows.uses()[kind]
     if use == "none" or (kind == "unselected" and "weight" not in part.required()):
         return  # there are none where it stands
-    world = PartsWorld()
-    batch = ordinary(world, twins=part.name == "greedy-baseline")
+    run_state = PartsRunState()
+    batch = ordinary(run_state, twins=part.name == "greedy-baseline")
     if kind != "unfinished" and "finished" not in part.needs:
         batch = without(batch, "finished", "window")
-    odd = special(kind, batch if "finished" in batch else ordinary(world))
+    odd = special(kind, batch if "finished" in batch else ordinary(run_state))
     odd = without(odd, *{*odd.fields()} - {*batch.fields()})
-    plain, quiet = called(part, batch, world)
+    plain, quiet = called(part, batch, run_state)
     size = len(batch) + len(odd)
     mixed = torch.randperm(size, generator=torch.Generator().manual_seed(4))
     order = torch.arange(size) if quiet.drew else mixed  # random numbers go to rows by their place
     if not quiet.drew:
         own = order[order < len(batch)]
-        plain, quiet = called(part, batch.rows(own), world)
-    whole, context = called(part, joined(batch, odd, order), world)
+        plain, quiet = called(part, batch.rows(own), run_state)
+    whole, context = called(part, joined(batch, odd, order), run_state)
 
     rows = whole.columns["row"]
     ours = [i for i, row in enumerate(rows) if row < 100]
@@ -236,8 +236,8 @@ def test_ordinary_rows_do_not_notice_special_ones(part: Part, kind: str) -> None
 
 @pytest.mark.parametrize("part", WALKED)
 def test_a_tools_words_enter_nothing(part: Part) -> None:
-    world = PartsWorld()
-    batch = ordinary(world, twins=part.name == "greedy-baseline")
+    run_state = PartsRunState()
+    batch = ordinary(run_state, twins=part.name == "greedy-baseline")
     if "finished" not in part.needs:
         batch = without(batch, "finished", "window")
     mask = batch["mask"]
@@ -246,8 +246,8 @@ def test_a_tools_words_enter_nothing(part: Part) -> None:
         for name, x in batch.data.items()
         if x.shape == mask.shape and x.is_floating_point() and "weight" not in name
     }
-    clean, quiet = called(part, batch, world)
-    found, context = called(part, batch.with_fields(**dirt), world)
+    clean, quiet = called(part, batch, run_state)
+    found, context = called(part, batch.with_fields(**dirt), run_state)
     assert context.metrics == pytest.approx(quiet.metrics, abs=1e-12)
     assert context.memories == quiet.memories
     for name in clean.fields():
@@ -269,11 +269,11 @@ TERMS = [
 @pytest.mark.parametrize("kind", ["greedy", "masked", "unpaid", "unselected"])
 @pytest.mark.parametrize("term", TERMS)
 def test_terms_and_what_they_log_count_what_has_weight(term: Term, kind: str) -> None:
-    world = PartsWorld()
-    batch = ordinary(world)
+    run_state = PartsRunState()
+    batch = ordinary(run_state)
     pair, preferred = torch.arange(12) // 2, torch.arange(12) % 2 == 0
     batch = batch.with_fields(pair=pair, preferred=preferred)
-    batch = batch.with_fields(group=pair) if term.together == "group" else batch
+    batch = batch.with_fields(group=pair) if term.grouped_by == "group" else batch
     odd = special(kind, batch).with_fields(pair=torch.full((5,), -1), preferred=torch.zeros(5, dtype=torch.bool))
     odd = odd.with_fields(weight=torch.zeros(5, 8))
     extra = {n: torch.zeros(12, dtype=torch.float64) for n in ("demand", "initial_inventory")}
@@ -282,21 +282,21 @@ def test_terms_and_what_they_log_count_what_has_weight(term: Term, kind: str) ->
     for table in (batch, joined(batch, odd, torch.arange(17))):
         table = Experience({n: x for n, x in table.data.items() if n in names})
         table = table.with_fields(**{n: x.new_zeros(len(table)) for n, x in extra.items()})
-        world = PartsWorld()
-        context = Context(world=world, seed=0, budget=Budget(samples=10), iteration=1)
-        optimise = Optimise(learning_rate=0.1, max_grad_norm=1e9)
-        context.optimiser = optimise.optimisers(world)
-        optimise.run((term,), table, context)
-        found.append((world.weights(), context.metrics))
-    assert float((found[0][0] - PartsWorld().weights()).abs().max()) > 5e-4  # it does train
+        run_state = PartsRunState()
+        context = Context(run_state=run_state, seed=0, budget=Budget(samples=10), iteration=1)
+        optimize = Optimize(learning_rate=0.1, max_grad_norm=1e9)
+        context.optimizer = optimize.optimizers(run_state)
+        optimize.run((term,), table, context)
+        found.append((run_state.weights(), context.metrics))
+    assert float((found[0][0] - PartsRunState().weights()).abs().max()) > 5e-4  # it does train
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-9)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-9)
     assert term.special_rows is not None and term.special_rows.uses()[kind] == "left out"
 
 
 def whole_and_plain(*kinds: str) -> tuple[Experience, Experience]:
-    world = PartsWorld()
-    batch = ordinary(world)
+    run_state = PartsRunState()
+    batch = ordinary(run_state)
     whole = batch
     for kind in kinds:
         whole = joined(whole, special(kind, batch), torch.arange(len(whole) + 5))
@@ -306,7 +306,7 @@ def whole_and_plain(*kinds: str) -> tuple[Experience, Experience]:
 def test_best_of_n_measures_whole_sampled_responses() -> None:
     said = []
     for batch in whole_and_plain("unfinished", "greedy", "unpaid"):
-        context = Context(world=PartsWorld(), seed=0, budget=Budget(samples=10), iteration=1)
+        context = Context(run_state=PartsRunState(), seed=0, budget=Budget(samples=10), iteration=1)
         BestOfN().run((), batch, context)
         said.append(context.metrics)
     assert said[0] == pytest.approx(said[1]) and len(said[0]) > 5
@@ -320,12 +320,16 @@ def test_the_joint_reward_learns_from_whole_sampled_responses() -> None:
         return 0.0, [torch.ones(len(b)) for b in batches]
 
     for batch in whole_and_plain("unfinished", "greedy", "unpaid", "masked"):
-        world = PartsWorld()
+        run_state = PartsRunState()
         labelled = Experience({"preferred": torch.tensor([True, False])})
-        world.joint_reward = SimpleNamespace(step=step, encoded=lambda p, d, _: Experience({"x": torch.zeros(len(p))}))
-        world.pairs = lambda split, pair=labelled: Pairs(pair)  # type: ignore[attr-defined]
-        optimiser = SimpleNamespace(param_groups=[{"lr": 0.0}])
-        context = Context(world=world, seed=0, budget=Budget(samples=10), iteration=1, optimiser={"reward": optimiser})
+        run_state.joint_reward = SimpleNamespace(
+            step=step, encoded=lambda p, d, _: Experience({"x": torch.zeros(len(p))})
+        )
+        run_state.pairs = lambda split, pair=labelled: Pairs(pair)  # type: ignore[attr-defined]
+        optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+        context = Context(
+            run_state=run_state, seed=0, budget=Budget(samples=10), iteration=1, optimizer={"reward": optimizer}
+        )
         JointImprovement()._reward_step(batch, context, 1.0)
     assert read[0] == read[1] == list(range(12))
 
@@ -346,7 +350,7 @@ class Pairs:
 def test_improvers_are_walked_or_exact() -> None:
     for part in parts(improve=True):
         if isinstance(part, Improver):
-            assert isinstance(part, Optimise | BestOfN) or elsewhere(part), part.name
+            assert isinstance(part, Optimize | BestOfN) or elsewhere(part), part.name
 
 
 # ------------------------------------------------------------------------------------- what went wrong, one by one
@@ -360,7 +364,7 @@ def test_whitening_is_over_samples_and_not_over_their_greedy_twins() -> None:
             "advantage": torch.tensor([[1.0, 1.0], [0.0, 0.0], [3.0, 3.0], [0.0, 0.0]]),
         }
     )
-    found = WhitenAdvantage()(batch, Context(world=None, seed=0, budget=Budget(samples=1)))["advantage"]
+    found = WhitenAdvantage()(batch, Context(run_state=None, seed=0, budget=Budget(samples=1)))["advantage"]
     assert found.tolist() == [[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
 
 
@@ -385,15 +389,15 @@ def test_what_cannot_be_said_of_unfinished_responses_is_refused(spec: str, says:
 
 def test_the_fields_are_those_of_the_responses() -> None:
     """The batch of this file is what it says: no special row in it, every kind among the others."""
-    batch = ordinary(PartsWorld())
+    batch = ordinary(PartsRunState())
     assert not bool(batch["greedy"].any()) and bool(batch["finished"].all()) and bool(batch["mask"].any(1).all())
     assert bool((batch["present"] & ~batch["mask"]).any()) and not bool(truth(batch).isnan().any())
 
 
 def test_the_logged_kl_is_of_the_policy_to_the_start_and_of_whole_responses() -> None:
     """E log pi/ref over responses: positive where the policy prefers what it says; no twin and no window enters."""
-    world: Any = LanguageWorld.__new__(LanguageWorld)
-    world.monitor_kl_every = 0
+    run_state: Any = LanguageRunState.__new__(LanguageRunState)
+    run_state.monitor_kl_every = 0
     logprob = torch.tensor([[-0.5, -0.25], [-1.0, -0.5], [-9.0, -9.0], [-0.125, -0.25]])
     reference = torch.tensor([[-1.5, -1.25], [-1.0, -2.5], [-1.0, -1.0], [-0.375, -8.0]])
     batch = Experience(
@@ -406,8 +410,8 @@ def test_the_logged_kl_is_of_the_policy_to_the_start_and_of_whole_responses() ->
             "ref_logprob": reference,
         }
     )
-    context = Context(world=world, seed=0, budget=Budget(samples=1), iteration=1)
-    world.monitor(batch, context)
+    context = Context(run_state=run_state, seed=0, budget=Budget(samples=1), iteration=1)
+    run_state.monitor(batch, context)
     assert context.metrics["kl"] == pytest.approx((2.0 + 2.0) / 2)
     assert context.metrics["kl_per_token"] == pytest.approx((1.0 + 1.0 + 2.0 + 0.25) / 4)
     assert context.metrics["perplexity"] == pytest.approx(math.exp((0.5 + 0.25 + 0.5 + 0.125) / 4))
@@ -424,18 +428,18 @@ def test_a_pair_of_which_a_selection_left_out_one_row_teaches_nothing(term: str)
     pair, preferred = torch.arange(12) // 2, torch.arange(12) % 2 == 0
     found = []
     for lost in (True, False):
-        world = PartsWorld()
-        batch = ordinary(world).with_fields(pair=pair, preferred=preferred)
+        run_state = PartsRunState()
+        batch = ordinary(run_state).with_fields(pair=pair, preferred=preferred)
         batch = Experience({n: batch[n] for n in (*COLLECTED, *part.required(), "weight")})
         weight = batch["weight"].clone()
         weight[4 if lost else [4, 5]] = 0.0
-        context = Context(world=world, seed=0, budget=Budget(samples=10), iteration=1)
-        optimise = Optimise(learning_rate=0.1, max_grad_norm=1e9)
-        context.optimiser = optimise.optimisers(world)
-        optimise.run((part,), batch.with_fields(weight=weight), context)
+        context = Context(run_state=run_state, seed=0, budget=Budget(samples=10), iteration=1)
+        optimize = Optimize(learning_rate=0.1, max_grad_norm=1e9)
+        context.optimizer = optimize.optimizers(run_state)
+        optimize.run((part,), batch.with_fields(weight=weight), context)
         found.append(
-            (world.weights(), {k: v for k, v in context.metrics.items() if k.startswith(("loss", "rew", "logps"))})
+            (run_state.weights(), {k: v for k, v in context.metrics.items() if k.startswith(("loss", "rew", "logps"))})
         )
-    assert float((found[0][0] - PartsWorld().weights()).abs().max()) > 5e-4
+    assert float((found[0][0] - PartsRunState().weights()).abs().max()) > 5e-4
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-9) and len(found[0][1]) > 5

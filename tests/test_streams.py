@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from control_environments import Walk, pendulum_file
-from parts_world import PartsWorld
+from parts_run_state import PartsRunState
 from polyrl import catalogue
 from polyrl.core.experience import Experience
-from polyrl.methods.language.remax import SampleWithGreedyTwin
+from polyrl.methods.language.remax import SampleWithGreedyBaseline
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.pairs import SamplePairs
@@ -34,11 +34,11 @@ from polyrl.pretrain.tiny import build_tiny
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop
 from polyrl.runtime import seeding
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.language import task as language_task
 from polyrl.tasks.operations import task as operations_task
+from run_states import VOCABULARY, make_context
 from test_composition import SIZE, SMALL_BATCH, SMALL_TASKS
-from worlds import VOCABULARY, make_context
 
 SEED, OTHER_SEED = 7077, 7078
 EVALUATION_SEED = 1234
@@ -127,13 +127,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int = 2) -> None:
     """A few iterations between evaluations."""
     info = catalogue.methods()[re.split(r"\+(?!$|\+)|\(", method)[0]]
-    recipe = catalogue.build(method, wing=info.wing)
+    recipe = catalogue.build(method, domain=info.domain)
     known = {k.rpartition(".")[2] for k in recipe.hyperparameters()}
     small = {**SMALL_BATCH, "environments": 2, "steps_per_environment": 40, "epochs": 2, "minibatches": 2}
     small |= {"scenarios": 16, "periods": 6, "response_window": 8}
     small |= {"turns": 30, "random_steps": 10, "learning_starts": 20, "hidden": 8, "gradient_steps": 3}
-    knobs = {k: str(v) for k, v in small.items() if k in known}
-    language = info.wing == "language"
+    hyperparameters = {k: str(v) for k, v in small.items() if k in known}
+    language = info.domain == "language"
     config = RunConfig(
         method=method,
         task=SMALL_TASKS.get(info.task, info.task),
@@ -141,23 +141,23 @@ def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int
         dataset=str(pendulum_file(tiny.parent)) if reads_data(recipe) else None,
         budget=f"iterations={iterations}",
         seed=seed,
-        hyperparameters=knobs,
+        hyperparameters=hyperparameters,
         eval_prompts=4 if language else None,
-        eval_episodes=2 if info.wing == "control" else None,
+        eval_episodes=2 if info.domain == "control" else None,
     )
     drawn.phase = "start"
     loop, _ = make_loop(config)
-    if info.wing == "operations":  # a few of the thousands of traces that it is judged on
+    if info.domain == "operations":  # a few of the thousands of traces that it is judged on
         few = {"traces": 8, "periods": 6, "dropped": 2, "dev_traces": 8, "dev_periods": 6, "dev_dropped": 2}
-        loop.world.evaluation = dataclasses.replace(loop.world.evaluation, **few)
+        loop.run_state.evaluation = dataclasses.replace(loop.run_state.evaluation, **few)
     for i in range(iterations):
         drawn.phase = "evaluation"
-        loop.world.evaluate()
+        loop.run_state.evaluate()
         drawn.phase = str(i + 1)
         loop.iterate()
         assert loop.context.iteration == i + 1
     drawn.phase = "evaluation"
-    loop.world.evaluate()
+    loop.run_state.evaluate()
 
 
 def reads_data(recipe: Recipe) -> bool:
@@ -211,7 +211,7 @@ def test_each_iteration_has_prompts_of_its_own(drawn: Drawn, tiny: Path) -> None
 # ---------------------------------------------------------------------------------------------------- one collect part
 
 
-class PromptsWorld(PartsWorld):
+class PromptsRunState(PartsRunState):
     """Has the prompts of a real task, and answers each with tokens that are drawn at random, whatever it asks."""
 
     def __init__(self) -> None:
@@ -221,10 +221,16 @@ class PromptsWorld(PartsWorld):
         self.asked: list[str] = []
 
     def sample(
-        self, rows: list[Any], sampling: Any, *, completions_per_prompt: int, generator: Any, greedy_twin: bool = False
+        self,
+        rows: list[Any],
+        sampling: Any,
+        *,
+        completions_per_prompt: int,
+        generator: Any,
+        greedy_baseline: bool = False,
     ) -> Experience:
         self.asked = [row["prompt"] for row in rows]
-        each = completions_per_prompt + greedy_twin
+        each = completions_per_prompt + greedy_baseline
         fields = drawn_responses(len(rows) * each, generator)
         group = torch.arange(len(rows)).repeat_interleave(each)
         return Experience({**fields, "group": group, "greedy": torch.zeros(len(group), dtype=torch.bool)})
@@ -250,16 +256,16 @@ def drawn_responses(count: int, generator: torch.Generator) -> dict[str, torch.T
 
 @pytest.mark.parametrize(
     "part",
-    [SampleResponses, SampleWithGreedyTwin, SamplePairs, DemonstratedPrompts, WindowedRollouts],
+    [SampleResponses, SampleWithGreedyBaseline, SamplePairs, DemonstratedPrompts, WindowedRollouts],
     ids=lambda part: part.__name__,
 )
 def test_seeds_and_iterations_collect_other_prompts_and_other_samples(part: Any) -> None:
     def collected(seed: int, iteration: int) -> tuple[list[str], list[list[int]]]:
-        context = make_context(PromptsWorld())
+        context = make_context(PromptsRunState())
         context.seed = seed
         for context.iteration in range(1, iteration + 1):
             batch = part(prompts_per_step=6, completions_per_prompt=2)(None, context)
-        return context.world.asked, batch["action"].tolist()
+        return context.run_state.asked, batch["action"].tolist()
 
     found = {(seed, i): collected(seed, i) for seed in (0, SEED, OTHER_SEED) for i in (1, 2)}
     for (one, (asked, said)), (other, (asked_too, said_too)) in combinations(found.items(), 2):
@@ -321,9 +327,9 @@ def episodes_of(seed: int) -> tuple[set[int], set[int]]:
         from_python=("task",),
         hyperparameters={"environments": "3", "steps_per_environment": "32"},
     )
-    loop, _ = make_loop(config, given=Given(environment=Seen))
+    loop, _ = make_loop(config, given=PythonObjects(environment=Seen))
     Seen.seeds.clear()
-    loop.world.evaluate()
+    loop.run_state.evaluate()
     judged = {*Seen.seeds}
     Seen.seeds.clear()
     for _ in range(2):

@@ -19,10 +19,10 @@ from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.credit import gae
 from polyrl.parts.score import TaskReward
 from polyrl.parts.windows import WindowedRollouts
+from polyrl.run_state.language import LanguageRunState
 from polyrl.tasks.language import task
-from polyrl.worlds.language import LanguageWorld
+from run_states import make_context
 from tiny_models import save_model
-from worlds import make_context
 
 VALUES = [0.4, 0.5, 0.55, 0.7]
 
@@ -81,7 +81,7 @@ def test_two_masks() -> None:
     assert WindowSteps(policy_tokens="all")(batch, context)["weight"].tolist() == mask.float().tolist()
 
 
-# ------------------------------------------------------------------------------------------------------- in the world
+# ----------------------------------------------------------------------------------------------------- in the run state
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(model: Path) -> LanguageWorld:
-    return LanguageWorld(task("reverse", difficulty=8), model, critic=True)
+def run_state(model: Path) -> LanguageRunState:
+    return LanguageRunState(task("reverse", difficulty=8), model, critic=True)
 
 
-def windows(world: LanguageWorld, part: WindowedRollouts, iterations: int) -> tuple[list[Experience], Any]:
-    context = make_context(world)
+def windows(run_state: LanguageRunState, part: WindowedRollouts, iterations: int) -> tuple[list[Experience], Any]:
+    context = make_context(run_state)
     context.iteration = 0
     found = []
     for _ in range(iterations):
@@ -104,9 +104,9 @@ def windows(world: LanguageWorld, part: WindowedRollouts, iterations: int) -> tu
     return found, context
 
 
-def test_check_8_each_token_is_trained_once(world: LanguageWorld) -> None:
+def test_check_8_each_token_is_trained_once(run_state: LanguageRunState) -> None:
     part = WindowedRollouts(prompts_per_step=3, completions_per_prompt=2, window=3)
-    batches, context = windows(world, part, 9)
+    batches, context = windows(run_state, part, 9)
     tokens: dict[tuple[int, int], int] = {}
     policy, critic, generated = 0, 0, 0
     whole: dict[int, list[int]] = {}
@@ -136,20 +136,20 @@ def test_check_8_each_token_is_trained_once(world: LanguageWorld) -> None:
     assert critic == finished > 0
 
 
-def test_slots_take_the_next_prompts_and_copies_begin_together(world: LanguageWorld) -> None:
+def test_slots_take_the_next_prompts_and_copies_begin_together(run_state: LanguageRunState) -> None:
     part = WindowedRollouts(prompts_per_step=2, completions_per_prompt=2, window=30)
-    (first, second), _ = windows(world, part, 2)
+    (first, second), _ = windows(run_state, part, 2)
     assert first["group"].tolist() == [0, 0, 1, 1] and bool(first["finished"].all())
     assert second["group"].tolist() == [2, 2, 3, 3]
-    rows = world.task.rows("train", 0, 0, 4)
+    rows = run_state.task.rows("train", 0, 0, 4)
     assert second.columns["prompt"] == [rows[2]["prompt"]] * 2 + [rows[3]["prompt"]] * 2
 
 
-def test_check_7_a_window_as_long_as_a_response_is_ppo(world: LanguageWorld) -> None:
+def test_check_7_a_window_as_long_as_a_response_is_ppo(run_state: LanguageRunState) -> None:
     """The tokens are PPO's from the same numbers, and so are its advantages; only the critic's targets differ."""
-    limit = world.task.max_tokens
+    limit = run_state.task.max_tokens
     part = WindowedRollouts(prompts_per_step=3, completions_per_prompt=2, window=limit)
-    (batch,), context = windows(world, part, 1)
+    (batch,), context = windows(run_state, part, 1)
     plain = catalogue.build("ppo", {"prompts_per_step": 3, "completions_per_prompt": 2, "kl_coef": 0})
     context.iteration = 1
     wanted = plain.collect(None, context)
@@ -161,24 +161,24 @@ def test_check_7_a_window_as_long_as_a_response_is_ppo(world: LanguageWorld) -> 
     assert bool(batch["finished"].all()) and bool((batch["window"] == batch["present"]).all())
 
 
-def test_log_probabilities_are_those_of_the_policy_that_sampled(world: LanguageWorld) -> None:
+def test_log_probabilities_are_those_of_the_policy_that_sampled(run_state: LanguageRunState) -> None:
     """Within a window the ratio starts at 1, whatever else happened to the slot."""
-    batches, _ = windows(world, WindowedRollouts(prompts_per_step=4, completions_per_prompt=1, window=2), 5)
+    batches, _ = windows(run_state, WindowedRollouts(prompts_per_step=4, completions_per_prompt=1, window=2), 5)
     batch = batches[-1]
     assert bool((batch["present"] & ~batch["window"]).any())
-    logprob = world.policy.evaluate(batch)["logprob"].detach()
+    logprob = run_state.policy.evaluate(batch)["logprob"].detach()
     torch.testing.assert_close(logprob, batch["behaviour_logprob"], atol=1e-4, rtol=1e-4)
 
 
-def test_unfinished_responses_earn_nothing_and_reach_no_reward(world: LanguageWorld) -> None:
+def test_unfinished_responses_earn_nothing_and_reach_no_reward(run_state: LanguageRunState) -> None:
     asked: list[str] = []
 
     def score(experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
         asked.extend(experience.columns["completion"])
         return torch.ones(len(experience)), {}, len(experience)
 
-    world.score = score  # type: ignore[method-assign]
-    batches, context = windows(world, WindowedRollouts(prompts_per_step=6, completions_per_prompt=1, window=4), 4)
+    run_state.score = score  # type: ignore[method-assign]
+    batches, context = windows(run_state, WindowedRollouts(prompts_per_step=6, completions_per_prompt=1, window=4), 4)
     for batch in batches:
         asked.clear()
         context.metrics.clear()
@@ -191,19 +191,19 @@ def test_unfinished_responses_earn_nothing_and_reach_no_reward(world: LanguageWo
         assert context.metrics.get("reward", 1.0) == 1.0
 
 
-def test_naive_truncation_ends_everything(world: LanguageWorld) -> None:
+def test_naive_truncation_ends_everything(run_state: LanguageRunState) -> None:
     part = WindowedRollouts(prompts_per_step=4, completions_per_prompt=1, window=2, carry_on=False)
-    batches, context = windows(world, part, 2)
+    batches, context = windows(run_state, part, 2)
     assert all(bool(b["finished"].all()) and b["action"].shape[1] <= 2 for b in batches)
     assert context.spent.samples == 8
 
 
-def test_bootstrap_asks_the_critic_for_the_state_after_the_last_token(world: LanguageWorld) -> None:
-    assert world.critic is not None
-    torch.nn.init.normal_(world.critic.head.weight, generator=torch.Generator().manual_seed(3))
-    batches, context = windows(world, WindowedRollouts(prompts_per_step=4, completions_per_prompt=1, window=3), 1)
+def test_bootstrap_asks_the_critic_for_the_state_after_the_last_token(run_state: LanguageRunState) -> None:
+    assert run_state.critic is not None
+    torch.nn.init.normal_(run_state.critic.head.weight, generator=torch.Generator().manual_seed(3))
+    batches, context = windows(run_state, WindowedRollouts(prompts_per_step=4, completions_per_prompt=1, window=3), 1)
     batch = TaskReward()(batches[0], context)
-    batch = batch.with_fields(value=world.value(batch))
+    batch = batch.with_fields(value=run_state.value(batch))
     open_rows = (~batch["finished"]).nonzero()[:, 0].tolist()
     assert open_rows
     plain, asked = (EGAE(egae_tail=tail)(batch, context)["advantage"] for tail in ("previous", "bootstrap"))
@@ -211,7 +211,7 @@ def test_bootstrap_asks_the_critic_for_the_state_after_the_last_token(world: Lan
         n = int(batch["present"][i].sum())
         longer = {name: torch.nn.functional.pad(batch[name][i : i + 1, :n], (0, 1), value=1)
                   for name in ("action", "present", "mask")}  # fmt: skip
-        true = world.value(batch.rows([i]).with_fields(**longer))[0, n]
+        true = run_state.value(batch.rows([i]).with_fields(**longer))[0, n]
         difference = float(asked[i, n - 1] - plain[i, n - 1])
         assert difference == pytest.approx(float(true - batch["value"][i, n - 1]), abs=1e-5)
     garbage = batch.with_fields(action=torch.where(batch["present"], batch["action"], 7))
@@ -232,14 +232,14 @@ def test_composition() -> None:
 
 
 def test_tools_are_refused(model: Path) -> None:
-    calculator = LanguageWorld(task("calculator"), model)
+    calculator = LanguageRunState(task("calculator"), model)
     with pytest.raises(UserError, match="has a tool, and 'windowed-rollouts' cannot stop"):
         WindowedRollouts(prompts_per_step=1)(None, make_context(calculator))
 
 
-def run(model: Path, out: Path, budget: Any, **knobs: Any) -> Any:
+def run(model: Path, out: Path, budget: Any, **hyperparameters: Any) -> Any:
     options = {"difficulty": DIFFICULTY, "evaluations": 1, "tensorboard": False, "checkpoint_every": 3}
-    settings = {"window": 4, "learning_rate": 4e-4, "gae_lambda": 1.0, "critic_pretraining": 8, **knobs}
+    settings = {"window": 4, "learning_rate": 4e-4, "gae_lambda": 1.0, "critic_pretraining": 8, **hyperparameters}
     return train("t-ppo", task=TASK, model=model, budget=budget, out=out, quiet=True, options=options, **settings)
 
 
@@ -259,8 +259,8 @@ def test_slots_survive_a_stop(small_model: Path, tmp_path: Path) -> None:
 
     from polyrl.api import resume
 
-    knobs = {"prompts_per_step": 6, "completions_per_prompt": 1, "window": 2, "critic_pretraining": 1}
-    run(small_model, tmp_path / "whole", {"iterations": 6}, **knobs)
+    hyperparameters = {"prompts_per_step": 6, "completions_per_prompt": 1, "window": 2, "critic_pretraining": 1}
+    run(small_model, tmp_path / "whole", {"iterations": 6}, **hyperparameters)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for folder in sorted((tmp_path / "cut" / "checkpoints").iterdir())[1:]:
         if "6" in folder.name:

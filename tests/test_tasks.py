@@ -311,7 +311,7 @@ def test_unknown_names_and_settings_are_told():
 
 
 def test_rows_do_not_depend_on_the_process():
-    """Hash randomisation and other streams leave no trace."""
+    """Hash randomization and other streams leave no trace."""
     code = "from polyrl.tasks.language import task, TASKS\nfor n in TASKS: print(task(n).fingerprint())"
     outputs = {
         subprocess.run(

@@ -1,4 +1,4 @@
-"""Methods of the theory wing: the steps against direct minimisation, backups against naive loops, runs, resume."""
+"""Methods of the theory domain: the steps against direct minimization, backups against naive loops, runs, resume."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from polyrl.errors import Diverged, UserError
 from polyrl.methods.preference.nash_md import mixture
 from polyrl.methods.preference.nash_mp import prox_step
 from polyrl.methods.preference.self_play import self_play_step
-from polyrl.parts.optimise import NonFinite
+from polyrl.parts.optimize import NonFinite
 from polyrl.parts.theory import RobustBackup, mirror_policy
+from polyrl.run_state.theory import make_run_state, make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.theory.games import win_rates
-from polyrl.worlds.theory import make_task, make_world
 
 torch.set_num_threads(1)
 
@@ -40,21 +40,21 @@ def vector(*values: float) -> Tensor:
 
 def prepared(method: str, task: str, budget: str, seed: int = 0, said: Any = lambda _: None) -> Loop:
     config = RunConfig(method=method, task=task, seed=seed, budget=budget)
-    recipe = catalogue.build(method, wing="theory")
-    world = make_world(config, make_task(config, None), recipe, said)  # type: ignore[arg-type]
-    return Loop(recipe, world, Context(world=world, seed=seed, budget=Budget.parse(budget)), evaluations=1)
+    recipe = catalogue.build(method, domain="theory")
+    run_state = make_run_state(config, make_task(config, None), recipe, said)  # type: ignore[arg-type]
+    return Loop(recipe, run_state, Context(run_state=run_state, seed=seed, budget=Budget.parse(budget)), evaluations=1)
 
 
 def iterated(method: str, task: str, count: int, seed: int = 0) -> Any:
-    """The world after so many iterations."""
+    """The run state after so many iterations."""
     loop = prepared(method, task, "iterations=1000000", seed)
     for _ in range(count):
         loop.iterate()
-    return loop.world
+    return loop.run_state
 
 
-def gap(world: Any) -> float:
-    return float(world.evaluate()[0]["eval/kl_to_nash"])
+def gap(run_state: Any) -> float:
+    return float(run_state.evaluate()[0]["eval/kl_to_nash"])
 
 
 # -------------------------------------------------------------------------------- steps in preference games
@@ -64,30 +64,30 @@ RPS, REFERENCE = "rock-paper-scissors", vector(0.5, 0.3, 0.2).log()
 
 
 def test_nash_mp_known_by_hand() -> None:
-    world = iterated("nash-mp", RPS, 0)
-    rates = win_rates(world.task.preference, world.log_policy)
+    run_state = iterated("nash-mp", RPS, 0)
+    rates = win_rates(run_state.task.preference, run_state.log_policy)
     assert rates.tolist() == pytest.approx([0.55, 0.35, 0.6])
     loop = prepared("nash-mp", RPS, "iterations=9")
     loop.iterate()
-    assert loop.world.log_policy.exp().tolist() == pytest.approx([0.536285, 0.230559, 0.233156], abs=1e-6)
-    assert loop.world.answer.exp().tolist() == pytest.approx([0.5, 0.3, 0.2])  # a half step is no answer
+    assert loop.run_state.log_policy.exp().tolist() == pytest.approx([0.536285, 0.230559, 0.233156], abs=1e-6)
+    assert loop.run_state.output_policy.exp().tolist() == pytest.approx([0.5, 0.3, 0.2])  # a half step is no answer
     loop.iterate()
-    assert loop.world.answer.exp().tolist() == pytest.approx([0.503967, 0.235389, 0.260644], abs=1e-6)
+    assert loop.run_state.output_policy.exp().tolist() == pytest.approx([0.503967, 0.235389, 0.260644], abs=1e-6)
     assert loop.context.spent.reward_calls == 2
 
 
 def test_nash_mp_contracts_as_the_theorem_says() -> None:
     loop = prepared("nash-mp", RPS, "iterations=99")
-    found = [gap(loop.world)]
+    found = [gap(loop.run_state)]
     for _ in range(12):
         loop.iterate(), loop.iterate()
-        found.append(gap(loop.world))
+        found.append(gap(loop.run_state))
     assert found[:4] == pytest.approx([0.062228, 0.034589, 0.018843, 0.010021], abs=1e-6)
     assert all(b <= a / 1.2 for a, b in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize("eta", [0.05, 0.2, 3.0])
-def test_the_prox_step_minimises_its_objective(eta: float) -> None:
+def test_the_prox_step_minimizes_its_objective(eta: float) -> None:
     beta, anchor, rates = 0.1, vector(0.2, 0.5, 0.3).log(), vector(0.6, 0.45, 0.4)
 
     def objective(x: np.ndarray) -> float:  # P(q > pi) = 1 - <pi, P q>
@@ -109,17 +109,17 @@ def test_limits_of_the_prox_step() -> None:
 
 
 def test_nash_md_and_self_play_known_by_hand() -> None:
-    world = iterated("nash-md(eta=1)", RPS, 1)
-    assert world.log_policy.exp().tolist() == pytest.approx([0.523082, 0.256958, 0.219960], abs=1e-6)
-    world = iterated("self-play(eta=0.5)", RPS, 1)
-    assert world.log_policy.exp().tolist() == pytest.approx([0.542223, 0.218078, 0.239700], abs=1e-6)
+    run_state = iterated("nash-md(eta=1)", RPS, 1)
+    assert run_state.log_policy.exp().tolist() == pytest.approx([0.523082, 0.256958, 0.219960], abs=1e-6)
+    run_state = iterated("self-play(eta=0.5)", RPS, 1)
+    assert run_state.log_policy.exp().tolist() == pytest.approx([0.542223, 0.218078, 0.239700], abs=1e-6)
     cyclic = torch.tensor([[0.5, 0.9, 0.2], [0.1, 0.5, 0.8], [0.8, 0.2, 0.5]], dtype=torch.float64)
     present = vector(0.4, 0.35, 0.25).log()
     rates = win_rates(cyclic, present)
     assert rates.tolist() == pytest.approx([0.565, 0.415, 0.515])
     found = self_play_step(present, REFERENCE, rates, 0.3, 1.0)
     assert found.exp().tolist() == pytest.approx([0.456092, 0.306732, 0.237176], abs=1e-6)
-    # INPO's loss, weighted least squares over all ordered pairs, has this minimiser
+    # INPO's loss, weighted least squares over all ordered pairs, has this minimizer
     pi, weights = present.exp(), torch.outer(present.exp(), present.exp()) * cyclic * 2
 
     def loss(x: np.ndarray) -> float:
@@ -163,7 +163,7 @@ def test_nash_mp_beats_its_baselines_at_equal_queries_whatever_the_size(actions:
     game = f"matrix-game(actions={actions},beta=0.01)"
     loop = prepared("nash-mp", game, "reward_calls=800", seed=4)
     loop.run()
-    mine = gap(loop.world)
+    mine = gap(loop.run_state)
     assert loop.context.spent.reward_calls == 800
     # the theorem's slope: (1 + 2 beta)^-1 an iteration of two queries
     assert mine < gap(iterated("nash-mp", game, 0, seed=4)) * 1.02**-400
@@ -175,8 +175,8 @@ def test_the_target_calms_self_play() -> None:
     """Sampled pairs: the moving target brings the policy near the Nash policy where plain self-play stays away."""
 
     def end(kappa: float) -> float:
-        world = iterated(f"nash-mp-pg(kappa={kappa},learning_rate=3)", f"{RPS}(beta=0.02)", 700, seed=1)
-        return float(world.evaluate()[0]["eval/exploitability"])
+        run_state = iterated(f"nash-mp-pg(kappa={kappa},learning_rate=3)", f"{RPS}(beta=0.02)", 700, seed=1)
+        return float(run_state.evaluate()[0]["eval/exploitability"])
 
     anchored = end(0.05)
     assert anchored < 0.03
@@ -185,29 +185,29 @@ def test_the_target_calms_self_play() -> None:
 
 def test_proximal_steps_by_gradient_reach_the_nash_policy() -> None:
     method = "nash-mp-pg(opponent=step,label=probability,pairs_per_step=500)+descend-in-steps(inner_steps=10)"
-    world = iterated(method, RPS, 600)
-    assert gap(world) < 1e-3 < 0.06 < gap(iterated("nash-mp", RPS, 0))
+    run_state = iterated(method, RPS, 600)
+    assert gap(run_state) < 1e-3 < 0.06 < gap(iterated("nash-mp", RPS, 0))
 
 
 def test_both_proximal_steps_by_gradient_start_from_the_anchor() -> None:
     loop = prepared("nash-mp-pg(opponent=step)+descend-in-steps(inner_steps=4)", RPS, "iterations=99")
-    world = loop.world
+    run_state = loop.run_state
 
     def after(passes: int) -> Tensor:
         for _ in range(passes):
             loop.iterate()
-        return world.log_policy
+        return run_state.log_policy
 
-    start = world.log_policy
+    start = run_state.log_policy
     near = after(3)
-    assert not torch.allclose(near, start) and torch.equal(torch.log_softmax(world.tables["step"], -1), start)
+    assert not torch.allclose(near, start) and torch.equal(torch.log_softmax(run_state.tables["step"], -1), start)
     assert torch.allclose(after(1), start)  # the half step is done, and the whole one begins where it began
-    half = torch.log_softmax(world.tables["step"], -1)
-    assert not torch.allclose(half, start) and torch.allclose(world.answer, start)
+    half = torch.log_softmax(run_state.tables["step"], -1)
+    assert not torch.allclose(half, start) and torch.allclose(run_state.output_policy, start)
     whole = after(4)
-    assert torch.allclose(world.answer, whole) and not torch.allclose(whole, start)
+    assert torch.allclose(run_state.output_policy, whole) and not torch.allclose(whole, start)
     for name in ("step", "target"):
-        assert torch.allclose(torch.log_softmax(world.tables[name], -1), whole)
+        assert torch.allclose(torch.log_softmax(run_state.tables[name], -1), whole)
 
 
 @pytest.mark.parametrize(("opponent", "trained"), [("policy", 16), ("target", 8)])
@@ -223,9 +223,9 @@ def test_only_what_the_policy_drew_trains(opponent: str, trained: int) -> None:
 def test_the_sampled_gradient_is_that_of_the_proximal_objective() -> None:
     """Mean over many pairs of the loss's gradient against autograd through the exact objective (I), times beta."""
     loop = prepared("nash-mp-pg(pairs_per_step=400000,label=probability)", f"{RPS}(beta=0.3)", "iterations=9")
-    world, recipe, context = loop.world, loop.recipe, loop.context
-    world.play(vector(0.2, 0.5, 0.3).log())
-    world.tables["target"] = vector(0.6, 0.3, 0.1).log()
+    run_state, recipe, context = loop.run_state, loop.recipe, loop.context
+    run_state.set_policy(vector(0.2, 0.5, 0.3).log())
+    run_state.tables["target"] = vector(0.6, 0.3, 0.1).log()
     context.iteration = 1
     experience: Any = None
     for stage, parts in recipe.stages():
@@ -233,15 +233,15 @@ def test_the_sampled_gradient_is_that_of_the_proximal_objective() -> None:
             if stage != "improve":
                 experience = part(experience, context)
     (loss,) = recipe.terms
-    outputs = world.outputs(experience, {"logprob"})
+    outputs = run_state.outputs(experience, {"logprob"})
     (loss.loss(outputs, experience) * loss.step_weights(experience)).sum().backward()
-    logits = world.logits.detach().clone().requires_grad_()
+    logits = run_state.logits.detach().clone().requires_grad_()
     pi = torch.log_softmax(logits, -1)
     opponent = pi.detach().exp()
-    objective = -(pi.exp() @ (world.task.preference @ opponent)) + 0.3 * (pi.exp() * (pi - REFERENCE)).sum()
+    objective = -(pi.exp() @ (run_state.task.preference @ opponent)) + 0.3 * (pi.exp() * (pi - REFERENCE)).sum()
     objective = objective + 0.5 * (pi.exp() * (pi - vector(0.6, 0.3, 0.1).log())).sum()
     objective.backward()
-    assert world.logits.grad.tolist() == pytest.approx(logits.grad.tolist(), abs=3e-3)  # type: ignore[union-attr]
+    assert run_state.logits.grad.tolist() == pytest.approx(logits.grad.tolist(), abs=3e-3)  # type: ignore[union-attr]
     assert float(logits.grad.abs().max()) > 0.03  # type: ignore[union-attr]
 
 
@@ -277,7 +277,7 @@ def test_the_backup_against_a_naive_one(divergence: str, constraint: str) -> Non
     """Regressions from the list of transitions, one target at a time, and duals over a fine grid."""
     name = f"linear-mdp(divergence={divergence},constraint={constraint},rho=0.3,lam=0.4,eta=0.05)"
     loop, batches = collected("dr-rpo(beta=0.7,ridge=0.2)", name, 25)
-    mdp = loop.world.task
+    mdp = loop.run_state.task
     phi = mdp.features.numpy()
     value = np.zeros(5)
     for h in (2, 1, 0):
@@ -310,7 +310,7 @@ def test_the_backup_against_a_naive_one(divergence: str, constraint: str) -> Non
         widths = np.sqrt(np.diag(np.linalg.inv(gram)))
         q = np.clip(mdp.reward[h].numpy() + phi @ nu + 0.7 * phi @ widths, 0, 3 - h)
         q[3] = 0
-        np.testing.assert_allclose(loop.world.tables["q"][h].numpy(), q, atol=2e-3)
+        np.testing.assert_allclose(loop.run_state.tables["q"][h].numpy(), q, atol=2e-3)
         value = 0.05 * np.log(np.exp(q / 0.05).mean(1))
 
 
@@ -323,11 +323,11 @@ def test_the_backup_against_a_naive_one(divergence: str, constraint: str) -> Non
     ],
 )
 def test_what_is_learnt_in_1500_episodes_is_the_exact_plan(method: str, task: str, wanted: list[float]) -> None:
-    world = iterated(method, task, 1500, SEED)
-    found = world.task.returns(world.policy)
+    run_state = iterated(method, task, 1500, SEED)
+    found = run_state.task.returns(run_state.policy)
     assert len(found) == len(wanted)
     reached(-max(abs(a - b) for a, b in zip(found.values(), wanted, strict=True)), -0.05)
-    measures = world.evaluate()[0]
+    measures = run_state.evaluate()[0]
     reached(-measures["eval/return_error"], -0.05)
     if method == "dr-rpo":
         reached(-measures["eval/suboptimality"], -0.002)
@@ -340,10 +340,10 @@ def test_regret_is_the_sum_of_the_suboptimalities_of_what_acted() -> None:
     loop = prepared("dr-rpo", "linear-mdp", "iterations=99")
     gaps = []
     for _ in range(8):
-        gaps.append(loop.world.task.suboptimality(loop.world.policy))
+        gaps.append(loop.run_state.task.suboptimality(loop.run_state.policy))
         loop.iterate()
         assert loop.context.metrics["suboptimality"] == gaps[-1]
-    assert loop.world.evaluate()[0]["eval/regret"] == pytest.approx(sum(gaps) / 8, abs=1e-12)
+    assert loop.run_state.evaluate()[0]["eval/regret"] == pytest.approx(sum(gaps) / 8, abs=1e-12)
 
 
 def test_without_temperature_the_policies_are_greedy_and_equal() -> None:
@@ -369,8 +369,8 @@ def test_an_unseen_shift_costs_who_did_not_plan_for_it() -> None:
 
 
 def test_mirror_form_learns_too() -> None:
-    world = iterated("dr-rpo(alpha=20)", "linear-mdp", 600, SEED)
-    reached(-world.evaluate()[0]["eval/suboptimality"], -0.02)
+    run_state = iterated("dr-rpo(alpha=20)", "linear-mdp", 600, SEED)
+    reached(-run_state.evaluate()[0]["eval/suboptimality"], -0.02)
 
 
 # --------------------------------------------------------------------------- commands, resume, bad input
@@ -493,24 +493,24 @@ def test_bad_input_is_told_in_one_sentence(method: str, task: str, word: str, tm
 def test_a_value_that_is_not_finite_stops_the_run_with_its_name() -> None:
     loop = prepared("dr-rpo", "linear-mdp", "iterations=9")
     loop.iterate()
-    loop.world.tables["moments"][0, 0, 1] = math.nan
+    loop.run_state.tables["moments"][0, 0, 1] = math.nan
     with pytest.raises(NonFinite, match="robust-backup"):
         loop.iterate()
 
 
 def test_an_episode_by_hand() -> None:
     """Where a step leads is the next one's state, and is drawn apart from the action."""
-    world = iterated("dr-rpo", "linear-mdp", 0)
-    task = world.task
+    run_state = iterated("dr-rpo", "linear-mdp", 0)
+    task = run_state.task
     for seed in range(20):
         draws = torch.rand(task.horizon, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
         state, wanted = 0, []
         for h, (first, second) in enumerate(draws):
-            action = sum(first >= x for x in world.policy[h, state].cumsum(0).tolist())
+            action = sum(first >= x for x in run_state.policy[h, state].cumsum(0).tolist())
             following = sum(second >= x for x in task.kernel[h, state, action].cumsum(0).tolist())
             wanted.append([state, action, following])
             state = following
-        assert torch.stack(world.roll(torch.Generator().manual_seed(seed)), 1).tolist() == wanted
+        assert torch.stack(run_state.roll(torch.Generator().manual_seed(seed)), 1).tolist() == wanted
 
 
 def test_an_episodes_score_is_the_sum_of_its_rewards() -> None:
@@ -518,7 +518,7 @@ def test_an_episodes_score_is_the_sum_of_its_rewards() -> None:
     for _ in range(5):
         batch = loop.iterate()
         steps = zip(batch["state"][0].tolist(), batch["action"][0].tolist(), strict=True)
-        paid = [float(loop.world.task.reward[h, s, a]) for h, (s, a) in enumerate(steps)]
+        paid = [float(loop.run_state.task.reward[h, s, a]) for h, (s, a) in enumerate(steps)]
         assert batch["reward"][0].tolist() == pytest.approx(paid)
         assert float(batch["score"]) == pytest.approx(sum(paid))
 
@@ -538,7 +538,7 @@ def test_an_episodes_score_is_the_sum_of_its_rewards() -> None:
 def test_a_policy_that_is_not_finite_does_not_play(method: str, part: str) -> None:
     loop = prepared(method, "linear-mdp" if method.startswith("dr") else RPS, "iterations=9")
     loop.iterate()
-    loop.world.tables["policy" if method.startswith("dr") else "logits"].fill_(math.nan)
+    loop.run_state.tables["policy" if method.startswith("dr") else "logits"].fill_(math.nan)
     with pytest.raises(Diverged, match=f"The policy that part '{part}' was to play in iteration 2 is NaN"):
         loop.iterate()
 
@@ -546,7 +546,7 @@ def test_a_policy_that_is_not_finite_does_not_play(method: str, part: str) -> No
 def test_an_opponent_that_is_not_finite_does_not_play() -> None:
     loop = prepared("nash-mp-pg(opponent=target)", RPS, "iterations=9")
     loop.iterate()
-    loop.world.tables["target"].fill_(math.inf)
+    loop.run_state.tables["target"].fill_(math.inf)
     with pytest.raises(Diverged, match="The opponent that part 'draw-pairs' was to play"):
         loop.iterate()
 
@@ -556,11 +556,11 @@ def test_a_step_to_nowhere_names_the_part_that_took_it(part: str, monkeypatch: p
     method = "nash-mp-pg" if part == "descend-with-average" else f"nash-mp-pg(opponent=step)+{part}"
     loop = prepared(method, RPS, "iterations=9")
     loop.iterate()
-    (optimiser,) = loop.context.optimiser.values()
-    monkeypatch.setattr(optimiser, "step", lambda: loop.world.logits.data.fill_(-math.inf))
+    (optimizer,) = loop.context.optimizer.values()
+    monkeypatch.setattr(optimizer, "step", lambda: loop.run_state.logits.data.fill_(-math.inf))
     with pytest.raises(NonFinite, match=f"The policy of part '{part}' became NaN or infinite in iteration 2"):
         loop.iterate()
-    assert loop.context.touched  # so that nothing is saved of it
+    assert loop.context.params_updated  # so that nothing is saved of it
 
 
 def test_tables_of_another_task_are_refused(tmp_path: Path) -> None:
@@ -584,5 +584,5 @@ def test_seeds_are_games_and_runs_repeat() -> None:
 def test_recipes_hold_together() -> None:
     for name in ("nash-mp", "nash-md", "self-play", "nash-mp-pg", "dr-rpo", "dr-lsvi-ucb"):
         info = catalogue.methods()[name]
-        assert info.wing == "theory" and info.task and info.paper.startswith("arXiv:")
+        assert info.domain == "theory" and info.task and info.paper.startswith("arXiv:")
         assert catalogue.build(name).check().name == name

@@ -1,4 +1,4 @@
-"""Theory's problems: duals against the primal optimum, backups against loops, games against direct maximisation."""
+"""Theory's problems: duals against the primal optimum, backups against loops, games against direct maximization."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_no_adversary_and_no_limit(kind: Any, constraint: Any) -> None:
 
 
 @pytest.mark.parametrize(("kind", "constraint"), [e for e in EVERY if e not in (("kl", "penalty"), ("tv", "penalty"))])
-def test_signed_estimates_are_maximised_over_the_whole_dual(kind: Any, constraint: Any) -> None:
+def test_signed_estimates_are_maximized_over_the_whole_dual(kind: Any, constraint: Any) -> None:
     """Rows of a ridge regression may be negative and sum to less than 1: the maximum is held against a fine grid."""
     random = np.random.default_rng(3)
     v = np.concatenate([[0.0], random.uniform(0, 3, 5)])

@@ -76,7 +76,7 @@ def test_flops_of_an_iteration_of_control() -> None:
         hyperparameters={"hidden": "16x16", "environments": "2", "steps_per_environment": "8", "epochs": "3"},
     )
     loop, _ = make_loop(config)
-    found = stage_flops(loop.world, loop.recipe, loop.iterate())
+    found = stage_flops(loop.run_state, loop.recipe, loop.iterate())
     policy, critic = 4 * 16 + 16 * 16 + 16 * 2, 4 * 16 + 16 * 16 + 16 * 1
     assert found == {"collect": 2 * policy * 16, "improve": 3 * 6 * (policy + critic) * 16}
 
@@ -94,9 +94,9 @@ def test_flops_of_an_iteration_of_language(small_model: Path) -> None:
         )
     )
     batch = loop.iterate()
-    size = language_model_size(loop.world.policy.causal_lm)  # type: ignore[attr-defined]
+    size = language_model_size(loop.run_state.policy.causal_lm)  # type: ignore[attr-defined]
     read = Read.of(batch["prompt_mask"].sum(1), batch["present"].sum(1), batch["group"])
-    assert stage_flops(loop.world, loop.recipe, batch) == {
+    assert stage_flops(loop.run_state, loop.recipe, batch) == {
         "collect": size.forward(read),
         "improve": 3 * size.forward(read),
     }
@@ -104,7 +104,7 @@ def test_flops_of_an_iteration_of_language(small_model: Path) -> None:
 
 def test_what_is_not_known_has_no_flops() -> None:
     loop, _ = make_loop(RunConfig(method="nash-mp", task="rock-paper-scissors", budget="iterations=5"))
-    assert stage_flops(loop.world, loop.recipe, Experience({"action": torch.zeros(1, 1)})) == {}
+    assert stage_flops(loop.run_state, loop.recipe, Experience({"action": torch.zeros(1, 1)})) == {}
 
 
 def test_speed_counts_the_five_stages_only() -> None:
@@ -133,7 +133,7 @@ def test_shares_of_a_profile_add_up() -> None:
     profile = measure(loop, warm_up=1, iterations=2)
     assert sum(profile.shares().values()) == pytest.approx(1)
     assert {stage for stage, _ in profile.seconds} >= {"collect", "score", "credit", "select", "improve"}
-    assert ("collect", "step-environments") in profile.seconds and ("improve", "optimise") in profile.seconds
+    assert ("collect", "step-environments") in profile.seconds and ("improve", "optimize") in profile.seconds
     assert loop.context.iteration == 3 and profile.iterations == 2
     # 2 environments x 128 steps x 2 iterations, in the seconds that the stages took
     assert profile.speed["overall"] == pytest.approx(512 / sum(loop.seconds[s] for s in loop.seconds if s != "monitor"))

@@ -1,4 +1,4 @@
-"""`polyrl show` and `polyrl trace` in every wing: the policy, the five stages in order, and a few real rows."""
+"""`polyrl show` and `polyrl trace` in every domain: the policy, the five stages in order, and a few real rows."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_pairs_are_shown_with_their_log_ratios() -> None:
     [
         ("ppo", "CartPole-v1", ["POLICY", "--hidden", "64x64"]),
         ("hdpo", "lost-sales", ["POLICY", "order-network", "32x32x32"]),
-        ("dr-rpo", "linear-mdp", ["regularised-softmax"]),
+        ("dr-rpo", "linear-mdp", ["regularized-softmax"]),
     ],
 )
 def test_show_has_the_policy_before_the_first_stage(
@@ -172,11 +172,11 @@ def test_show_has_the_policy_before_the_first_stage(
             ["what each step will be pushed by", "behaviour_logprob"],
             ["policy"],
         ),
-        (["dr-rpo"], ["next_state", "bonus", "regularised-softmax", "logged: "], []),
+        (["dr-rpo"], ["next_state", "bonus", "regularized-softmax", "logged: "], []),
         (["nash-mp"], ["one step each", "score", "mirror-prox", "prox_steps"], []),
     ],
 )
-def test_trace_explains_an_iteration_of_every_wing(
+def test_trace_explains_an_iteration_of_every_domain(
     line: list[object],
     words: list[str],
     norms: list[str],

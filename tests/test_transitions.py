@@ -28,7 +28,7 @@ from polyrl.errors import UserError
 from polyrl.methods.control import bc
 from polyrl.models.policies import scaler
 from polyrl.runs import completed, make_loop, resume_run, start_run
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.minari import Episode, read_episodes, write_dataset
 from polyrl.tasks.control.recorded import Recorded, read_recorded
@@ -90,8 +90,8 @@ def file_of(folder: Path, kind: str = "npz", **changed: Any) -> Path:
     return path
 
 
-def all_rows(recorded: Recorded, **knobs: Any) -> dict[str, torch.Tensor]:
-    rows = GivenTransitions("data", Transitions(**knobs), recorded).rows(torch.arange(len(recorded)))
+def all_rows(recorded: Recorded, **hyperparameters: Any) -> dict[str, torch.Tensor]:
+    rows = GivenTransitions("data", Transitions(**hyperparameters), recorded).rows(torch.arange(len(recorded)))
     return {name: rows[name][:, 0] for name in rows.fields()}
 
 
@@ -374,7 +374,7 @@ def test_a_run_without_environments_counts_updates(tmp_path: Path) -> None:
     records = read_records(tmp_path / "run")
     assert [r["updates"] for r in records] == [0, 4, 8, 12] and {r["steps"] for r in records} == {0}
     assert all(r["data/steps"] == 60 and r["updates_per_second"] > 0 for r in records[1:])
-    assert loop.world.collector is None
+    assert loop.run_state.collector is None
     assert len(said) == 1 and said[0].startswith("data: 60 transitions; 3 episodes with returns from ")
     config = loop.folder.read_config()
     assert config["data"]["data"]["steps"] == 60 and config["data"]["data"]["episodes"] == 3
@@ -409,7 +409,7 @@ def test_data_is_asked_for_and_its_absence_told(tmp_path: Path) -> None:
         polyrl.train(bc.recipe(), task="Pendulum-v1", dataset=[{"prompt": "a"}], out=tmp_path / "run", quiet=True)
     bad = pendulum_file(tmp_path, rewards=np.where(np.arange(60) == 7, np.nan, 1.0))
     loop = make_loop(config_of(bad, skip_bad_rows=True))[0]
-    assert loop.world.rows_left_out == 1 and "row 7: its reward is not finite" in loop.world.notices()[0]
+    assert loop.run_state.rows_left_out == 1 and "row 7: its reward is not finite" in loop.run_state.notices()[0]
 
 
 def test_which_task_data_belongs_to() -> None:
@@ -493,4 +493,4 @@ def test_the_guide_of_python_takes_a_file(tmp_path: Path) -> None:
         recipe, task="Pendulum-v1", dataset=pendulum_file(tmp_path), out=out, overwrite=True, quiet=True, **asked
     )
     assert again.final == result.final
-    assert Given(recipe=recipe).names() == ("method",)
+    assert PythonObjects(recipe=recipe).names() == ("method",)

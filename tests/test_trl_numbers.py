@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from polyrl.catalogue import build
 from polyrl.core.experience import Experience
 from polyrl.models.language.rows import as_experience
-from polyrl.parts.optimise import Optimise
-from worlds import VOCABULARY, TableWorld, make_context
+from polyrl.parts.optimize import Optimize
+from run_states import VOCABULARY, TableRunState, make_context
 
 PROMPTS = [1, 2, 3, 4]
 CHOSEN = [[5, 0, 2], [3, 3, 6, 1], [2], [6, 4, 0, 5, 1]]
@@ -68,13 +68,13 @@ def told(gradient: Tensor) -> tuple[float, float]:
 
 def ours(spec: str) -> tuple[float, float, float]:
     """Loss of a recipe's objective on the rows, and what is told of its gradient."""
-    world = TableWorld(critic=False)
-    world.table, world.start = nn.Parameter(POLICY.clone()), START
+    run_state = TableRunState(critic=False)
+    run_state.table, run_state.start = nn.Parameter(POLICY.clone()), START
     recipe = build(spec)
-    recipe = replace(recipe, optimise=Optimise(learning_rate=0.0, max_grad_norm=1e9, max_logprob_gap=9.0))
-    context = make_context(world, recipe)
-    recipe.optimise.run(recipe.terms, rows(), context)
-    return context.metrics["loss"], *told(world.gradients()["table"])
+    recipe = replace(recipe, optimize=Optimize(learning_rate=0.0, max_grad_norm=1e9, max_logprob_gap=9.0))
+    context = make_context(run_state, recipe)
+    recipe.optimize.run(recipe.terms, rows(), context)
+    return context.metrics["loss"], *told(run_state.gradients()["table"])
 
 
 NUMBERS = {

@@ -14,7 +14,7 @@ from conftest import Command
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.reproduction.running import _base, group_folders, groups, shortened
-from polyrl.runs import default_task, make_task, wing
+from polyrl.runs import default_task, domain, make_task
 from polyrl.runtime.config import RunConfig
 from polyrl.unused import ELSEWHERE, OF_LANGUAGE, refuse_unused
 
@@ -35,9 +35,9 @@ def refused(*methods: str, **asked: Any) -> str:
     config = RunConfig(method=methods[0], task=task, **asked)
     plain = {k: v for k, v in asked.items() if k in ("dataset", "from_python")}  # what is asked is not loaded
     config_of_task = RunConfig(method=methods[0], task=task, **plain)
-    recipes = [catalogue.build(method, wing=wing(config)) for method in methods]
+    recipes = [catalogue.build(method, domain=domain(config)) for method in methods]
     try:
-        refuse_unused(config, recipes, make_task(config_of_task), wing(config))
+        refuse_unused(config, recipes, make_task(config_of_task), domain(config))
     except UserError as error:
         return str(error)
     return ""
@@ -73,7 +73,7 @@ def test_what_only_language_looks_at_is_refused_elsewhere(kind: str) -> None:
     assert refused(method, task=task, threads=2, seed=3, tensorboard=False, evaluations=2, device="cpu") == ""
 
 
-def test_every_field_is_of_some_wing_or_of_all() -> None:
+def test_every_field_is_of_some_domain_or_of_all() -> None:
     everywhere = {"method", "label", "task", "seed", "budget", "hyperparameters", "device", "threads", "evaluations"}
     everywhere |= {"checkpoint_every", "keep_checkpoints", "tensorboard", "from_python", "eval_episodes"}
     assert everywhere | {*OF_LANGUAGE} == {f.name for f in dataclasses.fields(RunConfig)}
@@ -145,8 +145,8 @@ def test_every_claim_asks_only_for_what_its_runs_look_at() -> None:
     for claim in (c for one in claims().values() for c in (one, shortened(one))):
         for task, budget in group_folders(claim, Path("x")):
             base = _base(claim, task, budget)
-            recipes = [catalogue.build(arm.method, wing=wing(base)) for arm in groups(claim)[task, budget]]
-            refuse_unused(base, recipes, make_task(base), wing(base))
+            recipes = [catalogue.build(arm.method, domain=domain(base)) for arm in groups(claim)[task, budget]]
+            refuse_unused(base, recipes, make_task(base), domain(base))
 
 
 # ------------------------------------------------------------------------------------------------------ whole commands

@@ -83,16 +83,16 @@ def test_a_file_a_function_and_a_folder_train(
 def test_train_and_test_rows_are_apart(
     dataset: Path, rewards: Path, small_model: Path, tmp_path: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyrl.worlds.language import LanguageWorld
+    from polyrl.run_state.language import LanguageRunState
 
     seen: list[set[str]] = []
-    original = LanguageWorld.sample
+    original = LanguageRunState.sample
 
-    def sample(self: LanguageWorld, rows: Any, *args: Any, **kwargs: Any) -> Any:
+    def sample(self: LanguageRunState, rows: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append({r["prompt"] for r in rows})
         return original(self, rows, *args, **kwargs)
 
-    monkeypatch.setattr(LanguageWorld, "sample", sample)
+    monkeypatch.setattr(LanguageRunState, "sample", sample)
     base = ["train", "grpo", "--dataset", dataset, "--model", small_model, "--max-tokens", 9, "--quiet", *SIZE]
     assert polyrl(*base, "--budget", "iterations=20", "--out", tmp_path / "held").code == 0
     test, train = seen[0] | seen[-1], set().union(*seen[1:-1])
@@ -184,7 +184,7 @@ def test_lora_trains_adapters_only_and_exports_an_ordinary_folder(
     adapters = load_file(newest / "policy" / "adapter_model.safetensors")
     assert adapters and all("lora_" in name for name in adapters)
     assert not (newest / "policy" / "model.safetensors").exists()  # the base is not written again and again
-    moments = load_file(newest / "optimiser-policy.safetensors")
+    moments = load_file(newest / "optimizer-policy.safetensors")
     assert moments and all("lora_" in name for name in moments)
     # the folder is an ordinary one: no trace of peft, and the same answers as base plus adapters
     assert not list((out / "model").glob("adapter*"))
@@ -247,7 +247,7 @@ def test_the_same_words_in_python_give_the_same_run(
     line = ["--dataset", dataset, "--reward", f"{rewards}:right", "--model", small_model, "--max-tokens", 9]
     more = [*SIZE, "--clip-range", "0.1", "--budget", "samples=48", "--out", shell, "--quiet"]
     assert polyrl("train", "grpo", *line, *more).code == 0
-    knobs = {"prompts_per_step": 4, "completions_per_prompt": 4, "clip_range": 0.1}
+    hyperparameters = {"prompts_per_step": 4, "completions_per_prompt": 4, "clip_range": 0.1}
     options = {"max_tokens": 9, "eval_prompts": 40, "evaluations": 1}
     done = library.train(
         "grpo",
@@ -258,7 +258,7 @@ def test_the_same_words_in_python_give_the_same_run(
         out=python,
         quiet=True,
         options=options,
-        **knobs,
+        **hyperparameters,
     )
 
     def right(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float]:
@@ -273,7 +273,7 @@ def test_the_same_words_in_python_give_the_same_run(
         out=objects,
         quiet=True,
         options=options,
-        **knobs,
+        **hyperparameters,
     )
     runs = [timeless(read_records(folder)) for folder in (shell, python, objects)]
     assert runs[0] == runs[1] == runs[2]

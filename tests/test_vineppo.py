@@ -1,4 +1,4 @@
-"""VinePPO: the card's numbers, brute force on a world whose values are known, and a run that learns."""
+"""VinePPO: the card's numbers, brute force on a run state whose values are known, and a run that learns."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from polyrl.parts.credit import WhitenAdvantage
 from polyrl.parts.improve import ReferenceKL
 from polyrl.rollout.language import Sampling
 from polyrl.tasks.language import task
+from run_states import make_context
 from tiny_models import make_policy
-from worlds import make_context
 
 NAN = math.nan
 
@@ -100,26 +100,26 @@ def test_steps_of_several_tokens_and_tools() -> None:
     assert used[0].tolist() == pytest.approx([0.5, 0, 0, 0.75, 0, 0.25, 0])
 
 
-# ------------------------------------------------------------------------------------------------------- in the world
+# ----------------------------------------------------------------------------------------------------- in the run state
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from polyrl.worlds.language import LanguageWorld
+def run_state(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from polyrl.run_state.language import LanguageRunState
 
     policy = make_policy(tmp_path_factory.mktemp("vine"))
     del policy
     folder = next(tmp_path_factory.getbasetemp().glob("vine0/qwen3"))
     lock = task("lock", difficulty=1)
     lock.rewards = [lock.rewards[0]]
-    return LanguageWorld(lock, folder)
+    return LanguageRunState(lock, folder)
 
 
-def sampled(world: Any, count: int = 3) -> Experience:
+def sampled(run_state: Any, count: int = 3) -> Experience:
     """Responses to two locks; right where a letter of the first half says so, so that values differ."""
-    rows = world.task.rows("train", 0, 0, 2)
-    sampling = Sampling(max_tokens=world.task.max_tokens)
-    batch: Experience = world.sample(
+    rows = run_state.task.rows("train", 0, 0, 2)
+    sampling = Sampling(max_tokens=run_state.task.max_tokens)
+    batch: Experience = run_state.sample(
         rows, sampling, completions_per_prompt=count, generator=torch.Generator().manual_seed(0)
     )
     score = torch.tensor([float(len(text) % 2) for text in batch.columns["completion"]])
@@ -129,7 +129,7 @@ def sampled(world: Any, count: int = 3) -> Experience:
     return batch.with_fields(score=score, reward=reward)
 
 
-def odd(world: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def odd(run_state: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Reward texts of odd length; gives the list of what is scored."""
     seen: list[str] = []
 
@@ -138,14 +138,14 @@ def odd(world: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.extend(texts)
         return torch.tensor([float(len(t) % 2) for t in texts]), {}, len(texts)
 
-    monkeypatch.setattr(world, "score", score)
+    monkeypatch.setattr(run_state, "score", score)
     return seen
 
 
 def test_values_are_means_over_continuations_of_each_distinct_state(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    run_state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, batch, context = odd(world, monkeypatch), sampled(world), make_context(world)
+    seen, batch, context = odd(run_state, monkeypatch), sampled(run_state), make_context(run_state)
     part = VineAdvantage(continuations=4, step_tokens=3)
     made = part(batch, context)
     start, value, tokens = made["step_start"], made["step_value"], batch["action"].tolist()
@@ -158,7 +158,7 @@ def test_values_are_means_over_continuations_of_each_distinct_state(
     scores = torch.tensor([float(len(t) % 2) for t in seen]).view(-1, 4).mean(1)
     assert set(value[start].tolist()) <= set(scores.tolist())
     # every continuation begins with its state
-    texts = {world.policy.decode(state[1:]) for state in states}
+    texts = {run_state.policy.decode(state[1:]) for state in states}
     assert {t for t in texts if any(s.startswith(t) for s in seen)} == texts
     by_step = made["advantage"].gather(1, start.cumsum(1).sub(1).clamp(min=0))
     assert by_step.shape == made["advantage"].shape
@@ -167,39 +167,39 @@ def test_values_are_means_over_continuations_of_each_distinct_state(
         assert float(total) == pytest.approx(float(batch["score"][i] - value[i, 0]), abs=1e-6)
 
 
-def test_a_value_is_unbiased_and_of_the_sampling_policy(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_is_unbiased_and_of_the_sampling_policy(run_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With many continuations both the prompt's value and the mean score of many responses come to the same number."""
-    odd(world, monkeypatch)
-    batch = sampled(world, 2)
-    made = VineAdvantage(continuations=600, max_states=0)(batch, make_context(world))
-    many = sampled(world, 600)
+    odd(run_state, monkeypatch)
+    batch = sampled(run_state, 2)
+    made = VineAdvantage(continuations=600, max_states=0)(batch, make_context(run_state))
+    many = sampled(run_state, 600)
     for g in (0, 1):
         mean = float(many["score"][many["group"] == g].mean())
         assert float(made["step_value"][batch["group"] == g][0, 0]) == pytest.approx(mean, abs=0.09)  # 3 deviations
 
 
-def test_the_cap_leaves_later_steps_without_credit(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    odd(world, monkeypatch)
-    batch = sampled(world)
-    made = VineAdvantage(continuations=2, step_tokens=2, max_states=1)(batch, make_context(world))
+def test_the_cap_leaves_later_steps_without_credit(run_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd(run_state, monkeypatch)
+    batch = sampled(run_state)
+    made = VineAdvantage(continuations=2, step_tokens=2, max_states=1)(batch, make_context(run_state))
     number = made["step_start"].cumsum(1) - 1
     assert bool((made["advantage"][(number > 1) & batch["mask"]] == 0).all()) and bool((number > 1).any())
 
 
-def test_rows_padding_and_twins_do_not_matter(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Garbage behind a response's end changes nothing, and a greedy twin gets no steps."""
-    odd(world, monkeypatch)
-    batch, part = sampled(world), VineAdvantage(continuations=2, step_tokens=4)
-    wanted = part(batch, make_context(world))
+def test_rows_padding_and_twins_do_not_matter(run_state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage behind a response's end changes nothing, and a greedy baseline gets no steps."""
+    odd(run_state, monkeypatch)
+    batch, part = sampled(run_state), VineAdvantage(continuations=2, step_tokens=4)
+    wanted = part(batch, make_context(run_state))
     wide = {n: torch.nn.functional.pad(batch[n], (0, 3)) for n in ("present", "mask", "reward")}
     action = torch.nn.functional.pad(batch["action"], (0, 3), value=9)
     action = torch.where(wide["present"], action, 11)
-    found = part(batch.with_fields(**wide, action=action), make_context(world))
+    found = part(batch.with_fields(**wide, action=action), make_context(run_state))
     width = batch["mask"].shape[1]
     for name in ("advantage", "step_value", "step_start"):
         assert torch.equal(found[name][:, :width], wanted[name]) and not bool(found[name][:, width:].any())
     greedy = torch.tensor([False, True, False, False, False, False])
-    twins = part(batch.with_fields(greedy=greedy), make_context(world))
+    twins = part(batch.with_fields(greedy=greedy), make_context(run_state))
     assert not bool(twins["step_start"][1].any()) and bool(twins["step_start"][0].any())
 
 

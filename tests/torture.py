@@ -98,23 +98,25 @@ def cases(names: list[str], model: Path) -> list[Case]:
         if names and slug not in names:
             continue
         for info in variants:
-            task = catalogue.default_task(slug) if len(variants) == 1 else {"control": "CartPole-v1"}.get(info.wing, "")
+            task = (
+                catalogue.default_task(slug) if len(variants) == 1 else {"control": "CartPole-v1"}.get(info.domain, "")
+            )
             task = task or catalogue.default_task(slug)
-            recipe = catalogue.build(slug, {}, wing=info.wing)
+            recipe = catalogue.build(slug, {}, domain=info.domain)
             has = {key.rpartition(".")[2] for key in recipe.hyperparameters()}
             sizes = {**SIZES, **OTHER_SIZES.get(slug, {})}
             more = [w for k, v in sizes.items() if k in has for w in (f"--{k.replace('_', '-')}", v)]
-            if info.wing == "language":
+            if info.domain == "language":
                 more += ["--eval-prompts", "4"]
                 if task == "addition":
                     more += ["--model", str(model), "--max-tokens", "6"]
-            elif info.wing != "theory":
+            elif info.domain != "theory":
                 more += ["--eval-episodes", "2"]
             if any(source.from_dataset for source in recipe.sources.values()):
                 more += ["--dataset", str(pendulum_file(model.parent))]
-            count = "40" if info.wing == "theory" else "5"
+            count = "40" if info.domain == "theory" else "5"
             line = ["train", slug, "--task", TASKS.get(task, task), "--budget", f"iterations={count}", *FEW, *more]
-            name = slug if len(variants) == 1 else f"{slug} ({info.wing})"
+            name = slug if len(variants) == 1 else f"{slug} ({info.domain})"
             found.append(Case(name, line))
     return found
 
@@ -279,7 +281,7 @@ def main() -> int:
     from polyrl import api, cli, runs  # noqa: F401
     from polyrl.core import loop  # noqa: F401
     from polyrl.pretrain.tiny import build_tiny
-    from polyrl.worlds import control, language, operations, theory  # noqa: F401
+    from polyrl.run_state import control, language, operations, theory  # noqa: F401
 
     torch.set_num_threads(1)
     began, tally, broken = time.monotonic(), Tally(), []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from polyrl.api import compare, evaluate, reproduce, resume, train
     from polyrl.core.experience import Experience
     from polyrl.errors import UserError
-    from polyrl.recipe import Architecture, Improver, Part, Recipe, Term, knob
+    from polyrl.recipe import Architecture, Improver, Part, Recipe, Term, hyperparameter
     from polyrl.runtime.metric import Metric
 
 _HOMES = {
@@ -27,7 +27,7 @@ _HOMES = {
     "Part": "recipe",
     "Recipe": "recipe",
     "Term": "recipe",
-    "knob": "recipe",
+    "hyperparameter": "recipe",
 }
 __all__ = [
     "Architecture",
@@ -41,7 +41,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
-    "knob",
+    "hyperparameter",
     "reproduce",
     "resume",
     "train",

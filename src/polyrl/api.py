@@ -17,8 +17,8 @@ from polyrl.runtime.config import RunConfig
 if TYPE_CHECKING:
     from polyrl.core.loop import Loop
     from polyrl.recipe import Recipe
-    from polyrl.runtime.config import Given
-    from polyrl.worlds.base import World
+    from polyrl.run_state.base import RunState
+    from polyrl.runtime.config import PythonObjects
 
 RewardFunction = Callable[..., list[float | None]]
 PreferenceFunction = Callable[..., list[float]]
@@ -88,10 +88,10 @@ def _name(function: Any, given: Sequence[str]) -> str:
 
 def _given(
     method: Any, dataset: Any, reward: Any, task: Any = None, preference: Any = None
-) -> tuple[tuple[str, ...], Given]:
+) -> tuple[tuple[str, ...], PythonObjects]:
     """Split what the user gave into reward names, which a config can hold, and objects, which it cannot."""
     from polyrl.recipe import Recipe
-    from polyrl.runtime.config import Given
+    from polyrl.runtime.config import PythonObjects
     from polyrl.tasks.language import Preference, Reward
     from polyrl.tasks.language.phrases import shortened
     from polyrl.tasks.language.rewards import check_signature
@@ -115,7 +115,9 @@ def _given(
     recipe = method if isinstance(method, Recipe) else None
     environment = task if callable(task) else None
     judge = Preference(called_name(preference), preference) if callable(preference) else None
-    return tuple(specs), Given(recipe=recipe, dataset=rows, rewards=objects, preference=judge, environment=environment)
+    return tuple(specs), PythonObjects(
+        recipe=recipe, dataset=rows, rewards=objects, preference=judge, environment=environment
+    )
 
 
 def _weighted(item: Any) -> bool:
@@ -319,12 +321,12 @@ def evaluate(
 def open_policy(
     run: str | Path,
     *,
-    given: Given | None = None,
+    given: PythonObjects | None = None,
     judged: bool = True,
     trust_code: bool = False,
     **options: Any,
-) -> World:
-    """The world of a run with its trained policy loaded (the newest checkpoint's if the run is unfinished).
+) -> RunState:
+    """The state of a run with its trained policy loaded (the newest checkpoint's if the run is unfinished).
 
     Args:
         judged: whether rewards are going to be called; otherwise the run's own code for them is left alone.
@@ -334,13 +336,13 @@ def open_policy(
     Raises:
         UserError: the folder is no run, or holds no model yet.
     """
-    from polyrl.runs import open_world
+    from polyrl.runs import open_run_state
     from polyrl.runtime.run_folder import RunFolder
 
     folder = Path(run)
     config = RunConfig.from_dict(RunFolder(folder).read_config()["run"])
     config = dataclasses.replace(config, **options)
-    return open_world(folder, config, given, judged=judged, trust_code=trust_code)
+    return open_run_state(folder, config, given, judged=judged, trust_code=trust_code)
 
 
 def summary(run: str | Path) -> dict[str, Any]:

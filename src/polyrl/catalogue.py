@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.recipe import STAGES, Change, Recipe, kebab
-from polyrl.settings import parse_settings
-from polyrl.tasks import WINGS, wing_of
+from polyrl.settings import american, parse_settings
+from polyrl.tasks import DOMAINS, domain_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -57,7 +57,7 @@ ROOTS = {
 }
 """Stage of the classes of `polyrl.core.part` that parts derive from."""
 WING_OF_FOLDER = {"preference": "language"}
-"""Folders of methods that run in the wing of another name."""
+"""Folders of methods that run in the domain of another name."""
 FAMILIES = {
     "language-online": "Language models that learn from what they sample",
     "preference": "Language models that learn from preferences",
@@ -87,7 +87,7 @@ class MethodInfo:
     """The task that it runs on when none is named."""
     alias: str = ""
     """A shorter name for compositions: `grpo+otc`."""
-    wing: str = ""
+    domain: str = ""
     """The kind of task that it runs on; empty where that is not known (files and installed packages)."""
 
 
@@ -161,7 +161,7 @@ def method_info(path: Path, module: str, folder: str) -> MethodInfo | None:
         path=path,
         task=str(known.get("TASK", "addition" if folder == "language" else "")),
         alias=str(known.get("ALIAS", "")),
-        wing=str(known.get("WING", WING_OF_FOLDER.get(folder, folder if folder in WINGS else ""))),
+        domain=str(known.get("DOMAIN", WING_OF_FOLDER.get(folder, folder if folder in DOMAINS else ""))),
     )
 
 
@@ -199,7 +199,7 @@ def _part_infos(files: Iterable[tuple[Path, str]]) -> dict[str, PartInfo]:
 
 @cache
 def variants() -> dict[str, list[MethodInfo]]:
-    """Every method by slug, one entry for each wing that it has a file for, in the wings' order.
+    """Every method by slug, one entry for each domain that it has a file for, in the domains' order.
 
     The package's own come first, then those of installed packages (entry points `polyrl.methods`).
     """
@@ -220,13 +220,13 @@ def variants() -> dict[str, list[MethodInfo]]:
             continue
         if info:
             found.setdefault(info.slug, [info])
-    order = {wing: i for i, wing in enumerate(WINGS)}
-    return {slug: sorted(infos, key=lambda i: order.get(i.wing, 9)) for slug, infos in sorted(found.items())}
+    order = {domain: i for i, domain in enumerate(DOMAINS)}
+    return {slug: sorted(infos, key=lambda i: order.get(i.domain, 9)) for slug, infos in sorted(found.items())}
 
 
 @cache
 def methods() -> dict[str, MethodInfo]:
-    """Every method by slug; of one that runs in several wings the first."""
+    """Every method by slug; of one that runs in several domains the first."""
     return {slug: infos[0] for slug, infos in variants().items()}
 
 
@@ -256,19 +256,19 @@ def family(name: str) -> list[str]:
     return [info.slug for info in families()[name]]
 
 
-def method_for(name: str, wing: str | None) -> MethodInfo:
-    """The file of the method `name` for a wing.
+def method_for(name: str, domain: str | None) -> MethodInfo:
+    """The file of the method `name` for a domain.
 
     Raises:
-        UserError: the method is of another wing.
+        UserError: the method is of another domain.
     """
     infos = variants()[name]
     for info in infos:
-        if wing is None or info.wing in (wing, ""):
+        if domain is None or info.domain in (domain, ""):
             return info
-    fitting = [slug for slug, found in variants().items() if any(i.wing == wing for i in found)]
+    fitting = [slug for slug, found in variants().items() if any(i.domain == domain for i in found)]
     raise UserError(
-        f"'{name}' is a method for {' and '.join(i.wing for i in infos)} tasks, and this is a task of {wing}; "
+        f"'{name}' is a method for {' and '.join(i.domain for i in infos)} tasks, and this is a task of {domain}; "
         f"for it there {'is' if len(fitting) == 1 else 'are'} {', '.join(fitting)}."
     )
 
@@ -290,7 +290,7 @@ def task_with_data(task: str | None, specs: Sequence[str]) -> str | None:
     Raises:
         UserError: a task of language is named, which has data of its own.
     """
-    if wing_of(task or default_task(specs[0])) == "control":
+    if domain_of(task or default_task(specs[0])) == "control":
         return task
     if task:
         raise UserError("Give either --task or --dataset, not both.")
@@ -378,7 +378,7 @@ def _split(spec: str) -> list[tuple[str, str]]:
             raise UserError(
                 f"Cannot read '{spec}' from '{spec[at:]}' on; write it like grpo+reference-kl(kl_loss_coef=0.04)."
             )
-        found = match["name"].strip()
+        found = match["name"].strip() if file else american(match["name"].strip())
         items.append((aliases().get(found, found), match["args"] or ""))
         at = match.end()
     if not items or (spec.endswith("+") and spec not in known and not any(spec.endswith(k) for k in known)):
@@ -421,7 +421,7 @@ def check_names(spec: str) -> None:
             )
 
 
-def _load(name: str, wing: str | None) -> Recipe | Part:
+def _load(name: str, domain: str | None) -> Recipe | Part:
     """The recipe or part called `name`, or the recipe in a file."""
     if name.endswith(".py"):
         path = Path(name).expanduser().resolve()
@@ -433,7 +433,7 @@ def _load(name: str, wing: str | None) -> Recipe | Part:
         recipe: Recipe = module.recipe()
         return dataclasses.replace(recipe, name=getattr(module, "SLUG", path.stem.replace("_", "-")))
     if name in methods():
-        info = method_for(name, wing)
+        info = method_for(name, domain)
         built: Recipe = _import(info.module, info.path).recipe()
         return built
     if name in parts():
@@ -444,21 +444,21 @@ def _load(name: str, wing: str | None) -> Recipe | Part:
     raise AssertionError(f"'{name}' is known but was not found")
 
 
-def build(spec: str, settings: dict[str, Any] | None = None, *, wing: str | None = None) -> Recipe:
+def build(spec: str, settings: dict[str, Any] | None = None, *, domain: str | None = None) -> Recipe:
     """Build and check the recipe that `spec` names.
 
     Args:
         spec: a method, parts and methods joined by `+`, each with optional hyperparameters in parentheses, or the path
             of a method file: "grpo", "grpo+drop-equal-groups", "ppo(epochs=4)", "./mine.py+reference-kl".
         settings: hyperparameters set after composing, `field` or `part.field` -> value.
-        wing: the kind of task; of a method that runs in several the file for it is taken.
+        domain: the kind of task; of a method that runs in several the file for it is taken.
 
     Raises:
         UserError: unknown name, unknown or bad hyperparameter, or a composition whose needs nobody gives.
     """
     result: Recipe | None = None
     for name, arguments in _split(spec):
-        item = _load(name, wing)
+        item = _load(name, domain)
         if result is None:
             if not isinstance(item, Recipe):
                 raise UserError(f"'{name}' is a part, not a method; put a method first, such as grpo+{name}.")

@@ -40,7 +40,7 @@ def state_problem(task: Any, metric: Metric, evaluation: Mapping[str, Any], spec
     Args:
         task: what is to be solved, as `make_task` returned it.
         metric: what the run is judged by.
-        evaluation: how, `World.evaluation_facts`.
+        evaluation: how, `RunState.evaluation_facts`.
         spec: the task as it was named: a random game whose number is not in it follows the run's seed.
     """
     stated: dict[str, Any] = {"task": task.spec if isinstance(task, ControlTask) else task.name}

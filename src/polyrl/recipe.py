@@ -8,8 +8,8 @@ from polyrl.core.part import (
     Part,
     Stage,
     Term,
+    hyperparameter,
     kebab,
-    knob,
     options,
 )
 from polyrl.core.recipe import Recipe
@@ -23,7 +23,7 @@ __all__ = [
     "Recipe",
     "Stage",
     "Term",
+    "hyperparameter",
     "kebab",
-    "knob",
     "options",
 ]

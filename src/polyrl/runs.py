@@ -1,6 +1,6 @@
-"""Makes runs from what a person asked for: config -> task, recipe, world, loop. Used by the API and the CLI.
+"""Makes runs from what a person asked for: config -> task, recipe, run state, loop. Used by the API and the CLI.
 
-Each wing makes its own tasks and worlds (`polyrl.worlds.<wing>`); this module finds the wing by the task's name.
+Each domain makes its own tasks and run states (`polyrl.run_state.<domain>`); this module finds it by the task.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from polyrl.errors import UserError
 from polyrl.problem import CODE, CONTENT, changed, gone_on, refusal, state_problem
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.checkpoint import checkpoints
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.runtime.device import make_device
 from polyrl.runtime.files import short_name
 from polyrl.runtime.health import Health
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder, provenance
-from polyrl.tasks import wing_of
+from polyrl.tasks import domain_of
 from polyrl.trust import check_code, choose
 from polyrl.unused import refuse_unused
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
-    from polyrl.worlds.base import World
+    from polyrl.run_state.base import RunState
 
 Say = Callable[[str], None]
 GIVEN = ("method", "dataset", "reward", "preference", "task")
 """What Python can give and a folder cannot hold."""
 
 
-def wing_module(config: RunConfig, given: Given | None = None) -> Any:
-    """The world module of the run's wing."""
-    return importlib.import_module(f"polyrl.worlds.{wing(config, given)}")
+def domain_module(config: RunConfig, given: PythonObjects | None = None) -> Any:
+    """The module of the run's domain."""
+    return importlib.import_module(f"polyrl.run_state.{domain(config, given)}")
 
 
-def wing(config: RunConfig, given: Given | None = None) -> str:
-    """The run's wing."""
-    return "control" if given and given.environment else wing_of(config.task)
+def domain(config: RunConfig, given: PythonObjects | None = None) -> str:
+    """The run's domain."""
+    return "control" if given and given.environment else domain_of(config.task)
 
 
-def completed(config: RunConfig, given: Given | None = None, methods: Sequence[str] = ()) -> RunConfig:
+def completed(config: RunConfig, given: PythonObjects | None = None, methods: Sequence[str] = ()) -> RunConfig:
     """The same run with what was not said filled in: the method's own task, the method's or the task's own budget.
 
     Args:
@@ -88,13 +88,13 @@ def default_task(methods: Sequence[str]) -> str:
     return next(iter(tasks))
 
 
-def check_given(config: RunConfig, given: Given | None, run: Path, needs: Sequence[str] = GIVEN) -> None:
+def check_given(config: RunConfig, given: PythonObjects | None, run: Path, needs: Sequence[str] = GIVEN) -> None:
     """Refuse to go on with a run that needs Python objects which are not here.
 
     Raises:
         UserError: the run was started from Python with objects that its folder cannot hold.
     """
-    missing = [n for n in config.from_python if n in needs and n not in (given or Given()).names()]
+    missing = [n for n in config.from_python if n in needs and n not in (given or PythonObjects()).names()]
     if missing:
         raise UserError(
             f"The run {run} was started from Python with its own {' and '.join(missing)}, which a folder cannot hold; "
@@ -103,12 +103,12 @@ def check_given(config: RunConfig, given: Given | None, run: Path, needs: Sequen
         )
 
 
-def make_task(config: RunConfig, given: Given | None = None) -> Any:
+def make_task(config: RunConfig, given: PythonObjects | None = None) -> Any:
     """What is to be solved: a built-in task, an environment, or the user's dataset with the user's rewards."""
-    return wing_module(config, given).make_task(config, given or Given())
+    return domain_module(config, given).make_task(config, given or PythonObjects())
 
 
-def make_recipe(config: RunConfig, given: Given | None = None) -> Recipe:
+def make_recipe(config: RunConfig, given: PythonObjects | None = None) -> Recipe:
     """Build and check the recipe.
 
     Raises:
@@ -120,7 +120,7 @@ def make_recipe(config: RunConfig, given: Given | None = None) -> Recipe:
             recipe = recipe.set(name, value)
         recipe = recipe.check()
     else:
-        recipe = catalogue.build(config.method, dict(config.hyperparameters), wing=wing(config, given))
+        recipe = catalogue.build(config.method, dict(config.hyperparameters), domain=domain(config, given))
     rows = given is not None and given.dataset is not None  # refused where the task is made
     if not config.dataset and not rows and any(source.from_dataset for source in recipe.sources.values()):
         raise UserError(
@@ -167,8 +167,8 @@ def prepare(
     make_device(config.device)
     task = make_task(config)
     if arms:
-        refuse_unused(config, [make_recipe(arm) for arm in arms], task, wing(config))
-    module = wing_module(config)
+        refuse_unused(config, [make_recipe(arm) for arm in arms], task, domain(config))
+    module = domain_module(config)
     if hasattr(module, "prepare"):
         module.prepare(config, task, say)
     metric = recipe.metric or task.metric
@@ -176,7 +176,7 @@ def prepare(
 
 
 def make_loop(
-    config: RunConfig, *, given: Given | None = None, say: Say = lambda _: None, asked: bool = True
+    config: RunConfig, *, given: PythonObjects | None = None, say: Say = lambda _: None, asked: bool = True
 ) -> tuple[Loop, dict[str, Any]]:
     """Everything of a run but its folder; returns the loop and the facts for config.yaml.
 
@@ -188,17 +188,17 @@ def make_loop(
     budget = make_budget(config, recipe)
     task = make_task(config, given)
     if asked:
-        refuse_unused(config, [recipe], task, wing(config, given))
+        refuse_unused(config, [recipe], task, domain(config, given))
     torch.set_num_threads(config.threads)
     threadpool_limits(config.threads, user_api="blas")  # NumPy's
-    world: World = wing_module(config, given).make_world(config, task, recipe, say)
-    context = Context(world=world, seed=config.seed, budget=budget)
+    run_state: RunState = domain_module(config, given).make_run_state(config, task, recipe, say)
+    context = Context(run_state=run_state, seed=config.seed, budget=budget)
     context.sources = {name: source.make(name, task, config) for name, source in recipe.sources.items()}
     for said in filter(None, (rows.sentence() for rows in context.sources.values())):
         say(said)
     loop = Loop(
         recipe,
-        world,
+        run_state,
         context,
         metric=recipe.metric or task.metric,
         evaluations=config.evaluations,
@@ -206,13 +206,13 @@ def make_loop(
         keep_checkpoints=config.keep_checkpoints,
         tensorboard=config.tensorboard,
         health=Health(
-            wing=wing(config, given),
+            domain=domain(config, given),
             options=frozenset(key.rpartition(".")[2] for key in recipe.hyperparameters()),
         ),
     )
     facts = {
         **provenance(),
-        "wing": wing(config, given),
+        "domain": domain(config, given),
         "method": config.method,
         "label": config.arm,
         "task": task.name,
@@ -222,16 +222,16 @@ def make_loop(
         "budget": dict(budget.limits()),
         "metric": dataclasses.asdict(loop.metric),
         **({"charts": [chart.stated() for chart in charts]} if (charts := getattr(task, "charts", ())) else {}),
-        "problem": state_problem(task, loop.metric, world.evaluation_facts(), config.task),
+        "problem": state_problem(task, loop.metric, run_state.evaluation_facts(), config.task),
         "hyperparameters": recipe.hyperparameters(),
         **({"data": stated} if (stated := _stated_sources(context)) else {}),
-        "evaluation": world.evaluation_facts(),
-        "device": world.device,
+        "evaluation": run_state.evaluation_facts(),
+        "device": run_state.device,
         "threads": config.threads,
-        "start": world.start(),
+        "start": run_state.start(),
         "run": config.as_dict(),
     }
-    if facts["wing"] != "language":
+    if facts["domain"] != "language":
         del facts["model"], facts["difficulty"]
     return loop, facts
 
@@ -242,15 +242,15 @@ def _stated_sources(context: Context) -> dict[str, Any]:
     return {name: stated for name, stated in found.items() if stated}
 
 
-def open_world(
+def open_run_state(
     folder: Path,
     config: RunConfig,
-    given: Given | None = None,
+    given: PythonObjects | None = None,
     *,
     judged: bool = True,
     trust_code: bool = False,
-) -> World:
-    """The world of a run with its trained policy: of the finished run, or of its newest checkpoint.
+) -> RunState:
+    """The state of a run with its trained policy: of the finished run, or of its newest checkpoint.
 
     Args:
         judged: whether rewards and preference are going to be called; otherwise the run's code for them is left alone.
@@ -265,17 +265,17 @@ def open_world(
         raise UserError(f"The run {folder} has no model yet: neither model/ nor a checkpoint.")
     scoring = ("reward",) if judged else ()
     check_given(config, given, folder, needs=("dataset", *scoring, "task"))
-    module = wing_module(config, given)
+    module = domain_module(config, given)
     if hasattr(module, "open_trained"):  # the folder says by itself what acts
         check_code(config, folder, ("task", "reward", "preference") if judged else ("task",), trust_code=trust_code)
-        task = module.make_task(config, given or Given(), load_code=judged)
-        world: World = module.open_trained(trained, config, task, judged=judged)
-        return world
+        task = module.make_task(config, given or PythonObjects(), load_code=judged)
+        run_state: RunState = module.open_trained(trained, config, task, judged=judged)
+        return run_state
     check_given(config, given, folder)
     check_code(config, folder, ("task", "method"), trust_code=trust_code)
-    world = module.make_world(config, make_task(config, given), make_recipe(config, given))
-    world.load(trained)
-    return world
+    run_state = module.make_run_state(config, make_task(config, given), make_recipe(config, given))
+    run_state.load(trained)
+    return run_state
 
 
 def located(config: RunConfig) -> RunConfig:
@@ -311,7 +311,7 @@ def start_run(
     config: RunConfig,
     folder: Path,
     *,
-    given: Given | None = None,
+    given: PythonObjects | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
     say: Say = lambda _: None,
@@ -336,7 +336,7 @@ def start_run(
 def resume_run(
     folder: Path,
     *,
-    given: Given | None = None,
+    given: PythonObjects | None = None,
     progress: Progress | None = None,
     say: Say = lambda _: None,
     trust_code: bool = False,

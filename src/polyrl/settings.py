@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from typing import Any, Literal
 
 from polyrl.errors import UserError
+
+_BRITISH = re.compile(r"(optim|normal|regular|initial|quant)is(?=e|ation|ing)")
+
+
+def american(name: str) -> str:
+    """A name in American spelling: `normalize_score`, as versions before 0.2 wrote it, is `normalize_score`."""
+    return _BRITISH.sub(r"\1iz", name)
+
+
+def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a config.yaml, with what versions before 0.2 called otherwise under the names of today."""
+    return {"domain" if key == "domain" and "domain" not in config else key: value for key, value in config.items()}
 
 
 def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
@@ -19,6 +32,8 @@ def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
             return None
         return parse_value(owner, name, next(a for a in arguments if a is not type(None)), text)
     if origin is Literal:
+        if text not in arguments and american(text) in arguments:
+            return american(text)
         if text not in arguments:
             raise UserError(f"{owner}.{name} is '{text}' but must be one of {', '.join(arguments)}.")
         return text
@@ -60,5 +75,5 @@ def parse_settings(text: str, owner: str) -> dict[str, str]:
         key, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"Cannot read '{item}'; write settings like {owner}(setting=value).")
-        found[key.strip().replace("-", "_")] = value.strip()
+        found[american(key.strip().replace("-", "_"))] = value.strip()
     return found

@@ -30,7 +30,7 @@ OF_LANGUAGE = (
 OF_DATA = ("dataset", "skip_bad_rows")
 """Those of them that methods of control look at which learn from recorded transitions."""
 ELSEWHERE = {"language": ("eval_episodes",), "theory": ("eval_episodes", "device")}
-"""Fields that runs of a wing do not look at, besides those of language: theory judges exactly, on the CPU."""
+"""Fields that runs of a domain do not look at, besides those of language: theory judges exactly, on the CPU."""
 OF_RESPONSES = ("max_tokens", "eval_greedy", "monitor_kl_every")
 """Fields that mean nothing where no responses are sampled."""
 OF_JUDGING = ("checker", "rewards", "on_reward_error", "reward_timeout", "reward_process")
@@ -39,7 +39,7 @@ OPTIONS = {"rewards": "reward", "eval_greedy": "eval-sampled"}
 """Options that are not called as their field is."""
 
 
-def refuse_unused(config: RunConfig, recipes: Sequence[Recipe], task: Any, wing: str) -> None:
+def refuse_unused(config: RunConfig, recipes: Sequence[Recipe], task: Any, domain: str) -> None:
     """Refuse settings that none of the runs would look at.
 
     A reward that is only evaluated is looked at.
@@ -48,20 +48,20 @@ def refuse_unused(config: RunConfig, recipes: Sequence[Recipe], task: Any, wing:
         config: what was asked for; of a comparison what all arms share.
         recipes: of the run, or of all arms: what one of them looks at is used.
         task: what they run on.
-        wing: its wing.
+        domain: its domain.
 
     Raises:
         UserError: names the options, and why they do nothing.
     """
     asked = _asked(config)
-    nothing = ELSEWHERE.get(wing, ()) if wing == "language" else (*OF_LANGUAGE, *ELSEWHERE.get(wing, ()))
-    if wing == "control":
+    nothing = ELSEWHERE.get(domain, ()) if domain == "language" else (*OF_LANGUAGE, *ELSEWHERE.get(domain, ()))
+    if domain == "control":
         nothing = tuple(name for name in nothing if name not in OF_DATA)
         _refuse_unread_data(asked, recipes)
     if useless := [name for name in nothing if name in asked]:
         said, them = _said(useless)
-        raise UserError(f"{said} nothing on {task.name}, which is a task of {wing}; leave {them} away.")
-    if wing == "language":
+        raise UserError(f"{said} nothing on {task.name}, which is a task of {domain}; leave {them} away.")
+    if domain == "language":
         _refuse_unused_of_language(asked, recipes, task)
 
 

@@ -27,7 +27,7 @@ from polyrl.models.networks import StackedMlp
 from polyrl.models.policies import scaler, squashed_logprob
 from polyrl.models.scalar import PositiveScalar
 from polyrl.parts.replayed import EntropyTarget, OffPolicyTerm, SquaredTD, StepAndKeep
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "expo-draft"
 TITLE = "Stable Reinforcement Learning with Expressive Policies"
@@ -103,8 +103,8 @@ class Denoiser(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"imitation"})
 
-    hidden: str = knob("128x128", "sizes of the hidden layers")
-    denoising_steps: int = knob(5, "steps of the chain", low=1)
+    hidden: str = hyperparameter("128x128", "sizes of the hidden layers")
+    denoising_steps: int = hyperparameter(5, "steps of the chain", low=1)
 
     def make(self, interface: Interface, stream: torch.Generator) -> DenoisingPolicy:
         numbers = int(np.prod(interface.box("A denoiser").shape))
@@ -140,8 +140,8 @@ class Edit(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"edited", "sampled_logprob"})
 
-    hidden: str = knob("64x64", "sizes of the hidden layers")
-    radius: float = knob(0.3, "largest change of each number of an action", low=0)
+    hidden: str = hyperparameter("64x64", "sizes of the hidden layers")
+    radius: float = hyperparameter(0.3, "largest change of each number of an action", low=0)
 
     def make(self, interface: Interface, stream: torch.Generator) -> EditNetwork:
         numbers = int(np.prod(interface.box("An edit").shape))
@@ -211,7 +211,7 @@ class BestOf(Actor):
 class ActOnTheFly(StepAndKeep):
     """Step environments with the best of base and edited actions."""
 
-    candidates: int = knob(4, "N: base actions, and as many edited ones", low=1)
+    candidates: int = hyperparameter(4, "N: base actions, and as many edited ones", low=1)
 
     def actor(self, inner: Actor, making: Making) -> Actor:
         return BestOf(making, self.candidates)
@@ -227,7 +227,7 @@ class OnTheFlyTarget(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
     models: ClassVar[frozenset[str]] = frozenset({"base", "edit", "q_target"})
 
-    candidates: int = knob(4, "N", low=1)
+    candidates: int = hyperparameter(4, "N", low=1)
 
     def apply(self, batch: Experience, see: See) -> Experience:
         following, base = batch["next_observation"], see["base"]

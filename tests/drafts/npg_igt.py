@@ -1,4 +1,4 @@
-"""N-PG-IGT: normalised policy gradient with momentum, each gradient taken at an extrapolated point.
+"""N-PG-IGT: normalized policy gradient with momentum, each gradient taken at an extrapolated point.
 
 A draft of arXiv:2302.01734, algorithm 1: an episode is played at theta~ = theta + (1 - eta) / eta (theta - before); its
 gradient enters d = (1 - eta) d + eta g, and theta moves by a step of given length along d. What acts is not judged.
@@ -19,7 +19,7 @@ from polyrl.core.update import Fresh, OwnUpdate, See
 from polyrl.models.base import Copy
 from polyrl.models.policies import SquashedGaussian
 from polyrl.parts.control import StepEnvironments
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "npg-igt-draft"
 TITLE = "Stochastic Policy Gradient Methods: Improved Sample Complexity for Fisher-non-degenerate Policies"
@@ -48,14 +48,14 @@ def reward_to_go(reward: Tensor, ends: Tensor, gamma: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NormalisedTransport(OwnUpdate):
+class NormalizedTransport(OwnUpdate):
     """Move the policy along the average of gradients that were taken ahead of it."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "action", "reward", "terminated", "truncated"})
     models: ClassVar[frozenset[str]] = frozenset({"ahead"})
 
-    gamma: float = knob(0.99, "discount, per step", low=0, high=1)
-    step_size: float = knob(0.1, "gamma_0: length of the first step", above=0)
+    gamma: float = hyperparameter(0.99, "discount, per step", low=0, high=1)
+    step_size: float = hyperparameter(0.1, "gamma_0: length of the first step", above=0)
 
     def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """One step of algorithm 1."""
@@ -87,6 +87,6 @@ def recipe() -> Recipe:
         acts="ahead",
         judged="policy",
         collect=StepEnvironments(environments=4, steps_per_environment=200),
-        updates=(NormalisedTransport("policy", Fresh()),),
+        updates=(NormalizedTransport("policy", Fresh()),),
         adds=("policy-update",),
     )

@@ -22,7 +22,7 @@ from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
-from polyrl.tasks import WINGS
+from polyrl.tasks import DOMAINS
 
 DEMO_METHODS = ["ppo", "grpo", "rloo", "remax"]
 
@@ -66,7 +66,7 @@ def _conclude(console: Console, folder: Path) -> None:
     console.print(f"{counts} in {duration(spent['seconds'])}")
     for line in time_lines(summary):
         console.print(line, soft_wrap=True)
-    language = wing_of_run(folder) == "language"
+    language = domain_of_run(folder) == "language"
     said = "  (an ordinary Hugging Face folder)" if language else ""
     console.print(f"model   {folder / 'model'}{said}", soft_wrap=True)
     console.print(f"page    polyrl report {folder}", soft_wrap=True)
@@ -123,16 +123,16 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.3g}"
 
 
-def wing_of_run(folder: Path) -> str:
-    """The wing of a run.
+def domain_of_run(folder: Path) -> str:
+    """The domain of a run.
 
     Raises:
-        UserError: the folder is no run, or of no wing that there is.
+        UserError: the folder is no run, or of no domain that there is.
     """
-    wing = RunFolder(folder).read_config().get("wing", "language")
-    if wing not in WINGS:
-        raise UserError(f"{folder / 'config.yaml'} names the wing {shown(wing, 80)}, which polyrl does not have.")
-    return str(wing)
+    domain = RunFolder(folder).read_config().get("domain", "language")
+    if domain not in DOMAINS:
+        raise UserError(f"{folder / 'config.yaml'} names the domain {shown(domain, 80)}, which polyrl does not have.")
+    return str(domain)
 
 
 def run_evaluation(
@@ -143,43 +143,43 @@ def run_evaluation(
     Raises:
         UserError: the run has no policy yet, or an option means nothing for this kind of run.
     """
-    wing = wing_of_run(folder)
-    language = wing == "language"
+    domain = domain_of_run(folder)
+    language = domain == "language"
     asked = {"prompts": prompts is not None, "sampled": sampled, "episodes": episodes is not None}
-    meant = ("prompts", "sampled") if language else ("episodes",) if wing != "theory" else ()
+    meant = ("prompts", "sampled") if language else ("episodes",) if domain != "theory" else ()
     for name, there in asked.items():
         if there and name not in meant:
-            raise UserError(f"--{name} means nothing for {folder}, which is a run of {wing}.")
+            raise UserError(f"--{name} means nothing for {folder}, which is a run of {domain}.")
     prompts = 500 if prompts is None else prompts
     if prompts < 1:
         raise UserError(f"--prompts is {prompts} but must be at least 1.")
     if episodes is not None and episodes < 1:
         raise UserError(f"--episodes is {episodes} but must be at least 1.")
     options: dict[str, Any] = {"eval_prompts": prompts, "eval_greedy": not sampled, "eval_episodes": episodes}
-    world: Any = open_policy(folder, trust_code=trust_code, **options)
-    metrics, _ = world.evaluate()
+    run_state: Any = open_policy(folder, trust_code=trust_code, **options)
+    metrics, _ = run_state.evaluate()
     console = Terminal()
     count = prompts
-    if language and not hasattr(world, "policy"):
+    if language and not hasattr(run_state, "policy"):
         if sampled:
             raise UserError(f"--sampled means nothing for {folder}, a reward model, which answers nothing.")
-        facts = world.evaluation_facts()
-        console.print(f"{folder}: a reward model, on {facts['pairs']} held-out pairs of {world.task.name}")
+        facts = run_state.evaluation_facts()
+        console.print(f"{folder}: a reward model, on {facts['pairs']} held-out pairs of {run_state.task.name}")
     elif language:
-        mode = "greedy" if world.evaluation.greedy else "sampled at temperature 1"
-        size = world.task.size("test")
+        mode = "greedy" if run_state.evaluation.greedy else "sampled at temperature 1"
+        size = run_state.task.size("test")
         count = prompts if size is None else min(prompts, size)
-        console.print(f"{folder}: {count} test prompts of {world.task.name}, {mode}")
+        console.print(f"{folder}: {count} test prompts of {run_state.task.name}, {mode}")
     else:
-        facts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in world.evaluation_facts().items())
-        console.print(f"{folder}: {world.task.name}{', ' if facts else ''}{facts}", soft_wrap=True)
+        facts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in run_state.evaluation_facts().items())
+        console.print(f"{folder}: {run_state.task.name}{', ' if facts else ''}{facts}", soft_wrap=True)
     for name, value in metrics.items():
         interval = ""
         if language and name == "eval/accuracy":
             low, high = wilson_interval(value, count)
             interval = f"  [{low:.3f}, {high:.3f}] over prompts"
         console.print(f"  {name.removeprefix('eval/'):<20} {number(value)}{interval}")
-    for name, value in world.task.metric.lines.items():
+    for name, value in run_state.task.metric.lines.items():
         console.print(Text(f"  {name:<20} {value:.4g}", "dim"))
 
 
@@ -191,17 +191,17 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
 
 
 def play_run(folder: Path, options: dict[str, Any], *, trust_code: bool = False) -> None:
-    """Let the run's wing show what the policy does.
+    """Let the run's domain show what the policy does.
 
     Raises:
         UserError: an option that means nothing for this kind of run.
     """
-    wing = wing_of_run(folder)
-    play = importlib.import_module(f"polyrl.cli.play_{wing}").play
+    domain = domain_of_run(folder)
+    play = importlib.import_module(f"polyrl.cli.play_{domain}").play
     known = inspect.signature(play).parameters
     for name in options:
         if name not in known:
-            raise UserError(f"--{name} means nothing for {folder}, which is a run of {wing}.")
+            raise UserError(f"--{name} means nothing for {folder}, which is a run of {domain}.")
     play(folder, trust_code=trust_code, **options)
 
 

@@ -38,7 +38,7 @@ def some_pairs(experience: Experience) -> list[tuple[int, int]]:
     return found
 
 
-def log_ratios(experience: Experience, world: Any) -> dict[int, float]:
+def log_ratios(experience: Experience, run_state: Any) -> dict[int, float]:
     """rho = log pi - log pi_ref of the whole response, nats, under the present policy: of the pairs that are shown.
 
     Where no reference was asked it is log pi.
@@ -48,7 +48,7 @@ def log_ratios(experience: Experience, world: Any) -> dict[int, float]:
         return {}
     picked = experience.rows(rows)
     with torch.no_grad():
-        logprob = world.outputs(picked, frozenset({"logprob"}))["logprob"].to(picked["mask"].device)
+        logprob = run_state.outputs(picked, frozenset({"logprob"}))["logprob"].to(picked["mask"].device)
     ratio = logprob - picked["ref_logprob"] if "ref_logprob" in picked else logprob
     total = torch.where(picked["mask"], ratio, torch.zeros_like(ratio)).sum(1)
     return dict(zip(rows, total.tolist(), strict=True))
@@ -137,7 +137,7 @@ def steps(experience: Experience, names: Sequence[str] | None = None, caption: s
     """The first steps of two episodes, or the first rows where episodes have one step; None if nothing is by step.
 
     Args:
-        experience: of any wing.
+        experience: of any domain.
         names: fields to show; None shows all that have a value a step, and those a row (`[B]`) of one-step episodes.
         caption: what is to be seen.
     """

@@ -46,10 +46,10 @@ def first_sentence(thing: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------- show
 
 
-def show_method(spec: str, wing: str | None = None) -> None:
+def show_method(spec: str, domain: str | None = None) -> None:
     """Print a method's paper, its five stages with their parts, and every hyperparameter."""
     out = console()
-    recipe = catalogue.build(spec, wing=wing)
+    recipe = catalogue.build(spec, domain=domain)
     out.print(title(spec, recipe))
     if recipe.policy:
         out.print(stage_heading("policy", recipe))
@@ -67,14 +67,14 @@ def show_method(spec: str, wing: str | None = None) -> None:
         improves = stage == "improve" and recipe.updates
         out.print(update_lists.updates_table(recipe) if improves else _parts_table(parts, recipe))
     infos = catalogue.variants().get(spec, [])
-    info = catalogue.method_for(spec, wing) if infos else catalogue.describe(spec)
+    info = catalogue.method_for(spec, domain) if infos else catalogue.describe(spec)
     source = f"Source: {info.path}. " if info else ""
     named = f" --task {info.task}" if info and info not in infos[:1] and info.task else ""
     named += " --dataset FOLDER" if any(s.from_dataset for s in recipe.sources.values()) else ""
     out.print(Text(f"\n{source}Try: polyrl trace {spec}{named}", style="dim"), soft_wrap=True)
     for other in infos:
         if other is not info:
-            said = f"For {other.wing} tasks: polyrl show {spec} --task {other.task}"
+            said = f"For {other.domain} tasks: polyrl show {spec} --task {other.task}"
             out.print(Text(said, style="dim"), soft_wrap=True)
 
 
@@ -85,10 +85,10 @@ def _parts_table(parts: Sequence[Part], recipe: Recipe) -> Padding:
     table.add_column()
     for part in parts:
         table.add_row(part_name(part, recipe), first_sentence(type(part)))
-        knobs = [(f, getattr(part, f.name)) for f in dataclasses.fields(part)]
+        hyperparameters = [(f, getattr(part, f.name)) for f in dataclasses.fields(part)]
         if not _has_critic(recipe):
-            knobs = [(f, value) for f, value in knobs if not f.name.startswith("critic_")]
-        for f, value in knobs:
+            hyperparameters = [(f, value) for f, value in hyperparameters if not f.name.startswith("critic_")]
+        for f, value in hyperparameters:
             option = Text(f"--{f.name.replace('_', '-')} ", style="cyan")
             option.append(written(value), style="bold cyan")
             option.append(f"   {f.metadata.get('help', '')}", style="dim")

@@ -10,7 +10,7 @@ import click
 
 from polyrl import catalogue
 from polyrl.claims import verdict
-from polyrl.tasks import WINGS, built_in
+from polyrl.tasks import DOMAINS, built_in
 
 GAP = "  "
 """Between two columns."""
@@ -22,8 +22,8 @@ def print_list(what: str) -> None:
         for family, members in catalogue.families().items():
             rows = []
             for info in members:
-                wings = [i.wing for i in catalogue.variants()[info.slug]]
-                places = f"; for {' and '.join(wings)}" if len(wings) > 1 else ""
+                domains = [i.domain for i in catalogue.variants()[info.slug]]
+                places = f"; for {' and '.join(domains)}" if len(domains) > 1 else ""
                 paper = f"{info.title}, {info.paper} ({info.year}){places}"
                 tested = (verdict(info.slug) or "-").removesuffix(" at this scale")
                 rows.append((info.slug, tested, f"{info.summary}\n{paper}"))
@@ -33,7 +33,7 @@ def print_list(what: str) -> None:
         parts = [(part.name, part.stage, part.summary) for part in catalogue.parts().values()]
         print_table("Parts, to add with +", ("part", "stage", "what it does"), parts)
     if what in ("all", "tasks"):
-        tasks = [(name, wing, summary) for wing in WINGS for name, summary in built_in(wing).items()]
+        tasks = [(name, domain, summary) for domain in DOMAINS for name, summary in built_in(domain).items()]
         tasks.append(("your own", "language", "--dataset file.jsonl --reward module:function"))
         tasks.append(("CartPole-v1, ...", "control", "any Gymnasium environment; your own as file.py:function"))
         print_table("Tasks", ("task", "for", "what it is"), tasks)

@@ -136,7 +136,7 @@ def read_hyperparameters(rest: list[str], ctx: click.Context) -> dict[str, str]:
 def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Context) -> None:
     """Name the nearest option of the command or hyperparameter where a word is neither."""
     from polyrl.catalogue import build, check_names, default_task
-    from polyrl.tasks import wing_of
+    from polyrl.tasks import domain_of
 
     for method in methods:
         check_names(method)
@@ -144,7 +144,7 @@ def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Co
         return
 
     task = ctx.params.get("task")
-    recipes = [build(m, wing=wing_of(task or default_task(m))) for m in methods]
+    recipes = [build(m, domain=domain_of(task or default_task(m))) for m in methods]
     known = {k for r in recipes for key in r.hyperparameters() for k in (key, key.rpartition(".")[2])}
     known = known | {k.replace("-", "_") for k in known}
     own = [o.lstrip("-") for p in ctx.command.params for o in p.opts if o.startswith("--")]
@@ -325,9 +325,9 @@ def list_(what: str) -> None:
 def show(method: str, task: str | None) -> None:
     """Show what METHOD is: its paper, its five stages, its hyperparameters."""
     from polyrl.cli.explain import show_method
-    from polyrl.tasks import wing_of
+    from polyrl.tasks import domain_of
 
-    show_method(method, wing_of(task) if task else None)
+    show_method(method, domain_of(task) if task else None)
 
 
 @polyrl.command(context_settings=HYPERPARAMETERS)

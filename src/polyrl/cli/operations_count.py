@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from polyrl.core.experience import Experience
     from polyrl.recipe import Recipe
-    from polyrl.worlds.base import World
+    from polyrl.run_state.base import RunState
 
 PEAK_SECONDS = 0.2
 """How long the machine's peak is measured."""
@@ -102,16 +102,16 @@ def network_size(network: Any) -> ModelSize:
     return ModelSize(weights=sum(p.numel() for p in network.parameters() if p.dim() == 2))
 
 
-def stage_flops(world: World, recipe: Recipe, experience: Experience) -> dict[str, float]:
+def stage_flops(run_state: RunState, recipe: Recipe, experience: Experience) -> dict[str, float]:
     """FLOPs that collecting and improving need for one iteration, by stage; empty where they are not known.
 
     Passes that only measure (reference, values) are left out. Known for language and control, where models are networks
-    and `Optimise` takes gradient steps.
+    and `Optimize` takes gradient steps.
     """
-    from polyrl.parts.optimise import Optimise
+    from polyrl.parts.optimize import Optimize
 
-    policy, critic = getattr(world, "policy", None), getattr(world, "critic", None)
-    if not isinstance(recipe.optimise, Optimise) or policy is None:
+    policy, critic = getattr(run_state, "policy", None), getattr(run_state, "critic", None)
+    if not isinstance(recipe.optimize, Optimize) or policy is None:
         return {}
     if "prompt_mask" in experience:
         sizes = [language_model_size(policy.causal_lm)]
@@ -129,7 +129,7 @@ def stage_flops(world: World, recipe: Recipe, experience: Experience) -> dict[st
     else:
         return {}
     update = sum(size.forward(trained) * (1 + size.backward) for size in sizes)
-    return {"collect": float(sizes[0].forward(sampled)), "improve": recipe.optimise.epochs * update}
+    return {"collect": float(sizes[0].forward(sampled)), "improve": recipe.optimize.epochs * update}
 
 
 def read_rows(experience: Experience, rows: Tensor) -> Read:

@@ -14,12 +14,12 @@ from rich.table import Table
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
-from polyrl.rollout.judge import Episode, Judge
+from polyrl.rollout.evaluation import Episode, Evaluator
+from polyrl.run_state.control import ControlRunState
 from polyrl.runtime import ownership
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks.control.environment import ControlTask, Environment
 from polyrl.tasks.language.phrases import reason_of
-from polyrl.worlds.control import ControlWorld
 
 FILMS = (".mp4", ".gif")
 SEED = 7
@@ -47,19 +47,19 @@ def play(
         raise UserError("Give either --video or --render: an environment shows itself in one way at a time.")
     if video is not None and video.suffix not in FILMS:
         raise UserError(f"The video {video} must end in {' or '.join(FILMS)}.")
-    world: Any = open_policy(folder, trust_code=trust_code)
-    assert isinstance(world, ControlWorld)
+    run_state: Any = open_policy(folder, trust_code=trust_code)
+    assert isinstance(run_state, ControlRunState)
     if video is None and not render:
-        played = Judge(world.task, SEED, lanes=min(episodes, 20))(world.judged, episodes)
+        played = Evaluator(run_state.task, SEED, lanes=min(episodes, 20))(run_state.judged, episodes)
     elif video is not None:
-        played = _filmed(world, episodes, video)
+        played = _filmed(run_state, episodes, video)
     else:
-        _check_mode(world.task, "human")
+        _check_mode(run_state.task, "human")
         if sys.platform.startswith("linux") and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
             raise UserError("There is no display to show the environment on; write a film instead, with --video.")
-        with _render_errors(world.task):
-            played = _shown(world, episodes, "human", None)
-    _print(world.task, played)
+        with _render_errors(run_state.task):
+            played = _shown(run_state, episodes, "human", None)
+    _print(run_state.task, played)
     if video is not None:
         Terminal().print(f"video   {video}", soft_wrap=True)
 
@@ -78,21 +78,23 @@ def _print(task: ControlTask, played: list[Episode]) -> None:
     console.print(table)
 
 
-def _shown(world: ControlWorld, episodes: int, mode: str, watch: Callable[[Environment], None] | None) -> list[Episode]:
-    judge = Judge(world.task, SEED, lanes=1, render_mode=mode, watch=watch)
+def _shown(
+    run_state: ControlRunState, episodes: int, mode: str, watch: Callable[[Environment], None] | None
+) -> list[Episode]:
+    judge = Evaluator(run_state.task, SEED, lanes=1, render_mode=mode, watch=watch)
     try:
-        return judge(world.judged, episodes)
+        return judge(run_state.judged, episodes)
     finally:
         judge.close()
 
 
-def _filmed(world: ControlWorld, episodes: int, video: Path) -> list[Episode]:
+def _filmed(run_state: ControlRunState, episodes: int, video: Path) -> list[Episode]:
     """Play and write a film: under another name until it is whole."""
     try:
         import imageio.v2 as imageio
     except ImportError:
         raise UserError("A video needs imageio, which is not installed: pip install 'polyrl[control]'.") from None
-    _check_mode(world.task, "rgb_array")
+    _check_mode(run_state.task, "rgb_array")
     if not video.absolute().parent.is_dir():
         raise UserError(f"There is no folder {video.absolute().parent} to write the video into.")
     if os.path.lexists(video) and not (video.name == "play.mp4" and ownership.is_run(video.parent)):
@@ -115,8 +117,8 @@ def _filmed(world: ControlWorld, episodes: int, video: Path) -> list[Episode]:
         writer.append_data(environment.render())
 
     try:
-        with _render_errors(world.task):
-            played = _shown(world, episodes, "rgb_array", film)
+        with _render_errors(run_state.task):
+            played = _shown(run_state, episodes, "rgb_array", film)
         writer.close()
         partial.replace(video)
     finally:

@@ -11,11 +11,11 @@ from rich.text import Text
 from polyrl.api import open_policy
 from polyrl.errors import UserError
 from polyrl.rollout.language import Sampling
+from polyrl.run_state.language_evaluation import seen_rows
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks.language.base import LanguageTask, Row
 from polyrl.tasks.language.formats import template_columns
 from polyrl.tasks.language.rewards import NotLoaded
-from polyrl.worlds.language_evaluation import seen_rows
 
 COMPARED = 50
 """Test prompts that are looked at to lay out a question as they are."""
@@ -35,22 +35,22 @@ def play(
     """
     if temperature < 0:
         raise UserError(f"--temperature is {temperature:g} but must be at least 0.")
-    world: Any = open_policy(folder, judged=False, trust_code=trust_code)
-    rows = [asked(world.task, prompt)] if prompt is not None else world.task.rows("test", 7, 0, prompts)
+    run_state: Any = open_policy(folder, judged=False, trust_code=trust_code)
+    rows = [asked(run_state.task, prompt)] if prompt is not None else run_state.task.rows("test", 7, 0, prompts)
     sampling = Sampling(
-        max_tokens=world.task.max_tokens,
-        stop=tuple(world.task.stop),
+        max_tokens=run_state.task.max_tokens,
+        stop=tuple(run_state.task.stop),
         greedy=temperature == 0,
         temperature=temperature or 1.0,
     )
-    batch = world.sample(rows, sampling, completions_per_prompt=1, generator=torch.Generator().manual_seed(0))
+    batch = run_state.sample(rows, sampling, completions_per_prompt=1, generator=torch.Generator().manual_seed(0))
     console = Terminal()
     # with what sessions of tools report, which checkers read as in training
     for row, text in zip(seen_rows(batch), batch.columns["completion"], strict=True):
         line = Text(str(row["prompt"]), style="bold")
         line.append(text, style="cyan")
-        if prompt is None and world.rewards is not None:
-            line.append_text(_judged(world.task, row, text))
+        if prompt is None and run_state.rewards is not None:
+            line.append_text(_judged(run_state.task, row, text))
         console.print(line, soft_wrap=True)
 
 

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
+from polyrl.run_state.operations import OperationsRunState
 from polyrl.runtime.terminal import Terminal
-from polyrl.worlds.operations import OperationsWorld
 
 PERIODS = 24
 """Periods that are shown of each trace."""
@@ -22,18 +22,20 @@ def play(folder: Path, *, episodes: int = 1, trust_code: bool = False) -> None:
     Raises:
         UserError: `episodes` is no number of test traces, or the run has no policy yet.
     """
-    world = open_policy(folder, trust_code=trust_code)
-    assert isinstance(world, OperationsWorld)
-    if not 1 <= episodes <= world.evaluation.traces:
-        raise UserError(f"--episodes is {episodes} but must be from 1 to {world.evaluation.traces}, the test traces.")
+    run_state = open_policy(folder, trust_code=trust_code)
+    assert isinstance(run_state, OperationsRunState)
+    if not 1 <= episodes <= run_state.evaluation.traces:
+        raise UserError(
+            f"--episodes is {episodes} but must be from 1 to {run_state.evaluation.traces}, the test traces."
+        )
     console = Terminal()
-    task = world.task
+    task = run_state.task
     for index in range(episodes):
         several = f", trace {index + 1}" if episodes > 1 else ""
         console.print(Text(f"{task.name}: {task.describe()}{several}", style="bold"))
-        console.print(trace_table(world, index))
-    cost = world.evaluate()[0]["eval/cost"]
-    e = world.evaluation
+        console.print(trace_table(run_state, index))
+    cost = run_state.evaluate()[0]["eval/cost"]
+    e = run_state.evaluation
     console.print(
         f"\ncost per period and store, {e.traces} traces of {e.periods} periods, the first {e.dropped} left out"
     )
@@ -42,16 +44,16 @@ def play(folder: Path, *, episodes: int = 1, trust_code: bool = False) -> None:
         console.print(f"  {name:<28} {value:8.4f}{beside}")
 
 
-def trace_table(world: OperationsWorld, index: int) -> Table:
+def trace_table(run_state: OperationsRunState, index: int) -> Table:
     """Inventories before the order, the order, demand and cost of the first periods of a test trace."""
     table = Table(box=None, padding=(0, 3, 0, 0))
     for column in ("period", "on hand", "on order", "order", "demand", "cost"):
         table.add_column(column, header_style="dim", justify="right")
 
     def cell(values: list[float]) -> str:
-        return " ".join(f"{v:.0f}" if world.task.customers.integer else f"{v:.1f}" for v in values)
+        return " ".join(f"{v:.0f}" if run_state.task.customers.integer else f"{v:.1f}" for v in values)
 
-    for row in world.trace(PERIODS, index):
+    for row in run_state.trace(PERIODS, index):
         numbers = [cell(row[key]) for key in ("on_hand", "on_order", "order", "demand")]
         table.add_row(str(row["period"] + 1), *numbers, f"{row['cost']:.2f}")
     return table

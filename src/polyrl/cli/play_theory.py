@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl.api import open_policy
+from polyrl.run_state.theory import GameRunState, MDPRunState, answers, choices
 from polyrl.runtime.terminal import Terminal
-from polyrl.worlds.theory import GameWorld, MDPWorld, answers, choices
 
 
 def play(folder: Path, *, trust_code: bool = False) -> None:
@@ -19,13 +19,13 @@ def play(folder: Path, *, trust_code: bool = False) -> None:
     Raises:
         UserError: the run has no policy yet.
     """
-    world = open_policy(folder, trust_code=trust_code)
+    run_state = open_policy(folder, trust_code=trust_code)
     console = Terminal()
-    if isinstance(world, GameWorld):
-        _show_game(console, world)
+    if isinstance(run_state, GameRunState):
+        _show_game(console, run_state)
     else:
-        assert isinstance(world, MDPWorld)
-        _show_mdp(console, world)
+        assert isinstance(run_state, MDPRunState)
+        _show_mdp(console, run_state)
 
 
 def _table(*columns: str) -> Table:
@@ -35,12 +35,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _show_game(console: Console, world: GameWorld) -> None:
+def _show_game(console: Console, run_state: GameRunState) -> None:
     """Every answer's probability, here and in the Nash policy, and how often it beats the policy."""
-    task = world.task
+    task = run_state.task
     console.print(Text(f"{task.name}: {len(task.names)} answers, beta {task.beta:g}", style="bold"))
     table = _table("answer", "probability", "in the Nash policy", "beats this policy")
-    rows = answers(task, world.answer)
+    rows = answers(task, run_state.output_policy)
     for row in rows:
         numbers = [f"{row[key]:.4f}" for key in ("probability", "nash", "beats the policy")]
         table.add_row(str(row["answer"]), *numbers)
@@ -48,28 +48,28 @@ def _show_game(console: Console, world: GameWorld) -> None:
     if len(rows) < len(task.names):
         rest = 1 - sum(row["probability"] for row in rows)
         console.print(f"and {len(task.names) - len(rows)} more with {rest:.4f} in all", style="dim")
-    measures = world.evaluate()[0]
+    measures = run_state.evaluate()[0]
     console.print(
         f"\nKL to the Nash policy {measures['eval/kl_to_nash']:.2e} nats\n"
         f"gap (exploitability)  {measures['eval/exploitability']:.2e}: what the best opponent wins beyond 1/2"
     )
 
 
-def _show_mdp(console: Console, world: MDPWorld) -> None:
+def _show_mdp(console: Console, run_state: MDPRunState) -> None:
     """What the policy does on its way, and its exact returns under every shift beside those of the exact plan."""
-    task = world.task
+    task = run_state.task
     bound = f"rho {task.rho:g}" if task.constraint == "radius" else f"lambda {task.lam:g}"
     console.print(Text(f"{task.name}: {task.divergence}, {bound}, eta {task.eta:g}", style="bold"))
     table = _table("step", "state", "likeliest action", "probability", "worst value from here")
-    for row in choices(task, world.policy, shown=12):
+    for row in choices(task, run_state.policy, shown=12):
         table.add_row(
             str(row["step"]), row["state"], row["action"], f"{row['probability']:.4f}", f"{row['worst value']:.4f}"
         )
     console.print(table)
     console.print()
     table = _table("expected return", "this policy", "exact plan")
-    for name, value in task.returns(world.policy).items():
-        table.add_row(f"dynamics {name}", f"{value:.4f}", f"{world.pursued_returns[name]:.4f}")
-    table.add_row("worst dynamics", f"{float(task.judge(world.policy, eta=0).value[0, 0]):.4f}", "")
+    for name, value in task.returns(run_state.policy).items():
+        table.add_row(f"dynamics {name}", f"{value:.4f}", f"{run_state.pursued_returns[name]:.4f}")
+    table.add_row("worst dynamics", f"{float(task.judge(run_state.policy, eta=0).value[0, 0]):.4f}", "")
     console.print(table)
-    console.print(f"\nbelow the best worst case by {task.suboptimality(world.policy):.2e}")
+    console.print(f"\nbelow the best worst case by {task.suboptimality(run_state.policy):.2e}")

@@ -81,7 +81,7 @@ def measure(loop: Loop, *, warm_up: int = WARM_UP, iterations: int = MEASURED) -
         experience = loop.iterate(observe)
         if experience is None:
             continue
-        for stage, flops in stage_flops(loop.world, loop.recipe, experience).items():
+        for stage, flops in stage_flops(loop.run_state, loop.recipe, experience).items():
             profile.flops[stage] = profile.flops.get(stage, 0.0) + flops
     if loop.seconds.get("monitor"):
         add("monitor", "", loop.seconds["monitor"])
@@ -99,8 +99,8 @@ def profile_method(config: RunConfig) -> None:
     profile = measure(loop)
     if profile.flops:
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        profile.peak = matmul_rate(dtype, loop.world.device)
-    show(out, profile, f"{config.method} on {loop.world.task.name}", config.precision)
+        profile.peak = matmul_rate(dtype, loop.run_state.device)
+    show(out, profile, f"{config.method} on {loop.run_state.task.name}", config.precision)
 
 
 def show(out: Console, profile: Profile, what: str, precision: str) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 from rich.table import Table
 
 from polyrl.api import open_policy
-from polyrl.cli.commands import wing_of_run
+from polyrl.cli.commands import domain_of_run
 from polyrl.errors import UserError
 from polyrl.rollout.recording import Recorder
+from polyrl.run_state.control import ControlRunState
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.minari import write_dataset
-from polyrl.worlds.control import ControlWorld
 
 
 def record_runs(
@@ -44,19 +44,19 @@ def record_runs(
         trust_code: whether to run what code the folders name.
 
     Raises:
-        UserError: runs of another wing or of different tasks, a folder that exists, or a missing extra.
+        UserError: runs of another domain or of different tasks, a folder that exists, or a missing extra.
     """
     if episodes < 1:
         raise UserError(f"--episodes is {episodes} but must be at least 1.")
     if not 0 <= random <= 1:
         raise UserError(f"--random is {random:g} but is a share of the steps, from 0 to 1.")
     for run in runs:
-        if (wing := wing_of_run(run)) != "control":
-            raise UserError(f"{run} is a run of {wing}; only runs of control have episodes to record.")
+        if (domain := domain_of_run(run)) != "control":
+            raise UserError(f"{run} is a run of {domain}; only runs of control have episodes to record.")
     folder = out or runs[0] / "dataset"
-    worlds = [_world(run, trust_code) for run in runs]
-    task = _one_task(runs, [world.task for world in worlds])
-    recorder = Recorder(task, [world.judged for world in worlds], seed=seed, sampled=sampled, random=random)
+    run_states = [_run_state(run, trust_code) for run in runs]
+    task = _one_task(runs, [run_state.task for run_state in run_states])
+    recorder = Recorder(task, [run_state.judged for run_state in run_states], seed=seed, sampled=sampled, random=random)
     about = [{"run": run.name, **_named(run)} for run in runs]
     facts: dict[str, Any] = {
         "dataset_id": dataset_id(folder),
@@ -71,10 +71,10 @@ def record_runs(
     return folder
 
 
-def _world(run: Path, trust_code: bool) -> ControlWorld:
-    world: Any = open_policy(run, trust_code=trust_code)
-    assert isinstance(world, ControlWorld)
-    return world
+def _run_state(run: Path, trust_code: bool) -> ControlRunState:
+    run_state: Any = open_policy(run, trust_code=trust_code)
+    assert isinstance(run_state, ControlRunState)
+    return run_state
 
 
 def _one_task(runs: Sequence[Path], tasks: Sequence[ControlTask]) -> ControlTask:

@@ -140,7 +140,7 @@ class Example:
         return again
 
     def rows(self, experience: Experience) -> list[int]:
-        """Row numbers; greedy twins follow the responses to their prompt."""
+        """Row numbers; greedy baselines follow the responses to their prompt."""
         where = {place: i for i, place in enumerate(_places_in_group(experience["group"]))}
         mine = [where[place] for place in self.places if place in where]
         group, greedy = experience["group"].tolist(), experience["greedy"].tolist()

@@ -109,7 +109,7 @@ def token_table(
         tokenizer: reads the tokens.
         caption: what is to be seen.
     """
-    rows = [i for i in rows if not bool(experience["greedy"][i])]  # greedy twins are never trained
+    rows = [i for i in rows if not bool(experience["greedy"][i])]  # greedy baselines are never trained
     moved = {i: _moved(experience, before, i, names) for i in rows}
     size = {i: float(moved[i].sum()) for i in rows}
     told = before is not None and "advantage" in before and torch.equal(before["advantage"], experience["advantage"])

@@ -17,7 +17,7 @@ from polyrl.cli.explain import console, first_sentence, part_name, stage_heading
 from polyrl.cli.fields import field_table
 from polyrl.cli.update_lists import written
 from polyrl.core.experience import FIELDS, Experience
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.tools import turns
 from polyrl.recipe import STAGES, Part, Recipe, Stage, Term
 from polyrl.report.labels import STEP, metric_label
@@ -41,17 +41,17 @@ class Tracer:
     Attributes:
         out: where to.
         loop: the run.
-        wing: of the task.
+        domain: of the task.
         example: language: the responses that are shown.
         seen: stages whose headings stand.
         measured: metrics that have been told.
         rho: log-ratios of the pairs that are shown, before the update.
-        spent: optimiser steps before the iteration.
+        spent: optimizer steps before the iteration.
     """
 
     out: Console
     loop: Any
-    wing: str
+    domain: str
     example: responses.Example = dataclasses.field(default_factory=responses.Example)
     seen: set[Stage] = dataclasses.field(default_factory=set)
     measured: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -65,9 +65,9 @@ class Tracer:
 
     @property
     def tokenizer(self) -> Any:
-        """What reads the world's tokens; None where there are none."""
-        world = self.loop.world
-        return getattr(getattr(world, "policy", None) or getattr(world, "model", None), "tokenizer", None)
+        """What reads the run's tokens; None where there are none."""
+        run_state = self.loop.run_state
+        return getattr(getattr(run_state, "policy", None) or getattr(run_state, "model", None), "tokenizer", None)
 
     def observe(self, stage: Stage, part: Part, before: Experience | None, after: Experience, seconds: float) -> None:
         """Print what one part did."""
@@ -87,9 +87,9 @@ class Tracer:
             self._say(sentence)
         for block in self._excerpts(part, before, after, changed, moved):
             self.out.print(block)
-        paired = [term for term in self.recipe.terms if term.together == "pair" and "logprob" in term.wants]
+        paired = [term for term in self.recipe.terms if term.grouped_by == "pair" and "logprob" in term.wants]
         if paired and not self.rho and paired[0].required() <= set(after.fields()):
-            self.rho = excerpts.log_ratios(after, self.loop.world)
+            self.rho = excerpts.log_ratios(after, self.loop.run_state)
 
     def _say(self, text: Text | str, indent: int = 4, style: str = "") -> None:
         """A line, or several that begin alike."""
@@ -121,7 +121,7 @@ class Tracer:
         for key, value in metrics.items():
             if self.measured.get(key) == value or key in skip or key == "select/steps" or key.startswith("seconds/"):
                 continue
-            found.append(metric_words(self.wing, key, value))
+            found.append(metric_words(self.domain, key, value))
         self.measured = dict(metrics)
         return "; ".join(found)
 
@@ -147,7 +147,7 @@ class Tracer:
             if len(gap) and float(gap.max()) < SAME_POLICY:
                 yield "the policy still is the reference: every log-ratio and every KL is 0 but for rounding"
         if part.stage == "select" and {"weight", "value_weight"} & set(changed):
-            yield counted(after, before, self.wing)
+            yield counted(after, before, self.domain)
 
     # ----------------------------------------------------------------------------------------------- a few rows
 
@@ -219,7 +219,7 @@ class Tracer:
             self._say(_term_facts(term, metrics), style="dim")
         if recipe.updates:
             context = self.loop.context
-            for line in update_lists.traced(recipe, context.world.models, context.sources, metrics):
+            for line in update_lists.traced(recipe, context.run_state.models, context.sources, metrics):
                 self._say(line, 2)
             if news := self._news(frozenset(k for k in metrics if k.startswith(TOLD))):
                 self._say(f"measured, as means over the iteration: {news}")
@@ -229,27 +229,27 @@ class Tracer:
         name = part_name(o, recipe)
         name.stylize("bold")
         self._say(Text.assemble(name, f"  {first_sentence(type(o))}", (took, "dim")), 2)
-        if isinstance(o, Optimise):
+        if isinstance(o, Optimize):
             self._gradient_steps(o, experience)
         else:
-            knobs = ", ".join(f"{f.name}={written(getattr(o, f.name))}" for f in dataclasses.fields(o))
+            hyperparameters = ", ".join(f"{f.name}={written(getattr(o, f.name))}" for f in dataclasses.fields(o))
             logged = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if not k.startswith("seconds/"))
-            for said in (knobs, f"logged: {logged}" if logged else ""):
+            for said in (hyperparameters, f"logged: {logged}" if logged else ""):
                 if said:
                     self._say(said, style="dim")
         if self.rho:
-            moved = excerpts.log_ratios(experience, self.loop.world)
+            moved = excerpts.log_ratios(experience, self.loop.run_state)
             out.print(excerpts.preference_pairs(experience, self.rho, moved, self.tokenizer))
 
-    def _gradient_steps(self, o: Optimise, experience: Experience) -> None:
+    def _gradient_steps(self, o: Optimize, experience: Experience) -> None:
         context, metrics = self.loop.context, self.loop.context.metrics
-        own = [f for f in dataclasses.fields(o) if f.name not in {g.name for g in dataclasses.fields(Optimise)}]
-        knobs = ", ".join(f"{f.name}={written(getattr(o, f.name))}" for f in own)
+        own = [f for f in dataclasses.fields(o) if f.name not in {g.name for g in dataclasses.fields(Optimize)}]
+        hyperparameters = ", ".join(f"{f.name}={written(getattr(o, f.name))}" for f in own)
         taken = context.spent.updates - self.spent
         self._say(
             f"{taken} step{'s' * (taken != 1)} of AdamW: {o.epochs} epoch{'s' * (o.epochs > 1)} of {o.minibatches} "
             f"minibatch{'es' * (o.minibatches > 1)}, learning rate {metrics.get('learning_rate', 0):.2g}"
-            f"{'; ' * bool(knobs)}{knobs}",
+            f"{'; ' * bool(hyperparameters)}{hyperparameters}",
             style="dim",
         )
         norms = {name.removeprefix("grad_norm/"): v for name, v in metrics.items() if name.startswith("grad_norm/")}
@@ -266,7 +266,7 @@ class Tracer:
                 f"`polyrl trace {self.recipe.name} {later}` explains a later one"
             )
         if {"clip_ratio", "ratio", "approx_kl"} <= metrics.keys():
-            step = STEP.get(self.wing, "step")
+            step = STEP.get(self.domain, "step")
             unit, away = self._clipped_unit(experience, step), figure(metrics["approx_kl"])
             self._say(
                 f"on average over the steps: ratio {metrics['ratio']:.4f}, {100 * metrics['clip_ratio']:.1f}% of "
@@ -301,11 +301,11 @@ def trace_method(config: RunConfig, iteration: int = 1) -> None:
 
     out = console()
     loop, facts = make_loop(config, say=lambda text: out.print(Text(text, style="dim")))
-    recipe, world, wing = loop.recipe, loop.world, str(facts.get("wing", "language"))
+    recipe, run_state, domain = loop.recipe, loop.run_state, str(facts.get("domain", "language"))
     out.print(title(config.method, recipe))
-    start = f", from {STARTS[wing]}" if wing in STARTS else ""
+    start = f", from {STARTS[domain]}" if domain in STARTS else ""
     which = "One iteration" if iteration == 1 else f"Iteration {iteration}"
-    out.print(Text(f"{which} on the task {world.task.name}{start}; * marks what the paper adds.", style="dim"))
+    out.print(Text(f"{which} on the task {run_state.task.name}{start}; * marks what the paper adds.", style="dim"))
     if new := whats_new(recipe):
         out.print(Text.assemble(("New here: ", "bold"), new))
     if recipe.models:
@@ -316,14 +316,14 @@ def trace_method(config: RunConfig, iteration: int = 1) -> None:
     if recipe.policy:
         out.print(stage_heading("policy", recipe))
         out.print(Text.assemble("  ", part_name(recipe.policy, recipe), f"  {first_sentence(type(recipe.policy))}"))
-        knobs = ", ".join(
+        hyperparameters = ", ".join(
             f"{f.name}={written(getattr(recipe.policy, f.name))}" for f in dataclasses.fields(recipe.policy)
         )
-        out.print(Text(f"    {knobs}", style="dim"))
+        out.print(Text(f"    {hyperparameters}", style="dim"))
     for _ in range(iteration - 1):
         loop.iterate()
     before = dict(loop.seconds)
-    loop.iterate(Tracer(out, loop, wing, spent=loop.context.spent.updates).observe)
+    loop.iterate(Tracer(out, loop, domain, spent=loop.context.spent.updates).observe)
     seconds = {s: loop.seconds.get(s, 0.0) - before.get(s, 0.0) for s in STAGES}
     total = sum(seconds.values()) or 1.0
     shares = "  ".join(f"{s} {100 * took / total:.0f}%" for s, took in seconds.items())
@@ -361,19 +361,19 @@ def figure(value: float) -> str:
     return "0" if abs(value) < 1e-6 else f"{value:.3g}"
 
 
-def metric_words(wing: str, key: str, value: float) -> str:
+def metric_words(domain: str, key: str, value: float) -> str:
     """A metric as people read it: "Clipped scores 31% of responses"."""
-    label, unit, _ = metric_label(wing, key)
+    label, unit, _ = metric_label(domain, key)
     if unit == "share" or (unit.startswith("share of ") and "," not in unit):
         return f"{label} {100 * value:.3g}%{unit.removeprefix('share')}"
     number = "0" if abs(value) < 1e-7 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{label} {number}{f' ({unit})' if unit else ''}"
 
 
-def counted(after: Experience, before: Experience | None, wing: str) -> str:
+def counted(after: Experience, before: Experience | None, domain: str) -> str:
     """How much of the batch the losses see: "51 of 2096 tokens in 12 of 64 responses count; all did before"."""
-    step = STEP.get(wing, "step")
-    row = "response" if wing == "language" else "row"
+    step = STEP.get(domain, "step")
+    row = "response" if domain == "language" else "row"
     mask = after["mask"] if "mask" in after else torch.ones_like(after["weight"], dtype=torch.bool)
     if "greedy" in after:
         mask = mask & ~after["greedy"][:, None]
@@ -393,7 +393,7 @@ def counted(after: Experience, before: Experience | None, wing: str) -> str:
 
 
 def _term_facts(term: Term, metrics: dict[str, float]) -> str:
-    knobs = ", ".join(f"{f.name}={written(getattr(term, f.name))}" for f in dataclasses.fields(term))
+    hyperparameters = ", ".join(f"{f.name}={written(getattr(term, f.name))}" for f in dataclasses.fields(term))
     reads = "reads " + ", ".join(sorted(term.required() | term.wants))
     loss = f"loss {metrics.get(f'loss/{term.name}', 0) + 0.0:+.4f}".replace("-0.0000", "+0.0000")
-    return "; ".join(filter(None, (loss, knobs, reads)))
+    return "; ".join(filter(None, (loss, hyperparameters, reads)))

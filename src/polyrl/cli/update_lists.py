@@ -102,7 +102,7 @@ def step_words(step: Step) -> str:
     if isinstance(step, Repeat):
         return f"{step.gradient_steps} times:"
     if isinstance(step, Phase):
-        until = f"until {step.optimiser_steps:,} optimiser steps" if step.optimiser_steps else "to the end"
+        until = f"until {step.optimizer_steps:,} optimizer steps" if step.optimizer_steps else "to the end"
         return f"{until}{'' if step.collects else ', without collecting'}:"
     if isinstance(step, OwnUpdate):
         return f"{step.name} of {step.trains} on {batch_words(step.batch)}{_numbered(step.every)}"

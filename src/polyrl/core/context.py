@@ -1,4 +1,4 @@
-"""What a part may see besides the experience: the world, where the run stands, its random streams and its memory."""
+"""What a part may see besides the experience: task and models, the run's progress, random streams and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Context:
     """The run as a part sees it.
 
     Attributes:
-        world: task and models (`polyrl.worlds.base.World`, and what the wing's parts ask of it).
+        run_state: task and models (`polyrl.run_state.base.RunState`, and what the domain's parts ask of it).
         seed: the run's seed.
         budget, spent: limits and spending; parts that collect or score add to `spent`.
         began: what was spent when the present iteration began.
@@ -31,7 +31,7 @@ class Context:
         metrics: what this iteration logs.
         memories: state that parts keep between iterations (plain numbers), saved in checkpoints.
         stores: the same for tensors, by part and name. Replace a tensor; do not write into it.
-        optimiser: the trained models' optimisers, by model.
+        optimizer: the trained models' optimizers, by model.
         touched: whether this iteration has already changed a model.
         compared: whether written derivatives were compared with autograd's, which a process does once.
         sources: rows beside the fresh ones, by name (`polyrl.data.base.Rows`).
@@ -41,7 +41,7 @@ class Context:
         ended: returns and lengths of the episodes that ended in this iteration.
     """
 
-    world: Any
+    run_state: Any
     seed: int
     budget: Budget
     spent: Spent = field(default_factory=Spent)
@@ -50,8 +50,8 @@ class Context:
     metrics: dict[str, float] = field(default_factory=dict)
     memories: dict[str, dict[str, Any]] = field(default_factory=dict)
     stores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    optimiser: Any = None
-    touched: bool = False
+    optimizer: Any = None
+    params_updated: bool = False
     compared: bool = False
     sources: dict[str, Rows] = field(default_factory=dict)
     turn: int | None = None
@@ -81,7 +81,7 @@ class Context:
         """Share of the run that the present iteration is, asked after collecting; 0 where nothing tells it yet.
 
         Args:
-            updates: optimiser steps that the iteration is going to take.
+            updates: optimizer steps that the iteration is going to take.
         """
         spent = self.began
         if not spent.iterations:  # the first one's own cost is all that is known

@@ -1,6 +1,6 @@
 """The loop: collect, score, credit, select, improve, until the budget is spent; with evaluation, checkpoints, resume.
 
-It knows nothing of methods, tasks or models: it runs a checked `Recipe` in a `World` and writes a run folder.
+It knows nothing of methods, tasks or models: it runs a checked `Recipe` in a `RunState` and writes a run folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from polyrl.runtime.budget import Spent
 from polyrl.runtime.checkpoint import (
     checkpoints,
     iteration_of,
-    load_optimisers,
+    load_optimizers,
     load_stores,
     prune,
     read_state,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from polyrl.core.experience import Experience
     from polyrl.core.part import Part
-    from polyrl.worlds.base import World
+    from polyrl.run_state.base import RunState
 
 Observer = Callable[[Stage, "Part", "Experience | None", "Experience", float], None]
 """Called after every part with the experience before and after it and the seconds it took (`polyrl trace`)."""
@@ -59,7 +59,7 @@ class Loop:
 
     Attributes:
         recipe: a checked recipe.
-        world: the task and models.
+        run_state: the task and models.
         context: seed, budget, spending and memory of the run.
         metric: what the run is judged by.
         folder: where it is written; None writes nothing (trace).
@@ -70,7 +70,7 @@ class Loop:
     """
 
     recipe: Recipe
-    world: World
+    run_state: RunState
     context: Context
     metric: Metric = field(default_factory=Metric)
     folder: RunFolder | None = None
@@ -88,10 +88,10 @@ class Loop:
     notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Make the optimisers."""
+        """Make the optimizers."""
         self._stages = self.recipe.stages()
-        if self.context.optimiser is None:
-            self.context.optimiser = self.recipe.improver.optimisers(self.world)
+        if self.context.optimizer is None:
+            self.context.optimizer = self.recipe.improver.optimizers(self.run_state)
         self.context.turns = self.recipe.turns
 
     # ---------------------------------------------------------------------------------------------- one iteration
@@ -103,7 +103,7 @@ class Loop:
         """
         context, recipe = self.context, self.recipe
         context.iteration += 1
-        context.metrics, context.ended, context.means, context.touched = {}, {}, Means(), False
+        context.metrics, context.ended, context.means, context.params_updated = {}, {}, Means(), False
         before = context.began = dataclasses.replace(context.spent)
         experience: Experience | None = None
         sampling = 0.0  # seconds of the stages in which tokens are sampled
@@ -158,7 +158,7 @@ class Loop:
                 self.sampled.add(stage)
             if stage == "select" and experience is not None:
                 with self._timed("monitor"):
-                    self.world.monitor(experience, context)
+                    self.run_state.monitor(experience, context)
         return experience, sampling
 
     @contextmanager
@@ -195,7 +195,7 @@ class Loop:
     def _run(self, check_interrupt: Callable[[], None]) -> dict[str, float]:
         context = self.context
         reset_peak_memory()
-        for text in self.world.notices():
+        for text in self.run_state.notices():
             self.warnings.append(text)
             if self.progress:
                 self.progress.warn(text)
@@ -234,7 +234,7 @@ class Loop:
             if not self.final:  # resumed after the last iteration, before the summary
                 self.final = self._evaluate()[0]
             if self.folder:
-                for said in self.folder.write_folder("model", self.world.export):
+                for said in self.folder.write_folder("model", self.run_state.export):
                     self._warn(said)
             self._summary("finished")  # last of all: whoever reads "finished" finds everything else
             return self.final
@@ -254,7 +254,7 @@ class Loop:
         try:
             check_interrupt()
         except KeyboardInterrupt:
-            if not saved and not self.world.restarts_at_checkpoints():
+            if not saved and not self.run_state.restarts_at_checkpoints():
                 self._checkpoint()
             raise
 
@@ -265,7 +265,7 @@ class Loop:
 
     def _evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         with self._timed("evaluate"):
-            metrics, samples = self.world.evaluate()
+            metrics, samples = self.run_state.evaluate()
         judged = metrics.get(self.metric.key, 0.0)
         if not math.isfinite(judged):
             raise NotFinite(
@@ -280,8 +280,8 @@ class Loop:
         context = self.context
         record: dict[str, Any] = {"iteration": context.iteration, **dataclasses.asdict(context.spent)}
         del record["iterations"]
-        if self.world.rows_left_out:
-            context.metrics["data/rows_left_out"] = self.world.rows_left_out
+        if self.run_state.rows_left_out:
+            context.metrics["data/rows_left_out"] = self.run_state.rows_left_out
         record.update(context.metrics)
         if evaluate:
             metrics, samples = self._evaluate()
@@ -306,11 +306,11 @@ class Loop:
     # ------------------------------------------------------------------------------------------ checkpoint, resume
 
     def _names(self) -> dict[str, list[str]]:
-        return {model: [name for name, _ in named] for model, named in self.world.parameters().items()}
+        return {model: [name for name, _ in named] for model, named in self.run_state.parameters().items()}
 
     def _identity(self) -> dict[str, Any]:
         """What tells the checkpoints of this run from those of others."""
-        return {"method": self.recipe.name, "seed": self.context.seed, "models": sorted(self.world.parameters())}
+        return {"method": self.recipe.name, "seed": self.context.seed, "models": sorted(self.run_state.parameters())}
 
     def _checkpoint(self) -> None:
         if not self.folder:
@@ -329,7 +329,7 @@ class Loop:
                 self.folder.path / "checkpoints",
                 self.context.iteration,
                 state,
-                self.context.optimiser,
+                self.context.optimizer,
                 self._names(),
                 self._save,
                 self.context.stores,
@@ -339,18 +339,18 @@ class Loop:
 
     def _save(self, folder: Path) -> None:
         """Write models and sources into a new checkpoint's folder."""
-        self.world.save(folder)
+        self.run_state.save(folder)
         before = checkpoints(folder.parent)
         for rows in self.context.sources.values():
             rows.save(folder, before[-1] if before else None)
 
     def _rescue(self, spent: Spent, memories: dict[str, Any], stores: dict[str, dict[str, Tensor]]) -> None:
-        """Write a checkpoint of the finished iterations when one fails before its first optimiser step."""
-        if self.context.touched:
+        """Write a checkpoint of the finished iterations when one fails before its first optimizer step."""
+        if self.context.params_updated:
             return  # the models have moved: the last regular checkpoint is the one from before
         if not all(rows.rewind() for rows in self.context.sources.values()):
             return  # a source was written over where it began
-        self.world.rewind()
+        self.run_state.rewind()
         self.context.iteration -= 1
         self.context.spent, self.context.memories, self.context.stores = spent, memories, stores
         self._checkpoint()
@@ -393,10 +393,10 @@ class Loop:
                 raise UserError(
                     f"The checkpoint {newest} is of another run: its {name} is {state.get(name)}, not {mine}."
                 )
-        self.world.load(newest)
+        self.run_state.load(newest)
         for rows in self.context.sources.values():
             rows.load(newest)
-        load_optimisers(newest, self.context.optimiser, self._names())
+        load_optimizers(newest, self.context.optimizer, self._names())
         self.context.stores = load_stores(newest)
         try:
             self.context.iteration = int(state["iteration"])

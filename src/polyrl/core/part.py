@@ -31,7 +31,7 @@ Stage = Literal["policy", "models", "data", "collect", "score", "credit", "selec
 STAGES: tuple[Stage, ...] = ("collect", "score", "credit", "select", "improve")
 
 
-def knob(
+def hyperparameter(
     default: Any, help: str, *, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> Any:
     """Declare a hyperparameter: its default, one line of help and its range (`low <= x <= high`, `x > above`)."""
@@ -120,7 +120,7 @@ class Term(Part):
     stage: ClassVar[Stage] = "improve"
     wants: ClassVar[frozenset[str]] = frozenset({"logprob"})
     """Differentiable outputs that the loss reads: "logprob", "entropy", "value", "cost"."""
-    together: ClassVar[str] = ""
+    grouped_by: ClassVar[str] = ""
     """Rows with equal values of this field are judged together: no minibatch and no micro-batch parts them."""
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
         unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
@@ -130,13 +130,14 @@ class Term(Part):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep nothing inherited that was written for another loss.
 
-        Written derivatives (`slopes`) are those of the class that wrote them: a subclass has autograd's, unless it says
-        its own or takes the others on knowingly (`slopes = Parent.slopes`). `statistics` are dropped in the same way
-        where the loss is another one: where a subclass overrides `loss`, or a method or property that it may read.
+        Written derivatives (`grad_outputs`) are those of the class that wrote them: a subclass has autograd's, unless
+        it says its own or takes the others on knowingly (`grad_outputs = Parent.grad_outputs`). `statistics` are
+        dropped in the same way where the loss is another one: where a subclass overrides `loss`, or a method or
+        property that it may read.
         """
         super().__init_subclass__(**kwargs)
-        if "slopes" not in vars(cls):
-            setattr(cls, "slopes", Term.slopes)  # noqa: B010 - mypy takes no plain assignment to a method
+        if "grad_outputs" not in vars(cls):
+            setattr(cls, "grad_outputs", Term.grad_outputs)  # noqa: B010 - mypy takes no plain assignment to a method
         writer = next(c for c in cls.__mro__ if "statistics" in vars(c))
         below = cls.__mro__[: cls.__mro__.index(writer)]
         if any(_is_another_loss(name, value, writer) for c in below for name, value in vars(c).items()):
@@ -155,7 +156,7 @@ class Term(Part):
         """Return the loss of every step, `[B, T]`, or of every row, `[B]`, before weights and averaging."""
         raise NotImplementedError
 
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of `weights` times the loss, and its derivatives by the outputs, `[B, T]` each.
@@ -189,13 +190,13 @@ class Term(Part):
         """Return quantities to log as means over the counted steps `[B, T]` or the counted rows `[B]`."""
         return {}
 
-    def updated(self, metrics: dict[str, float], context: Context) -> None:
+    def on_update_end(self, metrics: dict[str, float], context: Context) -> None:
         """Called once after the update with what was measured in it: where a coefficient adapts, it adapts here."""
 
 
 _BESIDE_THE_LOSS = frozenset(
     {
-        *("name", "averaging", "weights", "step_weights", "slopes", "updated", "priority"),
+        *("name", "averaging", "weights", "step_weights", "grad_outputs", "on_update_end", "priority"),
         *("required", "required_models", "check_within", "apply"),
     }
 )
@@ -216,12 +217,12 @@ def _is_another_loss(name: str, value: object, writer: type) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Improver(Part):
-    """What takes the improvement step: `parts.optimise.Optimise` by gradients; exact methods write their own."""
+    """What takes the improvement step: `parts.optimize.Optimize` by gradients; exact methods write their own."""
 
     stage: ClassVar[Stage] = "improve"
 
-    def optimisers(self, world: Any) -> dict[str, Any]:
-        """Return the torch optimisers whose state belongs in checkpoints, by model; none by default."""
+    def optimizers(self, run_state: Any) -> dict[str, Any]:
+        """Return the torch optimizers whose state belongs in checkpoints, by model; none by default."""
         return {}
 
     def collects(self, context: Context) -> bool:
@@ -240,7 +241,7 @@ class Improver(Part):
 class Architecture(Part):
     """What acts, where polyrl makes it: a network or a table, whose sizes are hyperparameters like any other.
 
-    Language models come from `--model` instead. A world calls its wing's own method of the architecture to build it.
+    Language models come from `--model` instead. A run calls its domain's own method of the architecture.
     """
 
     stage: ClassVar[Stage] = "policy"

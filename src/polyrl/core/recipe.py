@@ -13,7 +13,7 @@ from polyrl.core.derived import DERIVED, measuring
 from polyrl.core.part import STAGES, Architecture, Change, Improver, Part, Stage, Term, kebab, options
 from polyrl.errors import UserError, nearest
 from polyrl.runtime.metric import Metric
-from polyrl.settings import parse_value
+from polyrl.settings import american, parse_value
 
 if TYPE_CHECKING:
     from polyrl.core.update import Batch, Step, Update
@@ -54,15 +54,15 @@ class Recipe:
         name: what the user typed, such as "grpo" or "ppo+k3".
         collect: the one part that brings experience; None where all rows are given.
         score, credit, select: chains of parts, run in order on what was collected.
-        terms: the objective, a sum; with `optimise` the case of one update on the fresh batch.
-        optimise: the part that takes the improvement step; None where `updates` say what is done.
+        terms: the objective, a sum; with `optimize` the case of one update on the fresh batch.
+        optimize: the part that takes the improvement step; None where `updates` say what is done.
         updates: what improves which model on which batch, in order (`polyrl.core.update`).
         models: what has parameters, by name (`polyrl.models.base`), where the recipe says so.
         sources: rows beside the fresh ones, by name (`polyrl.data.base`).
         acts: the model that acts, by name.
         judged: the model that evaluations judge, by name; empty is the one that acts.
         turns: passes through the stages and the updates in one iteration.
-        policy: what acts, where polyrl makes it for `optimise`; None where a model is given.
+        policy: what acts, where polyrl makes it for `optimize`; None where a model is given.
         dropped: terms that went because a part that replaced another no longer gives what they need.
         adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
@@ -75,7 +75,7 @@ class Recipe:
     score: tuple[Part, ...] = ()
     credit: tuple[Part, ...] = ()
     terms: tuple[Term, ...] = ()
-    optimise: Improver | None = None
+    optimize: Improver | None = None
     select: tuple[Part, ...] = ()
     policy: Architecture | None = None
     models: Mapping[str, Model] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Recipe:
         return own + [part for _, part in self.entries()]
 
     def listed(self, stage: Stage) -> tuple[Part, ...]:
-        """Parts of a stage as the recipe states them (for improve: the terms, then the optimiser)."""
+        """Parts of a stage as the recipe states them (for improve: the terms, then the optimizer)."""
         if stage == "collect":
             return (self.collect,) if self.collect else ()
         if stage == "improve":
@@ -131,9 +131,9 @@ class Recipe:
 
     @functools.cached_property
     def improver(self) -> Improver:
-        """What improves: `optimise`, or the list of updates."""
-        if self.optimise is not None:
-            return self.optimise
+        """What improves: `optimize`, or the list of updates."""
+        if self.optimize is not None:
+            return self.optimize
         from polyrl.core.updating import UpdateList
 
         return UpdateList(updates=self.updates)
@@ -225,8 +225,8 @@ class Recipe:
             return part.change(self)
         if self.updates and (found := self._within_updates(part)) is not None:
             return found
-        which = "optimise" if isinstance(part, Improver) else part.stage
-        if which in ("policy", "collect", "optimise"):
+        which = "optimize" if isinstance(part, Improver) else part.stage
+        if which in ("policy", "collect", "optimize"):
             old = getattr(self, which)
             if old is None:
                 raise UserError(f"{self.name} is given its policy, so '{part.name}' has nothing to replace.")
@@ -317,7 +317,7 @@ class Recipe:
         Raises:
             UserError: no part has such a hyperparameter, or the value is malformed or out of range.
         """
-        wanted_part, _, wanted = name.replace("-", "_").rpartition(".")
+        wanted_part, _, wanted = american(name.replace("-", "_")).rpartition(".")
         hits = 0
         if self.updates and wanted == "turns" and wanted_part in ("", "iteration"):
             turns: int = parse_value("iteration", "turns", int, value)
@@ -347,7 +347,7 @@ class Recipe:
             credit=tuple(changed(p) for p in self.credit),
             select=tuple(changed(p) for p in self.select),
             terms=typing.cast("tuple[Term, ...]", tuple(changed(p) for p in self.terms)),
-            optimise=typing.cast("Improver | None", self.optimise and changed(self.optimise)),
+            optimize=typing.cast("Improver | None", self.optimize and changed(self.optimize)),
             policy=typing.cast("Architecture | None", self.policy and changed(self.policy)),
             models={k: typing.cast("Model", changed(m, k)) for k, m in self.models.items()},
             sources={k: typing.cast("Source", changed(m, k)) for k, m in self.sources.items()},
@@ -375,9 +375,9 @@ class Recipe:
         given: set[str] = set()
         if self.policy:
             self.policy.check_within(self)
-        if (self.optimise is None) == (not self.updates):
+        if (self.optimize is None) == (not self.updates):
             raise UserError(
-                f"{self.name} must say how it improves: either terms and optimise, or a list of updates, and not both."
+                f"{self.name} must say how it improves: either terms and optimize, or a list of updates, and not both."
             )
         for stage, parts in self.stages():
             for part in parts:

@@ -8,7 +8,7 @@
     )
 
 They run in this order once a turn; `Repeat` runs some of them several times. Copies move nowhere else, so that the
-order is what stands there. `Recipe(terms=, optimise=)` stays and is the case of one update on the fresh batch.
+order is what stands there. `Recipe(terms=, optimize=)` stays and is the case of one update on the fresh batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
-from polyrl.core.part import Part, Stage, Term, knob
+from polyrl.core.part import Part, Stage, Term, hyperparameter
 
 if TYPE_CHECKING:
     from polyrl.models.base import Models
@@ -57,7 +57,7 @@ class Sample(Batch):
     """Rows of one source, drawn anew for each update."""
 
     source: str
-    batch_size: int = knob(256, "rows of one update", low=1)
+    batch_size: int = hyperparameter(256, "rows of one update", low=1)
 
     def places(self) -> dict[str, slice]:
         """All are the source's."""
@@ -70,8 +70,8 @@ class Mix(Batch):
 
     first: str
     second: str
-    batch_size: int = knob(256, "rows of one update", low=2)
-    share: float = knob(0.5, "share of the first source", low=0, high=1)
+    batch_size: int = hyperparameter(256, "rows of one update", low=2)
+    share: float = hyperparameter(0.5, "share of the first source", low=0, high=1)
 
     @property
     def first_rows(self) -> int:
@@ -93,7 +93,7 @@ class Again(Batch):
 
 @dataclass(frozen=True)
 class Update(Part):
-    """One optimiser step of one model, on the sum of its terms over a batch.
+    """One optimizer step of one model, on the sum of its terms over a batch.
 
     Attributes:
         trains: name of the model.
@@ -108,7 +108,7 @@ class Update(Part):
     terms: tuple[Term, ...]
     batch: Batch
     credit: tuple[Part, ...] = ()
-    every: int = knob(1, "turns, or repeats of them, from one of these updates to the next", low=1)
+    every: int = hyperparameter(1, "turns, or repeats of them, from one of these updates to the next", low=1)
 
     @property
     def name(self) -> str:
@@ -128,8 +128,8 @@ class Move(Part):
 
     target: str
     towards: str
-    tau: float = knob(1.0, "share of the way: 1 copies, 0.005 averages, a negative one extrapolates")
-    every: int = knob(1, "turns, or repeats of them, from one move to the next", low=1)
+    tau: float = hyperparameter(1.0, "share of the way: 1 copies, 0.005 averages, a negative one extrapolates")
+    every: int = hyperparameter(1, "turns, or repeats of them, from one move to the next", low=1)
 
     @property
     def name(self) -> str:
@@ -143,13 +143,13 @@ class Repeat(Part):
 
     stage: ClassVar[Stage] = "improve"
 
-    gradient_steps: int = knob(1, "how often in one turn", low=1)
+    gradient_steps: int = hyperparameter(1, "how often in one turn", low=1)
     of: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
 class OwnUpdate(Part):
-    """An improvement that is no optimiser step on a sum of terms: a formula, or an optimiser of a paper's own.
+    """An improvement that is no optimizer step on a sum of terms: a formula, or an optimizer of a paper's own.
 
     A paper derives from it and writes `step`.
     """
@@ -158,7 +158,7 @@ class OwnUpdate(Part):
 
     trains: str
     batch: Batch
-    every: int = knob(1, "turns, or repeats of them, from one of these updates to the next", low=1)
+    every: int = hyperparameter(1, "turns, or repeats of them, from one of these updates to the next", low=1)
 
     def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """Improve the model `trains` by the batch; return what is logged.
@@ -178,8 +178,10 @@ class Phase(Part):
     stage: ClassVar[Stage] = "improve"
 
     of: tuple[Step, ...]
-    optimiser_steps: int = knob(0, "optimiser steps after which the next phase begins; 0 in the last one", low=0)
-    collects: bool = knob(True, "whether the stages before improve run")
+    optimizer_steps: int = hyperparameter(
+        0, "optimizer steps after which the next phase begins; 0 in the last one", low=0
+    )
+    collects: bool = hyperparameter(True, "whether the stages before improve run")
 
 
 Step = Update | Move | Repeat | OwnUpdate | Phase

@@ -45,9 +45,9 @@ class UpdateList(Improver):
 
     updates: tuple[Step, ...] = ()
 
-    def optimisers(self, world: Any) -> dict[str, Any]:
+    def optimizers(self, run_state: Any) -> dict[str, Any]:
         """One Adam for each trained model."""
-        found: dict[str, Any] = world.models.optimisers()
+        found: dict[str, Any] = run_state.models.optimizers()
         return found
 
     def phase(self, context: Context) -> Phase | None:
@@ -55,9 +55,9 @@ class UpdateList(Improver):
         phases = [step for step in self.updates if isinstance(step, Phase)]
         taken = context.spent.updates
         for phase in phases[:-1]:
-            if taken < phase.optimiser_steps:
+            if taken < phase.optimizer_steps:
                 return phase
-            taken -= phase.optimiser_steps
+            taken -= phase.optimizer_steps
         return phases[-1] if phases else None
 
     def collects(self, context: Context) -> bool:
@@ -69,10 +69,10 @@ class UpdateList(Improver):
         """Each model's learning rate by its own schedule, once an iteration."""
         if context.turn:
             return
-        for name, optimiser in context.optimiser.items():
-            entry = context.world.models.entries[name]
+        for name, optimizer in context.optimizer.items():
+            entry = context.run_state.models.entries[name]
             factor = schedule_factor(entry.schedule, context.schedule_progress, 0.0, 0.0)
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = entry.learning_rate * factor
 
     def run(self, terms: tuple[Term, ...], experience: Experience | None, context: Context) -> None:
@@ -97,7 +97,7 @@ class _Turn:
     """One pass through the list."""
 
     def __init__(self, context: Context, fresh: Experience | None):
-        self.context, self.models, self.fresh = context, context.world.models, fresh
+        self.context, self.models, self.fresh = context, context.run_state.models, fresh
         self.batch: Experience | None = fresh
         self.means: Means = context.means
 
@@ -122,7 +122,7 @@ class _Turn:
         """An improvement of a paper's own."""
         see = self._see(update.name)
         self.batch = self._rows(update.batch, see)
-        self.context.touched = True
+        self.context.params_updated = True
         for key, value in update.step(self.batch, see).items():
             if not math.isfinite(value):
                 raise NotFinite(
@@ -133,7 +133,7 @@ class _Turn:
         self.context.spent.updates += 1
 
     def update(self, update: Update) -> None:
-        """One optimiser step."""
+        """One optimizer step."""
         context = self.context
         see = self._see(update.name)
         batch = self._rows(update.batch, see)
@@ -147,13 +147,13 @@ class _Turn:
             parts = [(term.summand(outputs, batch, see) * term.step_weights(batch)).sum() for term in update.terms]
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
             self._add_losses(update, parts)
-            optimiser = context.optimiser[update.trains]
-            vector = optimiser.vector
+            optimizer = context.optimizer[update.trains]
+            vector = optimizer.vector
             vector.grad.zero_()
             total.backward()  # type: ignore[no-untyped-call]
         finally:
             self.models.ask_gradients(update.trains, False)
-        self._step(update, optimiser)
+        self._step(update, optimizer)
         constants = {name: x.detach() for name, x in outputs.items()}
         if update.batch.reads():
             self._feed_back(update, constants, batch)
@@ -202,8 +202,8 @@ class _Turn:
                 )
             self.means.add(f"loss/{term.name}", value)
 
-    def _step(self, update: Update, optimiser: Any) -> None:
-        gradient = optimiser.vector.grad
+    def _step(self, update: Update, optimizer: Any) -> None:
+        gradient = optimizer.vector.grad
         size = float(gradient.norm())
         if not math.isfinite(size):
             raise NotFinite(
@@ -215,8 +215,8 @@ class _Turn:
         limit = self.models.entries[update.trains].max_grad_norm
         if limit is not None and size > limit:
             gradient.mul_(limit / (size + 1e-6))
-        self.context.touched = True
-        optimiser.step()
+        self.context.params_updated = True
+        optimizer.step()
         self.context.spent.updates += 1
 
 

@@ -24,7 +24,7 @@ from polyrl.core.experience import Experience
 from polyrl.data.base import Rows, Source
 from polyrl.data.priorities import Priorities
 from polyrl.errors import UserError
-from polyrl.recipe import knob
+from polyrl.recipe import hyperparameter
 
 PIECE = 65_536
 """Steps in one file of a checkpoint, at most."""
@@ -44,12 +44,12 @@ class Replay(Source):
         {"observation", "action", "reward", "next_observation", "discount", "weight", "row"}
     )
 
-    capacity: int = knob(1_000_000, "steps that are kept; the oldest are overwritten", low=1)
-    learning_starts: int = knob(100, "steps before updates begin", low=0)
-    gamma: float = knob(0.99, "discount, per step", low=0, high=1)
-    n_step: int = knob(1, "steps whose rewards are summed before a value stands for the rest", low=1)
-    priority_exponent: float = knob(0.0, "how much priorities count in sampling; 0 is uniform", low=0)
-    importance_exponent: float = knob(0.4, "how much of the bias of priorities weights undo", low=0, high=1)
+    capacity: int = hyperparameter(1_000_000, "steps that are kept; the oldest are overwritten", low=1)
+    learning_starts: int = hyperparameter(100, "steps before updates begin", low=0)
+    gamma: float = hyperparameter(0.99, "discount, per step", low=0, high=1)
+    n_step: int = hyperparameter(1, "steps whose rewards are summed before a value stands for the rest", low=1)
+    priority_exponent: float = hyperparameter(0.0, "how much priorities count in sampling; 0 is uniform", low=0)
+    importance_exponent: float = hyperparameter(0.4, "how much of the bias of priorities weights undo", low=0, high=1)
 
     def make(self, name: str, task: Any, config: Any) -> Rows:
         """An empty buffer."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from polyrl.core.experience import Experience
 from polyrl.data.base import Rows, Source
 from polyrl.errors import UserError
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.recorded import Recorded
 
@@ -29,11 +29,11 @@ class Transitions(Source):
     )
     from_dataset: ClassVar[bool] = True
 
-    gamma: float = knob(0.99, "discount, per step", low=0, high=1)
-    reward_scale: RewardScale = knob(
+    gamma: float = hyperparameter(0.99, "discount, per step", low=0, high=1)
+    reward_scale: RewardScale = hyperparameter(
         "none", "none, or return-range: the best and the worst episode's returns become 1000 apart"
     )
-    reward_shift: float = knob(0.0, "what is added to every reward after that")
+    reward_shift: float = hyperparameter(0.0, "what is added to every reward after that")
 
     def check_within(self, recipe: Recipe) -> None:
         """Rewards of the data alone cannot be scaled beside those of an environment."""

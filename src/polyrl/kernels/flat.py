@@ -18,7 +18,7 @@ class FlatParameters:
     Gradients are views of `vector.grad` in the same way, and must be zeroed in place: setting them to None parts them.
 
     Attributes:
-        vector: float parameter `[N]`, what an optimiser is given. The gaps between parameters are 0 and stay 0.
+        vector: float parameter `[N]`, what an optimizer is given. The gaps between parameters are 0 and stay 0.
     """
 
     def __init__(self, module: nn.Module):
@@ -72,10 +72,10 @@ class VectorAdamW:
         step_together([self])
 
 
-def step_together(optimisers: list[VectorAdamW]) -> None:
-    """Take one step with each of several optimisers of equal hyperparameters, in one call of the kernel."""
-    group = optimisers[0].param_groups[0]
-    ready = [(o, o.vector.grad) for o in optimisers if o.vector.grad is not None]
+def step_together(optimizers: list[VectorAdamW]) -> None:
+    """Take one step with each of several optimizers of equal hyperparameters, in one call of the kernel."""
+    group = optimizers[0].param_groups[0]
+    ready = [(o, o.vector.grad) for o in optimizers if o.vector.grad is not None]
     if not ready:
         return
     gradients = [gradient for _, gradient in ready]

@@ -81,12 +81,12 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows = _filled(slope)
+        rows = _filled(grad_output)
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_x = product(rows, weight.t())[: slope.numel() // slope.shape[-1]].view(ctx.shape)
+            to_x = product(rows, weight.t())[: grad_output.numel() // grad_output.shape[-1]].view(ctx.shape)
         if ctx.needs_input_grad[1]:
             # oneDNN is slow where its first factor is transposed by strides, and only there: so copy that one
             to_weight = product(rows.t().contiguous(), x.t())

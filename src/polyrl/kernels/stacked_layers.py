@@ -19,7 +19,7 @@ IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}
 NARROW = 16
 """Columns below which NumPy's product is taken: MKL's costs up to fifteen times as much there (measured)."""
 FEW = 0.75
-"""Share of the rows with a slope up to which the others are left out: gathering costs a twentieth of the products."""
+"""Share of the rows with a gradient up to which the others are left out: gathering costs a twentieth of a product."""
 
 
 class StackedLayers(torch.autograd.Function):
@@ -44,7 +44,7 @@ class StackedLayers(torch.autograd.Function):
         return outputs[-1]
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """Gradients by the input and the parameters, those that are asked for."""
         x, *saved = ctx.saved_tensors
         layers = (len(saved) + 1) // 3
@@ -55,11 +55,11 @@ class StackedLayers(torch.autograd.Function):
         ]
         trains = any(ctx.needs_input_grad[2:])
         gradient_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        slope: Tensor = slopes[0]
-        for k in range(len(slope)):
-            own, below, rows = slope[k], [x, *(h[k] for h in hidden)], None
+        grad_output: Tensor = grad_outputs[0]
+        for k in range(len(grad_output)):
+            own, below, rows = grad_output[k], [x, *(h[k] for h in hidden)], None
             if not trains:
-                # of the lesser of two critics only the rows in which it is the lesser have a slope
+                # of the lesser of two critics only the rows in which it is the lesser have a gradient
                 rows = own.any(1).nonzero().squeeze(1)
                 if len(rows) == 0:
                     continue
@@ -104,7 +104,7 @@ def member_forward(x: Tensor, activation: str, parameters: tuple[Tensor, ...], k
 
 
 def member_backward(
-    slope: Tensor,
+    grad_output: Tensor,
     below: list[Tensor],
     activation: str,
     parameters: list[Tensor],
@@ -114,7 +114,7 @@ def member_backward(
     """Write member `k`'s gradients into `found`, where there is room for them.
 
     Args:
-        slope: `[N, O]`, of the outputs.
+        gradient: `[N, O]`, of the outputs.
         below: inputs `[N, I]` of each layer; all but the first are outputs of an activation.
         activation: a name of `IN_PLACE`.
         parameters: of all members.
@@ -122,23 +122,23 @@ def member_backward(
         found: gradients of all members' parameters, or None.
 
     Returns:
-        The slope `[N, H]` of the first layer's outputs before the activation.
+        The gradient `[N, H]` of the first layer's outputs before the activation.
     """
     for layer in reversed(range(len(below))):
         weights, biases = found[2 * layer], found[2 * layer + 1]
         if weights is not None:
-            product(below[layer].t(), slope, weights[k])
+            product(below[layer].t(), grad_output, weights[k])
         if biases is not None:
-            torch.sum(slope, 0, out=biases[k])
+            torch.sum(grad_output, 0, out=biases[k])
         if layer == 0:
             break
-        before, output = torch.mm(slope, parameters[2 * layer][k].t()), below[layer]
+        before, output = torch.mm(grad_output, parameters[2 * layer][k].t()), below[layer]
         if activation == "relu":
             torch.ops.aten.threshold_backward.grad_input(before, output, 0, grad_input=before)
         else:
             before.mul_(1 - output * output)
-        slope = before
-    return slope
+        grad_output = before
+    return grad_output
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

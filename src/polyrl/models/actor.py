@@ -25,7 +25,7 @@ from polyrl.core.experience import Experience
 from polyrl.errors import Diverged
 from polyrl.models.control import ControlPolicy
 from polyrl.models.distributions import Distribution
-from polyrl.models.normalisation import Floats
+from polyrl.models.normalization import Floats
 
 
 class ActionNotFinite(Diverged):
@@ -118,9 +118,9 @@ class Actor(ABC):
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable outputs of stored steps, `[B, T]` each, those that are wanted: "logprob", "entropy"."""
 
-    def allowed(self, numbers: Floats, batch: Experience) -> Floats:
+    def allowed(self, params: Floats, batch: Experience) -> Floats:
         """What the model's network says `[N, size]`, changed by what was known of stored steps, such as a mask."""
-        return numbers
+        return params
 
     def logprob_by_models(self, logprob: Floats, batch: Experience) -> tuple[Floats, Floats] | None:
         """The actor's log-probabilities `[N]` where its model's are `logprob`, and their derivative by those `[N]`.
@@ -134,14 +134,14 @@ class Actor(ABC):
     def observe(self, shown: NDArray[np.float64]) -> None:  # noqa: B027 - nothing by default
         """Take raw observations `[N, D]` into running statistics, where the actor keeps some."""
 
-    def normalise(self, shown: NDArray[np.float64]) -> Floats:
+    def normalize(self, shown: NDArray[np.float64]) -> Floats:
         """Raw observations `[..., D]` as its models read them, float32."""
         return shown.astype(np.float32)
 
     def observed(self) -> Callable[[NDArray[np.float64] | None, NDArray[np.float64], Floats], None] | None:
-        """A fast form of the two above for the loop over steps, `(new, all, into)`; None where nothing is normalised.
+        """A fast form of the two above for the loop over steps, `(new, all, into)`; None where nothing is normalized.
 
-        It takes the rows `new` into the statistics and writes all rows, normalised, to `into`.
+        It takes the rows `new` into the statistics and writes all rows, normalized, to `into`.
         """
         return None
 
@@ -168,7 +168,7 @@ class DistributionActor(Actor):
     def __init__(self, policy: ControlPolicy):
         self.policy = policy
         self.action_shape, self.action_dtype = self.distribution.action_shape, self.distribution.dtype
-        self.recorded = {"numbers": ((self.distribution.size,), np.float32)}
+        self.recorded = {"params": ((self.distribution.size,), np.float32)}
 
     @property
     def distribution(self) -> Distribution:
@@ -180,18 +180,18 @@ class DistributionActor(Actor):
         return self.distribution.noise((steps, count), generator)
 
     def describer(self) -> Callable[[Moment], Floats]:
-        """What the network says in a moment's states `[B, size]`, also written to the record `numbers`."""
+        """What the network says in a moment's states `[B, size]`, also written to the record `params`."""
         forward = self.policy.snapshot()
         finite = np.empty((0, 0), dtype=bool)
 
         def describe(moment: Moment) -> Floats:
             nonlocal finite
-            numbers = forward(moment.seen, moment.records.get("numbers"))
-            if finite.shape != numbers.shape:
-                finite = np.empty(numbers.shape, dtype=bool)
-            if np.count_nonzero(np.isfinite(numbers, out=finite)) != finite.size:
+            params = forward(moment.seen, moment.records.get("params"))
+            if finite.shape != params.shape:
+                finite = np.empty(params.shape, dtype=bool)
+            if np.count_nonzero(np.isfinite(params, out=finite)) != finite.size:
                 raise ActionNotFinite
-            return numbers
+            return params
 
         return describe
 
@@ -200,19 +200,19 @@ class DistributionActor(Actor):
         return self.chooser(self.describer())
 
     def chooser(self, describe: Callable[[Moment], Floats]) -> Player:
-        """Choose actions of the distributions that `describe` gives the numbers of."""
-        decide, sample = self.distribution.decide, self.distribution.sample
+        """Choose actions of the distributions that `describe` gives the params of."""
+        mode, sample = self.distribution.mode, self.distribution.sample
 
         def play(moment: Moment) -> NDArray[Any]:
-            numbers = describe(moment)
-            return decide(numbers) if moment.noise is None else sample(numbers, moment.noise)
+            params = describe(moment)
+            return mode(params) if moment.noise is None else sample(params, moment.noise)
 
         return play
 
     def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
         """`behaviour_logprob` of the whole rollout at once."""
         with torch.no_grad():
-            logprob = self.distribution.log_prob(torch.from_numpy(records["numbers"]), action)
+            logprob = self.distribution.log_prob(torch.from_numpy(records["params"]), action)
         return {"behaviour_logprob": logprob}
 
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
@@ -222,11 +222,11 @@ class DistributionActor(Actor):
 
     def observe(self, shown: NDArray[np.float64]) -> None:
         """The policy's statistics."""
-        self.policy.see(shown)
+        self.policy.update_statistics(shown)
 
-    def normalise(self, shown: NDArray[np.float64]) -> Floats:
+    def normalize(self, shown: NDArray[np.float64]) -> Floats:
         """By the policy's statistics."""
-        return self.policy.normalise(shown)
+        return self.policy.normalize(shown)
 
     def observed(self) -> Callable[[NDArray[np.float64] | None, NDArray[np.float64], Floats], None] | None:
         """On the memory of the policy's statistics."""
@@ -236,7 +236,7 @@ class DistributionActor(Actor):
 
         def observe(new: NDArray[np.float64] | None, shown: NDArray[np.float64], into: Floats) -> None:
             moments.update(shown if new is None else new)
-            moments.normalise(shown, into)
+            moments.normalize(shown, into)
 
         return observe
 
@@ -259,23 +259,23 @@ class MaskedActor(DistributionActor):
         describe = super().describer()
 
         def masked(moment: Moment) -> Floats:
-            numbers = describe(moment)
+            params = describe(moment)
             if moment.mask is not None:
-                numbers[~moment.mask] = BLOCKED
-            return numbers
+                params[~moment.mask] = BLOCKED
+            return params
 
         return masked
 
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Log-probability and entropy among the allowed actions."""
-        numbers = self.policy.network(batch["observation"])
-        numbers = torch.where(batch["action_mask"], numbers, torch.full_like(numbers, float(BLOCKED)))
+        params = self.policy.network(batch["observation"])
+        params = torch.where(batch["action_mask"], params, torch.full_like(params, float(BLOCKED)))
         found = {
-            "logprob": self.distribution.log_prob(numbers, batch["action"]),
-            "entropy": self.distribution.entropy(numbers),
+            "logprob": self.distribution.log_prob(params, batch["action"]),
+            "entropy": self.distribution.entropy(params),
         }
         return {name: x for name, x in found.items() if name in wants}
 
-    def allowed(self, numbers: Floats, batch: Experience) -> Floats:
+    def allowed(self, params: Floats, batch: Experience) -> Floats:
         """The same for arrays."""
-        return np.where(batch["action_mask"].squeeze(1).numpy(), numbers, BLOCKED)
+        return np.where(batch["action_mask"].squeeze(1).numpy(), params, BLOCKED)

@@ -1,7 +1,7 @@
 """Models by name: what a recipe says of them, and the modules that are made of that.
 
 A recipe lists its models, `{"policy": ..., "q": QNetwork(), "q_target": Copy("q"), "temperature": Temperature()}`. Each
-entry states the outputs that it gives, by which what terms want is checked before a run; each is initialised from a
+entry states the outputs that it gives, by which what terms want is checked before a run; each is initialized from a
 random stream of its own, so that one model more changes no other; each trained one has its own Adam.
 """
 
@@ -24,7 +24,7 @@ from polyrl.core.schedules import Schedule
 from polyrl.errors import UserError
 from polyrl.kernels.flat import FlatParameters, VectorAdamW
 from polyrl.models.actor import Actor
-from polyrl.recipe import Part, Stage, knob
+from polyrl.recipe import Part, Stage, hyperparameter
 from polyrl.runtime.seeding import generator
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Model(Part):
 
     @abstractmethod
     def make(self, interface: Interface, stream: torch.Generator) -> Network:
-        """A new module, initialised from `stream`.
+        """A new module, initialized from `stream`.
 
         Raises:
             UserError: it does not fit the task.
@@ -118,10 +118,10 @@ class Model(Part):
 class Trained(Model):
     """A model with an Adam of its own."""
 
-    learning_rate: float = knob(3e-4, "Adam step size", low=0, high=1e37)
-    schedule: Schedule = knob("constant", "learning rate over the budget")
-    adam_epsilon: float = knob(1e-8, "Adam's epsilon", above=0)
-    max_grad_norm: float | None = knob(None, "norm at which the gradient is clipped; none is off", above=0)
+    learning_rate: float = hyperparameter(3e-4, "Adam step size", low=0, high=1e37)
+    schedule: Schedule = hyperparameter("constant", "learning rate over the budget")
+    adam_epsilon: float = hyperparameter(1e-8, "Adam's epsilon", above=0)
+    max_grad_norm: float | None = hyperparameter(None, "norm at which the gradient is clipped; none is off", above=0)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Models(Mapping[str, Network]):
         """The vectors of the models that have an Adam."""
         return {name: flat for name, flat in self.flat.items() if isinstance(self.entries[name], Trained)}
 
-    def optimisers(self) -> dict[str, VectorAdamW]:
+    def optimizers(self) -> dict[str, VectorAdamW]:
         """One Adam for each trained model."""
         found = {}
         for name, flat in self.trained().items():

@@ -1,7 +1,7 @@
 """Forward and backward passes of small networks written out in NumPy, on the memory of the torch modules themselves.
 
 At the sizes of control a framework costs several times what it computes. Terms of an objective keep their torch form:
-they see outputs `[N, 1]` and give the loss's slopes by them, which are carried back through the layers here.
+they see outputs `[N, 1]` and give the loss's gradients by them, which are carried back through the layers here.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.models.actor import Actor
 from polyrl.models.control import IN_PLACE, ControlCritic, ControlPolicy, is_plain
-from polyrl.models.distributions import Distribution, WayBack
-from polyrl.models.normalisation import Floats
+from polyrl.models.distributions import Backward, Distribution
+from polyrl.models.normalization import Floats
 
 Slope = Callable[[Floats, Floats], None]
-"""Multiplies a slope `[N, H]` in place by an activation's derivative, told by the activation's output `[N, H]`."""
+"""Multiplies a gradient `[N, H]` in place by an activation's derivative, told by the activation's output `[N, H]`."""
 
 
-def _tanh(slope: Floats, output: Floats) -> None:
+def _tanh(grad_output: Floats, output: Floats) -> None:
     np.multiply(output, output, out=output)  # read for the last time here
     np.subtract(1, output, out=output)
-    slope *= output
+    grad_output *= output
 
 
-def _relu(slope: Floats, output: Floats) -> None:
-    slope *= output > 0
+def _relu(grad_output: Floats, output: Floats) -> None:
+    grad_output *= output > 0
 
 
-def _elu(slope: Floats, output: Floats) -> None:
-    slope *= np.minimum(output, 0) + 1
+def _elu(grad_output: Floats, output: Floats) -> None:
+    grad_output *= np.minimum(output, 0) + 1
 
 
 SLOPES: dict[type[nn.Module], Slope] = {nn.Tanh: _tanh, nn.ReLU: _relu, nn.ELU: _elu}
@@ -48,8 +48,8 @@ class _Linear:
     def __init__(self, layer: nn.Linear, activation: nn.Module | None):
         self.weight, self.bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
         assert layer.weight.grad is not None and layer.bias.grad is not None
-        self.weight_slope, self.bias_slope = layer.weight.grad.numpy(), layer.bias.grad.numpy()
-        self.output = self.slope = np.zeros((0, 0), dtype=np.float32)
+        self.weight_grad, self.bias_grad = layer.weight.grad.numpy(), layer.bias.grad.numpy()
+        self.output = self.grad_output = np.zeros((0, 0), dtype=np.float32)
         self.activate = None if activation is None else IN_PLACE[type(activation)]
         self.through = None if activation is None else SLOPES[type(activation)]
 
@@ -89,24 +89,24 @@ class Layers:
         for layer in self.linear:
             if len(layer.output) != len(x):
                 layer.output = np.empty((len(x), len(layer.bias)), dtype=np.float32)
-                layer.slope = np.empty((len(x), layer.weight.shape[1]), dtype=np.float32)
+                layer.grad_output = np.empty((len(x), layer.weight.shape[1]), dtype=np.float32)
             x = np.dot(x, layer.weight.T, out=layer.output)
             x += layer.bias
             if layer.activate is not None:
                 layer.activate(x)
         return x.copy()
 
-    def backward(self, slope: Floats) -> None:
-        """Write the gradients of all parameters, given the loss's slope `[N, O]` by the outputs."""
-        if len(self.ones) != len(slope):
-            self.ones = np.ones(len(slope), dtype=np.float32)
+    def backward(self, grad_output: Floats) -> None:
+        """Write the gradients of all parameters, given the loss's gradient `[N, O]` by the outputs."""
+        if len(self.ones) != len(grad_output):
+            self.ones = np.ones(len(grad_output), dtype=np.float32)
         for layer, before in zip(self.linear[::-1], [*self.linear[-2::-1], None], strict=True):
             if layer.through is not None:
-                layer.through(slope, layer.output)
-            np.dot(slope.T, self.input if before is None else before.output, out=layer.weight_slope)
-            np.dot(self.ones, slope, out=layer.bias_slope)
+                layer.through(grad_output, layer.output)
+            np.dot(grad_output.T, self.input if before is None else before.output, out=layer.weight_grad)
+            np.dot(self.ones, grad_output, out=layer.bias_grad)
             if before is not None:
-                slope = np.dot(slope, layer.weight, out=layer.slope)
+                grad_output = np.dot(grad_output, layer.weight, out=layer.grad_output)
 
 
 class ActorCriticPasses:
@@ -146,16 +146,16 @@ class ActorCriticPasses:
         found: dict[str, Tensor] = {}
         self._way_back = None
         if self.actor is not None and wants & {"logprob", "entropy"}:
-            numbers, action = self.actor.forward(observation), _array(batch["action"])
+            params, action = self.actor.forward(observation), _array(batch["action"])
             if self.acting is not None:
-                numbers = self.acting.allowed(numbers, batch)
+                params = self.acting.allowed(params, batch)
             if not self._compared:
-                compare_with_autograd(self.policy.distribution, numbers, action)
+                compare_with_autograd(self.policy.distribution, params, action)
                 self._compared = True
-            logprob, entropy, back = self.policy.distribution.differentiable(numbers, action)
+            logprob, entropy, back = self.policy.distribution.differentiable(params, action)
             if self.acting is not None and (found_by := self.acting.logprob_by_models(logprob, batch)) is not None:
-                logprob, slope = found_by
-                back = _through(slope, back)
+                logprob, grad_output = found_by
+                back = _through(grad_output, back)
             self._way_back = back
             found = {"logprob": _column(logprob), "entropy": _column(entropy)}
         if self.critic is not None and "value" in wants:
@@ -168,16 +168,17 @@ class ActorCriticPasses:
         flat: Floats = observation.reshape(-1, observation.shape[-1]).numpy()
         return torch.from_numpy(self.critic.forward(flat)).reshape(observation.shape[:-1])
 
-    def backward(self, slopes: Mapping[str, Tensor]) -> None:
-        """Write every parameter's gradient, given the loss's slopes `[N, 1]` by the latest forward pass's outputs."""
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """Write every parameter's gradient, given the loss's gradients `[N, 1]` by the latest outputs."""
         if self.actor is not None and self._way_back is not None:
             size = len(self.actor.input)
             ours = [
-                _row(slopes[k], size) if k in slopes else np.zeros(size, np.float32) for k in ("logprob", "entropy")
+                _row(grad_outputs[k], size) if k in grad_outputs else np.zeros(size, np.float32)
+                for k in ("logprob", "entropy")
             ]
             self.actor.backward(self._way_back(*ours))
-        if self.critic is not None and "value" in slopes:
-            self.critic.backward(slopes["value"].numpy())
+        if self.critic is not None and "value" in grad_outputs:
+            self.critic.backward(grad_outputs["value"].numpy())
 
 
 def differs(found: Tensor, wanted: Tensor) -> bool:
@@ -187,23 +188,23 @@ def differs(found: Tensor, wanted: Tensor) -> bool:
     return not float((found - wanted).norm()) <= 1e-3 * float(wanted.norm()) + 1e-5 * len(wanted) ** 0.5
 
 
-def compare_with_autograd(distribution: Distribution, numbers: Floats, action: NDArray[Any]) -> None:
+def compare_with_autograd(distribution: Distribution, params: Floats, action: NDArray[Any]) -> None:
     """Compare what a family of distributions writes out (`differentiable`) with its `log_prob` and `entropy`.
 
     Args:
-        numbers: `[N, size]`; action: `[N, ...]`, both as in training.
+        params: `[N, size]`; action: `[N, ...]`, both as in training.
 
     Raises:
         UserError: they are not the same function, or not its derivative.
     """
     if type(distribution).differentiable is Distribution.differentiable:
         return
-    angle = np.arange(1, len(numbers) + 1, dtype=np.float32)
+    angle = np.arange(1, len(params) + 1, dtype=np.float32)
     told: list[dict[str, Tensor]] = []
     for written in (distribution.differentiable, lambda *given: Distribution.differentiable(distribution, *given)):
-        logprob, entropy, back = written(numbers.copy(), action)
+        logprob, entropy, back = written(params.copy(), action)
         found = {"log-probability": logprob.copy(), "entropy": entropy.copy()}
-        found["derivative by its numbers"] = back(np.sin(angle), np.cos(angle)).copy()
+        found["derivative by its params"] = back(np.sin(angle), np.cos(angle)).copy()
         told.append({name: torch.from_numpy(x) for name, x in found.items()})
         for name, parameter in distribution.named_parameters():
             assert parameter.grad is not None
@@ -216,9 +217,9 @@ def compare_with_autograd(distribution: Distribution, numbers: Floats, action: N
             )
 
 
-def _through(slope: Floats, back: WayBack) -> WayBack:
-    """The way back from an actor's log-probability, whose derivative by the policy's is `slope` `[N]`."""
-    return lambda by_logprob, by_entropy: back(by_logprob * slope, by_entropy)
+def _through(grad_output: Floats, back: Backward) -> Backward:
+    """The way back from an actor's log-probability, whose derivative by the policy's is `gradient` `[N]`."""
+    return lambda by_logprob, by_entropy: back(by_logprob * grad_output, by_entropy)
 
 
 def _array(x: Tensor) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Policies and critics of control: small networks, which acting reads as NumPy copies of their weights.
 
-Statistics of normalisation belong to the policy: they are its buffers, are saved with its weights and stand still in
+Statistics of normalization belong to the policy: they are its buffers, are saved with its weights and stand still in
 evaluation. At these sizes a framework costs several times what it computes.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyrl.models.distributions import Distribution
-from polyrl.models.normalisation import Floats, RunningMoments
+from polyrl.models.normalization import Floats, RunningMoments
 
 
 class Forward(Protocol):
@@ -33,39 +33,39 @@ class ControlPolicy(nn.Module):
     """A network that describes a distribution over actions, with the statistics that its inputs need.
 
     Attributes:
-        network: normalised observations `[..., D]` -> numbers `[..., distribution.size]`.
+        network: normalized observations `[..., D]` -> params `[..., distribution.size]`.
         distribution: see `Distribution`; its own parameters are trained too.
         observation_moments: running statistics of observations; None leaves observations as they are.
         reward_moments: running statistics of the discounted return, for parts that scale rewards by them.
-        continuous: bool `[D]`, which entries of an observation are normalised; not saved.
+        continuous: bool `[D]`, which entries of an observation are normalized; not saved.
     """
 
     def __init__(
-        self, network: nn.Module, distribution: Distribution, continuous: NDArray[np.bool_], *, normalise: bool
+        self, network: nn.Module, distribution: Distribution, continuous: NDArray[np.bool_], *, normalize: bool
     ):
         super().__init__()
         self.network, self.distribution = network, distribution
         fixed = None if continuous.all() else ~continuous
-        self.observation_moments = RunningMoments(len(continuous), fixed) if normalise else None
+        self.observation_moments = RunningMoments(len(continuous), fixed) if normalize else None
         self.reward_moments = RunningMoments(1)
 
-    def see(self, observations: NDArray[np.float64]) -> None:
+    def update_statistics(self, observations: NDArray[np.float64]) -> None:
         """Take raw observations `[N, D]` into the statistics."""
         if self.observation_moments is not None:
             self.observation_moments.update(observations)
 
-    def normalise(self, observations: NDArray[np.float64]) -> Floats:
+    def normalize(self, observations: NDArray[np.float64]) -> Floats:
         """Raw observations `[..., D]` as the network gets them, float32 `[..., D]`."""
         if self.observation_moments is None:
             return observations.astype(np.float32)
-        return self.observation_moments.normalise(observations)
+        return self.observation_moments.normalize(observations)
 
     def outputs(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
-        """Differentiable "logprob" and "entropy" `[...]` of normalised observations `[..., D]` and their actions."""
-        numbers = self.network(observation)
+        """Differentiable "logprob" and "entropy" `[...]` of normalized observations `[..., D]` and their actions."""
+        params = self.network(observation)
         return {
-            "logprob": self.distribution.log_prob(numbers, action),
-            "entropy": self.distribution.entropy(numbers),
+            "logprob": self.distribution.log_prob(params, action),
+            "entropy": self.distribution.entropy(params),
         }
 
     def snapshot(self) -> Forward:
@@ -74,7 +74,7 @@ class ControlPolicy(nn.Module):
 
 
 class ControlCritic(nn.Module):
-    """A network from normalised observations `[..., D]` to values `[...]`."""
+    """A network from normalized observations `[..., D]` to values `[...]`."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -172,10 +172,10 @@ def numpy_forward(network: nn.Module) -> Forward | None:
 def _torch_forward(network: nn.Module) -> Forward:
     def forward(x: Floats, out: Floats | None = None) -> Floats:
         with torch.inference_mode():
-            numbers: Floats = network(torch.from_numpy(x)).numpy()
+            params: Floats = network(torch.from_numpy(x)).numpy()
         if out is None:
-            return numbers
-        out[...] = numbers
+            return params
+        out[...] = params
         return out
 
     return forward

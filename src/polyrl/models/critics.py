@@ -15,7 +15,7 @@ from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
 from polyrl.models.base import Interface, Network, PolicyNetwork, Trained
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
-from polyrl.recipe import knob
+from polyrl.recipe import hyperparameter
 
 if TYPE_CHECKING:
     from polyrl.core.experience import Experience
@@ -55,10 +55,10 @@ class QNetwork(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"q"})
 
-    critics: int = knob(2, "networks, of whose values targets and policies take the least", low=1)
-    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
-    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
-    layer_norm: bool = knob(False, "layer normalisation before each activation")
+    critics: int = hyperparameter(2, "networks, of whose values targets and policies take the least", low=1)
+    hidden: str = hyperparameter("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
+    layer_norm: bool = hyperparameter(False, "layer normalization before each activation")
 
     def make(self, interface: Interface, stream: torch.Generator) -> ActionCritics:
         """`K` critics of the task's observations and actions."""
@@ -157,9 +157,9 @@ class DiscreteQNetwork(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"q", "action_values"})
 
-    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
-    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
-    dueling: bool = knob(False, "the value of the state and advantages apart (arXiv:1511.06581)")
+    hidden: str = hyperparameter("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
+    dueling: bool = hyperparameter(False, "the value of the state and advantages apart (arXiv:1511.06581)")
 
     def make(self, interface: Interface, stream: torch.Generator) -> ActionValues:
         """A network of the task's observations and its few actions."""
@@ -197,8 +197,8 @@ class ValueNetwork(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"value"})
 
-    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
-    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
+    hidden: str = hyperparameter("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
 
     def make(self, interface: Interface, stream: torch.Generator) -> StateCritic:
         """A network of the task's observations."""

@@ -1,4 +1,4 @@
-"""Families of distributions over actions, described by the numbers that a network says."""
+"""Families of distributions over actions, described by parameters that a network gives."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyrl.models.normalisation import Floats
+from polyrl.models.normalization import Floats
 
-WayBack = Callable[[Floats, Floats], Floats]
-"""A loss's slopes `[N]` by log-probability and entropy to its slope `[N, size]` by the distribution's numbers."""
+Backward = Callable[[Floats, Floats], Floats]
+"""A loss's gradients `[N]` by log-probability and entropy to its gradient `[N, size]` by the distribution's params."""
 
 
 class Distribution(nn.Module):
-    """A family of distributions over actions, described by `size` numbers a state.
+    """A family of distributions over actions, described by `size` parameters a state.
 
-    Sampling is `sample(numbers, noise)` with noise that fits the family, and the most probable action is
-    `decide(numbers)`. Where noise need not depend on the state, as in most families, a sample is
-    `decide(numbers + noise)`: no more than an addition.
+    Sampling is `sample(params, noise)` with noise that fits the family, and the most probable action is
+    `mode(params)`. Where noise need not depend on the state, as in most families, a sample is
+    `mode(params + noise)`: no more than an addition.
 
     Attributes:
-        size: how many numbers describe one distribution.
+        size: how many parameters describe one distribution.
         action_shape: shape of one action, `()` or `(A,)`.
         dtype: NumPy dtype of actions.
     """
@@ -47,28 +47,28 @@ class Distribution(nn.Module):
         """Noise for `sample`, `[*shape, ...]`, in most families `[*shape, size]`."""
 
     @abstractmethod
-    def decide(self, numbers: Floats) -> NDArray[Any]:
-        """Most probable actions `[B, *action_shape]` of numbers `[B, size]`."""
+    def mode(self, params: Floats) -> NDArray[Any]:
+        """Most probable actions `[B, *action_shape]` of params `[B, size]`."""
 
-    def sample(self, numbers: Floats, noise: Floats) -> NDArray[Any]:
-        """Actions `[B, *action_shape]` at random, of numbers `[B, size]` and noise `[B, ...]` of `noise`'s making."""
-        return self.decide(numbers + noise)
-
-    @abstractmethod
-    def log_prob(self, numbers: Tensor, action: Tensor) -> Tensor:
-        """Log-probability (density), `[...]`, of actions `[..., *action_shape]`; numbers `[..., size]`."""
+    def sample(self, params: Floats, noise: Floats) -> NDArray[Any]:
+        """Actions `[B, *action_shape]` at random, of params `[B, size]` and noise `[B, ...]` of `noise`'s making."""
+        return self.mode(params + noise)
 
     @abstractmethod
-    def entropy(self, numbers: Tensor) -> Tensor:
-        """Entropy in nats, `[...]`, of the distributions that numbers `[..., size]` describe."""
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Log-probability (density), `[...]`, of actions `[..., *action_shape]`; params `[..., size]`."""
 
-    def differentiable(self, numbers: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, WayBack]:
-        """Log-probabilities and entropies `[N]` of numbers `[N, size]`, and the way back to the slope by `numbers`.
+    @abstractmethod
+    def entropy(self, params: Tensor) -> Tensor:
+        """Entropy in nats, `[...]`, of the distributions that params `[..., size]` describe."""
+
+    def differentiable(self, params: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, Backward]:
+        """Log-probabilities and entropies `[N]` of params `[N, size]`, and the way back to the gradient by `params`.
 
         The way back also writes the gradients of the distribution's own parameters, which must be there already. By
         autograd, unless a family knows it in closed form.
         """
-        leaf = torch.from_numpy(numbers).requires_grad_()
+        leaf = torch.from_numpy(params).requires_grad_()
         with torch.enable_grad():
             outputs = self.log_prob(leaf, torch.from_numpy(action)), self.entropy(leaf)
 
@@ -76,11 +76,13 @@ class Distribution(nn.Module):
             for parameter in self.parameters():
                 assert parameter.grad is not None
                 parameter.grad.zero_()
-            slopes = torch.from_numpy(by_logprob), torch.from_numpy(by_entropy)
-            leaf.grad = torch.zeros_like(leaf)  # stays where nothing depends on the numbers
-            depends = [(x, slope) for x, slope in zip(outputs, slopes, strict=True) if x.requires_grad]
+            grad_outputs = torch.from_numpy(by_logprob), torch.from_numpy(by_entropy)
+            leaf.grad = torch.zeros_like(leaf)  # stays where nothing depends on the params
+            depends = [
+                (x, grad_output) for x, grad_output in zip(outputs, grad_outputs, strict=True) if x.requires_grad
+            ]
             if depends:
-                torch.autograd.backward([x for x, _ in depends], [slope for _, slope in depends])
+                torch.autograd.backward([x for x, _ in depends], [grad_output for _, grad_output in depends])
             gradient: Floats = leaf.grad.numpy()
             return gradient
 
@@ -94,7 +96,7 @@ def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Floats:
 
 
 class Categorical(Distribution):
-    """One of `choices` actions, int64 `[]`; the numbers are logits."""
+    """One of `choices` actions, int64 `[]`; the params are logits."""
 
     action_shape = ()
 
@@ -106,24 +108,24 @@ class Categorical(Distribution):
         """Gumbel noise."""
         return _gumbel((*shape, self.size), generator)
 
-    def decide(self, numbers: Floats) -> NDArray[Any]:
+    def mode(self, params: Floats) -> NDArray[Any]:
         """The largest."""
-        chosen: NDArray[Any] = numbers.argmax(1)
+        chosen: NDArray[Any] = params.argmax(1)
         return chosen
 
-    def log_prob(self, numbers: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-softmax at the action."""
-        return numbers.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return params.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
-    def entropy(self, numbers: Tensor) -> Tensor:
+    def entropy(self, params: Tensor) -> Tensor:
         """-sum p log p."""
-        logs = numbers.log_softmax(-1)
+        logs = params.log_softmax(-1)
         return -(logs.exp() * logs).sum(-1)
 
-    def differentiable(self, numbers: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, WayBack]:
+    def differentiable(self, params: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, Backward]:
         """By the softmax's derivatives: d log p_a / d z = 1_a - p, d H / d z = -p (log p + H)."""
         # choices first: sums over the first axis are fast
-        logits = np.ascontiguousarray(numbers.T)
+        logits = np.ascontiguousarray(params.T)
         logits -= logits.max(0)
         probability = np.exp(logits)
         total = probability.sum(0)
@@ -133,18 +135,18 @@ class Categorical(Distribution):
         logprob, entropy = logs[action, steps], -(probability * logs).sum(0)
 
         def back(by_logprob: Floats, by_entropy: Floats) -> Floats:
-            slope = probability * -by_logprob
-            slope[action, steps] += by_logprob
+            grad_output = probability * -by_logprob
+            grad_output[action, steps] += by_logprob
             if by_entropy.any():
-                slope -= probability * (logs + entropy) * by_entropy
-            gradient: Floats = slope.T
+                grad_output -= probability * (logs + entropy) * by_entropy
+            gradient: Floats = grad_output.T
             return gradient
 
         return logprob, entropy, back
 
 
 class MultiCategorical(Distribution):
-    """Several independent choices, int64 `[A]`; the numbers are their logits, one after another."""
+    """Several independent choices, int64 `[A]`; the params are their logits, one after another."""
 
     def __init__(self, choices: list[int]):
         super().__init__()
@@ -155,25 +157,25 @@ class MultiCategorical(Distribution):
         """Gumbel noise."""
         return _gumbel((*shape, self.size), generator)
 
-    def decide(self, numbers: Floats) -> NDArray[Any]:
+    def mode(self, params: Floats) -> NDArray[Any]:
         """The largest of each."""
-        pieces = np.split(numbers, np.cumsum(self.choices)[:-1], axis=1)
+        pieces = np.split(params, np.cumsum(self.choices)[:-1], axis=1)
         return np.stack([piece.argmax(1) for piece in pieces], axis=1)
 
-    def log_prob(self, numbers: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Sum of the choices' log-probabilities."""
-        logs = [piece.log_softmax(-1) for piece in torch.split(numbers, self.choices, -1)]
+        logs = [piece.log_softmax(-1) for piece in torch.split(params, self.choices, -1)]
         chosen = [log.gather(-1, action[..., i, None]).squeeze(-1) for i, log in enumerate(logs)]
         return torch.stack(chosen, -1).sum(-1)
 
-    def entropy(self, numbers: Tensor) -> Tensor:
+    def entropy(self, params: Tensor) -> Tensor:
         """Sum of the choices' entropies."""
-        logs = [piece.log_softmax(-1) for piece in torch.split(numbers, self.choices, -1)]
+        logs = [piece.log_softmax(-1) for piece in torch.split(params, self.choices, -1)]
         return -torch.stack([(log.exp() * log).sum(-1) for log in logs], -1).sum(-1)
 
 
 class Bernoulli(Distribution):
-    """Independent bits, int64 `[A]`; the numbers are logits of 1."""
+    """Independent bits, int64 `[A]`; the params are logits of 1."""
 
     def __init__(self, bits: int):
         super().__init__()
@@ -185,66 +187,66 @@ class Bernoulli(Distribution):
         noise: Floats = (uniform.log() - torch.log1p(-uniform)).numpy()
         return noise
 
-    def decide(self, numbers: Floats) -> NDArray[Any]:
+    def mode(self, params: Floats) -> NDArray[Any]:
         """1 where positive."""
-        return (numbers > 0).astype(np.int64)
+        return (params > 0).astype(np.int64)
 
-    def log_prob(self, numbers: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Sum of the bits' log-probabilities."""
-        return -nn.functional.softplus(torch.where(action > 0, -numbers, numbers)).sum(-1)
+        return -nn.functional.softplus(torch.where(action > 0, -params, params)).sum(-1)
 
-    def entropy(self, numbers: Tensor) -> Tensor:
+    def entropy(self, params: Tensor) -> Tensor:
         """Sum of the bits' entropies."""
-        ones = numbers.sigmoid()
-        return (nn.functional.softplus(numbers) - ones * numbers).sum(-1)
+        ones = params.sigmoid()
+        return (nn.functional.softplus(params) - ones * params).sum(-1)
 
 
 class DiagonalGaussian(Distribution):
-    """Independent normal numbers, float32 `[A]`; the numbers are means, the log standard deviations a free vector."""
+    """Independent normal numbers, float32 `[A]`; the params are means, the log standard deviations a free vector."""
 
     dtype = np.float32
 
-    def __init__(self, numbers: int, log_std_init: float = 0.0):
+    def __init__(self, params: int, log_std_init: float = 0.0):
         super().__init__()
-        self.size, self.action_shape = numbers, (numbers,)
-        self.log_std = nn.Parameter(torch.full((numbers,), log_std_init))
+        self.size, self.action_shape = params, (params,)
+        self.log_std = nn.Parameter(torch.full((params,), log_std_init))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Floats:
         """Normal noise of the present standard deviations."""
         noise: Floats = (torch.randn((*shape, self.size), generator=generator) * self.log_std.detach().exp()).numpy()
         return noise
 
-    def decide(self, numbers: Floats) -> NDArray[Any]:
-        """The numbers themselves."""
-        return numbers
+    def mode(self, params: Floats) -> NDArray[Any]:
+        """The params themselves."""
+        return params
 
-    def log_prob(self, numbers: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-density of the action as it was sampled, before any clipping to the environment's bounds."""
-        standard = (action - numbers) * (-self.log_std).exp()
+        standard = (action - params) * (-self.log_std).exp()
         constant = self.log_std.sum() + 0.5 * math.log(2 * math.pi) * self.size
         return -0.5 * standard.square().sum(-1) - constant
 
-    def entropy(self, numbers: Tensor) -> Tensor:
+    def entropy(self, params: Tensor) -> Tensor:
         """The same in every state."""
         per_number = 0.5 * (1 + math.log(2 * math.pi))
-        return (self.log_std + per_number).sum().expand(numbers.shape[:-1])
+        return (self.log_std + per_number).sum().expand(params.shape[:-1])
 
-    def differentiable(self, numbers: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, WayBack]:
+    def differentiable(self, params: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, Backward]:
         """With z = (action - mean) / std: by the mean z / std, by log std z^2 - 1; entropy only by log std, 1."""
         log_std = self.log_std.detach().numpy()
         assert self.log_std.grad is not None
-        log_std_slope, precision = self.log_std.grad.numpy(), np.exp(-log_std)
-        standard = (action - numbers) * precision
+        log_std_grad, precision = self.log_std.grad.numpy(), np.exp(-log_std)
+        standard = (action - params) * precision
         squares = standard * standard
         constant = np.float32(log_std.sum() + 0.5 * math.log(2 * math.pi) * self.size)
         logprob = squares.sum(1)
         logprob *= -0.5
         logprob -= constant
-        entropy = np.full(len(numbers), constant + np.float32(0.5 * self.size))
+        entropy = np.full(len(params), constant + np.float32(0.5 * self.size))
 
         def back(by_logprob: Floats, by_entropy: Floats) -> Floats:
-            log_std_slope[:] = by_logprob @ squares
-            log_std_slope[:] += by_entropy.sum() - by_logprob.sum()
+            log_std_grad[:] = by_logprob @ squares
+            log_std_grad[:] += by_entropy.sum() - by_logprob.sum()
             gradient: Floats = standard * precision
             gradient *= by_logprob[:, None]
             return gradient

@@ -1,7 +1,7 @@
 """Ordering policies: the classical rules with trainable levels, and networks with the same outputs.
 
 All map inventories `[B, N, slots]` to orders `[B, N]` in units. The *position* of a location is what it has on hand
-and on order. Levels are trained in units of `unit`, so that a step of the optimiser moves them by
+and on order. Levels are trained in units of `unit`, so that a step of the optimizer moves them by
 `learning_rate * unit`: networks and levels then share one learning rate.
 """
 

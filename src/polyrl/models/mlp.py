@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, as the wings with small networks use them."""
+"""Multi-layer perceptrons, as the domains with small networks use them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mlp(
 
     Args:
         gain: gain of the last layer's orthogonal weights; hidden layers then have gain sqrt(2) and all biases are 0
-            (the "37 details", detail 2). None keeps torch's own uniform initialisation.
+            (the "37 details", detail 2). None keeps torch's own uniform initialization.
         generator: random stream of the weights.
     """
     sizes = [inputs, *hidden, outputs]

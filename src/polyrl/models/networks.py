@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polyrl import kernels
 from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers, outputs_only
-from polyrl.models.normalisation import Floats
+from polyrl.models.normalization import Floats
 
 Activation = Literal["relu", "tanh", "elu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class StackedMlp(nn.Module):
     """`members` networks of equal layers on the same inputs, `[..., I]` to `[..., members, O]`.
 
-    One weight `[members, I, O]` and one bias `[members, O]` a layer, initialised as torch's linear layers are: each
+    One weight `[members, I, O]` and one bias `[members, O]` a layer, initialized as torch's linear layers are: each
     number uniform within 1 / sqrt(I).
 
     Attributes:

@@ -20,8 +20,8 @@ from polyrl.models.base import Interface, Network, PolicyNetwork, Trained
 from polyrl.models.distributions import Distribution, distribution_of
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
-from polyrl.models.normalisation import Floats
-from polyrl.recipe import knob
+from polyrl.models.normalization import Floats
+from polyrl.recipe import hyperparameter
 
 if TYPE_CHECKING:
     from polyrl.core.experience import Experience
@@ -72,7 +72,7 @@ class NetworkActor(Actor):
 
     def player(self) -> Player:
         """Its action, perturbed by the policy's own kind of noise."""
-        forward, decide, explore = self._forward, self.policy.decide, self.policy.explore
+        forward, mode, explore = self._forward, self.policy.mode, self.policy.explore
 
         def play(moment: Moment) -> NDArray[Any]:
             said = forward(moment.seen)
@@ -80,7 +80,7 @@ class NetworkActor(Actor):
                 raise ActionNotFinite
             if moment.mask is not None:
                 said = np.where(moment.mask, said, BLOCKED)
-            return decide(said) if moment.noise is None else explore(said, moment.noise)
+            return mode(said) if moment.noise is None else explore(said, moment.noise)
 
         return play
 
@@ -175,7 +175,7 @@ class ActingNetwork(PolicyNetwork):
         """What `explore` takes, `[*shape, ...]`."""
 
     @abstractmethod
-    def decide(self, said: Floats) -> NDArray[Any]:
+    def mode(self, said: Floats) -> NDArray[Any]:
         """Most probable actions `[B, *action_shape]` of what the network says `[B, O]`."""
 
     @abstractmethod
@@ -235,7 +235,7 @@ class SquashedGaussianPolicy(BoundedPolicy):
             found["mode"] = torch.tanh(self.distribution(observation)[0])
         return found
 
-    def decide(self, said: Floats) -> Floats:
+    def mode(self, said: Floats) -> Floats:
         """tanh of the mean."""
         return np.tanh(said[:, : self.numbers])
 
@@ -267,8 +267,8 @@ class SquashedGaussian(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"sampled_action", "sampled_logprob", "logprob", "mode"})
 
-    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
-    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
+    hidden: str = hyperparameter("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
 
     def make(self, interface: Interface, stream: torch.Generator) -> SquashedGaussianPolicy:
         """A network to means and log deviations of the task's actions."""
@@ -293,7 +293,7 @@ class DeterministicPolicyNetwork(BoundedPolicy):
         """ "mode" `[B, T, A]`: the action in each state."""
         return {"mode": self(batch["observation"])}
 
-    def decide(self, said: Floats) -> Floats:
+    def mode(self, said: Floats) -> Floats:
         """tanh."""
         return np.tanh(said)
 
@@ -309,9 +309,11 @@ class DeterministicPolicy(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"mode"})
 
-    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
-    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
-    exploration_noise: float = knob(0.1, "deviation of the noise on actions, as a share of half their range", low=0)
+    hidden: str = hyperparameter("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
+    exploration_noise: float = hyperparameter(
+        0.1, "deviation of the noise on actions, as a share of half their range", low=0
+    )
 
     def make(self, interface: Interface, stream: torch.Generator) -> DeterministicPolicyNetwork:
         """A network to the task's actions."""
@@ -340,7 +342,7 @@ class GaussianPolicyNetwork(BoundedPolicy):
             found["logprob"] = gaussian_logprob((batch["action"] - found["mode"]) * (-log_std).exp(), log_std)
         return found
 
-    def decide(self, said: Floats) -> Floats:
+    def mode(self, said: Floats) -> Floats:
         """The mean."""
         return np.tanh(said)
 
@@ -357,8 +359,8 @@ class GaussianPolicy(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"mode", "logprob"})
 
-    hidden: str = knob("256x256", "sizes of the hidden layers, joined by x")
-    activation: Activation = knob("relu", "between layers: relu, tanh or elu")
+    hidden: str = hyperparameter("256x256", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
 
     def make(self, interface: Interface, stream: torch.Generator) -> Network:
         """A network to the means of the task's actions."""
@@ -389,9 +391,9 @@ class ChoicePolicyNetwork(ActingNetwork):
         numbers = self.network(batch["observation"]).squeeze(-2)
         return {"logprob": self.distribution.log_prob(numbers, batch["action"])}
 
-    def decide(self, said: Floats) -> NDArray[Any]:
+    def mode(self, said: Floats) -> NDArray[Any]:
         """The most probable."""
-        return self.distribution.decide(said)
+        return self.distribution.mode(said)
 
     def explore(self, said: Floats, noise: NDArray[Any]) -> NDArray[Any]:
         """One at random."""

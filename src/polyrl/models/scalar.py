@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyrl.models.base import Interface, Network, Trained
-from polyrl.recipe import knob
+from polyrl.recipe import hyperparameter
 
 if TYPE_CHECKING:
     from polyrl.core.experience import Experience
@@ -40,7 +40,7 @@ class PositiveScalar(Trained):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"log_number"})
 
-    initial: float = knob(1.0, "its value at first", above=0)
+    initial: float = hyperparameter(1.0, "its value at first", above=0)
 
     def make(self, interface: Interface, stream: torch.Generator) -> PositiveNumber:
         """The number at its first value."""

@@ -16,8 +16,8 @@ from polyrl.models.actor import Actor, Making
 from polyrl.models.control import ControlCritic, ControlPolicy
 from polyrl.models.distributions import Distribution
 from polyrl.models.mlp import Activation, layer_sizes, mlp
-from polyrl.models.normalisation import CLIP, EPSILON, RunningMoments
-from polyrl.recipe import Architecture, Part, Stage, knob
+from polyrl.models.normalization import CLIP, EPSILON, RunningMoments
+from polyrl.recipe import Architecture, Part, Stage, hyperparameter
 from polyrl.runtime.seeding import generator
 
 # ------------------------------------------------------------------------------------------------------------- policy
@@ -27,16 +27,20 @@ from polyrl.runtime.seeding import generator
 class MlpActorCritic(Architecture):
     """Separate networks for policy and critic, of equal hidden layers; log standard deviations are a free vector."""
 
-    hidden: str = knob("64x64", "sizes of the hidden layers, joined by x")
-    activation: Activation = knob("tanh", "between layers: tanh, relu or elu")
-    orthogonal: bool = knob(True, "orthogonal initial weights, gains sqrt 2, 0.01 (policy) and 1 (critic); biases 0")
-    log_std_init: float = knob(0.0, "initial log standard deviation of continuous actions")
-    normalise_observation: bool = knob(True, "running mean and variance of observations, kept with the policy")
+    hidden: str = hyperparameter("64x64", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("tanh", "between layers: tanh, relu or elu")
+    orthogonal: bool = hyperparameter(
+        True, "orthogonal initial weights, gains sqrt 2, 0.01 (policy) and 1 (critic); biases 0"
+    )
+    log_std_init: float = hyperparameter(0.0, "initial log standard deviation of continuous actions")
+    normalize_observation: bool = hyperparameter(
+        True, "running mean and variance of observations, kept with the policy"
+    )
 
     def make_policy(
         self, distribution: Distribution, continuous: np.ndarray[tuple[int], np.dtype[np.bool_]], seed: int
     ) -> ControlPolicy:
-        """The policy: observations `[..., D]`, of which the `continuous` entries `[D]` are normalised, to actions."""
+        """The policy: observations `[..., D]`, of which the `continuous` entries `[D]` are normalized, to actions."""
         network = mlp(
             len(continuous),
             layer_sizes(self.hidden),
@@ -45,10 +49,10 @@ class MlpActorCritic(Architecture):
             gain=0.01 if self.orthogonal else None,
             generator=generator(seed, "policy"),
         )
-        return ControlPolicy(network, distribution, continuous, normalise=self.normalise_observation)
+        return ControlPolicy(network, distribution, continuous, normalize=self.normalize_observation)
 
     def make_critic(self, inputs: int, seed: int) -> ControlCritic:
-        """The critic: normalised observations `[..., inputs]` to values."""
+        """The critic: normalized observations `[..., inputs]` to values."""
         network = mlp(
             inputs,
             layer_sizes(self.hidden),
@@ -84,8 +88,8 @@ class StepEnvironments(Part):
         }
     )
 
-    environments: int = knob(8, "environments that are stepped together", low=1)
-    steps_per_environment: int = knob(128, "steps of each environment in one iteration", low=1)
+    environments: int = hyperparameter(8, "environments that are stepped together", low=1)
+    steps_per_environment: int = hyperparameter(128, "steps of each environment in one iteration", low=1)
 
     def actor(self, inner: Actor, making: Making) -> Actor:
         """What acts in training, made of the policy's own actor: here that itself; a paper's wrapper in its own part.
@@ -102,7 +106,7 @@ class StepEnvironments(Part):
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `[B, T]` steps, B = `environments`, T = `steps_per_environment`; logs the episodes that ended."""
         batch: Experience
-        batch, returns, lengths = context.world.collect(
+        batch, returns, lengths = context.run_state.collect(
             self.environments, self.steps_per_environment, context.generator("collect"), self.acting(context)
         )
         context.spent.steps += int(batch["mask"].sum())
@@ -180,8 +184,8 @@ class ScaleReward(Part):
         unfinished="none", greedy="none", masked="left out", unpaid="none"
     )
 
-    scale_reward: bool = knob(True, "whether to divide at all")
-    gamma: float = knob(0.99, "discount of the return whose spread is measured, per step", low=0, high=1)
+    scale_reward: bool = hyperparameter(True, "whether to divide at all")
+    gamma: float = hyperparameter(0.99, "discount of the return whose spread is measured, per step", low=0, high=1)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Replace `reward` [B, T] by the scaled one."""
@@ -201,7 +205,7 @@ class ScaleReward(Part):
             self.gamma,
         )
         memory["returns"] = after.tolist()
-        deviation = running_deviation(context.world.policy.reward_moments, returns, mask)
+        deviation = running_deviation(context.run_state.policy.reward_moments, returns, mask)
         context.log(reward_scale=1 / deviation[-1])
         scaled = (experience["reward"] / deviation.float()).clamp(-CLIP, CLIP)
         return experience.with_fields(reward=scaled)

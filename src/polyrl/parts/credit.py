@@ -12,7 +12,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import ALONE, SpecialRows, sampled_steps
 from polyrl.errors import UserError
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 # ---------------------------------------------------------------------------------------------- pure functions
 
@@ -59,7 +59,7 @@ def gae(
     gae_lambda: float,
     final_value: Tensor | None = None,
 ) -> Tensor:
-    """Generalised advantage estimation (arXiv:1506.02438, equation 16), all arguments and the result `[B, T]`.
+    """Generalized advantage estimation (arXiv:1506.02438, equation 16), all arguments and the result `[B, T]`.
 
     delta_t = r_t + gamma * V(s_{t+1}) * (1 - terminated_t) - V(s_t)
     A_t     = delta_t + gamma * lambda * (1 - terminated_t) * (1 - truncated_t) * A_{t+1}
@@ -110,7 +110,7 @@ def group_statistics(
     """Mean, standard deviation and size of each row's group: `x` `[B]` float, `group` `[B]` int64 -> three `[B]`.
 
     Groups may differ in size and lie anywhere in the batch. `correction=1` is the sample standard deviation; a group of
-    one has standard deviation 0. Rows outside `counted` `[B]` bool (greedy twins) get numbers but do not enter them.
+    one has standard deviation 0. Rows outside `counted` `[B]` bool (greedy ones) get numbers but do not enter them.
     """
     _, index = torch.unique(group, return_inverse=True)
     enters = torch.ones_like(group, dtype=torch.bool) if counted is None else counted
@@ -162,7 +162,7 @@ def value_after(experience: Experience, context: Context) -> Tensor:
     wide = {name: torch.nn.functional.pad(experience[name], (0, 1)) for name in ("action", "mask", "present")}
     length = experience["present"].sum(1, keepdim=True)
     wide["present"] = torch.arange(wide["present"].shape[1]) <= length  # one token more, which is not looked at
-    longer: Tensor = context.world.value(experience.with_fields(**wide))
+    longer: Tensor = context.run_state.value(experience.with_fields(**wide))
     return longer.gather(1, length)[:, 0]
 
 
@@ -182,15 +182,15 @@ class Values(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `value` [B, T], and `final_value` [B, T] where episodes are cut off before their end."""
-        experience = experience.with_fields(value=context.world.value(experience))
+        experience = experience.with_fields(value=context.run_state.value(experience))
         if "final_observation" not in experience:
             return experience
-        return experience.with_fields(final_value=context.world.final_value(experience))
+        return experience.with_fields(final_value=context.run_state.final_value(experience))
 
 
 @dataclass(frozen=True, kw_only=True)
 class GAE(Part):
-    """Generalised advantage estimation with the critic's values (arXiv:1506.02438)."""
+    """Generalized advantage estimation with the critic's values (arXiv:1506.02438)."""
 
     stage: ClassVar[Stage] = "credit"
     slot: ClassVar[str] = "advantage"
@@ -198,8 +198,8 @@ class GAE(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
-    gamma: float = knob(1.0, "discount of later rewards, per step", low=0, high=1)
-    gae_lambda: float = knob(0.95, "0 trusts the critic, 1 trusts the sampled return", low=0, high=1)
+    gamma: float = hyperparameter(1.0, "discount of later rewards, per step", low=0, high=1)
+    gae_lambda: float = hyperparameter(0.95, "0 trusts the critic, 1 trusts the sampled return", low=0, high=1)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` and the critic's `value_target` = advantage + value, both [B, T]."""
@@ -235,7 +235,7 @@ class PlainReturn(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
-    gamma: float = knob(1.0, "discount of later rewards, per step", low=0, high=1)
+    gamma: float = hyperparameter(1.0, "discount of later rewards, per step", low=0, high=1)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
@@ -246,7 +246,7 @@ class PlainReturn(Part):
 class WhitenAdvantage(Part):
     """Scale advantages to mean 0 and variance 1 over all steps of the batch that the policy sampled and may learn from.
 
-    Of an unfinished response the tokens of its window are such steps; greedy twins have none.
+    Of an unfinished response the tokens of its window are such steps; greedy baselines have none.
     """
 
     stage: ClassVar[Stage] = "credit"
@@ -256,8 +256,12 @@ class WhitenAdvantage(Part):
         unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
     )
 
-    whiten_unbiased: bool = knob(False, "divide by the sample's standard deviation (n - 1), not the population's")
-    whiten_centre: bool = knob(True, "take the mean off; otherwise what is 0 stays 0 and only the scale changes")
+    whiten_unbiased: bool = hyperparameter(
+        False, "divide by the sample's standard deviation (n - 1), not the population's"
+    )
+    whiten_centre: bool = hyperparameter(
+        True, "take the mean off; otherwise what is 0 stays 0 and only the scale changes"
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Replace `advantage` [B, T], 0 at steps that do not count; value targets stay as they are."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.parts.optimise import Optimise
-from polyrl.recipe import Recipe, knob
+from polyrl.parts.optimize import Optimize
+from polyrl.recipe import Recipe, hyperparameter
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiseWithDemonstrations(Optimise):
+class OptimizeWithDemonstrations(Optimize):
     """Take AdamW steps on the sum of the terms and the mean negative log-likelihood of demonstrations (PPO-ptx).
 
     The demonstrations are what the starting model was taught with: the task's worked completions, of a dataset its
@@ -20,10 +20,10 @@ class OptimiseWithDemonstrations(Optimise):
     over sampled responses ever sees them. Where a minibatch leaves the policy alone, so do they.
     """
 
-    ptx_coef: float = knob(
+    ptx_coef: float = hyperparameter(
         0.1, "weight of the demonstrations' negative log-likelihood, mean over tokens; 0 is off", low=0
     )
-    ptx_rows: int = knob(16, "demonstrations in one optimiser step", low=1)
+    ptx_rows: int = hyperparameter(16, "demonstrations in one optimizer step", low=1)
 
     def check_within(self, recipe: Recipe) -> None:
         """Only language models have demonstrations."""
@@ -37,5 +37,5 @@ class OptimiseWithDemonstrations(Optimise):
         """Add the gradients of as many demonstrations as a step takes."""
         if not self.ptx_coef or not bool((batch["weight"] != 0).any()):
             return {}
-        loss = context.world.demonstration_loss(self.ptx_coef, context.spent.updates * self.ptx_rows, self.ptx_rows)
+        loss = context.run_state.demonstration_loss(self.ptx_coef, context.spent.updates * self.ptx_rows, self.ptx_rows)
         return {"loss/demonstrations": loss}

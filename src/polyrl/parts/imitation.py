@@ -13,7 +13,7 @@ from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import AGGREGATION_HELP, Aggregation, Averaged
 from polyrl.parts.pairs import OfflinePairs, numbers_of_step
 from polyrl.pretrain.demonstrations import Demonstration, demonstration_ids, demonstrations
-from polyrl.recipe import knob
+from polyrl.recipe import hyperparameter
 from polyrl.tasks.language.base import Row
 
 
@@ -23,7 +23,7 @@ class DemonstratedPrompts(SampleResponses):
 
     fixed_pairs: ClassVar[bool] = True
 
-    demonstrations: int = knob(200, "answers of an expert that there are, the run's own", low=1)
+    demonstrations: int = hyperparameter(200, "answers of an expert that there are, the run's own", low=1)
 
     def rows(self, context: Context) -> list[Row]:
         """The prompts of the next few demonstrations, epoch after epoch."""
@@ -36,7 +36,7 @@ class DemonstratedPrompts(SampleResponses):
         return batch.with_columns(demonstration=[answers[g] for g in batch["group"].tolist()])
 
     def _shown(self, context: Context) -> list[Demonstration]:
-        found = demonstrations(context.world.task, context.seed, self.demonstrations)
+        found = demonstrations(context.run_state.task, context.seed, self.demonstrations)
         start = (context.iteration - 1) * self.prompts_per_step
         return [found[n] for n in numbers_of_step(context.seed, len(found), start, self.prompts_per_step)]
 
@@ -47,25 +47,25 @@ class DemonstratedPairs(OfflinePairs):
 
     gives: ClassVar[frozenset[str]] = OfflinePairs.gives | {"demonstrated"}
 
-    demonstrations: int = knob(200, "answers of an expert that there are, the run's own", low=1)
-    demonstrations_per_step: int = knob(32, "demonstrations in one iteration", low=1)
-    sft_share: float = knob(
+    demonstrations: int = hyperparameter(200, "answers of an expert that there are, the run's own", low=1)
+    demonstrations_per_step: int = hyperparameter(32, "demonstrations in one iteration", low=1)
+    sft_share: float = hyperparameter(
         0.0, "share of the budget for demonstrations alone; after it pairs alone; 0 mixes", low=0, high=1
     )
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return two rows a pair and one a demonstration, which is in no pair (`pair` -1)."""
-        world, iteration = context.world, context.iteration - 1
-        pairs = world.pairs("train")
+        run_state, iteration = context.run_state, context.iteration - 1
+        pairs = run_state.pairs("train")
         start = iteration * self.pairs_per_step
         numbers = numbers_of_step(context.seed, len(pairs), start, self.pairs_per_step)
-        shown = demonstrations(world.task, context.seed, self.demonstrations)
+        shown = demonstrations(run_state.task, context.seed, self.demonstrations)
         which = numbers_of_step(
             context.seed, len(shown), iteration * self.demonstrations_per_step, self.demonstrations_per_step
         )
         if self.sft_share:
             numbers, which = ([], which) if context.schedule_progress < self.sft_share else (numbers, [])
-        batch: Experience = pairs.batch(numbers, {n: demonstration_ids(world.policy, shown[n]) for n in which})
+        batch: Experience = pairs.batch(numbers, {n: demonstration_ids(run_state.policy, shown[n]) for n in which})
         context.spent.samples += len(batch)
         lengths = batch["present"].sum(1).float()
         context.log(completions__mean_length=lengths.mean(), completions__max_length=lengths.max())
@@ -79,11 +79,11 @@ class DemonstrationNLL(Averaged):
     slot: ClassVar[str] = "nll"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
 
-    demonstration_weight: float = knob(0.1, "w1: weight of the negative log-likelihood", low=0)
-    imitate: Literal["demonstrations", "chosen"] = knob(
+    demonstration_weight: float = hyperparameter(0.1, "w1: weight of the negative log-likelihood", low=0)
+    imitate: Literal["demonstrations", "chosen"] = hyperparameter(
         "demonstrations", "demonstrations, or chosen: the pairs' chosen responses instead (ORPO, RPO)"
     )
-    aggregation: Aggregation = knob("seq-mean-token-sum", AGGREGATION_HELP)
+    aggregation: Aggregation = hyperparameter("seq-mean-token-sum", AGGREGATION_HELP)
 
     def required(self) -> frozenset[str]:
         """What tells the answers to be imitated."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.parts.score import KLEstimator, kl_estimate
-from polyrl.recipe import Term, knob
+from polyrl.recipe import Term, hyperparameter
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
 AGGREGATION_HELP = "how steps are averaged: token-mean, seq-mean-token-mean, seq-mean-token-sum or constant"
@@ -82,7 +82,7 @@ def value_loss(
 class Averaged(Term):
     """A term whose average is one of the four standard ones."""
 
-    aggregation: Aggregation = knob("token-mean", AGGREGATION_HELP)
+    aggregation: Aggregation = hyperparameter("token-mean", AGGREGATION_HELP)
 
     @property
     def averaging(self) -> str:
@@ -102,9 +102,15 @@ class ClippedSurrogate(Averaged):
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "behaviour_logprob", "weight"})
 
-    clip_range: float = knob(0.2, "how far the probability ratio may fall below 1 before its gradient stops", above=0)
-    clip_range_high: float | None = knob(None, "the same above 1; none takes clip_range (DAPO: 0.28)", above=0)
-    dual_clip: float | None = knob(None, "cap on the ratio where the advantage is negative; none is off", above=1)
+    clip_range: float = hyperparameter(
+        0.2, "how far the probability ratio may fall below 1 before its gradient stops", above=0
+    )
+    clip_range_high: float | None = hyperparameter(
+        None, "the same above 1; none takes clip_range (DAPO: 0.28)", above=0
+    )
+    dual_clip: float | None = hyperparameter(
+        None, "cap on the ratio where the advantage is negative; none is off", above=1
+    )
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """Clipped surrogate of every step, `[B, T]`."""
@@ -112,7 +118,7 @@ class ClippedSurrogate(Averaged):
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
         return clipped_surrogate(ratio, experience["advantage"], self.clip_range, high, self.dual_clip)
 
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """-rho A where the minimum takes the unclipped side, 0 where it takes a constant."""
@@ -145,18 +151,18 @@ class PolicyGradient(Averaged):
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "weight"})
 
-    aggregation: Aggregation = knob("seq-mean-token-sum", AGGREGATION_HELP)
+    aggregation: Aggregation = hyperparameter("seq-mean-token-sum", AGGREGATION_HELP)
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """-A log pi of every step, `[B, T]`."""
         return -experience["advantage"] * outputs["logprob"]
 
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """-A."""
-        slope = -experience["advantage"] * weights
-        return (slope * outputs["logprob"]).sum(), {"logprob": slope}
+        grad_output = -experience["advantage"] * weights
+        return (grad_output * outputs["logprob"]).sum(), {"logprob": grad_output}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +174,10 @@ class ValueLoss(Averaged):
     wants: ClassVar[frozenset[str]] = frozenset({"value"})
     models: ClassVar[frozenset[str]] = frozenset({"critic"})
 
-    value_coef: float = knob(0.5, "weight of the value loss (which itself is half the squared error)", low=0)
-    value_clip_range: float | None = knob(None, "clip of the value's move, in units of return; none is off", above=0)
+    value_coef: float = hyperparameter(0.5, "weight of the value loss (which itself is half the squared error)", low=0)
+    value_clip_range: float | None = hyperparameter(
+        None, "clip of the value's move, in units of return; none is off", above=0
+    )
 
     def weights(self, experience: Experience) -> Tensor:
         """`value_weight` where something chose steps for the critic alone, else `weight`."""
@@ -187,15 +195,15 @@ class ValueLoss(Averaged):
             return {}
         return {"value/clip_ratio": ((outputs["value"] - experience["value"]).abs() > self.value_clip_range).float()}
 
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted error, where nothing is clipped."""
         if self.value_clip_range is not None:
-            return super().slopes(outputs, experience, weights)
+            return super().grad_outputs(outputs, experience, weights)
         error = outputs["value"] - experience["value_target"]
-        slope = self.value_coef * weights * error
-        return (slope * error).sum() / 2, {"value": slope}
+        grad_output = self.value_coef * weights * error
+        return (grad_output * error).sum() / 2, {"value": grad_output}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,20 +234,20 @@ class EntropyBonus(Averaged):
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
     wants: ClassVar[frozenset[str]] = frozenset({"entropy"})
 
-    entropy_coef: float = knob(0.01, "weight of the entropy, in loss per nat", low=0)
+    entropy_coef: float = hyperparameter(0.01, "weight of the entropy, in loss per nat", low=0)
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """Minus the weighted entropy of every step, `[B, T]`."""
         return -self.entropy_coef * outputs["entropy"]
 
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the coefficient."""
         if not self.entropy_coef:
             return weights.new_zeros(()), {}
-        slope = -self.entropy_coef * weights
-        return (slope * outputs["entropy"]).sum(), {"entropy": slope}
+        grad_output = -self.entropy_coef * weights
+        return (grad_output * outputs["entropy"]).sum(), {"entropy": grad_output}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,9 +260,11 @@ class ReferenceKL(Averaged):
     slot: ClassVar[str] = "kl-in-loss"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
 
-    kl_loss_coef: float = knob(0.0, "weight of the KL term; 0 is off and needs no reference", low=0)
-    kl_estimator: KLEstimator = knob("k3", "k1, k2 or k3: which function of the log-ratio is differentiated")
-    kl_clamp: float | None = knob(None, "largest estimate that a token may have; none is off (VinePPO: 10)", above=0)
+    kl_loss_coef: float = hyperparameter(0.0, "weight of the KL term; 0 is off and needs no reference", low=0)
+    kl_estimator: KLEstimator = hyperparameter("k3", "k1, k2 or k3: which function of the log-ratio is differentiated")
+    kl_clamp: float | None = hyperparameter(
+        None, "largest estimate that a token may have; none is off (VinePPO: 10)", above=0
+    )
 
     def required(self) -> frozenset[str]:
         """The reference is needed only where the term is on."""
@@ -277,7 +287,7 @@ class NLL(Averaged):
     slot: ClassVar[str] = "nll"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
 
-    nll_coef: float = knob(1.0, "weight of the negative log-likelihood", low=0)
+    nll_coef: float = hyperparameter(1.0, "weight of the negative log-likelihood", low=0)
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """Weighted -log pi of every step, `[B, T]`."""

@@ -12,7 +12,7 @@ from polyrl.recipe import Term
 
 def units_of(experience: Experience, terms: tuple[Term, ...]) -> tuple[Tensor, str]:
     """What minibatches are made of, `[B]` numbers from 0 (rows of equal number stay together), and the field's name."""
-    fields = {t.together for t in terms if t.together}
+    fields = {t.grouped_by for t in terms if t.grouped_by}
     if not fields:
         return torch.arange(len(experience)), ""
     if len(fields) > 1:

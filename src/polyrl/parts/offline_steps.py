@@ -18,7 +18,7 @@ from polyrl.errors import UserError
 from polyrl.models.language.rows import pad_rows
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.parts.steps import Continuing, continued, step_starts, task_steps
-from polyrl.recipe import Recipe, Stage, knob
+from polyrl.recipe import Recipe, Stage, hyperparameter
 from polyrl.runtime.seeding import generator
 
 
@@ -50,13 +50,15 @@ class OfflineSteps(Continuing):
         *("ref_logprob", "copies", "outcome", "state_outcome", "ends_response", "critic_turn"),
     }
 
-    continuations: int = knob(8, "N, continuations of each state: their first steps are the actions", low=2)
-    problems: int = knob(64, "problems in one set", low=1)
-    solutions: int = knob(8, "solutions sampled for each problem", low=1)
-    kept: int = knob(4, "solutions of each problem whose steps enter the set, right and wrong ones balanced", low=1)
-    states_per_step: int = knob(32, "states in one iteration", low=1)
-    critic_epochs: int = knob(2, "passes in which the critic learns, before the policy does", low=0)
-    policy_epochs: int | None = knob(
+    continuations: int = hyperparameter(8, "N, continuations of each state: their first steps are the actions", low=2)
+    problems: int = hyperparameter(64, "problems in one set", low=1)
+    solutions: int = hyperparameter(8, "solutions sampled for each problem", low=1)
+    kept: int = hyperparameter(
+        4, "solutions of each problem whose steps enter the set, right and wrong ones balanced", low=1
+    )
+    states_per_step: int = hyperparameter(32, "states in one iteration", low=1)
+    critic_epochs: int = hyperparameter(2, "passes in which the critic learns, before the policy does", low=0)
+    policy_epochs: int | None = hyperparameter(
         None, "passes in which the policy learns, before a new set; none: no new set", low=1
     )
 
@@ -87,11 +89,11 @@ class OfflineSteps(Continuing):
         batch = Experience({name: x[rows] for name, x in table.items()})
         context.spent.samples += len(batch)
         turn = torch.full((len(batch),), epoch < self.critic_epochs)
-        problem = context.world.task.rows("train", context.seed, 0, int(table["problem"].max()) + 1)
+        problem = context.run_state.task.rows("train", context.seed, 0, int(table["problem"].max()) + 1)
         chosen = [problem[i] for i in batch["problem"].tolist()]
         said = [ids[real].tolist() for ids, real in zip(batch["action"], batch["present"], strict=True)]
         context.log(offline__epoch=epoch, offline__states=states)
-        texts = [context.world.policy.decode(ids) for ids in said]
+        texts = [context.run_state.policy.decode(ids) for ids in said]
         batch = batch.with_columns(prompt=[row["prompt"] for row in chosen], completion=texts)
         return batch.answering(chosen).with_fields(critic_turn=turn)
 
@@ -102,8 +104,8 @@ class OfflineSteps(Continuing):
         """Set `number`, as columns of a table with one row for each state and distinct first step."""
         from polyrl.rollout.language import Sampling
 
-        world = context.world
-        task = world.task
+        run_state = context.run_state
+        task = run_state.task
         sampling = Sampling(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -112,13 +114,13 @@ class OfflineSteps(Continuing):
             stop=tuple(task.stop),
         )
         first = number * self.problems
-        solved: Experience = world.sample(
+        solved: Experience = run_state.sample(
             task.rows("train", context.seed, first, self.problems),
             sampling,
             completions_per_prompt=self.solutions,
             generator=context.generator("collect"),
         )
-        scores, _, calls = world.score(solved)
+        scores, _, calls = run_state.score(solved)
         spent = context.spent
         spent.tokens += int(solved["present"].sum())
         spent.steps += int(solved["mask"].sum())
@@ -137,9 +139,9 @@ class OfflineSteps(Continuing):
         self, solved: Experience, row: Tensor, length: Tensor, first: int, after: Experience, context: Context
     ) -> dict[str, Tensor]:
         """The table of the states in rows `row` [S] after `length` [S] tokens, and of first steps of `after` [S N]."""
-        end, every = task_steps(context.world.task, self.step_end, self.step_tokens)
+        end, every = task_steps(context.run_state.task, self.step_end, self.step_tokens)
         action, mask, present = (after[name] for name in ("action", "mask", "present"))
-        start = step_starts(action, mask, present, context.world.policy.decode, end, every)
+        start = step_starts(action, mask, present, context.run_state.policy.decode, end, every)
         step = start.cumsum(1) <= 1
         wide = (present & step).sum(1)
         outcomes = after["score"].view(len(row), -1)
@@ -155,7 +157,7 @@ class OfflineSteps(Continuing):
             lines += [(i, ks) for ks in same.values()]
         chosen = torch.tensor([ks[0] for _, ks in lines])
         state = torch.tensor([i for i, _ in lines])
-        ids, real = pad_rows(prompts, context.world.policy.pad_id, "left")
+        ids, real = pad_rows(prompts, context.run_state.policy.pad_id, "left")
         width = int(wide[chosen].max())
         here = torch.arange(width) < wide[chosen][:, None]
         counted = here & mask[chosen, :width]
@@ -163,7 +165,7 @@ class OfflineSteps(Continuing):
         found: dict[str, Any] = {
             "prompt_ids": ids[state],
             "prompt_mask": real[state],
-            "action": action[chosen, :width].masked_fill(~here, context.world.policy.pad_id),
+            "action": action[chosen, :width].masked_fill(~here, context.run_state.policy.pad_id),
             "present": here,
             "mask": counted,
             "ref_logprob": after["behaviour_logprob"][chosen, :width] * counted,

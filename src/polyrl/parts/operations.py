@@ -1,4 +1,4 @@
-"""Parts of the operations wing: where traces come from, and what network or rule orders."""
+"""Parts of the operations domain: where traces come from, and what network or rule orders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.models import inventory
 from polyrl.models.mlp import Activation, layer_sizes
-from polyrl.recipe import Architecture, Part, Stage, knob
+from polyrl.recipe import Architecture, Part, Stage, hyperparameter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class OrderNetwork(Architecture):
     """A multi-layer perceptron of all inventories, whose orders can always be shipped."""
 
-    hidden: str = knob("32x32x32", "sizes of the hidden layers, joined by x")
-    activation: Activation = knob("elu", "elu, tanh or relu between the layers")
+    hidden: str = hyperparameter("32x32x32", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("elu", "elu, tanh or relu between the layers")
 
     def build(self, task: Any, generator: torch.Generator) -> nn.Module:
         """The network for an inventory task, with weights drawn from `generator`."""
@@ -37,8 +37,10 @@ class OrderNetwork(Architecture):
 class BaseStock(Architecture):
     """A base-stock level for each location: order what the position lacks of it."""
 
-    start: float = knob(10.0, "first level, units", above=0)
-    unit: float = knob(150.0, "units of stock by which a step of size 1 of the optimiser moves a level", above=0)
+    start: float = hyperparameter(10.0, "first level, units", above=0)
+    unit: float = hyperparameter(
+        150.0, "units of stock by which a step of size 1 of the optimizer moves a level", above=0
+    )
 
     def build(self, task: Any, generator: torch.Generator) -> nn.Module:
         """The rule for an inventory task; nothing in it is random."""
@@ -89,9 +91,11 @@ class DrawTraces(Part):
     stage: ClassVar[Stage] = "collect"
     gives: ClassVar[frozenset[str]] = frozenset({"demand", "initial_inventory", "mask"})
 
-    scenarios: int = knob(512, "demand traces in one iteration", low=1)
-    periods: int = knob(50, "periods of each trace", low=1)
-    stored: int = knob(0, "size of a fixed set of traces that is used again and again; 0 draws fresh ones", low=0)
+    scenarios: int = hyperparameter(512, "demand traces in one iteration", low=1)
+    periods: int = hyperparameter(50, "periods of each trace", low=1)
+    stored: int = hyperparameter(
+        0, "size of a fixed set of traces that is used again and again; 0 draws fresh ones", low=0
+    )
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `scenarios` traces; each is a pure function of the run's seed and the iteration.
@@ -106,7 +110,7 @@ class DrawTraces(Part):
                     f"{self.name}.stored is {self.stored} but must be 0 or at least scenarios ({self.scenarios})."
                 )
             index %= self.stored // self.scenarios
-        demand, start = context.world.task.traces(context.seed, "train", index, self.scenarios, self.periods)
+        demand, start = context.run_state.task.traces(context.seed, "train", index, self.scenarios, self.periods)
         context.spent.samples += self.scenarios
         context.spent.steps += self.scenarios * self.periods
         mask = torch.ones(self.scenarios, self.periods, dtype=torch.bool)
@@ -122,6 +126,6 @@ class SampleOrders(DrawTraces):
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `scenarios` episodes with the inventories seen, the orders tried and their reward, minus cost."""
         batch = super().__call__(experience, context)
-        tried: Experience = context.world.act(batch, context.generator("orders"))
+        tried: Experience = context.run_state.set_policy(batch, context.generator("orders"))
         context.log(reward=tried["reward"].mean())
         return tried

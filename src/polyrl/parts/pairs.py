@@ -22,7 +22,7 @@ from polyrl.errors import UserError
 from polyrl.models.language.pairs import by_pair, sequence_log_ratio, sequence_logprob
 from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
 from polyrl.parts.credit import check_groups
-from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
 from polyrl.runtime.seeding import generator
 
 Reference = Literal["start", "round"]
@@ -132,11 +132,11 @@ class OfflinePairs(Part):
     fixed_pairs: ClassVar[bool] = True
     """Whether the task must have fixed pairs; where it has none, some are sampled from the start and labelled."""
 
-    pairs_per_step: int = knob(32, "pairs in one iteration", low=1)
+    pairs_per_step: int = hyperparameter(32, "pairs in one iteration", low=1)
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `2 * pairs_per_step` rows."""
-        pairs = context.world.pairs("train")
+        pairs = context.run_state.pairs("train")
         start = (context.iteration - 1) * self.pairs_per_step
         batch: Experience = pairs.batch(numbers_of_step(context.seed, len(pairs), start, self.pairs_per_step))
         context.spent.samples += len(batch)
@@ -153,8 +153,8 @@ class OfflinePairs(Part):
 class SamplePairs(SampleResponses):
     """Sample two responses to each prompt from the present policy, to be compared."""
 
-    prompts_per_step: int = knob(32, "prompts in one iteration", low=1)
-    completions_per_prompt: int = knob(2, "responses sampled for each prompt", low=2)
+    prompts_per_step: int = hyperparameter(32, "prompts in one iteration", low=1)
+    completions_per_prompt: int = hyperparameter(2, "responses sampled for each prompt", low=2)
 
 
 # ------------------------------------------------------------------------------------------------------- score
@@ -168,12 +168,12 @@ class PreferenceLabel(Part):
     """
 
     stage: ClassVar[Stage] = "score"
-    slot: ClassVar[str] = "judge"
+    slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask", "group", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score"})
     special_rows: ClassVar[SpecialRows | None] = replace(LEFT_OUT, unpaid="none")
 
-    label: Literal["bernoulli", "hard"] = knob(
+    label: Literal["bernoulli", "hard"] = hyperparameter(
         "bernoulli", "bernoulli draws the winner with the function's probability, hard takes the likelier one"
     )
 
@@ -191,7 +191,7 @@ class PreferenceLabel(Part):
         """
         group, counted = experience["group"], scored_rows(experience)
         first, second = _comparisons(group, counted)
-        probability = torch.tensor(context.world.prefer(experience, first, second), dtype=torch.float32)
+        probability = torch.tensor(context.run_state.prefer(experience, first, second), dtype=torch.float32)
         context.spent.reward_calls += len(first)
         if self.label == "hard":
             wins = torch.where(probability == 0.5, 0.5, (probability > 0.5).float())
@@ -268,7 +268,7 @@ class PairTerm(Term):
     Each row of a pair carries the loss of the pair. A pair of which a selection left out one row teaches nothing.
     """
 
-    together: ClassVar[str] = "pair"
+    grouped_by: ClassVar[str] = "pair"
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"pair", "preferred", "mask", "weight"})
 
@@ -347,10 +347,10 @@ class LogRatioLoss(ImplicitRewardLoss):
     Subclasses write `pair_loss(h)` and `scale`, by which a log-ratio is called an implicit reward in the metrics.
     """
 
-    length_norm: bool = knob(
-        False, "length-normalised form: log-ratios are means over the tokens of a response; false sums them"
+    length_norm: bool = hyperparameter(
+        False, "length-normalized form: log-ratios are means over the tokens of a response; false sums them"
     )
-    reference: Reference = knob(
+    reference: Reference = hyperparameter(
         "start", "start: ratios to the starting model; round: to the policy that sampled this batch"
     )
 

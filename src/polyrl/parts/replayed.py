@@ -19,7 +19,7 @@ from polyrl.errors import UserError
 from polyrl.models.actor import Actor
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
-from polyrl.recipe import Change, Part, Recipe, Stage, Term, knob, options
+from polyrl.recipe import Change, Part, Recipe, Stage, Term, hyperparameter, options
 
 # ------------------------------------------------------------------------------------------------------------ collect
 
@@ -28,14 +28,14 @@ from polyrl.recipe import Change, Part, Recipe, Stage, Term, knob, options
 class StepAndKeep(StepEnvironments):
     """Step environments for a replay buffer: the first steps at random, then with the method's own actor."""
 
-    environments: int = knob(1, "environments that are stepped together", low=1)
-    steps_per_environment: int = knob(1, "steps of each environment in one turn", low=1)
-    random_steps: int = knob(0, "steps at first whose actions are drawn uniformly", low=0)
+    environments: int = hyperparameter(1, "environments that are stepped together", low=1)
+    steps_per_environment: int = hyperparameter(1, "steps of each environment in one turn", low=1)
+    random_steps: int = hyperparameter(0, "steps at first whose actions are drawn uniformly", low=0)
 
     def acting(self, context: Context) -> Actor | None:
         """Who acts in this turn; None is the run's own actor."""
         if context.spent.steps < self.random_steps:
-            return RandomActor(context.world.task.actions.space)
+            return RandomActor(context.run_state.task.actions.space)
         return None
 
 
@@ -80,7 +80,7 @@ class SoftTarget(Part):
     models: ClassVar[frozenset[str]] = frozenset({"policy", "q_target", "temperature"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    entropy_backup: bool = knob(True, "whether the entropy of what follows counts in the targets")
+    entropy_backup: bool = hyperparameter(True, "whether the entropy of what follows counts in the targets")
 
     def apply(self, batch: Experience, see: See) -> Experience:
         """Add `value_target` [B, T]."""
@@ -127,15 +127,17 @@ class ReplayChange(Change):
 class NStep(ReplayChange):
     """Sum the rewards of several steps before a value stands for the rest, in the rows of the replay buffer."""
 
-    n_step: int = knob(3, "steps whose rewards are summed", low=1)
+    n_step: int = hyperparameter(3, "steps whose rewards are summed", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prioritised(ReplayChange):
     """Sample rows the more often the larger their last error was, and weigh them back (arXiv:1511.05952)."""
 
-    priority_exponent: float = knob(0.6, "alpha: how much priorities count in sampling; 0 is uniform", low=0)
-    importance_exponent: float = knob(0.4, "beta: how much of the bias of priorities weights undo", low=0, high=1)
+    priority_exponent: float = hyperparameter(0.6, "alpha: how much priorities count in sampling; 0 is uniform", low=0)
+    importance_exponent: float = hyperparameter(
+        0.4, "beta: how much of the bias of priorities weights undo", low=0, high=1
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ improve
@@ -207,7 +209,7 @@ class EntropyTarget(OffPolicyTerm):
     needs: ClassVar[frozenset[str]] = frozenset({"action", "sampled_logprob", "weight"})
     wants: ClassVar[frozenset[str]] = frozenset({"log_number"})
 
-    target_entropy: float | None = knob(None, "H*, nats; none is minus the number of an action's numbers")
+    target_entropy: float | None = hyperparameter(None, "H*, nats; none is minus the number of an action's numbers")
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """-log alpha (log pi + H*), `[B, T]`."""

@@ -21,7 +21,7 @@ from polyrl.core.special_rows import (
     scored_rows,
 )
 from polyrl.errors import UserError
-from polyrl.recipe import Part, Stage, knob
+from polyrl.recipe import Part, Stage, hyperparameter
 
 # ---------------------------------------------------------------------------------------------- pure functions
 
@@ -90,10 +90,10 @@ def of_finished(experience: Experience, judge: Callable[[Experience], Tensor]) -
     return found.new_zeros(len(experience), *found.shape[1:]).index_put((rows,), found)
 
 
-def paid(
+def assign_reward(
     experience: Experience, scores: Tensor, parts: Mapping[str, Tensor], calls: int, context: Context
 ) -> Experience:
-    """Pay each response its score at its last token, and log what was earned: the end of every part that judges.
+    """Assign each response its score as the reward of its last token, and log it: the end of every part that judges.
 
     Args:
         experience: the responses.
@@ -112,7 +112,7 @@ def paid(
     scores = torch.where(finished_rows(experience), scores, 0.0)  # what is still being written has earned nothing yet
     kept = ~torch.isnan(scores)
     if not bool(kept.all()):
-        # a group that lost its greedy twin has lost its baseline: it goes as a whole
+        # a group that lost its greedy baseline has lost its baseline: it goes as a whole
         lost = set(experience["group"][~kept & experience["greedy"]].tolist())
         kept &= torch.tensor([g not in lost for g in experience["group"].tolist()])
         context.log(rewards__dropped=float((~kept).sum()))
@@ -134,7 +134,7 @@ def paid(
         known = values[counted & ~torch.isnan(values)]
         if len(known):
             context.metrics[f"rewards/{name}"] = float(known.mean())
-    for name, values in context.world.measures(experience).items() if len(seen) else ():
+    for name, values in context.run_state.measures(experience).items() if len(seen) else ():
         context.metrics[name] = float(values[counted].mean())
     return experience.with_fields(
         score=scores,
@@ -150,7 +150,7 @@ class TaskReward(Part):
     """Score every response with the task's reward functions and pay the score at its last token."""
 
     stage: ClassVar[Stage] = "score"
-    slot: ClassVar[str] = "judge"
+    slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
     special_rows: ClassVar[SpecialRows | None] = JUDGED
@@ -166,7 +166,7 @@ class TaskReward(Part):
         def judge(some: Experience) -> Tensor:
             nonlocal calls
             scores: Tensor
-            scores, named, calls = context.world.score(some)
+            scores, named, calls = context.run_state.score(some)
             parts.update(named)
             return scores
 
@@ -175,7 +175,7 @@ class TaskReward(Part):
         if len(done) < len(experience):
             unknown = torch.full((len(experience),), torch.nan)
             parts = {name: unknown.index_put((done,), values) for name, values in parts.items()}
-        return paid(experience, scores, parts, calls, context)
+        return assign_reward(experience, scores, parts, calls, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +190,8 @@ class ReferenceLogprob(Part):
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `ref_logprob` [B, T]; 0 in greedy twins."""
-        return experience.with_fields(ref_logprob=context.world.reference_logprob(experience))
+        """Add `ref_logprob` [B, T]; 0 in greedy baselines."""
+        return experience.with_fields(ref_logprob=context.run_state.reference_logprob(experience))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +207,11 @@ class TokenKLPenalty(Part):
         unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
     )
 
-    kl_coef: float = knob(0.02, "weight of the reference KL in the reward; 0 is off", low=0)
-    kl_target: float | None = knob(
+    kl_coef: float = hyperparameter(0.02, "weight of the reference KL in the reward; 0 is off", low=0)
+    kl_target: float | None = hyperparameter(
         None, "adapt kl_coef towards this KL per sequence, nats; none keeps it fixed", above=0
     )
-    kl_horizon: float = knob(10_000, "episodes over which kl_coef adapts", above=0)
+    kl_horizon: float = hyperparameter(10_000, "episodes over which kl_coef adapts", above=0)
 
     def required(self) -> frozenset[str]:
         """The reference is needed only where the penalty is on."""
@@ -221,7 +221,7 @@ class TokenKLPenalty(Part):
         """Return the experience with the penalty taken off `reward` [B, T]."""
         if not self.kl_coef:
             return experience
-        # greedy twins say nothing of an expectation and are not measured
+        # greedy baselines say nothing of an expectation and are not measured
         counted = experience["mask"] & sampled_rows(experience)[:, None]
         estimate = kl_estimate(experience["behaviour_logprob"], experience["ref_logprob"], "k1")
         log_ratio = torch.where(counted, estimate, 0.0)
@@ -246,7 +246,7 @@ class TrajectoryKLPenalty(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "kl_charge"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
-    kl_coef: float = knob(0.05, "beta: weight of the reference KL in the reward; 0 is off", low=0)
+    kl_coef: float = hyperparameter(0.05, "beta: weight of the reference KL in the reward; 0 is off", low=0)
 
     def required(self) -> frozenset[str]:
         """The reference is needed only where the penalty is on."""
@@ -272,7 +272,7 @@ class OverlongPenalty(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
-    overlong_cache: int = knob(12, "tokens before the limit in which the penalty grows to 1", low=1)
+    overlong_cache: int = hyperparameter(12, "tokens before the limit in which the penalty grows to 1", low=1)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Return the experience with the penalty added to `score` [B] and to the last `reward`."""

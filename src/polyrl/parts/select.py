@@ -13,7 +13,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import ALONE, SpecialRows, finished_rows, sampled_steps, scored_rows
 from polyrl.errors import UserError
 from polyrl.parts.credit import group_statistics
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 
 def order_of(key: Tensor, generator: torch.Generator | None = None, descending: bool = False) -> Tensor:
@@ -24,7 +24,7 @@ def order_of(key: Tensor, generator: torch.Generator | None = None, descending: 
 
 @dataclass(frozen=True, kw_only=True)
 class AllSteps(Part):
-    """Every step that the policy sampled in this iteration counts once; greedy twins never train."""
+    """Every step that the policy sampled in this iteration counts once; greedy baselines never train."""
 
     stage: ClassVar[Stage] = "select"
     measures: ClassVar[bool] = True
@@ -102,8 +102,8 @@ class RandomDrop(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
-    drop_rate: float = knob(0.03, "share that is left out", low=0, high=1)
-    drop: Literal["steps", "rows"] = knob("steps", "what is left out: single steps, or whole responses")
+    drop_rate: float = hyperparameter(0.03, "share that is left out", low=0, high=1)
+    drop: Literal["steps", "rows"] = hyperparameter("steps", "what is left out: single steps, or whole responses")
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 at random places, unless that would leave nothing."""
@@ -135,7 +135,7 @@ class EntropyAtCollection(Part):
         rows = counted.any(1).nonzero()[:, 0]
         entropy = torch.zeros_like(experience["behaviour_logprob"])
         if len(rows):
-            entropy[rows] = context.world.entropy(experience.rows(rows)).to(entropy.dtype)
+            entropy[rows] = context.run_state.entropy(experience.rows(rows)).to(entropy.dtype)
         return experience.with_fields(entropy_at_collection=entropy)
 
 
@@ -148,8 +148,8 @@ class CriticPretraining(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
-    critic_pretraining: int = knob(10, "iterations in which only the critic learns; 0 is off", low=0)
-    critic_start: Literal["policy", "reward-model"] = knob(
+    critic_pretraining: int = hyperparameter(10, "iterations in which only the critic learns; 0 is off", low=0)
+    critic_start: Literal["policy", "reward-model"] = hyperparameter(
         "policy", "what the critic begins as a copy of: the policy with a new head, or the reward model that scores"
     )
 

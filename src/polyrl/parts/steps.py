@@ -12,7 +12,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import scored_rows
 from polyrl.errors import UserError
-from polyrl.recipe import Part, Recipe, knob
+from polyrl.recipe import Part, Recipe, hyperparameter
 
 Decode = Callable[[list[int]], str]
 """Text of token ids, without the tokens that end and pad."""
@@ -91,14 +91,14 @@ def task_steps(task: object, step_end: str, step_tokens: int | None) -> tuple[st
 class Continuing(Part):
     """What parts have in common that resume generation from the steps of responses."""
 
-    continuations: int = knob(9, "K, continuations of each state", low=1)
-    step_end: str = knob("", "text that ends a step (such as ';'); empty takes the task's")
-    step_tokens: int | None = knob(
+    continuations: int = hyperparameter(9, "K, continuations of each state", low=1)
+    step_end: str = hyperparameter("", "text that ends a step (such as ';'); empty takes the task's")
+    step_tokens: int | None = hyperparameter(
         None, "tokens of a step, whatever their text; 0: step_end decides; none takes the task's", low=0
     )
-    temperature: float = knob(1.0, "sampling temperature, of continuations as of responses", above=0)
-    top_k: int = knob(0, "sample among the k likeliest tokens only; 0 is off", low=0)
-    top_p: float = knob(1.0, "sample among the likeliest tokens that hold this mass", above=0, high=1)
+    temperature: float = hyperparameter(1.0, "sampling temperature, of continuations as of responses", above=0)
+    top_k: int = hyperparameter(0, "sample among the k likeliest tokens only; 0 is off", low=0)
+    top_p: float = hyperparameter(1.0, "sample among the likeliest tokens that hold this mass", above=0, high=1)
 
     def check_within(self, recipe: Recipe) -> None:
         """Values must be of the policy that sampled, under the reward that is trained on.
@@ -106,21 +106,21 @@ class Continuing(Part):
         Raises:
             UserError: responses are sampled otherwise, or their score is not `task-reward`'s alone.
         """
-        for knob_name in ("temperature", "top_k", "top_p"):
-            mine = getattr(self, knob_name)
-            theirs = getattr(recipe.collect, knob_name, mine)
+        for name in ("temperature", "top_k", "top_p"):
+            mine = getattr(self, name)
+            theirs = getattr(recipe.collect, name, mine)
             if theirs != mine and recipe.collect:
                 raise UserError(
-                    f"{recipe.name}: '{recipe.collect.name}' samples with {knob_name} {theirs:g} but '{self.name}' "
-                    f"continues with {mine:g}; set both at once with --{knob_name.replace('_', '-')}."
+                    f"{recipe.name}: '{recipe.collect.name}' samples with {name} {theirs:g} but '{self.name}' "
+                    f"continues with {mine:g}; set both at once with --{name.replace('_', '-')}."
                 )
-        judges = [p.name for p in recipe.score if p.slot == "judge"]
+        judges = [p.name for p in recipe.score if p.slot == "reward"]
         if judges != ["task-reward"]:
             raise UserError(
                 f"{recipe.name}: '{self.name}' scores continuations with the task's own reward, but responses are "
                 f"judged by {' and '.join(repr(j) for j in judges) or 'nothing'}; leave one of the two away."
             )
-        changers = [p.name for p in recipe.score if p.slot != "judge" and "score" in p.gives]
+        changers = [p.name for p in recipe.score if p.slot != "reward" and "score" in p.gives]
         if changers:
             raise UserError(
                 f"{recipe.name}: '{self.name}' scores continuations with the task's own reward, but "
@@ -129,9 +129,9 @@ class Continuing(Part):
 
     def starts(self, experience: Experience, context: Context) -> Tensor:
         """First tokens of the steps, `[B, T]` bool; of rows that are no whole sampled responses there are none."""
-        end, every = task_steps(context.world.task, self.step_end, self.step_tokens)
+        end, every = task_steps(context.run_state.task, self.step_end, self.step_tokens)
         mask = experience["mask"] & scored_rows(experience)[:, None]
-        decode = context.world.policy.decode
+        decode = context.run_state.policy.decode
         return step_starts(experience["action"], mask, experience["present"], decode, end, every)
 
 
@@ -143,8 +143,8 @@ def continued(experience: Experience, row: Tensor, tokens: Tensor, part: Continu
     """
     from polyrl.rollout.language import Sampling
 
-    task = context.world.task
-    batch: Experience = context.world.continuations(
+    task = context.run_state.task
+    batch: Experience = context.run_state.continuations(
         experience,
         row,
         tokens,
@@ -158,7 +158,7 @@ def continued(experience: Experience, row: Tensor, tokens: Tensor, part: Continu
         count=part.continuations,
         generator=context.generator(part.name),
     )
-    scores, _, calls = context.world.score(batch)
+    scores, _, calls = context.run_state.score(batch)
     spent = context.spent
     spent.tokens += int(batch["present"].sum())
     spent.steps += int(batch["mask"].sum())

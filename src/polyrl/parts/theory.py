@@ -13,10 +13,10 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import Diverged, UserError
-from polyrl.parts.optimise import NonFinite
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.parts.optimize import NonFinite
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 from polyrl.tasks.theory.games import win_rates
-from polyrl.tasks.theory.mdp import RobustMDP, regularised_value, soft_policy
+from polyrl.tasks.theory.mdp import RobustMDP, regularized_value, soft_policy
 from polyrl.tasks.theory.uncertainty import Uncertainty
 
 # ---------------------------------------------------------------------------------------------- pure functions
@@ -53,13 +53,13 @@ def check_plays(part: Part, context: Context, **policies: Tensor) -> None:
 def mirror_policy(
     q: Tensor, previous: Tensor, log_reference: Tensor, eta: float, alpha: float | None
 ) -> tuple[Tensor, Tensor]:
-    """One regularised mirror step: pi ~ previous^(1/(1+alpha eta)) ref^(alpha eta/(1+alpha eta)) exp(alpha Q/(1+...)).
+    """One regularized mirror step: pi ~ previous^(1/(1+alpha eta)) ref^(alpha eta/(1+alpha eta)) exp(alpha Q/(1+...)).
 
     Args:
         q: `[..., A]`.
         previous: probabilities `[..., A]` of the policy that is moved.
         log_reference: `[..., A]`, broadcast.
-        eta: temperature of the regularisation.
+        eta: temperature of the regularization.
         alpha: step size; None is infinite, which is `soft_policy`.
 
     Returns:
@@ -68,7 +68,7 @@ def mirror_policy(
     if alpha is None:
         return soft_policy(q, log_reference, eta)
     policy = torch.softmax((previous.log() + alpha * (eta * log_reference + q)) / (1 + alpha * eta), -1)
-    return policy, regularised_value(policy, q, log_reference, eta)
+    return policy, regularized_value(policy, q, log_reference, eta)
 
 
 # --------------------------------------------------------------------------------------------- preference games
@@ -84,12 +84,12 @@ class EnumerateAnswers(Part):
 
     def opponent(self, context: Context) -> Tensor:
         """Log-probabilities `[n]` of whom the answers are compared with."""
-        policy: Tensor = context.world.log_policy
+        policy: Tensor = context.run_state.log_policy
         return policy
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `n` rows of one step: an expectation over the policy is then a weighted sum, not an estimate."""
-        policy, opponent = context.world.log_policy[:, None], self.opponent(context)[:, None]
+        policy, opponent = context.run_state.log_policy[:, None], self.opponent(context)[:, None]
         check_plays(self, context, policy=policy, opponent=opponent)
         there = torch.ones_like(policy, dtype=torch.bool)
         context.spent.samples += 1
@@ -116,7 +116,7 @@ class ExactWinRates(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `score` [n], win rates in [0, 1]."""
-        score = win_rates(context.world.task.preference, experience["opponent_logprob"][:, 0])
+        score = win_rates(context.run_state.task.preference, experience["opponent_logprob"][:, 0])
         context.spent.reward_calls += 1
         context.log(best_win_rate=score.max())
         return experience.with_fields(score=score)
@@ -137,10 +137,10 @@ class RollEpisode(Part):
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return one row of `H` steps."""
-        world = context.world
-        check_plays(self, context, policy=world.policy)
-        state, action, next_state = world.roll(context.generator("collect"))
-        live = torch.tensor([s not in world.task.ends for s in state.tolist()])
+        run_state = context.run_state
+        check_plays(self, context, policy=run_state.policy)
+        state, action, next_state = run_state.roll(context.generator("collect"))
+        live = torch.tensor([s not in run_state.task.ends for s in state.tolist()])
         context.spent.samples += 1
         context.spent.steps += int(live.sum())
         steps = torch.arange(len(state))
@@ -151,7 +151,7 @@ class RollEpisode(Part):
                 "next_state": next_state[None],
                 "mask": live[None],
                 "present": live[None],
-                "behaviour_logprob": world.policy[steps, state, action].log()[None],
+                "behaviour_logprob": run_state.policy[steps, state, action].log()[None],
             }
         )
 
@@ -169,7 +169,7 @@ class KnownReward(Part):
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `reward` [B, H] and its sum `score` [B]."""
         steps = torch.arange(experience["state"].shape[1])
-        reward = context.world.task.reward[steps, experience["state"], experience["action"]]
+        reward = context.run_state.task.reward[steps, experience["state"], experience["action"]]
         context.log(reward=reward.sum(1).mean())
         return experience.with_fields(reward=reward, score=reward.sum(1))
 
@@ -190,21 +190,35 @@ class RobustBackup(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"action_value", "value", "bonus"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    ridge: float = knob(0.1, "lambda of the ridge regressions", above=0)
-    beta: float = knob(1.0, "scale of the bonus; at least sqrt(ridge) times the largest return, or luck decides", low=0)
-    bonus_form: Literal["sum", "norm"] = knob(
+    ridge: float = hyperparameter(0.1, "lambda of the ridge regressions", above=0)
+    beta: float = hyperparameter(
+        1.0, "scale of the bonus; at least sqrt(ridge) times the largest return, or luck decides", low=0
+    )
+    bonus_form: Literal["sum", "norm"] = hyperparameter(
         "sum", "sum_i phi_i sqrt(L^-1_ii) of the analysis, or the smaller sqrt(sum_i phi_i^2 L^-1_ii) of public code"
     )
-    divergence: Literal["task", "tv", "kl", "chi2"] = knob("task", "divergence of the set that is planned for")
-    constraint: Literal["task", "radius", "penalty"] = knob("task", "whether the adversary has a radius or pays")
-    rho: float | None = knob(None, "radius that is planned for, 0 is not robust; none takes the task's", low=0)
-    lam: float | None = knob(None, "price of the adversary that is planned for; none takes the task's", above=0)
-    kl_unseen: Literal["highest", "lowest"] = knob(
+    divergence: Literal["task", "tv", "kl", "chi2"] = hyperparameter(
+        "task", "divergence of the set that is planned for"
+    )
+    constraint: Literal["task", "radius", "penalty"] = hyperparameter(
+        "task", "whether the adversary has a radius or pays"
+    )
+    rho: float | None = hyperparameter(
+        None, "radius that is planned for, 0 is not robust; none takes the task's", low=0
+    )
+    lam: float | None = hyperparameter(
+        None, "price of the adversary that is planned for; none takes the task's", above=0
+    )
+    kl_unseen: Literal["highest", "lowest"] = hyperparameter(
         "highest", "what ridge shrinkage gives a factor without data under KL: optimism, or the value 0"
     )
-    kl_floor: float = knob(0.05, "least dual variable of the KL radius: below, signed estimates make no sense", above=0)
-    eta: float | None = knob(None, "temperature of the policy's regularisation; none takes the task's", low=0)
-    alpha: float | None = knob(None, "step of the mirror form; none is the closed form, an infinite step", above=0)
+    kl_floor: float = hyperparameter(
+        0.05, "least dual variable of the KL radius: below, signed estimates make no sense", above=0
+    )
+    eta: float | None = hyperparameter(None, "temperature of the policy's regularization; none takes the task's", low=0)
+    alpha: float | None = hyperparameter(
+        None, "step of the mirror form; none is the closed form, an infinite step", above=0
+    )
 
     def objective(self, task: RobustMDP) -> tuple[Uncertainty, float]:
         """The adversary and the temperature that are planned for."""
@@ -228,7 +242,7 @@ class RobustBackup(Part):
         """Refuse a recipe whose improve stage installs another policy than the one whose values were backed up."""
         for name in ("eta", "alpha"):
             mine = getattr(self, name)
-            theirs = getattr(recipe.optimise, name, mine)
+            theirs = getattr(recipe.optimize, name, mine)
             if mine != theirs:
                 raise UserError(
                     f"{recipe.name}: {name} is {mine} in '{self.name}' but {theirs} in '{recipe.improver.name}'; the "
@@ -237,8 +251,8 @@ class RobustBackup(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Take the episode into the regressions; add `action_value`, `value` and `bonus` [B, H]; keep the table `q`."""
-        world = context.world
-        task: RobustMDP = world.task
+        run_state = context.run_state
+        task: RobustMDP = run_state.task
         precision, moments = self._learn(experience, context)
         uncertainty, eta = self.objective(task)
         inverse = torch.linalg.inv(precision)
@@ -250,22 +264,22 @@ class RobustBackup(Part):
             worst = self._worst(task, h, factors[h], value[h + 1], uncertainty)
             q[h] = (task.reward[h] + task.features @ worst + bonus[h]).clamp(0, float(task.highest[h]))
             q[h, task.ends] = 0
-            _, value[h] = mirror_policy(q[h], world.policy[h], task.log_reference, eta, self.alpha)
+            _, value[h] = mirror_policy(q[h], run_state.policy[h], task.log_reference, eta, self.alpha)
         check_finite(self, context, values=q)
-        world.tables["q"] = q
+        run_state.tables["q"] = q
         at = (torch.arange(task.horizon), experience["state"], experience["action"])
         context.log(bonus=bonus[at][experience["mask"]].mean(), optimistic_value=value[0, 0])
         return experience.with_fields(action_value=q[at], value=value[at[:2]], bonus=bonus[at])
 
     def _learn(self, experience: Experience, context: Context) -> tuple[Tensor, Tensor]:
         """Add the transitions to Lambda_h `[H, d, d]` and to sum phi 1[s'] `[H, d, S]`."""
-        world = context.world
-        task: RobustMDP = world.task
-        context.touched = True  # from here on the iteration cannot be undone
+        run_state = context.run_state
+        task: RobustMDP = run_state.task
+        context.params_updated = True  # from here on the iteration cannot be undone
         horizon, d, states = task.horizon, task.features.shape[2], len(task.states)
         eye = torch.eye(d, dtype=torch.float64)
-        precision = world.keep("precision", lambda: self.ridge * eye.repeat(horizon, 1, 1))
-        moments = world.keep("moments", lambda: torch.zeros(horizon, d, states, dtype=torch.float64))
+        precision = run_state.get_or_create("precision", lambda: self.ridge * eye.repeat(horizon, 1, 1))
+        moments = run_state.get_or_create("moments", lambda: torch.zeros(horizon, d, states, dtype=torch.float64))
         steps = torch.arange(horizon)
         for state, action, following in zip(
             experience["state"], experience["action"], experience["next_state"], strict=True

@@ -14,7 +14,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.errors import UserError
 from polyrl.parts.score import at_last_step
-from polyrl.recipe import Part, Stage, knob
+from polyrl.recipe import Part, Stage, hyperparameter
 
 
 def turns(mask: Tensor, present: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def calls_of(experience: Experience, part: Part, context: Context) -> Tensor:
     calls: Sequence[Any] | None = experience.columns.get("calls")
     if calls is None:
         raise UserError(
-            f"Part '{part.name}' needs the number of tool calls, and the task '{context.world.task.name}' has no tool "
-            "that counts them; take tool-arithmetic, calculator or office, or let its session report 'calls'."
+            f"Part '{part.name}' needs the number of tool calls, and the task '{context.run_state.task.name}' has no "
+            "tool that counts them; take tool-arithmetic, calculator or office, or let its session report 'calls'."
         )
     found = torch.tensor(calls, dtype=experience["score"].dtype)
     counted = scored_rows(experience)
@@ -91,7 +91,7 @@ class CallPrice(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
-    call_price: float = knob(0.1, "what a tool call costs, in units of score", low=0)
+    call_price: float = hyperparameter(0.1, "what a tool call costs, in units of score", low=0)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Lower `score` [B] and the last `reward` by the price of the calls."""

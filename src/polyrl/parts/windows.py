@@ -13,7 +13,7 @@ from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.models.language.rows import pad_rows
 from polyrl.parts.collect import LANGUAGE_FIELDS
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,15 @@ class WindowedRollouts(Part):
     stage: ClassVar[Stage] = "collect"
     gives: ClassVar[frozenset[str]] = LANGUAGE_FIELDS | {"window", "policy_version", "finished"}
 
-    prompts_per_step: int = knob(8, "slots, divided by completions_per_prompt", low=1)
-    completions_per_prompt: int = knob(8, "responses sampled for each prompt", low=1)
-    window: int = knob(32, "W, tokens that each slot goes on by in one iteration", low=1)
-    carry_on: bool = knob(True, "keep unfinished responses; otherwise they end with their window, and are judged so")
-    temperature: float = knob(1.0, "sampling temperature; every log-probability uses it", above=0)
-    top_k: int = knob(0, "sample among the k likeliest tokens only; 0 is off", low=0)
-    top_p: float = knob(1.0, "sample among the likeliest tokens that hold this mass", above=0, high=1)
+    prompts_per_step: int = hyperparameter(8, "slots, divided by completions_per_prompt", low=1)
+    completions_per_prompt: int = hyperparameter(8, "responses sampled for each prompt", low=1)
+    window: int = hyperparameter(32, "W, tokens that each slot goes on by in one iteration", low=1)
+    carry_on: bool = hyperparameter(
+        True, "keep unfinished responses; otherwise they end with their window, and are judged so"
+    )
+    temperature: float = hyperparameter(1.0, "sampling temperature; every log-probability uses it", above=0)
+    top_k: int = hyperparameter(0, "sample among the k likeliest tokens only; 0 is off", low=0)
+    top_p: float = hyperparameter(1.0, "sample among the likeliest tokens that hold this mass", above=0, high=1)
 
     def check_within(self, recipe: Recipe) -> None:
         """Whoever gives advantages or weights must know of unfinished responses, and nobody may be silent on them."""
@@ -60,19 +62,19 @@ class WindowedRollouts(Part):
         """Return all slots, each with its whole response so far; `window` marks the tokens of this iteration."""
         from polyrl.rollout.language import Sampling
 
-        world = context.world
-        if world.task.session(world.task.rows("train", context.seed, 0, 1)[0]) is not None:
+        run_state = context.run_state
+        if run_state.task.session(run_state.task.rows("train", context.seed, 0, 1)[0]) is not None:
             raise UserError(
-                f"The task '{world.task.name}' has a tool, and '{self.name}' cannot stop in the middle of its words; "
-                "sample whole responses, as ppo does."
+                f"The task '{run_state.task.name}' has a tool, and '{self.name}' cannot stop in the middle of its "
+                "words; sample whole responses, as ppo does."
             )
-        limit = world.task.max_tokens
+        limit = run_state.task.max_tokens
         slots = _Slots.of(context, self.name, self.prompts_per_step * self.completions_per_prompt, limit)
         begun = slots.refill()
         numbers = slots.number // self.completions_per_prompt
-        rows = {n: world.task.rows("train", context.seed, n, 1)[0] for n in set(numbers.tolist())}
-        ids = {n: world.policy.encode_row(row) for n, row in rows.items()}
-        prompt_ids, prompt_mask = pad_rows([ids[n] for n in numbers.tolist()], world.policy.pad_id, "left")
+        rows = {n: run_state.task.rows("train", context.seed, n, 1)[0] for n in set(numbers.tolist())}
+        ids = {n: run_state.policy.encode_row(row) for n, row in rows.items()}
+        prompt_ids, prompt_mask = pad_rows([ids[n] for n in numbers.tolist()], run_state.policy.pad_id, "left")
         size, before = len(numbers), slots.length
         present = torch.arange(limit) < before[:, None]
         answered = [rows[n] for n in numbers.tolist()]
@@ -91,7 +93,7 @@ class WindowedRollouts(Part):
             {"prompt": [row["prompt"] for row in answered]},
             answered,
         )
-        added = world.continuations(
+        added = run_state.continuations(
             batch,
             torch.arange(size),
             before,
@@ -100,14 +102,14 @@ class WindowedRollouts(Part):
                 top_k=self.top_k,
                 top_p=self.top_p,
                 max_tokens=limit,
-                stop=tuple(world.task.stop),
+                stop=tuple(run_state.task.stop),
             ),
             count=1,
             generator=context.generator("collect"),
             limit=torch.full((size,), self.window),
         )
         new, ended = added["present"].sum(1), added["ended"]
-        slots.extend(added, context.iteration, world.policy.pad_id)
+        slots.extend(added, context.iteration, run_state.policy.pad_id)
         finished = ended | (slots.length >= limit) | (not self.carry_on)
         slots.keep(finished, context, self.name)
         width = int(slots.length.max())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polyrl.models.language.pairs import PairIds
-from polyrl.models.language.policy import Reader
+from polyrl.models.language.policy import Backbone
 from polyrl.tasks.language.base import LanguageTask, Row
 from polyrl.tasks.language.formats import template_columns
 
@@ -31,7 +31,7 @@ def demonstrations(task: LanguageTask, seed: int, count: int) -> list[Demonstrat
     return [Demonstration(row, task.worked(row)) for row in rows]
 
 
-def demonstration_ids(reader: Reader, shown: Demonstration) -> PairIds:
+def demonstration_ids(reader: Backbone, shown: Demonstration) -> PairIds:
     """A demonstration as token ids: the chosen response of a pair without a rejected one."""
     row = shown.row
     answer = reader.encode_response(row["prompt"], shown.answer, **template_columns(row))

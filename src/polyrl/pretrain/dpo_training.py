@@ -117,7 +117,7 @@ def train_dpo(
         for rows, found in logprobs(torch.arange(len(data))):
             reference[rows] = found.float()
     weights = [p for p in policy.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     batches = length_batches(length.tolist(), batch_size, generator)
     an_epoch = max(1, len(data) // batch_size)
     steps = epochs * an_epoch
@@ -132,9 +132,9 @@ def train_dpo(
             losses[step] += share.item()
             ordered[step] += float((h > 0).sum()) / len(index)
         torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr * scheduled(step, steps, warmup, final_lr)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     loss, right = (sum(values[-an_epoch:]) / an_epoch for values in (losses, ordered))
     return {"pairs": len(data), "steps": steps, "loss": loss, "in_order": right}

@@ -50,7 +50,7 @@ def train_reward_model(
         generator: decides the order of the pairs, and with it everything.
         held_out: pairs to measure the accuracy on, at the end.
         epochs: passes over the pairs, each in batches of similar length.
-        batch_size: pairs of an optimiser step.
+        batch_size: pairs of an optimizer step.
         lr: highest learning rate of AdamW; it rises over the first `warmup` share of the steps and then falls along a
             cosine to `final_lr` of itself.
         max_tokens: padded tokens of one forward pass; memory, never meaning.
@@ -65,7 +65,7 @@ def train_reward_model(
     batch = model.as_batch([*prompts, *prompts], [p["chosen"] for p in pairs] + [p["rejected"] for p in pairs])
     length = (batch["prompt_mask"].sum(1) + batch["present"].sum(1)).view(2, -1).amax(0)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     batches = length_batches(length.tolist(), batch_size, generator)
     an_epoch = max(1, len(pairs) // batch_size)
     steps = epochs * an_epoch
@@ -81,10 +81,10 @@ def train_reward_model(
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.item()
         torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr * scheduled(step, steps, warmup, final_lr)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         losses.append(loss)
         if (step + 1) % an_epoch == 0:
             say(f"epoch {(step + 1) // an_epoch} of {epochs}: loss {sum(losses[-an_epoch:]) / an_epoch:.3f}")
@@ -139,7 +139,7 @@ def score_texts(
 
 
 @torch.no_grad()
-def normalise(model: RewardModel, scores: Tensor) -> tuple[float, float]:
+def normalize(model: RewardModel, scores: Tensor) -> tuple[float, float]:
     """Change the head so that responses that scored `scores` `[n]` have mean 0 and standard deviation 1 from now on.
 
     A reward model is free up to a constant, and its scale is an accident of training; hyperparameters such as a KL
@@ -147,7 +147,7 @@ def normalise(model: RewardModel, scores: Tensor) -> tuple[float, float]:
     """
     mean, std = float(scores.mean()), float(scores.std(correction=0))
     if not std > 0:
-        raise ValueError("all responses have the same score, so there is no scale to normalise")
+        raise ValueError("all responses have the same score, so there is no scale to normalize")
     model.head.weight.div_(std)
     model.head.bias.sub_(mean).div_(std)
     return mean, std

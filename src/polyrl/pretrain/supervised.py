@@ -42,7 +42,7 @@ def supervised(
         examples: (prompt ids, completion ids), and a third element where some tokens of the completion are read but
             not trained, such as a tool's words: true for each token that is trained. Put the end token into the
             completion if it is to be learned.
-        steps: optimiser steps of `batch_size` examples, drawn epoch by epoch in batches of similar length.
+        steps: optimizer steps of `batch_size` examples, drawn epoch by epoch in batches of similar length.
         lr: highest learning rate of AdamW; it rises over the first `warmup` share of the steps and then falls
             along a cosine to `final_lr` of itself.
         generator: decides the order of the examples, and with it everything.
@@ -59,7 +59,7 @@ def supervised(
         if trained and (len(trained[0]) != len(completion) or not any(trained[0])):
             raise ValueError(f"example {i} needs one flag for each token of its completion, at least one of them true")
     weights = [p for p in policy.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=lr, betas=betas, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(weights, lr=lr, betas=betas, weight_decay=weight_decay)
     batches = length_batches([len(e[0]) + len(e[1]) for e in examples], batch_size, generator)
     losses: list[float] = []
     for step in range(steps):
@@ -72,10 +72,10 @@ def supervised(
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach().cpu()
         torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr * scheduled(step, steps, warmup, final_lr)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         losses.append(float(loss))
         if callback is not None and (step + 1) % every == 0 and callback(step + 1, sum(losses[-every:]) / every):
             break

@@ -73,8 +73,8 @@ def tiny_config(
 
 
 def build_tiny(folder: str | Path, seed: int, **size: Any) -> Path:
-    """Write a freshly initialised model and its tokenizer to `folder`; `size` are arguments of `tiny_config`."""
-    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator: leave it as it was
+    """Write a freshly initialized model and its tokenizer to `folder`; `size` are arguments of `tiny_config`."""
+    with torch.random.fork_rng(devices=[]):  # transformers initializes from the global generator: leave it as it was
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(tiny_config(**size))
     with no_progress_bar():

@@ -317,7 +317,7 @@ def _uneven(comparison: Comparison) -> list[str]:
             known = [value for value in spent if value is not None]
             mean = sum(known) / len(known) if known else limit
             if abs(mean / limit - 1) > 0.05:
-                unit = budget_words(comparison.wing, key)
+                unit = budget_words(comparison.domain, key)
                 result.append(f"{method} spent {mean:,.0f} {unit} of a budget of {limit:,.0f}.")
     return result
 
@@ -335,7 +335,7 @@ def _unequal_time(comparison: Comparison) -> list[str]:
     slow, fast = max(taken, key=lambda m: taken[m]), min(taken, key=lambda m: taken[m])
     if taken[slow] < UNEQUAL_TIME * taken[fast]:
         return []
-    units = _listed([budget_words(comparison.wing, unit) for unit in comparison.budget])
+    units = _listed([budget_words(comparison.domain, unit) for unit in comparison.budget])
     return [
         f"Equal in {units}, not in time: the median run of {slow} trained for {taken[slow]:.3g} s, "
         f"that of {fast} for {taken[fast]:.3g} s."

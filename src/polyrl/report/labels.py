@@ -1,15 +1,15 @@
-"""What the numbers of a run are called where people see them: by wing, with their units.
+"""What the numbers of a run are called where people see them: by domain, with their units.
 
-Names that are not here are shown as they are. Every wing speaks of its own steps: tokens, environment steps, periods.
+Names that are not here are shown as they are. Every domain speaks of its own steps: tokens, environment steps, periods.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-WINGS = ("language", "control", "operations", "theory")
+DOMAINS = ("language", "control", "operations", "theory")
 STEP = {"language": "token", "control": "step", "operations": "period", "theory": "step"}
-"""What one step of a wing is, for units such as "nats per token"."""
+"""What one step of a domain is, for units such as "nats per token"."""
 EPISODE = {"language": "sequence", "control": "episode", "operations": "episode", "theory": "episode"}
 
 _AXES: dict[str, dict[str, tuple[str, str]]] = {
@@ -36,14 +36,14 @@ _AXES: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 _AXES_OF_ALL = {
-    "updates": ("Optimiser steps", ""),
+    "updates": ("Optimizer steps", ""),
     "seconds": ("Training time", "s"),
     "iteration": ("Iterations", ""),
 }
 AXIS_KEYS = ("samples", "tokens", "steps", "reward_calls", "updates", "seconds", "iteration")
 """Budget axes, as metrics.jsonl names them."""
 
-GROUPS = ("Evaluation", "Reward", "Policy", "Pairs", "Critic", "Optimiser", "Losses", "Time", "Other")
+GROUPS = ("Evaluation", "Reward", "Policy", "Pairs", "Critic", "Optimizer", "Losses", "Time", "Other")
 """The order of groups in the page's list of metrics."""
 
 KNOWN: dict[str, tuple[str, str, str]] = {
@@ -151,7 +151,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "malformed": ("Malformed tags in training", "share of responses", "Policy"),
     "thinking/masked": ("Deciding tokens left out", "{step}s", "Policy"),
     "kl_coef": ("Weight of the KL", "", "Policy"),
-    "penalty/kl": ("KL that is penalised", "nats per {step}", "Policy"),
+    "penalty/kl": ("KL that is penalized", "nats per {step}", "Policy"),
     "penalty/coefficient": ("Weight of the KL penalty", "", "Policy"),
     "kl_per_token": ("KL to the start, per token", "nats per token", "Policy"),
     "entropy": ("Entropy", "nats per {step}", "Policy"),
@@ -176,13 +176,13 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "value/clip_ratio": ("Clipped values", "share of {step}s", "Critic"),
     "value/error": ("Error of the critic", "root mean square", "Critic"),
     "value/mean": ("Mean value", "reward", "Critic"),
-    "learning_rate": ("Learning rate", "", "Optimiser"),
-    "grad_norm/policy": ("Gradient norm of the policy", "before clipping", "Optimiser"),
-    "grad_norm/critic": ("Gradient norm of the critic", "before clipping", "Optimiser"),
+    "learning_rate": ("Learning rate", "", "Optimizer"),
+    "grad_norm/policy": ("Gradient norm of the policy", "before clipping", "Optimizer"),
+    "grad_norm/critic": ("Gradient norm of the critic", "before clipping", "Optimizer"),
     "loss": ("Loss", "", "Losses"),
     "tokens_per_second": ("Sampling speed", "tokens per second", "Time"),
     "steps_per_second": ("Sampling speed", "{step}s per second", "Time"),
-    "updates_per_second": ("Training speed", "optimiser steps per second", "Time"),
+    "updates_per_second": ("Training speed", "optimizer steps per second", "Time"),
 }
 """Known metrics, in the order of the page's list: key -> label, unit and group."""
 
@@ -191,7 +191,7 @@ _PREFIXES: dict[str, tuple[str, str, str]] = {
     "bon/": ("Best of n: {}", "", "Reward"),
     "loss/": ("Loss: {}", "", "Losses"),
     "seconds/": ("Time of {}", "s per iteration", "Time"),
-    "grad_norm/": ("Gradient norm: {}", "before clipping", "Optimiser"),
+    "grad_norm/": ("Gradient norm: {}", "before clipping", "Optimizer"),
     "logps/": ("Log-probability: {}", "nats", "Pairs"),
     "rewards/": ("Reward: {}", "", "Reward"),
     "eval/rewards/": ("Evaluation reward: {}", "", "Evaluation"),
@@ -221,37 +221,37 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("reward", "entropy", "kl", "loss", "grad_norm/policy"),
     ),
 }
-"""Metrics that the page draws small, side by side, by wing; those that were logged, in this order."""
+"""Metrics that the page draws small, side by side, by domain; those that were logged, in this order."""
 MOST_PANELS = 9
 
 
-def _filled(text: str, wing: str) -> str:
-    return text.format(step=STEP.get(wing, "step"), episode=EPISODE.get(wing, "episode"))
+def _filled(text: str, domain: str) -> str:
+    return text.format(step=STEP.get(domain, "step"), episode=EPISODE.get(domain, "episode"))
 
 
-def axis_label(wing: str, key: str) -> tuple[str, str]:
+def axis_label(domain: str, key: str) -> tuple[str, str]:
     """Label and unit of a budget axis, which may also be given as a budget's unit ("iterations")."""
     key = "iteration" if key == "iterations" else key
-    known = {**_AXES["language"], **_AXES.get(wing, {}), **_AXES_OF_ALL}
+    known = {**_AXES["language"], **_AXES.get(domain, {}), **_AXES_OF_ALL}
     return known.get(key, (key.replace("_", " ").capitalize(), ""))
 
 
-def axis_order(wing: str) -> list[str]:
-    """Budget axes of a wing, the most natural first."""
-    mine = [*_AXES.get(wing, _AXES["language"]), *_AXES_OF_ALL]
+def axis_order(domain: str) -> list[str]:
+    """Budget axes of a domain, the most natural first."""
+    mine = [*_AXES.get(domain, _AXES["language"]), *_AXES_OF_ALL]
     return [*mine, *(key for key in AXIS_KEYS if key not in mine)]
 
 
-def budget_words(wing: str, key: str) -> str:
+def budget_words(domain: str, key: str) -> str:
     """A budget's unit in a sentence: "samples", "environment steps", "seconds"."""
-    return "seconds" if key == "seconds" else axis_label(wing, key)[0].lower()
+    return "seconds" if key == "seconds" else axis_label(domain, key)[0].lower()
 
 
-def metric_label(wing: str, key: str) -> tuple[str, str, str]:
+def metric_label(domain: str, key: str) -> tuple[str, str, str]:
     """Label, unit and group of a logged metric."""
     if key in KNOWN:
         label, unit, group = KNOWN[key]
-        return label, _filled(unit, wing), group
+        return label, _filled(unit, domain), group
     for prefix in sorted(_PREFIXES, key=len, reverse=True):
         if key.startswith(prefix):
             label, unit, group = _PREFIXES[prefix]
@@ -268,8 +268,8 @@ def metric_order(logged: Collection[str], first: str) -> list[str]:
     return sorted(joined, key=lambda key: -1 if key == first else GROUPS.index(metric_label("", key)[2]))
 
 
-def panels(wing: str, logged: Iterable[str], first: str) -> list[str]:
+def panels(domain: str, logged: Iterable[str], first: str) -> list[str]:
     """Metrics to draw small, at most `MOST_PANELS`."""
     there = {*logged} - {first}
-    wanted = [*PANELS.get(wing, ()), *(key for other in PANELS.values() for key in other)]
+    wanted = [*PANELS.get(domain, ()), *(key for other in PANELS.values() for key in other)]
     return [key for key in dict.fromkeys(wanted) if key in there][:MOST_PANELS]

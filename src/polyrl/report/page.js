@@ -664,7 +664,7 @@
       return;
     }
     byId("kl-caption").textContent = "From the start (left) to the end (mark): how far each method moved from its starting model, and what it gained. Thick: mean over finished seeds; thin: seeds. Higher at the same KL is the better bargain.";
-    if (data.wing !== "language") byId("kl-caption").textContent = byId("kl-caption").textContent.replace("starting model", "starting policy");
+    if (data.domain !== "language") byId("kl-caption").textContent = byId("kl-caption").textContent.replace("starting model", "starting policy");
     if (!metric.higher_is_better && against.key === metric.key) byId("kl-caption").textContent = byId("kl-caption").textContent.replace("Higher", "Lower");
   }
 

@@ -122,7 +122,7 @@ def _environment() -> jinja2.Environment:
         "megabytes": _megabytes,
         "p_value": _p_value,
         "times": format_factor,
-        "spoken": lambda unit, wing: budget_words(wing, unit),
+        "spoken": lambda unit, domain: budget_words(domain, unit),
         "setting": _setting,
         "fine": _arrows,
         "breakable": _breakable,

@@ -45,11 +45,11 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 
 def metric_table(comparison: Comparison) -> list[dict[str, Any]]:
     """List the metrics that some run logged: key, label, unit, group and log axis, the deciding metric first."""
-    first, wing = comparison.metric, comparison.wing
+    first, domain = comparison.metric, comparison.domain
     logged = {key for run in comparison.runs for row in run.metrics for key in row}
     table = []
     for key in metric_order(logged, first.key):
-        label, unit, group = metric_label(wing, key)
+        label, unit, group = metric_label(domain, key)
         log = False
         if key == first.key:
             label, unit, group = first.label[:1].upper() + first.label[1:], first.unit or unit, "Evaluation"
@@ -69,13 +69,13 @@ def chart_table(comparison: Comparison, keys: Collection[str]) -> list[dict[str,
 
 def axis_table(comparison: Comparison) -> list[dict[str, str]]:
     """List the budget axes along which some run moved, the budget's own first."""
-    wing = comparison.wing
-    order = axis_order(wing)
+    domain = comparison.domain
+    order = axis_order(domain)
     units = ["iteration" if key == "iterations" else key for key in comparison.budget]
     budget = next((key for key in units if key in order), order[0])
     moved = {key for run in comparison.runs for key in order if len(set(run.series(key))) > 1}
     keys = sorted((key for key in order if key in moved), key=lambda key: key != budget) or ["iteration"]
-    return [dict(zip(("key", "label", "unit"), (key, *axis_label(wing, key)), strict=True)) for key in keys]
+    return [dict(zip(("key", "label", "unit"), (key, *axis_label(domain, key)), strict=True)) for key in keys]
 
 
 def _bucketed(
@@ -226,10 +226,10 @@ def cost_table(comparison: Comparison) -> list[dict[str, Any]]:
 
 def spending_columns(comparison: Comparison, costs: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """What was spent besides time, where some run spent it: key and label."""
-    keys = [key for key in axis_order(comparison.wing) if key not in ("seconds", "iteration", "updates")]
-    if comparison.wing == "language":
+    keys = [key for key in axis_order(comparison.domain) if key not in ("seconds", "iteration", "updates")]
+    if comparison.domain == "language":
         keys.remove("steps")  # they are the tokens
-    return [{"key": key, "label": axis_label(comparison.wing, key)[0]} for key in keys if any(c[key] for c in costs)]
+    return [{"key": key, "label": axis_label(comparison.domain, key)[0]} for key in keys if any(c[key] for c in costs)]
 
 
 def line_table(comparison: Comparison) -> list[dict[str, Any]]:
@@ -299,9 +299,9 @@ def build_payload(comparison: Comparison) -> dict[str, Any]:
             "lines": line_table(comparison),
         },
         "floor": FLOOR,
-        "wing": comparison.wing,
+        "domain": comparison.domain,
         "charts": chart_table(comparison, keys[1]),
-        "panels": panels(comparison.wing, keys[1], key),
+        "panels": panels(comparison.domain, keys[1], key),
         "methods": comparison.methods,
         "axes": axes,
         "metrics": metrics,

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from polyrl.errors import UserError
-from polyrl.report.labels import WINGS
+from polyrl.report.labels import DOMAINS
 from polyrl.report.problems import Problem, find_problems
 from polyrl.runtime.chart import Chart
 from polyrl.runtime.files import parse_json, read_json, read_yaml
 from polyrl.runtime.metric import Metric
+from polyrl.settings import with_present_names
 
 DEFAULT_METRIC = Metric().key
 
@@ -39,10 +40,10 @@ class Run:
     skipped_lines: int = 0
 
     @property
-    def wing(self) -> str:
-        """The wing that the run's task belongs to; folders of before there were several are of language."""
-        wing = self.config.get("wing")
-        return wing if wing in WINGS else "language"
+    def domain(self) -> str:
+        """The domain that the run's task belongs to; folders of before there were several are of language."""
+        domain = self.config.get("domain")
+        return domain if domain in DOMAINS else "language"
 
     @property
     def status(self) -> str:
@@ -118,9 +119,9 @@ class Comparison:
     """Of each of them its metric, with its own lines."""
 
     @property
-    def wing(self) -> str:
-        """The wing of the runs, which says what a step and an episode are called."""
-        return next((run.wing for run in self.runs), "language")
+    def domain(self) -> str:
+        """The domain of the runs, which says what a step and an episode are called."""
+        return next((run.domain for run in self.runs), "language")
 
     @property
     def charts(self) -> list[Chart]:
@@ -231,7 +232,7 @@ def load_run(path: Path) -> Run:
         raise UserError(
             f"'{path}' is no run folder, it has no config.yaml: give one that polyrl train or polyrl compare wrote."
         )
-    config = _read_yaml(path / "config.yaml")
+    config = with_present_names(_read_yaml(path / "config.yaml"))
     rows, skipped = _read_lines(path / "metrics.jsonl")
     numbers = [{str(k): _number(v) for k, v in row.items()} for row in _in_order(rows)]
     samples, skipped_samples = _read_lines(path / "samples.jsonl")

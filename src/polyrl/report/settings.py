@@ -32,7 +32,7 @@ def _once(values: Iterable[Any]) -> list[Any]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    plain = ("wing", "task", "difficulty", "model", "start", "device", "threads", "commit", "polyrl")
+    plain = ("domain", "task", "difficulty", "model", "start", "device", "threads", "commit", "polyrl")
     flat = {key: config[key] for key in plain if config.get(key) not in (None, "")}
     for section in ("budget", "evaluation", "hyperparameters", "versions"):
         values = config.get(section)

@@ -20,7 +20,7 @@ from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND
 from polyrl.reproduction.quantities import named as called
 from polyrl.reproduction.words import criterion_digits, estimate_text, signed, threshold_text
 from polyrl.runtime.metric import Metric
-from polyrl.tasks import wing_of
+from polyrl.tasks import domain_of
 
 PALETTE = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#64748b", "#be185d")
 """Of arms, in their order; told apart also by people who see few colours, and labelled in place."""
@@ -154,7 +154,7 @@ def _curves(alt: Any, entry: Mapping[str, Any], height: int) -> Any:
     )
     x = alt.X(
         "x:Q",
-        title=axis_label(wing_of(main["task"]), entry["curve"]["x"])[0].lower(),
+        title=axis_label(domain_of(main["task"]), entry["curve"]["x"])[0].lower(),
         axis=alt.Axis(grid=False, tickCount=5, labelExpr="datum.value ? format(datum.value, '~s') : '0'"),
         scale=alt.Scale(nice=False),
     )

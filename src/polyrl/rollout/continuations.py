@@ -21,7 +21,7 @@ from polyrl.rollout.cached import Cut, Plain, read_plainly
 from polyrl.rollout.decoding import Rows, decode_rows
 from polyrl.rollout.drawing import Sampling
 from polyrl.rollout.language import TransformersEngine
-from polyrl.rollout.words import Words
+from polyrl.rollout.words import StopStringTracker
 from polyrl.tasks.language.base import Tool
 
 
@@ -194,12 +194,12 @@ def _words(
     sampling: Sampling,
     count: int,
     tool: Tool | Sequence[Tool | None] | None,
-) -> Words:
+) -> StopStringTracker:
     """What follows stop strings and tools, knowing what the states have said."""
     said = [policy.decode(state.response) for state in states]
     of_each = tool if isinstance(tool, Sequence) else [tool] * len(states) * count
     tools = [None if own is None else _Prefixed(own, said[i // count]) for i, own in enumerate(of_each)]
-    words = Words(policy, sampling.stop, [*tools])
+    words = StopStringTracker(policy, sampling.stop, [*tools])
     for i, state in enumerate(states):
         for k in range(count):
             words.begin(i * count + k, state.response[state.heard :])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from polyrl.errors import Diverged, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
-from polyrl.models.normalisation import Floats
+from polyrl.models.normalization import Floats
 from polyrl.rollout.environments import Environments, SingleEnvironments, failure
 
 REPLAY_LIMIT = 50_000
@@ -47,12 +47,12 @@ class Rollout:
 
 
 @dataclass
-class Standing:
-    """Where the environments stand between rollouts: what a checkpoint needs to go on to the same numbers.
+class EnvironmentState:
+    """What environments are in between rollouts: what a checkpoint needs to go on to the same numbers.
 
     Attributes:
         episode: number of each environment's present episode.
-        paid: return so far of each present episode.
+        return_so_far: return so far of each present episode.
         actions: what the environments were given in each present episode, for replay.
         observation: float64 `[B, D]`, what each environment shows, to see whether a replay came to the same.
         restarts: how often all episodes were started anew.
@@ -60,16 +60,21 @@ class Standing:
     """
 
     episode: list[int] = field(default_factory=list)
-    paid: list[float] = field(default_factory=list)
+    return_so_far: list[float] = field(default_factory=list)
     actions: list[NDArray[Any]] = field(default_factory=list)
     observation: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     restarts: int = 0
     running: bool = False
 
-    def copy(self) -> Standing:
+    def copy(self) -> EnvironmentState:
         """A copy that later rollouts do not change."""
-        return Standing(
-            [*self.episode], [*self.paid], [*self.actions], self.observation.copy(), self.restarts, self.running
+        return EnvironmentState(
+            [*self.episode],
+            [*self.return_so_far],
+            [*self.actions],
+            self.observation.copy(),
+            self.restarts,
+            self.running,
         )
 
 
@@ -107,92 +112,90 @@ class _Buffers:
 
 
 class Collector:
-    """Collects rollouts with an actor, and knows where the environments stand."""
+    """Collects rollouts with an actor, and holds the environments' state."""
 
     def __init__(
         self, environments: Environments, actor: Actor, seed: int, say: Callable[[str], None] = lambda _: None
     ):
         self.environments, self.actor, self.seed, self.say = environments, actor, seed, say
-        self.standing = Standing()
+        self.state = EnvironmentState()
         self._ready = False
         self._statistics = actor.statistics()
-        self._before: tuple[Standing, list[torch.Tensor]] | None = None
+        self._before: tuple[EnvironmentState, list[torch.Tensor]] | None = None
         self._buffers: _Buffers | None = None
         self._current: Floats = np.zeros((0, 0), dtype=np.float32)
 
     # ------------------------------------------------------------------------------------- between rollouts
 
-    def rest(self) -> Standing:
-        """Where the environments stand, to be written into a checkpoint.
+    def state_to_save(self) -> EnvironmentState:
+        """The environments' state, to be written into a checkpoint.
 
         What cannot be brought back by replay is started anew after every checkpoint, in this process as well as in one
         that resumes, so that both go on to the same numbers.
         """
-        standing, environments = self.standing, self.environments
-        if not standing.running:
-            return standing
+        state, environments = self.state, self.environments
+        if not state.running:
+            return state
         if not environments.replayable:
-            self.standing = Standing(restarts=standing.restarts + 1)
+            self.state = EnvironmentState(restarts=state.restarts + 1)
             self._ready = False
-        elif max(map(len, standing.actions)) > REPLAY_LIMIT:
-            for i, actions in enumerate(standing.actions):
+        elif max(map(len, state.actions)) > REPLAY_LIMIT:
+            for i, actions in enumerate(state.actions):
                 if len(actions) > REPLAY_LIMIT:
-                    standing.episode[i] += 1
-                    standing.actions[i], standing.paid[i] = actions[:0], 0.0
-                    standing.observation[i] = np.nan  # not known before the episode starts
+                    state.episode[i] += 1
+                    state.actions[i], state.return_so_far[i] = actions[:0], 0.0
+                    state.observation[i] = np.nan  # not known before the episode starts
             self._ready = False
-        return self.standing
+        return self.state
 
     @property
     def restarts_at_checkpoints(self) -> bool:
-        """Whether `rest` would start an environment anew."""
-        standing = self.standing
-        return bool(standing.running) and (
-            not self.environments.replayable or max(map(len, standing.actions)) > REPLAY_LIMIT
-        )
+        """Whether `state_to_save` would start an environment anew."""
+        state = self.state
+        return bool(state.running) and (not self.environments.replayable or max(map(len, state.actions)) > REPLAY_LIMIT)
 
-    def go_on_from(self, standing: Standing) -> None:
+    def load_state(self, state: EnvironmentState) -> None:
         """Stand where a checkpoint says; the environments follow at the next rollout."""
-        self.standing, self._ready = standing, False
+        self.state, self._ready = state, False
 
     def rewind(self) -> None:
         """Forget the latest rollout, finished or not: stand where it began, with the statistics of then."""
         if self._before is not None:
-            standing, values = self._before
+            state, values = self._before
             for buffer, value in zip(self._statistics, values, strict=True):
                 buffer.copy_(value)
-            self.go_on_from(standing)
+            self.load_state(state)
 
     def _prepare(self) -> None:
         """Bring the environments to where they should stand."""
-        environments, standing = self.environments, self.standing
+        environments, state = self.environments, self.state
         self._ready = True
-        if not standing.running or len(standing.episode) != environments.count:
+        if not state.running or len(state.episode) != environments.count:
             empty = np.zeros((0, *self.actor.action_shape), dtype=self.actor.action_dtype)
-            first = standing.restarts if not environments.replayable else 0
+            first = state.restarts if not environments.replayable else 0
             environments.start(self.seed, [first] * environments.count)
             self._begin([True] * environments.count)
-            self.standing = Standing(
+            self.state = EnvironmentState(
                 episode=environments.episode.tolist(),
-                paid=[0.0] * environments.count,
+                return_so_far=[0.0] * environments.count,
                 actions=[empty] * environments.count,
                 observation=environments.observation.copy(),
-                restarts=standing.restarts,
+                restarts=state.restarts,
                 running=True,
             )
             return
         assert isinstance(environments, SingleEnvironments)
         environments.seed = self.seed
         strayed, fresh = [], []
-        for i, (episode, actions) in enumerate(zip(standing.episode, standing.actions, strict=True)):
-            known = bool(np.isfinite(standing.observation[i]).all())
+        for i, (episode, actions) in enumerate(zip(state.episode, state.actions, strict=True)):
+            known = bool(np.isfinite(state.observation[i]).all())
             environments.replay(i, episode, actions)
             if not known:
                 fresh.append(i)
-            elif not np.array_equal(environments.observation[i], standing.observation[i]):
+            elif not np.array_equal(environments.observation[i], state.observation[i]):
                 strayed.append(i)
                 environments.begin(i, episode + 1)
-                standing.paid[i], standing.actions[i] = 0.0, actions[:0]
+                state.return_so_far[i], state.actions[i] = 0.0, actions[:0]
         if strayed:
             self.say(
                 f"{environments.spec} is not a function of its seed and the actions: environments "
@@ -204,7 +207,7 @@ class Collector:
     def _begin(self, fresh: list[bool]) -> None:
         """Show the actor the first observations of new episodes."""
         self.actor.observe(self.environments.observation[np.array(fresh)])
-        self._current = self.actor.normalise(self.environments.observation)
+        self._current = self.actor.normalize(self.environments.observation)
 
     # ------------------------------------------------------------------------------------------- one rollout
 
@@ -214,7 +217,7 @@ class Collector:
         Raises:
             UserError: an environment raised, or gave an observation or reward that is not finite.
         """
-        self._before = self.standing.copy(), [buffer.clone() for buffer in self._statistics]
+        self._before = self.state.copy(), [buffer.clone() for buffer in self._statistics]
         if not self._ready:
             self._prepare()
         environments, actor = self.environments, self.actor if actor is None else actor
@@ -238,7 +241,7 @@ class Collector:
         """Fill the buffers; this is where a run of control spends its time, so that nothing is done twice in here."""
         environments, execute = self.environments, actor.execute
         play, step, observe = actor.player(), environments.step, actor.observed()
-        shown, paid = environments.observation, environments.reward
+        shown, return_so_far = environments.observation, environments.reward
         seen = [*b.observation]
         rows = [dict(zip(b.records, one, strict=True)) for one in zip(*b.records.values(), strict=True)]
         before = after = None
@@ -261,7 +264,7 @@ class Collector:
             if execute is not None:
                 b.executed[t] = action = execute(action)
             ended = step(action)
-            b.reward[t] = paid
+            b.reward[t] = return_so_far
             if observe is None:
                 seen[t + 1][:] = shown
             else:
@@ -280,7 +283,7 @@ class Collector:
                 moment.starts = moment.starts | (over & ~environments.dead)
                 cut = environments.truncated
                 if np.count_nonzero(cut):
-                    final[cut, t] = actor.normalise(environments.final[cut])
+                    final[cut, t] = actor.normalize(environments.final[cut])
 
     def _finish(self, b: _Buffers, final: Floats, starts: NDArray[np.bool_], length: NDArray[np.int64]) -> Rollout:
         environments = self.environments
@@ -300,8 +303,8 @@ class Collector:
             """A copy, which the next rollout does not write over."""
             return x.swapaxes(0, 1).copy()
 
-        self.standing.episode = environments.episode.tolist()
-        self.standing.observation = environments.observation.copy()
+        self.state.episode = environments.episode.tolist()
+        self.state.observation = environments.observation.copy()
         return Rollout(
             observation=by_environment(b.observation[:-1]),
             action=by_environment(b.action),
@@ -326,23 +329,23 @@ class Collector:
         ended: NDArray[np.bool_],
         length: NDArray[np.int64],
     ) -> tuple[list[float], list[int]]:
-        """Returns and lengths of the episodes that ended, from rewards `[B, T]`; brings `standing` up to date."""
-        returns, lengths, standing = [], [], self.standing
+        """Returns and lengths of the episodes that ended, from rewards `[B, T]`; brings `state` up to date."""
+        returns, lengths, state = [], [], self.state
         ends: list[list[int]] = [[] for _ in reward]
         for i, t in np.argwhere(ended.T).tolist():
             ends[i].append(t)
         any_dead = bool(np.count_nonzero(dead))
         for i, row in enumerate(reward):
-            paid, steps, begins = standing.paid[i], int(length[i]), 0
+            return_so_far, steps, begins = state.return_so_far[i], int(length[i]), 0
             for end in ends[i]:
-                returns.append(paid + float(np.add.reduce(row[begins : end + 1])))
+                returns.append(return_so_far + float(np.add.reduce(row[begins : end + 1])))
                 rests = int(np.count_nonzero(dead[begins : end + 1, i])) if any_dead else 0
                 lengths.append(steps + end + 1 - begins - rests)
-                paid, steps, begins = 0.0, 0, end + 1
-            standing.paid[i] = paid + float(np.add.reduce(row[begins:]))
+                return_so_far, steps, begins = 0.0, 0, end + 1
+            state.return_so_far[i] = return_so_far + float(np.add.reduce(row[begins:]))
             if self.environments.replayable:
-                before = standing.actions[i] if begins == 0 else standing.actions[i][:0]
-                standing.actions[i] = np.concatenate([before, action[begins:, i]])
+                before = state.actions[i] if begins == 0 else state.actions[i][:0]
+                state.actions[i] = np.concatenate([before, action[begins:, i]])
         return returns, lengths
 
     # --------------------------------------------------------------------------------------------- what fails
@@ -351,7 +354,7 @@ class Collector:
         if self.actor.is_finite():
             raise UserError(
                 f"The policy's output for an observation of {self.environments.spec} overflows (the largest input is "
-                f"{np.abs(current).max():.3g}); use --normalise-observation true, or scale the observations."
+                f"{np.abs(current).max():.3g}); use --normalize-observation true, or scale the observations."
             )
         raise Diverged("The policy's weights are not finite; lower the learning rate.")
 

@@ -11,7 +11,7 @@ from polyrl.errors import Diverged
 from polyrl.models.language.decoder import Decoding
 from polyrl.rollout.cached import Plain
 from polyrl.rollout.drawing import Sampling, draw
-from polyrl.rollout.words import Words
+from polyrl.rollout.words import StopStringTracker
 
 
 @dataclass
@@ -116,7 +116,7 @@ def decode_rows(
     reading: Decoding | Plain,
     row: Tensor,
     rows: Rows,
-    words: Words | None,
+    words: StopStringTracker | None,
     *,
     end_ids: tuple[int, ...],
     compact_at: float | None,
@@ -139,11 +139,11 @@ def decode_rows(
         token, logprob = rows.draw(row, step, logits)
         chosen = alive
         if words is not None and words.replies:
-            chosen = words.force(row.tolist(), token, alive)
+            chosen = words.force_tokens(row.tolist(), token, alive)
         ended = chosen & torch.isin(token, ends)
         rows.write(row, step, token, logprob, chosen)
         if words is not None:
-            ended = ended | words.hear(row, token, chosen & ~ended, rows.token.t(), step)
+            ended = ended | words.on_token(row, token, chosen & ~ended, rows.token.t(), step)
         alive = alive & ~ended
         rows.going[step].index_copy_(0, row, alive)
         if step + 1 == most:

@@ -61,7 +61,7 @@ def draw(
 
 
 def filtered(probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set to 0 what top-k and then top-p (of what top-k left) exclude; [n, V] in and out, not renormalised."""
+    """Set to 0 what top-k and then top-p (of what top-k left) exclude; [n, V] in and out, not renormalized."""
     if top_k == 0 and top_p >= 1:
         return probs
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)

@@ -17,7 +17,7 @@ from polyrl.models.language.rows import pad_rows
 from polyrl.rollout.cached import Plain, read_plainly
 from polyrl.rollout.decoding import Rows, decode_rows
 from polyrl.rollout.drawing import Sampling
-from polyrl.rollout.words import Words
+from polyrl.rollout.words import StopStringTracker
 from polyrl.tasks.language.base import Tool
 
 __all__ = ["Engine", "Sampling", "TransformersEngine"]
@@ -37,10 +37,10 @@ class Engine(Protocol):
         *,
         completions_per_prompt: int,
         generator: torch.Generator,
-        greedy_twin: bool = False,
+        greedy_baseline: bool = False,
         tools: Tool | Sequence[Tool | None] | None = None,
     ) -> Experience:
-        """Sample `completions_per_prompt` responses to each prompt, and a greedy one after them with `greedy_twin`.
+        """Sample `completions_per_prompt` responses to each prompt, and a greedy one after them with `greedy_baseline`.
 
         Rows are prompt-major. Fields: prompt_ids, prompt_mask, action, present, mask, behaviour_logprob, temperature,
         ended, group, greedy. Column: completion, the response's text without the tokens that end and pad.
@@ -99,7 +99,7 @@ class TransformersEngine:
         *,
         completions_per_prompt: int,
         generator: torch.Generator,
-        greedy_twin: bool = False,
+        greedy_baseline: bool = False,
         tools: Tool | Sequence[Tool | None] | None = None,
     ) -> Experience:
         """See `Engine.generate`.
@@ -111,7 +111,7 @@ class TransformersEngine:
         if completions_per_prompt < 0:
             raise UserError(f"completions_per_prompt must be at least 0, not {completions_per_prompt}.")
         self.check(prompts, sampling.max_tokens)
-        each = completions_per_prompt + int(greedy_twin)
+        each = completions_per_prompt + int(greedy_baseline)
         size = len(prompts) * each
         of_each = list(tools) if isinstance(tools, Sequence) else [tools] * size
         if len(of_each) == len(prompts):
@@ -120,9 +120,9 @@ class TransformersEngine:
             raise ValueError(f"{len(of_each)} tools for {len(prompts)} prompts and {size} responses")
         words = None
         if sampling.stop or any(tool is not None for tool in of_each):
-            words = Words(policy, sampling.stop, of_each)
+            words = StopStringTracker(policy, sampling.stop, of_each)
         greedy = torch.full((size,), sampling.greedy, device=device)
-        if greedy_twin:
+        if greedy_baseline:
             greedy[each - 1 :: each] = True
         room = torch.full((size,), sampling.max_tokens)
         rows = Rows.new(sampling, greedy, room, generator, heard=words is not None)

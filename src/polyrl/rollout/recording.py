@@ -104,7 +104,7 @@ class Recorder:
                 noise, dice = actor.noise(BLOCK, 1, stream), torch.rand(BLOCK, generator=stream).tolist()
             at = length % BLOCK
             shown = made.observation
-            moment = Moment(actor.normalise(shown), shown, starts, noise[at] if self.sampled else None, made.mask)
+            moment = Moment(actor.normalize(shown), shown, starts, noise[at] if self.sampled else None, made.mask)
             try:
                 action = play(moment)
             except ActionNotFinite:

@@ -12,7 +12,7 @@ from polyrl.models.language.policy import LanguagePolicy
 from polyrl.tasks.language.base import Tool
 
 
-class Words:
+class StopStringTracker:
     """Follows what rows say, as text: stop strings and tools. Rows are numbered over the whole batch."""
 
     def __init__(self, policy: LanguagePolicy, stop: tuple[str, ...], tools: list[Tool | None]):
@@ -21,7 +21,7 @@ class Words:
         self.tools = tools
         self.replies: dict[int, list[int]] = {}
         """Tokens of a tool's reply that a row has still to take, last one first."""
-        self.said: list[list[int]] = [[] for _ in tools]
+        self.generated: list[list[int]] = [[] for _ in tools]
         """The policy's tokens since the tool last spoke, those left out that no text shows."""
         self.hidden = policy.hidden_ids
         strings = {*stop, *(tool.stop for tool in tools if tool is not None)}
@@ -36,9 +36,9 @@ class Words:
 
     def begin(self, number: int, tokens: Sequence[int]) -> None:
         """Let a row begin with `tokens`, said before and heard by no tool."""
-        self.said[number] = [token for token in tokens if token not in self.hidden][-self.window :]
+        self.generated[number] = [token for token in tokens if token not in self.hidden][-self.window :]
 
-    def force(self, rows: list[int], token: Tensor, alive: Tensor) -> Tensor:
+    def force_tokens(self, rows: list[int], token: Tensor, alive: Tensor) -> Tensor:
         """Replace tokens of rows inside a tool's reply, in place; return which tokens the policy chose."""
         chosen = alive.clone()
         for i, row in enumerate(rows):
@@ -49,18 +49,18 @@ class Words:
                     del self.replies[row]
         return chosen
 
-    def hear(self, row: Tensor, token: Tensor, chosen: Tensor, action: Tensor, step: int) -> Tensor:
+    def on_token(self, row: Tensor, token: Tensor, chosen: Tensor, action: Tensor, step: int) -> Tensor:
         """Take in one token a row; return which rows said a stop string, and ask the tools that were called."""
         ended = torch.zeros_like(chosen)
-        heard = zip(row.tolist(), token.tolist(), chosen.tolist(), strict=True)
-        for i, (number, word, mine) in enumerate(heard):
+        tokens = zip(row.tolist(), token.tolist(), chosen.tolist(), strict=True)
+        for i, (number, word, mine) in enumerate(tokens):
             if not mine or word in self.hidden:
                 continue
-            said = self.said[number]
-            said.append(word)
+            generated = self.generated[number]
+            generated.append(word)
             if not self._may_close(word):
                 continue
-            text = self.policy.decode(said[-self.window :])
+            text = self.policy.decode(generated[-self.window :])
             tool = self.tools[number]
             if tool is not None and text.endswith(tool.stop):
                 self._ask(tool, number, self.policy.decode(action[number, : step + 1].tolist()))
@@ -74,13 +74,13 @@ class Words:
     def _ask(self, tool: Tool, number: int, text: str) -> None:
         try:
             reply = tool.reply(text)
-        except Exception:  # a broken tool is something that a policy meets in the world, not the end of the run
+        except Exception:  # a broken tool is something that a policy meets in the run state, not the end of the run
             reply = "error"
         ids = self.policy.encode(reply) if reply else []
         if ids:
             self.replies[number] = ids[::-1]
         if reply is not None:
-            self.said[number] = []
+            self.generated[number] = []
 
     def _may_close(self, word: int) -> bool:
         """Whether this token can complete one of the strings: decoding is needed only then."""

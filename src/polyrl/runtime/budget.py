@@ -14,12 +14,12 @@ class Spent:
     """Cumulative spending of a run.
 
     Attributes:
-        samples: episodes collected for training (responses, greedy twins included).
+        samples: episodes collected for training (responses, greedy baselines included).
         tokens: tokens generated, those returned by tools included (language only).
         steps: steps chosen by the policy: environment steps, or tokens it generated.
         reward_calls: episodes scored by a reward function or model, evaluation not counted.
         seconds: wall time in the five stages; evaluation and checkpoints are not counted.
-        updates: optimiser steps.
+        updates: optimizer steps.
         iterations: finished passes through the five stages.
     """
 

@@ -17,7 +17,7 @@ class Chart:
         title: its heading.
         x: name of the logged quantity along the horizontal axis.
         y: names of those that are drawn, each in a panel of its own.
-        x_scale: "sqrt" spreads what lies near 0 without losing 0: over-optimisation is drawn over the square root of
+        x_scale: "sqrt" spreads what lies near 0 without losing 0: over-optimization is drawn over the square root of
             the KL (arXiv:2210.10760).
     """
 

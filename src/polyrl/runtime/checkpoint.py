@@ -1,6 +1,6 @@
 """Checkpoints: written to a temporary folder, flushed to disk, renamed; safetensors and JSON, never pickle.
 
-A checkpoint holds the models, the optimisers, what was spent and what parts remember. Random streams need no state.
+A checkpoint holds the models, the optimizers, what was spent and what parts remember. Random streams need no state.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def save_checkpoint(
     root: Path,
     iteration: int,
     state: dict[str, Any],
-    optimisers: dict[str, torch.optim.Optimizer],
+    optimizers: dict[str, torch.optim.Optimizer],
     names: dict[str, list[str]],
     save_models: Callable[[Path], None],
     stores: Mapping[str, Mapping[str, Tensor]],
@@ -70,7 +70,7 @@ def save_checkpoint(
         temporary.mkdir()
         try:
             save_models(temporary)
-            for name, tensors in _tables(optimisers, names, stores):
+            for name, tensors in _tables(optimizers, names, stores):
                 save_file(tensors, temporary / name)
             _seal(temporary, {"iteration": iteration, **state})
         except BaseException:
@@ -92,29 +92,29 @@ def prune(root: Path, keep: int, newest: Path, say: Say = lambda _: None) -> Non
 
 
 def _tables(
-    optimisers: Mapping[str, torch.optim.Optimizer],
+    optimizers: Mapping[str, torch.optim.Optimizer],
     names: Mapping[str, list[str]],
     stores: Mapping[str, Mapping[str, Tensor]],
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Files of tensors beside the models, one after the other: what each optimiser and the parts keep."""
+    """Files of tensors beside the models, one after the other: what each optimizer and the parts keep."""
 
     def kept(tensor: Tensor) -> Tensor:
         return tensor.detach().cpu().contiguous()
 
-    for model, optimiser in optimisers.items():
-        parameters = zip(names[model], _parameters(optimiser), strict=True)
-        found = {f"{n}/{key}": kept(x) for n, p in parameters for key, x in optimiser.state.get(p, {}).items()}
-        yield _of_optimiser(model), found
+    for model, optimizer in optimizers.items():
+        parameters = zip(names[model], _parameters(optimizer), strict=True)
+        found = {f"{n}/{key}": kept(x) for n, p in parameters for key, x in optimizer.state.get(p, {}).items()}
+        yield _of_optimizer(model), found
     if of_parts := {f"{part}/{name}": kept(x) for part, of in stores.items() for name, x in of.items()}:
         yield STORES, of_parts
 
 
-def _of_optimiser(model: str) -> str:
-    return f"optimiser-{model}.safetensors"
+def _of_optimizer(model: str) -> str:
+    return f"optimizer-{model}.safetensors"
 
 
-def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimiser.param_groups for p in group["params"]]
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _seal(folder: Path, state: Mapping[str, Any]) -> None:
@@ -218,15 +218,18 @@ def _is_state(state: dict[str, Any]) -> bool:
     )
 
 
-def load_optimisers(folder: Path, optimisers: dict[str, torch.optim.Optimizer], names: dict[str, list[str]]) -> None:
-    """Put saved optimiser tensors back."""
-    for model, optimiser in optimisers.items():
-        told = f"The checkpoint {folder} has no readable optimiser for the {model}; it cannot be resumed."
-        tensors = _read(folder / _of_optimiser(model), told)
-        for name, parameter in zip(names[model], _parameters(optimiser), strict=True):
+def load_optimizers(folder: Path, optimizers: dict[str, torch.optim.Optimizer], names: dict[str, list[str]]) -> None:
+    """Put saved optimizer tensors back."""
+    for model, optimizer in optimizers.items():
+        told = f"The checkpoint {folder} has no readable optimizer for the {model}; it cannot be resumed."
+        file = folder / _of_optimizer(model)
+        if not file.exists():
+            file = folder / f"optimizer-{model}.safetensors"  # as versions before 0.2 wrote it
+        tensors = _read(file, told)
+        for name, parameter in zip(names[model], _parameters(optimizer), strict=True):
             state = {k.rpartition("/")[2]: v for k, v in tensors.items() if k.rpartition("/")[0] == name}
             if state:
-                optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+                optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
 
 
 def load_stores(folder: Path) -> dict[str, dict[str, Tensor]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Given:
+class PythonObjects:
     """What only Python can give: objects that no config file can hold."""
 
     recipe: Recipe | None = None

@@ -1,7 +1,7 @@
 """Health: watches what a reward curve does not show, and says what to try (PPO-max, arXiv:2307.04964, section 5).
 
 The signature of collapse of a language model is: reward up, KL up faster, length up, perplexity or entropy down. In
-the other wings a falling entropy and a longer episode are what is wanted, so each check states where it holds. No run
+the other domains a falling entropy and a longer episode are what is wanted, so each check states where it holds. No run
 is blamed for not improving: whether it does is what the comparison is there to tell.
 """
 
@@ -59,13 +59,13 @@ class Check:
     """One thing to watch.
 
     Attributes:
-        judge: the finding of present and first means, the wing's own words given, or None.
-        wings: where it means something.
+        judge: the finding of present and first means, the domain's own words given, or None.
+        domains: where it means something.
         patience: how many iterations in a row it must hold before it is said.
     """
 
     judge: Callable[[Numbers, Numbers, str], Finding | None]
-    wings: frozenset[str] = frozenset({"language"})
+    domains: frozenset[str] = frozenset({"language"})
     patience: int = 1
 
 
@@ -169,7 +169,7 @@ CHECKS: dict[str, Check] = {
 class Health:
     """Judges the mean of the last few iterations against the mean of the first few."""
 
-    wing: str = "language"
+    domain: str = "language"
     """The kind of run: a check that means nothing there is left out."""
     options: frozenset[str] | None = None
     """Names of the recipe's hyperparameters, so that no advice names one that the run has not; None names all."""
@@ -190,10 +190,10 @@ class Health:
         if len(self.recent) < self.window:
             return []
         now, start, iteration = Numbers(self.recent), Numbers(self.first), int(record["iteration"])
-        step = "token" if self.wing == "language" else "step"
+        step = "token" if self.domain == "language" else "step"
         warnings = []
         for name, check in CHECKS.items():
-            if self.wing not in check.wings:
+            if self.domain not in check.domains:
                 continue
             found = check.judge(now, start, step)
             self.lasted[name] = self.lasted.get(name, 0) + 1 if found else 0

@@ -32,6 +32,7 @@ from polyrl.runtime.files import (
     writing,
 )
 from polyrl.runtime.lock import FolderLock
+from polyrl.settings import with_present_names
 
 if TYPE_CHECKING:
     from polyrl.runtime.event_file import EventFile
@@ -175,7 +176,7 @@ class RunFolder:
                         f"The run in {self.path} ended before it began: it has no config.yaml; give its command again."
                     )
                 raise UserError(f"{self.path} is not a run folder: it has no config.yaml.")
-        config = read_yaml(file)
+        config = with_present_names(read_yaml(file))
         if not isinstance(config.get("run"), dict):
             raise UserError(f"{file} is not the config of a polyrl run: it has no 'run' section.")
         return config

@@ -15,7 +15,7 @@ def make_task(package: str, places: Mapping[str, str], name: str, settings: Mapp
     """Return the task `name`; its module is imported only now.
 
     Args:
-        package: the wing's package of tasks.
+        package: the domain's package of tasks.
         places: name -> `module:Class` in that package; the class is a dataclass whose fields are the settings.
         name: the task, which may bring settings of its own: `countdown(difficulty=4)`.
         settings: more of them, as values or as their texts.

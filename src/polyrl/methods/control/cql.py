@@ -21,7 +21,7 @@ from polyrl.models.critics import QNetwork
 from polyrl.models.policies import SquashedGaussian
 from polyrl.models.scalar import PositiveScalar
 from polyrl.parts.replayed import EntropyTarget, OffPolicyTerm, SoftTarget, SoftValue, SquaredTD
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "cql"
 TITLE = "Conservative Q-Learning for Offline Reinforcement Learning"
@@ -56,8 +56,10 @@ class ConservativePenalty(OffPolicyTerm):
     wants: ClassVar[frozenset[str]] = frozenset({"q"})
     models: ClassVar[frozenset[str]] = frozenset({"q", "policy"})
 
-    conservative_weight: float = knob(5.0, "w, of the penalty beside the critics' own loss; 0 is SAC", low=0)
-    sampled_actions: int = knob(10, "actions from each of three densities: uniform, the policy's now and next", low=1)
+    conservative_weight: float = hyperparameter(5.0, "w, of the penalty beside the critics' own loss; 0 is SAC", low=0)
+    sampled_actions: int = hyperparameter(
+        10, "actions from each of three densities: uniform, the policy's now and next", low=1
+    )
 
     def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
         """w (log of the integral of exp Q - Q(s, a)), summed over critics, `[B, T]`."""

@@ -26,7 +26,7 @@ from polyrl.models.actor import Actor, Making, Moment, Player
 from polyrl.models.base import Copy
 from polyrl.models.critics import DiscreteQNetwork
 from polyrl.parts.replayed import OffPolicyTerm, StepAndKeep
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "dqn"
 TITLE = "Human-level Control through Deep Reinforcement Learning"
@@ -99,10 +99,12 @@ def exploration(progress: float, fraction: float, initial: float, final: float) 
 class ExploreEnvironments(StepAndKeep):
     """Step environments with greedy actions, and a falling share of random ones."""
 
-    steps_per_environment: int = knob(256, "steps of each environment in one turn", low=1)
-    exploration_fraction: float = knob(0.16, "share of the run over which random actions become rarer", low=0, high=1)
-    exploration_initial: float = knob(1.0, "share of random actions at first", low=0, high=1)
-    exploration_final: float = knob(0.04, "share of random actions after that", low=0, high=1)
+    steps_per_environment: int = hyperparameter(256, "steps of each environment in one turn", low=1)
+    exploration_fraction: float = hyperparameter(
+        0.16, "share of the run over which random actions become rarer", low=0, high=1
+    )
+    exploration_initial: float = hyperparameter(1.0, "share of random actions at first", low=0, high=1)
+    exploration_final: float = hyperparameter(0.04, "share of random actions after that", low=0, high=1)
 
     def actor(self, inner: Actor, making: Making) -> Actor:
         """The greedy actor with random actions between."""
@@ -112,7 +114,7 @@ class ExploreEnvironments(StepAndKeep):
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `[B, T]` steps; logs the share of random actions."""
-        actor = context.world.actor
+        actor = context.run_state.actor
         assert isinstance(actor, EpsilonGreedy)
         actor.epsilon = exploration(
             context.progress, self.exploration_fraction, self.exploration_initial, self.exploration_final
@@ -143,7 +145,9 @@ class GreedyTarget(Part):
     models: ClassVar[frozenset[str]] = frozenset({"q", "q_target"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    double: bool = knob(True, "the network chooses the target's action, the copy values it; false: the copy does both")
+    double: bool = hyperparameter(
+        True, "the network chooses the target's action, the copy values it; false: the copy does both"
+    )
 
     def apply(self, batch: Experience, see: See) -> Experience:
         """Add `value_target` [B, T]."""

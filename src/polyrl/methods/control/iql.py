@@ -20,7 +20,7 @@ from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork, ValueNetwork
 from polyrl.models.policies import GaussianPolicy
 from polyrl.parts.replayed import OffPolicyTerm, SquaredTD
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "iql"
 TITLE = "Offline Reinforcement Learning with Implicit Q-Learning"
@@ -59,7 +59,7 @@ class ExpectileValue(OffPolicyTerm):
     needs: ClassVar[frozenset[str]] = frozenset({"action_value", "weight"})
     wants: ClassVar[frozenset[str]] = frozenset({"value"})
 
-    expectile: float = knob(0.7, "tau: 0.5 is the mean, near 1 the best; 0.9 in mazes", above=0, high=1)
+    expectile: float = hyperparameter(0.7, "tau: 0.5 is the mean, near 1 the best; 0.9 in mazes", above=0, high=1)
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """Of every row, `[B, T]`."""
@@ -85,8 +85,8 @@ class AdvantageWeight(Part):
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     models: ClassVar[frozenset[str]] = frozenset({"value"})
 
-    inverse_temperature: float = knob(3.0, "beta: 0 imitates all alike; 10 in mazes", low=0)
-    largest_weight: float = knob(100.0, "at which weights are clipped", above=0)
+    inverse_temperature: float = hyperparameter(3.0, "beta: 0 imitates all alike; 10 in mazes", low=0)
+    largest_weight: float = hyperparameter(100.0, "at which weights are clipped", above=0)
 
     def apply(self, batch: Experience, see: See) -> Experience:
         """Add `imitation_weight` [B, T]."""

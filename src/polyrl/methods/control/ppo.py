@@ -2,8 +2,8 @@
 
 The actor-critic of Algorithm 1: N environments step T times with the old policy, GAE makes advantages, and K epochs of
 Adam over shuffled minibatches of single steps raise the surrogate. A time limit is no termination: the value of what
-it cut off counts. Observations are normalised and rewards scaled by running statistics that belong to the policy (the
-"37 details"); advantages are normalised in each minibatch.
+it cut off counts. Observations are normalized and rewards scaled by running statistics that belong to the policy (the
+"37 details"); advantages are normalized in each minibatch.
 The two other objectives that the paper compares stand below.
 """
 
@@ -21,9 +21,9 @@ from polyrl.core.special_rows import ALONE, SpecialRows
 from polyrl.parts.control import MlpActorCritic, ScaleReward, StepEnvironments
 from polyrl.parts.credit import GAE
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, ValueLoss
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import kl_estimate
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "ppo"
 TITLE = "Proximal Policy Optimization"
@@ -76,8 +76,8 @@ class AdaptiveKLPenalty(Averaged):
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "behaviour_logprob", "weight", "kl_factor"})
     derives: ClassVar[tuple[type[Part], ...]] = (KLFactor,)
 
-    penalty_target: float = knob(0.01, "KL of one iteration that b is adapted towards, nats a step", above=0)
-    penalty_init: float = knob(1.0, "b of the first iteration", above=0)
+    penalty_target: float = hyperparameter(0.01, "KL of one iteration that b is adapted towards, nats a step", above=0)
+    penalty_init: float = hyperparameter(1.0, "b of the first iteration", above=0)
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """-rho A + b KL of every step, `[B, T]`; the KL by rho - 1 - log rho, unbiased under the old policy."""
@@ -86,15 +86,15 @@ class AdaptiveKLPenalty(Averaged):
         penalty = self.penalty_init * experience["kl_factor"][:, None]
         return -torch.exp(log_ratio) * experience["advantage"] + penalty * divergence
 
-    def updated(self, metrics: dict[str, float], context: Context) -> None:
+    def on_update_end(self, metrics: dict[str, float], context: Context) -> None:
         """Adapt b to the KL that the whole update came to."""
-        memory, moved = context.memory("adaptive-kl-penalty"), context.world.divergence()
+        memory, moved = context.memory("adaptive-kl-penalty"), context.run_state.divergence()
         context.log(penalty__kl=moved, penalty__coefficient=self.penalty_init * memory.get("factor", 1.0))
         memory["factor"] = adapted_penalty(memory.get("factor", 1.0), moved, self.penalty_target)
 
 
 def recipe() -> Recipe:
-    """PPO as control uses it: normalised observations, scaled rewards, GAE, clipped surrogate, many epochs."""
+    """PPO as control uses it: normalized observations, scaled rewards, GAE, clipped surrogate, many epochs."""
     return Recipe(
         name=SLUG,
         policy=MlpActorCritic(),
@@ -102,14 +102,14 @@ def recipe() -> Recipe:
         score=(ScaleReward(gamma=0.99),),
         credit=(GAE(gamma=0.99, gae_lambda=0.95),),
         terms=(ClippedSurrogate(clip_range=0.2), ValueLoss(value_coef=0.5), EntropyBonus(entropy_coef=0.0)),
-        optimise=Optimise(
+        optimize=Optimize(
             learning_rate=1e-3,
             critic_learning_rate=1e-3,
             schedule="linear",
             epochs=10,
             minibatches=8,
             minibatch_of="steps",
-            normalise_advantage=True,
+            normalize_advantage=True,
             max_grad_norm=0.5,
             joint_clip=True,
             adam_epsilon=1e-5,

@@ -1,6 +1,6 @@
 """RLPD: SAC that learns on line from its own steps and from data at once, half of each batch from each.
 
-Ten critics with layer normalisation, which keeps what they say of unknown actions from running away, allow twenty
+Ten critics with layer normalization, which keeps what they say of unknown actions from running away, allow twenty
 updates of them for every step. Targets take the least of two of the ten, drawn anew each time.
 """
 
@@ -20,7 +20,7 @@ from polyrl.models.critics import QNetwork
 from polyrl.models.policies import SquashedGaussian
 from polyrl.models.scalar import PositiveScalar
 from polyrl.parts.replayed import EntropyTarget, SoftTarget, SoftValue, SquaredTD, StepAndKeep
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "rlpd"
 TITLE = "Efficient Online Reinforcement Learning with Offline Data"
@@ -34,7 +34,7 @@ TASK = "Pendulum-v1"
 class SubsetTarget(SoftTarget):
     """SAC's targets with the least of a few critics that are drawn at random (arXiv:2101.05982)."""
 
-    subset: int = knob(2, "critics of whose values the least counts, drawn anew for each update", low=1)
+    subset: int = hyperparameter(2, "critics of whose values the least counts, drawn anew for each update", low=1)
 
     def value(self, observation: Tensor, action: Tensor, see: See) -> Tensor:
         """The least of what some of the target critics say; the others are not asked."""

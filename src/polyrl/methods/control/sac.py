@@ -1,7 +1,7 @@
 """SAC: learn from a replay buffer, towards the return and the policy's own entropy at once.
 
 Two critics learn the soft value of actions from targets of slowly moving copies, of which the lesser counts. The
-policy, a Gaussian squashed between the action bounds, is moved along the critics' gradient by its own reparameterised
+policy, a Gaussian squashed between the action bounds, is moved along the critics' gradient by its own reparameterized
 actions, and a temperature keeps its entropy near a target.
 """
 

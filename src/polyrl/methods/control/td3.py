@@ -19,7 +19,7 @@ from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork
 from polyrl.models.policies import DeterministicPolicy
 from polyrl.parts.replayed import OffPolicyTerm, SquaredTD, StepAndKeep
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "td3"
 TITLE = "Addressing Function Approximation Error in Actor-Critic Methods"
@@ -40,8 +40,8 @@ class SmoothedTarget(Part):
     models: ClassVar[frozenset[str]] = frozenset({"policy_target", "q_target"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    target_noise: float = knob(0.2, "deviation of the noise on target actions", low=0)
-    target_noise_clip: float = knob(0.5, "largest noise on target actions", low=0)
+    target_noise: float = hyperparameter(0.2, "deviation of the noise on target actions", low=0)
+    target_noise_clip: float = hyperparameter(0.5, "largest noise on target actions", low=0)
 
     def apply(self, batch: Experience, see: See) -> Experience:
         """Add `value_target` [B, T] (equations 14 and 15)."""

@@ -25,7 +25,7 @@ from polyrl.methods.language.ppo import recipe as ppo
 from polyrl.parts.score import at_last_step
 from polyrl.parts.select import log_selected
 from polyrl.parts.steps import ends_of
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 from polyrl.tasks.language.thinking import needs_thought, read_thought
 
 SLUG = "adacot"
@@ -73,9 +73,11 @@ class ThinkingPenalty(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
-    omission_penalty: float = knob(0.2, "a1: taken off where a thought is useful and none was thought", low=0)
-    overuse_penalty: float = knob(0.3, "a2: taken off where no thought is useful and one was thought", low=0)
-    format_penalty: float = knob(1.0, "gamma: taken off where the tags around the thought are malformed", low=0)
+    omission_penalty: float = hyperparameter(0.2, "a1: taken off where a thought is useful and none was thought", low=0)
+    overuse_penalty: float = hyperparameter(0.3, "a2: taken off where no thought is useful and one was thought", low=0)
+    format_penalty: float = hyperparameter(
+        1.0, "gamma: taken off where the tags around the thought are malformed", low=0
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Lower `score` [B] and the last `reward` [B, T] of finished responses.
@@ -83,7 +85,7 @@ class ThinkingPenalty(Part):
         Raises:
             UserError: the task does not say for which prompts a thought is useful.
         """
-        task = context.world.task
+        task = context.run_state.task
         need = torch.tensor(needs_thought(experience.task_column("need") or [None], task.name))
         read = [read_thought(text, task.thinking_tags) for text in experience.columns["completion"]]
         thinks, malformed = (torch.tensor(x) for x in zip(*read, strict=True))
@@ -112,14 +114,14 @@ class DecisionTokenMask(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
-    masked: Literal["decision", "random"] = knob(
+    masked: Literal["decision", "random"] = hyperparameter(
         "decision", "decision: the token after the opening tag; random: as many tokens, drawn (a control)"
     )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 at one token of each response that opens a thought; the critic's stays as it was."""
-        world, weight = context.world, experience["weight"]
-        opened = ends_of(experience, world.policy.decode, world.task.thinking_tags[0])
+        run_state, weight = context.run_state, experience["weight"]
+        opened = ends_of(experience, run_state.policy.decode, run_state.task.thinking_tags[0])
         left_out = decision_tokens(opened, experience["mask"]) & (weight != 0)
         if self.masked == "random":
             drawn = torch.rand(weight.shape, generator=context.generator(self.name)) + (weight != 0).float()

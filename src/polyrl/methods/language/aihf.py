@@ -28,10 +28,10 @@ from polyrl.errors import UserError
 from polyrl.methods.language.rloo import LeaveOneOut
 from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import numbers_of_step
-from polyrl.parts.score import JUDGED, TokenKLPenalty, of_finished, paid
-from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.parts.score import JUDGED, TokenKLPenalty, assign_reward, of_finished
+from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
 
 SLUG = "aihf"
 TITLE = "Learning Reward and Policy Jointly from Demonstration and Preference"
@@ -60,7 +60,7 @@ class LearnedReward(Part):
     """Score every response with the reward model that is learned in this run, as it is now."""
 
     stage: ClassVar[Stage] = "score"
-    slot: ClassVar[str] = "judge"
+    slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
     models: ClassVar[frozenset[str]] = frozenset({"joint-reward"})
@@ -68,11 +68,11 @@ class LearnedReward(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `score` [B] and `reward`, `terminated`, `truncated` [B, T]."""
-        return paid(experience, of_finished(experience, context.world.joint_reward.scores), {}, 0, context)
+        return assign_reward(experience, of_finished(experience, context.run_state.joint_reward.scores), {}, 0, context)
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointImprovement(Optimise):
+class JointImprovement(Optimize):
     """Take the policy's step, then a few of the reward: demonstrations against fresh samples, and pairs."""
 
     models: ClassVar[frozenset[str]] = frozenset({"joint-reward"})
@@ -82,16 +82,18 @@ class JointImprovement(Optimise):
         unfinished="counted", greedy="left out", masked="left out", unpaid="left out", unselected="counted"
     )
 
-    kl_coef: float = knob(
+    kl_coef: float = hyperparameter(
         0.1, "beta: weight of the KL to the start; the demonstrations' weight is divided by it", above=0
     )
-    demonstration_weight: float = knob(0.03, "w1; 0 learns the reward from pairs alone", low=0)
-    reward_steps: int = knob(2, "steps of the reward after each step of the policy", low=0)
-    reward_warmup: int = knob(0, "steps of the reward on pairs alone before the first step of the policy", low=0)
-    reward_pairs: int = knob(32, "preference pairs in one step of the reward", low=1)
-    preferences: int = knob(2000, "preference pairs that there are, of those that the task has", low=1)
-    reward_learning_rate: float = knob(2e-4, "AdamW step size of the reward", low=0, high=1)
-    reward_l2: float = knob(0.1, "weight of the rewards' mean square", low=0)
+    demonstration_weight: float = hyperparameter(0.03, "w1; 0 learns the reward from pairs alone", low=0)
+    reward_steps: int = hyperparameter(2, "steps of the reward after each step of the policy", low=0)
+    reward_warmup: int = hyperparameter(
+        0, "steps of the reward on pairs alone before the first step of the policy", low=0
+    )
+    reward_pairs: int = hyperparameter(32, "preference pairs in one step of the reward", low=1)
+    preferences: int = hyperparameter(2000, "preference pairs that there are, of those that the task has", low=1)
+    reward_learning_rate: float = hyperparameter(2e-4, "AdamW step size of the reward", low=0, high=1)
+    reward_l2: float = hyperparameter(0.1, "weight of the rewards' mean square", low=0)
 
     def check_within(self, recipe: Recipe) -> None:
         """The reward needs demonstrations of the prompts, and the KL's coefficient must be the loss's beta."""
@@ -104,14 +106,14 @@ class JointImprovement(Optimise):
             if getattr(part, "kl_coef", self.kl_coef) != self.kl_coef:
                 raise UserError(f"{recipe.name}: kl_coef of '{part.name}' and '{self.name}' differ; set --kl-coef.")
 
-    def optimisers(self, world: Any) -> dict[str, Any]:
+    def optimizers(self, run_state: Any) -> dict[str, Any]:
         """One AdamW for each trained model; the reward has its own learning rate."""
-        found = super().optimisers(world)
+        found = super().optimizers(run_state)
         self._set_reward_rate(found)
         return found
 
-    def _set_reward_rate(self, optimisers: dict[str, Any]) -> None:
-        for group in optimisers["reward"].param_groups:
+    def _set_reward_rate(self, optimizers: dict[str, Any]) -> None:
+        for group in optimizers["reward"].param_groups:
             group["lr"] = self.reward_learning_rate
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
@@ -124,8 +126,8 @@ class JointImprovement(Optimise):
 
     def _reward_step(self, experience: Experience, context: Context, weight: float) -> None:
         """One AdamW step on `joint_reward_loss`."""
-        world = context.world
-        reward, pairs, memory = world.joint_reward, world.pairs("train"), context.memory(self.name)
+        run_state = context.run_state
+        reward, pairs, memory = run_state.joint_reward, run_state.pairs("train"), context.memory(self.name)
         start, size = memory.get("pairs", 0), min(self.preferences, len(pairs))
         memory["pairs"] = start + self.reward_pairs
         labelled = pairs.batch(numbers_of_step(context.seed, size, start, self.reward_pairs))
@@ -142,9 +144,9 @@ class JointImprovement(Optimise):
             pair = scores[-1][preferred], scores[-1][~preferred]
             return joint_reward_loss(*told, *pair, weight, self.kl_coef, self.reward_l2)
 
-        self._set_reward_rate(context.optimiser)
-        context.touched = True
-        loss, scores = reward.step(objective, batches, context.optimiser["reward"], self.max_grad_norm)
+        self._set_reward_rate(context.optimizer)
+        context.params_updated = True
+        loss, scores = reward.step(objective, batches, context.optimizer["reward"], self.max_grad_norm)
         context.spent.updates += 1
         right = scores[-1][preferred] > scores[-1][~preferred]
         context.log(joint__loss=loss, joint__pair_accuracy=right.float().mean())
@@ -160,7 +162,7 @@ def recipe() -> Recipe:
         score=(LearnedReward(), TokenKLPenalty(kl_coef=0.1)),
         credit=(LeaveOneOut(),),
         terms=(PolicyGradient(aggregation="seq-mean-token-sum"),),
-        optimise=JointImprovement(learning_rate=5e-4, kl_coef=0.1),
+        optimize=JointImprovement(learning_rate=5e-4, kl_coef=0.1),
         adds=("demonstrated-prompts", "learned-reward", "token-kl-penalty", "joint-improvement"),
         notes={
             "collect": "samples of the present policy on the prompts of the demonstrations",

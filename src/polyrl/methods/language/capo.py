@@ -24,10 +24,10 @@ from polyrl.methods.language.grpo import GroupAdvantage
 from polyrl.models.language.last_layer import AdamModel, logit_moves, scores
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import ClippedSurrogate
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "capo"
 TITLE = "Curvature-Aware Policy Optimization"
@@ -67,17 +67,19 @@ class CurvatureMask(Part):
         unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
     )
 
-    objective_bound: float = knob(1e-2, "delta_H: tokens whose |m_H| is not below it are left out", above=0)
-    policy_bound: float = knob(1e-4, "delta_F: tokens whose m_F is not below it are left out", above=0)
-    optimiser_model: Literal["adam", "sgd"] = knob("adam", "how a token's step is predicted from its gradient")
+    objective_bound: float = hyperparameter(1e-2, "delta_H: tokens whose |m_H| is not below it are left out", above=0)
+    policy_bound: float = hyperparameter(1e-4, "delta_F: tokens whose m_F is not below it are left out", above=0)
+    optimizer_model: Literal["adam", "sgd"] = hyperparameter(
+        "adam", "how a token's step is predicted from its gradient"
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 at rejected tokens, and show the Adam model the gradient of the kept ones."""
-        weights, rate = context.world.unembedding(), learning_rate(context)
-        adam = self._adam(weights, context) if self.optimiser_model == "adam" else None
+        weights, rate = context.run_state.unembedding(), learning_rate(context)
+        adam = self._adam(weights, context) if self.optimizer_model == "adam" else None
         counted = experience["weight"] != 0
         told = counted & (experience["advantage"] != 0)
-        states, advantage = context.world.hidden_states(experience)[told], experience["advantage"][told]
+        states, advantage = context.run_state.hidden_states(experience)[told], experience["advantage"][told]
         objective, policy = torch.zeros_like(advantage), torch.zeros_like(advantage)
         gradient = torch.zeros_like(weights)
         for part, h, probability, score in scores(states, experience["action"][told], weights):
@@ -115,8 +117,8 @@ class CurvatureMask(Part):
 
 def learning_rate(context: Context) -> float:
     """The policy's next step size; 0 where nothing trains, which keeps every token."""
-    optimiser = (context.optimiser or {}).get("policy")
-    return float(optimiser.param_groups[0]["lr"]) if optimiser is not None else 0.0
+    optimizer = (context.optimizer or {}).get("policy")
+    return float(optimizer.param_groups[0]["lr"]) if optimizer is not None else 0.0
 
 
 def recipe() -> Recipe:
@@ -128,7 +130,7 @@ def recipe() -> Recipe:
         credit=(GroupAdvantage(group_epsilon=1e-4),),
         select=(CurvatureMask(),),
         terms=(ClippedSurrogate(clip_range=0.2, aggregation="seq-mean-token-mean"),),
-        optimise=Optimise(epochs=1, minibatches=1),
+        optimize=Optimize(epochs=1, minibatches=1),
         adds=("curvature-mask",),
         notes={
             "credit": "GRPO's: the other answers to the prompt are the baseline",

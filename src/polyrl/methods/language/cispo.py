@@ -19,9 +19,9 @@ from polyrl.core.experience import Experience
 from polyrl.methods.language.grpo import GroupAdvantage
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import Averaged
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "cispo"
 TITLE = "Clipped IS-weight Policy Optimization"
@@ -42,8 +42,10 @@ class ClippedImportanceWeight(Averaged):
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "behaviour_logprob", "weight"})
 
-    clip_range_high: float = knob(0.28, "how far above 1 an importance weight may be; more is cut off", above=0)
-    clip_range_low: float | None = knob(None, "the same below 1; none sets no bound", above=0)
+    clip_range_high: float = hyperparameter(
+        0.28, "how far above 1 an importance weight may be; more is cut off", above=0
+    )
+    clip_range_low: float | None = hyperparameter(None, "the same below 1; none sets no bound", above=0)
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """-sg(weight) A log pi of every token, `[B, T]` (equation 4)."""
@@ -66,7 +68,7 @@ def recipe() -> Recipe:
         score=(TaskReward(),),
         credit=(GroupAdvantage(),),
         terms=(ClippedImportanceWeight(clip_range_high=0.28, aggregation="token-mean"),),
-        optimise=Optimise(epochs=1, minibatches=4),
+        optimize=Optimize(epochs=1, minibatches=4),
         adds=("clipped-importance-weight",),
         notes={
             "collect": "a group of answers to the same prompt, so that they can be compared",

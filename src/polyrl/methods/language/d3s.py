@@ -25,10 +25,10 @@ from polyrl.methods.language.grpo import GroupAdvantage
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import total_reward
 from polyrl.parts.improve import ClippedSurrogate
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected, order_of
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "d3s"
 TITLE = "Dynamic Dual-Level Down-Sampling"
@@ -78,11 +78,11 @@ class VariedRollouts(Part):
         unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
     )
 
-    rollouts_start: float = knob(0.25, "share of the responses that train at first", above=0, high=1)
-    rollouts_end: float = knob(0.75, "the same at the end of the budget", above=0, high=1)
-    within: Literal["batch", "group"] = knob("batch", "one subset of the batch, or one of each group (D1S)")
-    of: Literal["advantage", "reward"] = knob("advantage", "what varies; reward within the group is PODS")
-    rule: Literal["variance", "random"] = knob("variance", "how the subset is chosen; random is the control")
+    rollouts_start: float = hyperparameter(0.25, "share of the responses that train at first", above=0, high=1)
+    rollouts_end: float = hyperparameter(0.75, "the same at the end of the budget", above=0, high=1)
+    within: Literal["batch", "group"] = hyperparameter("batch", "one subset of the batch, or one of each group (D1S)")
+    of: Literal["advantage", "reward"] = hyperparameter("advantage", "what varies; reward within the group is PODS")
+    rule: Literal["variance", "random"] = hyperparameter("variance", "how the subset is chosen; random is the control")
 
     def check_within(self, recipe: Recipe) -> None:
         """What an unfinished response will earn is not known."""
@@ -129,9 +129,9 @@ class TellingTokens(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = VariedRollouts.special_rows
 
-    tokens_start: float = knob(0.2, "share of the tokens that train at first", above=0, high=1)
-    tokens_end: float = knob(0.6, "the same at the end of the budget", above=0, high=1)
-    token_rule: Literal["entropy", "random"] = knob("entropy", "how tokens are chosen; random is the control")
+    tokens_start: float = hyperparameter(0.2, "share of the tokens that train at first", above=0, high=1)
+    tokens_end: float = hyperparameter(0.6, "the same at the end of the budget", above=0, high=1)
+    token_rule: Literal["entropy", "random"] = hyperparameter("entropy", "how tokens are chosen; random is the control")
 
     def required(self) -> frozenset[str]:
         """The entropy is needed only where it decides."""
@@ -167,7 +167,7 @@ def recipe() -> Recipe:
         credit=(GroupAdvantage(),),
         select=(VariedRollouts(), TellingTokens()),
         terms=(ClippedSurrogate(clip_range=0.2, aggregation="token-mean"),),
-        optimise=Optimise(epochs=1, minibatches=1),
+        optimize=Optimize(epochs=1, minibatches=1),
         adds=("varied-rollouts", "telling-tokens"),
         notes={
             "credit": "advantages from whole groups, before anything is left out",

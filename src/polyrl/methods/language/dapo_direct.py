@@ -24,8 +24,8 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.credit import value_after
 from polyrl.parts.improve import ValueCrossEntropy
 from polyrl.parts.offline_steps import OfflineSteps
-from polyrl.parts.optimise import Optimise
-from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.parts.optimize import Optimize
+from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
 
 SLUG = "dapo-direct"
 TITLE = "Direct Advantage-Based Policy Optimization"
@@ -62,7 +62,7 @@ class StepAdvantage(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "advantage_gap", "value_target"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
-    step_value: Literal["critic", "outcomes"] = knob(
+    step_value: Literal["critic", "outcomes"] = hyperparameter(
         "critic", "value behind a step: the critic's, or the mean outcome of the continuations that begin with it"
     )
 
@@ -104,7 +104,7 @@ class DropSmallGaps(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
-    min_gap: float = knob(0.1, "least difference between the best and the worst step of a state", low=0)
+    min_gap: float = hyperparameter(0.1, "least difference between the best and the worst step of a state", low=0)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `weight` [B, T], and `value_weight` [B, T]: 1 at the first token of one row of each state."""
@@ -126,10 +126,10 @@ class StepRegression(Term):
     """Regress the summed log-ratio of each step to the policy that sampled it on its advantage over beta."""
 
     slot: ClassVar[str] = "policy-objective"
-    together: ClassVar[str] = "group"
+    grouped_by: ClassVar[str] = "group"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "ref_logprob", "mask", "group", "weight"})
 
-    beta: float = knob(0.1, "weight of the KL to the sampling policy in what is maximised", above=0)
+    beta: float = hyperparameter(0.1, "weight of the KL to the sampling policy in what is maximized", above=0)
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """(log-ratio - A / beta)^2 / 2 of each row, `[B]`."""
@@ -151,7 +151,7 @@ def recipe() -> Recipe:
         credit=(StepAdvantage(),),
         select=(DropSmallGaps(),),
         terms=(StepRegression(), ValueCrossEntropy()),
-        optimise=Optimise(critic_learning_rate=3e-4),
+        optimize=Optimize(critic_learning_rate=3e-4),
         adds=("offline-steps", "step-advantage", "drop-small-gaps", "step-regression", "value-cross-entropy"),
         notes={
             "collect": "once: solutions, and continuations from each of their steps; then passes over these states",

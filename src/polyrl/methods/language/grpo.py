@@ -18,9 +18,9 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import at_every_step, check_groups, group_statistics, log_group_metrics, total_reward
 from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "grpo"
 TITLE = "Group Relative Policy Optimization"
@@ -52,8 +52,8 @@ class GroupAdvantage(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
-    scale: Scale = knob("std", "std, population-std, or none (Dr. GRPO)")
-    group_epsilon: float = knob(1e-6, "added to the group's standard deviation", low=0)
+    scale: Scale = hyperparameter("std", "std, population-std, or none (Dr. GRPO)")
+    group_epsilon: float = hyperparameter(1e-6, "added to the group's standard deviation", low=0)
 
     def check_within(self, recipe: Recipe) -> None:
         """A group of one has nothing to compare."""
@@ -79,7 +79,7 @@ def recipe() -> Recipe:
             ClippedSurrogate(clip_range=0.2, aggregation="seq-mean-token-mean"),
             ReferenceKL(kl_loss_coef=0.0, kl_estimator="k3", aggregation="seq-mean-token-mean"),
         ),
-        optimise=Optimise(epochs=1, minibatches=2),
+        optimize=Optimize(epochs=1, minibatches=2),
         adds=("group-advantage", "reference-kl"),
         notes={
             "collect": "a group of answers to the same prompt, so that they can be compared",

@@ -22,9 +22,9 @@ from polyrl.errors import UserError
 from polyrl.methods.language.grpo import GroupAdvantage
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import AGGREGATION_HELP, Aggregation, Averaged, clipped_surrogate
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "gspo"
 TITLE = "Group Sequence Policy Optimization"
@@ -51,13 +51,15 @@ class SequenceSurrogate(Averaged):
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "behaviour_logprob", "weight"})
 
-    clip_range: float = knob(3e-4, "how far a response's ratio may fall below 1 before its gradient stops", above=0)
-    clip_range_high: float | None = knob(4e-4, "the same above 1; none takes clip_range", above=0)
-    aggregation: Aggregation = knob("seq-mean-token-mean", AGGREGATION_HELP)
+    clip_range: float = hyperparameter(
+        3e-4, "how far a response's ratio may fall below 1 before its gradient stops", above=0
+    )
+    clip_range_high: float | None = hyperparameter(4e-4, "the same above 1; none takes clip_range", above=0)
+    aggregation: Aggregation = hyperparameter("seq-mean-token-mean", AGGREGATION_HELP)
 
     def check_within(self, recipe: Recipe) -> None:
         """Single steps have no response."""
-        if isinstance(recipe.optimise, Optimise) and recipe.optimise.minibatch_of == "steps":
+        if isinstance(recipe.optimize, Optimize) and recipe.optimize.minibatch_of == "steps":
             raise UserError(
                 f"{recipe.name}: '{self.name}' needs whole responses in a minibatch, and this recipe shuffles single "
                 "steps; set --minibatch-of rows, or take another objective."
@@ -94,7 +96,7 @@ def recipe() -> Recipe:
         score=(TaskReward(),),
         credit=(GroupAdvantage(),),
         terms=(SequenceSurrogate(clip_range=3e-4, clip_range_high=4e-4),),
-        optimise=Optimise(epochs=1, minibatches=4),
+        optimize=Optimize(epochs=1, minibatches=4),
         adds=("sequence-surrogate",),
         notes={
             "collect": "a group of answers to the same prompt, so that they can be compared",

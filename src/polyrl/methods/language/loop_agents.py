@@ -17,10 +17,10 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import SpecialRows
 from polyrl.methods.language.rloo import LeaveOneOut
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected
-from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
 
 SLUG = "loop-agents"
 TITLE = "LOOP: leave-one-out PPO for interactive agents"
@@ -85,7 +85,7 @@ class DropSmallAdvantages(Part):
         unfinished="counted", greedy="left out", masked="left out", unpaid="left out"
     )
 
-    smallest_advantage: float = knob(0.01, "rollouts with all advantages below this are left out", low=0)
+    smallest_advantage: float = hyperparameter(0.01, "rollouts with all advantages below this are left out", low=0)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 in them; add `kept_share` [B], the share of rollouts that is left."""
@@ -106,10 +106,14 @@ class RatioSurrogate(Term):
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "behaviour_logprob", "weight"})
 
-    ratio_level: Level = knob("token", "what shares one ratio: token, turn (between two tool returns) or trajectory")
-    clip_range: float = knob(0.1, "eps: how far a ratio may leave 1 before its gradient stops", above=0, high=1)
-    log_symmetric: bool = knob(False, "lower bound 1 / (1 + eps), as the authors' code, instead of 1 - eps")
-    nominal: bool = knob(True, "divide by all rollouts, those that drop-small-advantages left out included")
+    ratio_level: Level = hyperparameter(
+        "token", "what shares one ratio: token, turn (between two tool returns) or trajectory"
+    )
+    clip_range: float = hyperparameter(
+        0.1, "eps: how far a ratio may leave 1 before its gradient stops", above=0, high=1
+    )
+    log_symmetric: bool = hyperparameter(False, "lower bound 1 / (1 + eps), as the authors' code, instead of 1 - eps")
+    nominal: bool = hyperparameter(True, "divide by all rollouts, those that drop-small-advantages left out included")
 
     def required(self) -> frozenset[str]:
         """Turns are needed only where they share a ratio; the share of rollouts that is left only where it counts."""
@@ -158,7 +162,7 @@ def recipe() -> Recipe:
         credit=(LeaveOneOut(),),
         select=(DropSmallAdvantages(),),
         terms=(RatioSurrogate(),),
-        optimise=Optimise(epochs=4, minibatches=2),
+        optimize=Optimize(epochs=4, minibatches=2),
         adds=("leave-one-out", "drop-small-advantages", "ratio-surrogate"),
         notes={
             "collect": "several rollouts of one task, each in a world of its own that begins the same",

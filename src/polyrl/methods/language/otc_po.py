@@ -22,7 +22,7 @@ from polyrl.core.special_rows import PAID_AT_THE_END, SpecialRows, scored_rows
 from polyrl.errors import UserError
 from polyrl.methods.language import grpo
 from polyrl.parts.tools import calls_of, rescored
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "otc-po"
 TITLE = "Optimal Tool Call-controlled Policy Optimization"
@@ -72,13 +72,13 @@ class ToolCoefficient(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
-    minimum: Minimum = knob(
+    minimum: Minimum = hyperparameter(
         "running", "fewest calls known: running (of all groups of the prompt so far), group, or zero (no group needed)"
     )
-    smoothing: float = knob(1.0, "c of the cosine where the fewest is 0: a larger one is milder", above=0)
-    form: Form = knob("multiplicative", "multiplicative, or additive: score + additive_weight * coefficient")
-    additive_weight: float = knob(0.5, "weight of the coefficient where it is added", low=0)
-    right_from: float = knob(1.0, "score from which an answer is right, and its calls enter the minimum")
+    smoothing: float = hyperparameter(1.0, "c of the cosine where the fewest is 0: a larger one is milder", above=0)
+    form: Form = hyperparameter("multiplicative", "multiplicative, or additive: score + additive_weight * coefficient")
+    additive_weight: float = hyperparameter(0.5, "weight of the coefficient where it is added", low=0)
+    right_from: float = hyperparameter(1.0, "score from which an answer is right, and its calls enter the minimum")
 
     def check_within(self, recipe: Recipe) -> None:
         """Without other answers nothing is known of the fewest calls."""
@@ -122,7 +122,7 @@ def recipe() -> Recipe:
         score=(*base.score, ToolCoefficient()),
         credit=base.credit,
         terms=base.terms,
-        optimise=base.optimise,
+        optimize=base.optimize,
         adds=("tool-coefficient",),
         notes={
             **base.notes,

@@ -25,10 +25,10 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.errors import UserError
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import log_group_metrics
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import partners
 from polyrl.parts.score import TaskReward, TrajectoryKLPenalty
-from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
 
 SLUG = "p3o"
 TITLE = "Pairwise Proximal Policy Optimization"
@@ -42,7 +42,7 @@ ClipForm = Literal["separate", "joint"]
 def pairwise_objective(
     own: Tensor, other: Tensor, difference: Tensor, clip_range: float, clip_form: ClipForm, weight_cap: float | None
 ) -> Tensor:
-    """Share of response i in twice its pair's objective, which is to be maximised; any shape. J is the mean over rows.
+    """Share of response i in twice its pair's objective, which is to be maximized; any shape. J is the mean over rows.
 
     separate (V1): min(sg(D w_j) w_i, sg(D w_j) clip(w_i, 1 - eps, 1 + eps)).
     joint (V2): 1/2 min(sg(D w_i w_j) z, sg(D w_i w_j) clip(z, -eps, eps)) with z = log w_i - log w_j.
@@ -94,13 +94,19 @@ class PairDifference(Part):
 class PairwiseSurrogate(Term):
     """Raise the better response of a pair and lower the other, but not where their ratios have left the clip range."""
 
-    together: ClassVar[str] = "group"
+    grouped_by: ClassVar[str] = "group"
     slot: ClassVar[str] = "policy-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "behaviour_logprob", "group", "weight"})
 
-    clip_form: ClipForm = knob("joint", "separate: clip each response's ratio (V1); joint: their log-difference (V2)")
-    clip_range: float = knob(0.2, "how far a response's ratio (joint: z) may go before its gradient stops", above=0)
-    weight_cap: float | None = knob(10.0, "cap on the weight that is not differentiated; none is off", above=1)
+    clip_form: ClipForm = hyperparameter(
+        "joint", "separate: clip each response's ratio (V1); joint: their log-difference (V2)"
+    )
+    clip_range: float = hyperparameter(
+        0.2, "how far a response's ratio (joint: z) may go before its gradient stops", above=0
+    )
+    weight_cap: float | None = hyperparameter(
+        10.0, "cap on the weight that is not differentiated; none is off", above=1
+    )
 
     def check_within(self, recipe: Recipe) -> None:
         """It reads one number a response."""
@@ -145,7 +151,7 @@ def recipe() -> Recipe:
         score=(TaskReward(), TrajectoryKLPenalty(kl_coef=0.05)),
         credit=(PairDifference(),),
         terms=(PairwiseSurrogate(clip_form="joint", clip_range=0.2),),
-        optimise=Optimise(epochs=2, minibatches=2),
+        optimize=Optimize(epochs=2, minibatches=2),
         adds=("trajectory-kl-penalty", "pair-difference", "pairwise-surrogate"),
         notes={
             "collect": "two independent responses to each prompt",

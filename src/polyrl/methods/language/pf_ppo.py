@@ -23,11 +23,11 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE, WhitenAdvantage, check_groups
 from polyrl.parts.improve import ClippedSurrogate, ValueLoss
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.proxies import r_squared
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.parts.select import log_selected, order_of
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "pf-ppo"
 ALIAS = "pf"
@@ -88,9 +88,13 @@ class PolicyFilter(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
-    filter: Filter = knob("best-random", "none, best, best-random, best-worst, or power: |score|^k over the batch")
-    filter_power: float = knob(2.0, "k of the filter `power`", above=0)
-    draw: Literal["resample", "keep"] = knob("resample", "draw with replacement, or keep each chosen answer once")
+    filter: Filter = hyperparameter(
+        "best-random", "none, best, best-random, best-worst, or power: |score|^k over the batch"
+    )
+    filter_power: float = hyperparameter(2.0, "k of the filter `power`", above=0)
+    draw: Literal["resample", "keep"] = hyperparameter(
+        "resample", "draw with replacement, or keep each chosen answer once"
+    )
 
     def check_within(self, recipe: Recipe) -> None:
         """One answer has no rank."""
@@ -129,7 +133,7 @@ class PolicyFilter(Part):
         return kept.nonzero()[:, 0]
 
     def _log(self, chosen: Experience, context: Context) -> None:
-        gold = context.world.measures(chosen).get("gold")
+        gold = context.run_state.measures(chosen).get("gold")
         found = None if gold is None else r_squared(chosen["score"], gold)
         if found is not None:
             context.log(filter__r2=found)
@@ -145,7 +149,7 @@ def recipe() -> Recipe:
         credit=(GAE(gamma=1.0, gae_lambda=0.95), WhitenAdvantage()),
         select=(PolicyFilter(),),
         terms=(ClippedSurrogate(clip_range=0.2), ValueLoss(value_coef=0.5, value_clip_range=0.2)),
-        optimise=Optimise(epochs=2, minibatches=2),
+        optimize=Optimize(epochs=2, minibatches=2),
         adds=("policy-filter",),
         notes={
             "collect": "several answers to each prompt, so that they have ranks",

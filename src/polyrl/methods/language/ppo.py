@@ -10,7 +10,7 @@ from __future__ import annotations
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE, WhitenAdvantage
 from polyrl.parts.improve import ClippedSurrogate, ValueLoss
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.recipe import Recipe
 
@@ -29,7 +29,7 @@ def recipe() -> Recipe:
         score=(TaskReward(), TokenKLPenalty(kl_coef=0.02)),  # r_t = -beta (logp_old - logp_ref) + 1[t = last] S
         credit=(GAE(gamma=1.0, gae_lambda=0.98), WhitenAdvantage()),
         terms=(ClippedSurrogate(clip_range=0.2), ValueLoss(value_coef=0.5)),
-        optimise=Optimise(epochs=2, minibatches=2),
+        optimize=Optimize(epochs=2, minibatches=2),
         adds=("gae", "clipped-surrogate", "value-loss"),
         notes={
             "score": "the checker's score at the last token; the KL to the start is charged token by token",

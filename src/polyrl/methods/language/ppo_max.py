@@ -1,9 +1,9 @@
-"""PPO-max: PPO with the settings that kept RLHF stable: a normalised and clipped score, a token KL, few epochs.
+"""PPO-max: PPO with the settings that kept RLHF stable: a normalized and clipped score, a token KL, few epochs.
 
 Of the many details that PPO implementations have, the paper keeps those that act on the reward alone: the score is
 brought to its running mean and deviation and clipped, the KL to the start is charged token by token, the critic is
 trained before the policy moves, and demonstrations keep being imitated. Advantages are left as they are, because
-normalising them as well is found to conflict. This is the paper's text; its scripts (OpenLMLab/MOSS-RLHF) only divide
+normalizing them as well is found to conflict. This is the paper's text; its scripts (OpenLMLab/MOSS-RLHF) only divide
 the score by its deviation (`score_form=scale,score_clip=0`), without critic pre-training and without demonstrations.
 The paper's critic begins as the reward model (`critic_start="reward-model"`); here it begins as the policy, as in ppo.
 """
@@ -23,11 +23,11 @@ from polyrl.core.special_rows import PAID_AT_THE_END, SpecialRows, finished_rows
 from polyrl.methods.language import ppo
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE
-from polyrl.parts.demonstrations import OptimiseWithDemonstrations
+from polyrl.parts.demonstrations import OptimizeWithDemonstrations
 from polyrl.parts.improve import ValueLoss
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
 from polyrl.parts.select import CriticPretraining
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "ppo-max"
 TITLE = "PPO-max"
@@ -59,7 +59,7 @@ class Moments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormaliseScore(Part):
+class NormalizeScore(Part):
     """Bring the score to the running mean and deviation of all scores so far, and clip it."""
 
     stage: ClassVar[Stage] = "score"
@@ -67,11 +67,11 @@ class NormaliseScore(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
 
-    score_clip: float = knob(
-        0.8, "delta, bound on the normalised score; 0 is off (the paper studies 0.3 and 0.8)", low=0
+    score_clip: float = hyperparameter(
+        0.8, "delta, bound on the normalized score; 0 is off (the paper studies 0.3 and 0.8)", low=0
     )
-    score_form: Literal["normalise", "scale"] = knob(
-        "normalise", "normalise: minus the mean, over the deviation; scale: over the deviation only (the scripts)"
+    score_form: Literal["normalize", "scale"] = hyperparameter(
+        "normalize", "normalize: minus the mean, over the deviation; scale: over the deviation only (the scripts)"
     )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
@@ -85,7 +85,7 @@ class NormaliseScore(Part):
         memory = context.memory(self.name)
         moments = Moments(**memory).with_batch(score[counted].double())  # the batch itself counts first
         memory.update(count=moments.count, mean=moments.mean, variance=moments.variance)
-        new = (score - (moments.mean if self.score_form == "normalise" else 0.0)) / moments.deviation
+        new = (score - (moments.mean if self.score_form == "normalize" else 0.0)) / moments.deviation
         if self.score_clip:
             context.log(score__clipped=(new.abs() > self.score_clip)[counted].float().mean())
             new = new.clamp(-self.score_clip, self.score_clip)
@@ -98,20 +98,20 @@ class NormaliseScore(Part):
 
 
 def recipe() -> Recipe:
-    """PPO-max as the paper's text has it: score normalised and clipped, token KL, critic first, demonstrations."""
+    """PPO-max as the paper's text has it: score normalized and clipped, token KL, critic first, demonstrations."""
     return replace(
         ppo.recipe(),
         name=SLUG,
         collect=SampleResponses(prompts_per_step=128, completions_per_prompt=1),
-        score=(TaskReward(), NormaliseScore(), TokenKLPenalty(kl_coef=0.05)),
+        score=(TaskReward(), NormalizeScore(), TokenKLPenalty(kl_coef=0.05)),
         credit=(GAE(gamma=1.0, gae_lambda=0.95),),  # no whitening: the reward level is where scales are set
         select=(CriticPretraining(),),
         terms=(ppo.recipe().terms[0], ValueLoss(value_coef=0.5, value_clip_range=0.2)),
-        optimise=OptimiseWithDemonstrations(epochs=1, minibatches=4, schedule="inverse-sqrt", warmup=0.1),
-        adds=("normalise-score", "token-kl-penalty", "critic-pretraining", "optimise-with-demonstrations"),
+        optimize=OptimizeWithDemonstrations(epochs=1, minibatches=4, schedule="inverse-sqrt", warmup=0.1),
+        adds=("normalize-score", "token-kl-penalty", "critic-pretraining", "optimize-with-demonstrations"),
         notes={
             "score": "each score against the running mean so far, clipped; the KL to the start at every token",
-            "credit": "GAE; advantages are not normalised once more",
+            "credit": "GAE; advantages are not normalized once more",
             "select": "at first only the critic learns: the policy's steps count nothing",
             "improve": "one pass over a small buffer; a clipped value loss; demonstrations are imitated on the way",
         },

@@ -11,9 +11,9 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import at_every_step, check_groups, group_statistics, return_to_go, total_reward, whiten
 from polyrl.parts.improve import ClippedSurrogate
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "reinforce++"
 TITLE = "REINFORCE++"
@@ -37,7 +37,7 @@ class BatchAdvantage(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
-    baseline: Literal["batch", "group"] = knob("batch", "batch, or group for REINFORCE++-baseline")
+    baseline: Literal["batch", "group"] = hyperparameter("batch", "batch, or group for REINFORCE++-baseline")
 
     def check_within(self, recipe: Recipe) -> None:
         """The group's mean needs a group; the batch's does not."""
@@ -64,7 +64,7 @@ def recipe() -> Recipe:
         score=(TaskReward(), TokenKLPenalty(kl_coef=0.02)),
         credit=(BatchAdvantage(),),
         terms=(ClippedSurrogate(clip_range=0.2, aggregation="token-mean"),),
-        optimise=Optimise(epochs=1, minibatches=2),
+        optimize=Optimize(epochs=1, minibatches=2),
         adds=("batch-advantage", "token-kl-penalty"),
         notes={
             "collect": "many different prompts, one answer each",

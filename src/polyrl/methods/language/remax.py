@@ -17,9 +17,9 @@ from polyrl.core.special_rows import SpecialRows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "remax"
 TITLE = "ReMax"
@@ -29,12 +29,12 @@ FORMULA = "A = R(x, a) - R(x, greedy answer)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleWithGreedyTwin(SampleResponses):
+class SampleWithGreedyBaseline(SampleResponses):
     """Sample responses, and decode one greedy response to each prompt as well (Algorithm 1, line 4)."""
 
-    gives: ClassVar[frozenset[str]] = SampleResponses.gives | {"twinned"}
+    gives: ClassVar[frozenset[str]] = SampleResponses.gives | {"has_greedy_baseline"}
 
-    greedy_twin: ClassVar[bool] = True
+    greedy_baseline: ClassVar[bool] = True
 
 
 def remax_coefficients(
@@ -53,7 +53,7 @@ def remax_coefficients(
     (`kl_to_go=False`) and verl's is the sum from j on.
 
     Args:
-        difference: `[B]` reward of the sample minus reward of its greedy twin.
+        difference: `[B]` reward of the sample minus reward of its greedy baseline.
         log_ratio: `[B, T]` logprob - ref_logprob of the sample, a constant.
         mask: `[B, T]` bool.
         gamma: discount of the reward over tokens, counted backwards from the end, where it is already gamma^1.
@@ -75,17 +75,19 @@ class GreedyBaseline(Part):
 
     stage: ClassVar[Stage] = "credit"
     slot: ClassVar[str] = "advantage"
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "twinned", "mask"})
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "has_greedy_baseline", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "baseline_score"})
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
         unfinished="alone", greedy="counted", masked="alone", unpaid="alone"
     )
 
-    reward_gamma: float = knob(
+    reward_gamma: float = hyperparameter(
         1.0, "discount of the reward over tokens, from the end (official code: 0.99)", above=0, high=1
     )
-    difference_clip: float | None = knob(None, "bound on sample minus greedy; none is off (official code: 5)", above=0)
-    kl_to_go: bool = knob(True, "whether a token also pays for the KL of the tokens after it")
+    difference_clip: float | None = hyperparameter(
+        None, "bound on sample minus greedy; none is off (official code: 5)", above=0
+    )
+    kl_to_go: bool = hyperparameter(True, "whether a token also pays for the KL of the tokens after it")
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `baseline_score` [B] and `advantage` [B, T]."""
@@ -112,12 +114,12 @@ def recipe() -> Recipe:
     """ReMax as published: one sampled and one greedy answer a prompt, one plain policy-gradient step."""
     return Recipe(
         name=SLUG,
-        collect=SampleWithGreedyTwin(prompts_per_step=32, completions_per_prompt=1),
+        collect=SampleWithGreedyBaseline(prompts_per_step=32, completions_per_prompt=1),
         score=(TaskReward(), TokenKLPenalty(kl_coef=0.02)),
         credit=(GreedyBaseline(),),
         terms=(PolicyGradient(aggregation="seq-mean-token-sum"),),
-        optimise=Optimise(epochs=1, minibatches=1),
-        adds=("sample-with-greedy-twin", "greedy-baseline"),
+        optimize=Optimize(epochs=1, minibatches=1),
+        adds=("sample-with-greedy-baseline", "greedy-baseline"),
         notes={
             "collect": "each prompt is answered twice: once sampled, once greedily",
             "score": "both answers are scored; only the sampled one will train",

@@ -16,7 +16,7 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import at_every_step, check_groups, group_statistics, log_group_metrics, total_reward
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.recipe import Part, Recipe, Stage
 
@@ -64,7 +64,7 @@ def recipe() -> Recipe:
         score=(TaskReward(), TokenKLPenalty(kl_coef=0.02)),
         credit=(LeaveOneOut(),),
         terms=(PolicyGradient(aggregation="seq-mean-token-sum"),),
-        optimise=Optimise(epochs=1, minibatches=1),
+        optimize=Optimize(epochs=1, minibatches=1),
         adds=("leave-one-out", "policy-gradient"),
         notes={
             "collect": "a few answers to each prompt",

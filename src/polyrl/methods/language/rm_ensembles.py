@@ -21,8 +21,8 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import SpecialRows, finished_rows, scored_rows
 from polyrl.methods.language import ppo
 from polyrl.parts.proxies import log_best_of_n, pools
-from polyrl.parts.score import JUDGED, of_finished, paid
-from polyrl.recipe import Improver, Part, Recipe, Stage, Term, knob
+from polyrl.parts.score import JUDGED, assign_reward, of_finished
+from polyrl.recipe import Improver, Part, Recipe, Stage, Term, hyperparameter
 
 SLUG = "rm-ensembles"
 TITLE = "Reward Model Ensembles"
@@ -46,13 +46,15 @@ def uncertainty_weighted(scores: Tensor, coefficient: float) -> Tensor:
 class Ensemble(Part):
     """What the ensemble's scores have in common; subclasses write `combine`."""
 
-    slot: ClassVar[str] = "judge"
+    slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated", "member_score"})
     special_rows: ClassVar[SpecialRows | None] = JUDGED
 
-    members: int = knob(5, "reward models that the task makes; several --reward given are all members", low=1)
-    centre: bool = knob(True, "give each member mean 0 and deviation 1 on the first batch, which the start sampled")
+    members: int = hyperparameter(5, "reward models that the task makes; several --reward given are all members", low=1)
+    centre: bool = hyperparameter(
+        True, "give each member mean 0 and deviation 1 on the first batch, which the start sampled"
+    )
 
     def prepare(self, task: Any, model: str, say: Callable[[str], None] = lambda _: None) -> None:
         """Make or load the members; raises `UserError` where the task has none."""
@@ -72,7 +74,7 @@ class Ensemble(Part):
         def judge(some: Experience) -> Tensor:
             nonlocal calls
             scores: Tensor
-            scores, calls = context.world.member_scores(some, self.members)
+            scores, calls = context.run_state.member_scores(some, self.members)
             return scores
 
         finished = finished_rows(experience)
@@ -89,7 +91,7 @@ class Ensemble(Part):
             scores = torch.where(finished[:, None], (scores - mean) / std, 0.0)
         batch = experience.with_fields(member_score=scores)
         combined = torch.where(scores.isnan().any(1), torch.nan, self.combine(scores, context))
-        batch = paid(batch, combined, {}, calls, context)
+        batch = assign_reward(batch, combined, {}, calls, context)
         kept = batch["member_score"][scored_rows(batch)]
         if len(kept):
             context.log(ensemble__mean=kept.mean(), ensemble__variance=kept.var(1, correction=0).mean())
@@ -109,7 +111,7 @@ class EnsembleMean(Ensemble):
 
 @dataclass(frozen=True, kw_only=True)
 class WCO(Ensemble):
-    """Score every response with the lowest of several reward models (worst-case optimisation)."""
+    """Score every response with the lowest of several reward models (worst-case optimization)."""
 
     stage: ClassVar[Stage] = "score"
 
@@ -124,7 +126,9 @@ class UWO(Ensemble):
 
     stage: ClassVar[Stage] = "score"
 
-    uwo_coef: float = knob(0.1, "lambda, weight of the variance (the paper: 0.1 for PPO, 0.5 for best-of-n)", low=0)
+    uwo_coef: float = hyperparameter(
+        0.1, "lambda, weight of the variance (the paper: 0.1 for PPO, 0.5 for best-of-n)", low=0
+    )
 
     def combine(self, scores: Tensor, context: Context) -> Tensor:
         """The mean less the weighted variance."""
@@ -155,14 +159,14 @@ class BestOfN(Improver):
         unfinished="left out", greedy="left out", masked="left out", unpaid="left out", unselected="counted"
     )
 
-    bon_uwo_coef: float = knob(0.5, "lambda of the UWO score that is measured", low=0)
+    bon_uwo_coef: float = hyperparameter(0.5, "lambda of the UWO score that is measured", low=0)
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """Log `bon/<score>/proxy@<n>` and, where the task knows the truth, `bon/<score>/gold@<n>`; terms are unused."""
         batch = experience.rows(scored_rows(experience).nonzero()[:, 0])
         order = pools(batch["group"])  # where rewards failed, the others lose as many
         members = batch["member_score"][order]  # [prompts, pool, k]
-        gold = context.world.measures(batch).get("gold")
+        gold = context.run_state.measures(batch).get("gold")
         proxies = {
             "single": members.movedim(-1, 0),  # each alone; the average over them is logged
             "mean": members.mean(-1),

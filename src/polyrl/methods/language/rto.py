@@ -1,13 +1,13 @@
 """RTO: PPO with a dense reward besides the score at the end: what a policy trained by DPO finds each token worth.
 
-In the KL-regularised token MDP, beta log(pi*/pi_ref)(a|s) = r(s, a) + V*(s') - V*(s). So the log-ratio of a policy that
+In the KL-regularized token MDP, beta log(pi*/pi_ref)(a|s) = r(s, a) + V*(s') - V*(s). So the log-ratio of a policy that
 DPO has trained is the true reward plus a difference of potentials: it says at each token what the score says at the
 end. `dpo_reward_scale` multiplies the plain log-ratio; DPO's beta does not come in again.
 
 Choices, after the authors' code (zkshan2002/RTO): scaled first, then clipped; the end token is a step like any other,
 and a truncated response has none; the reference is PPO's, from which the DPO policy must have been trained. They
-normalise the reward model's score and clamp it to [-10, 10]; here scoring is the task's, and learned scores are
-normalised. Ours: scale 0 is off (there it means 1). DDPO and RS-PPO are not in their code: they are written from the
+normalize the reward model's score and clamp it to [-10, 10]; here scoring is the task's, and learned scores are
+normalized. Ours: scale 0 is off (there it means 1). DDPO and RS-PPO are not in their code: they are written from the
 paper's words, and pay the same clipped token rewards at other times.
 """
 
@@ -26,7 +26,7 @@ from polyrl.core.special_rows import SpecialRows, finished_rows, sampled_rows, s
 from polyrl.errors import UserError
 from polyrl.methods.language import ppo
 from polyrl.parts.score import at_last_step
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "rto"
 TITLE = "Reinforced Token Optimization"
@@ -85,12 +85,18 @@ class DPOReward(Part):
         unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
     )
 
-    dpo_reward_scale: float = knob(0.05, "b1, reward of one nat of the DPO policy's log-ratio; 0 is off", low=0)
-    dpo_reward_clip: float = knob(0.05, "c1, largest token reward, after scaling; 0 is no clip", low=0)
-    spread: Spread = knob("token", "token: RTO; sequence: the sum at the end, DDPO; shaping: taken back there, RS-PPO")
-    dpo_model: str | None = knob(None, "folder of a DPO policy or of its run; none trains one on the task's pairs")
-    dpo_beta: float = knob(0.1, "DPO's pull to the start, where the policy is made here", above=0)
-    dpo_epochs: int = knob(2, "passes over the pairs, where the policy is made here", low=1)
+    dpo_reward_scale: float = hyperparameter(
+        0.05, "b1, reward of one nat of the DPO policy's log-ratio; 0 is off", low=0
+    )
+    dpo_reward_clip: float = hyperparameter(0.05, "c1, largest token reward, after scaling; 0 is no clip", low=0)
+    spread: Spread = hyperparameter(
+        "token", "token: RTO; sequence: the sum at the end, DDPO; shaping: taken back there, RS-PPO"
+    )
+    dpo_model: str | None = hyperparameter(
+        None, "folder of a DPO policy or of its run; none trains one on the task's pairs"
+    )
+    dpo_beta: float = hyperparameter(0.1, "DPO's pull to the start, where the policy is made here", above=0)
+    dpo_epochs: int = hyperparameter(2, "passes over the pairs, where the policy is made here", low=1)
 
     def required(self) -> frozenset[str]:
         """The reference is needed only where the part is on."""
@@ -124,9 +130,9 @@ class DPOReward(Part):
         """Return the experience with `dpo_logprob`, and with the dense reward added to `reward`, `[B, T]` both."""
         if not self.dpo_reward_scale:
             return experience
-        world = context.world
-        dpo_logprob = world.frozen_logprob(experience, self.prepare(world.task, world.reference_name))
-        counted = experience["mask"] & sampled_rows(experience)[:, None]  # greedy twins are not measured
+        run_state = context.run_state
+        dpo_logprob = run_state.frozen_logprob(experience, self.prepare(run_state.task, run_state.reference_name))
+        counted = experience["mask"] & sampled_rows(experience)[:, None]  # greedy baselines are not measured
         log_ratio = torch.where(counted, dpo_logprob - experience["ref_logprob"], 0.0)
         dense = dpo_token_rewards(log_ratio, self.dpo_reward_scale, self.dpo_reward_clip)
         self._log(log_ratio, dense.sum(1), experience, context)

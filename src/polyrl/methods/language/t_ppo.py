@@ -23,11 +23,11 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import ALONE, SpecialRows, sampled_rows, sampled_steps, scored_rows
 from polyrl.parts.credit import WhitenAdvantage, gae, return_to_go, value_after
 from polyrl.parts.improve import ClippedSurrogate, ValueLoss
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, last_step
 from polyrl.parts.select import CriticPretraining
 from polyrl.parts.windows import WindowedRollouts
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "t-ppo"
 TITLE = "Truncated Proximal Policy Optimization"
@@ -59,7 +59,7 @@ def egae(
 
 @dataclass(frozen=True, kw_only=True)
 class EGAE(Part):
-    """Generalised advantage estimation that ends where an unfinished response does; Monte Carlo targets."""
+    """Generalized advantage estimation that ends where an unfinished response does; Monte Carlo targets."""
 
     stage: ClassVar[Stage] = "credit"
     slot: ClassVar[str] = "advantage"
@@ -67,9 +67,9 @@ class EGAE(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
-    gamma: float = knob(1.0, "discount of later rewards, per step", low=0, high=1)
-    gae_lambda: float = knob(0.95, "0 trusts the critic, 1 trusts the sampled return", low=0, high=1)
-    egae_tail: Literal["previous", "bootstrap"] = knob(
+    gamma: float = hyperparameter(1.0, "discount of later rewards, per step", low=0, high=1)
+    gae_lambda: float = hyperparameter(0.95, "0 trusts the critic, 1 trusts the sampled return", low=0, high=1)
+    egae_tail: Literal["previous", "bootstrap"] = hyperparameter(
         "previous", "value after the last token: previous takes that before it, bootstrap asks the critic"
     )
 
@@ -102,8 +102,10 @@ class WindowSteps(Part):
         unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
     )
 
-    policy_tokens: Literal["window", "all"] = knob("window", "all trains on earlier windows again, off-policy")
-    tail_holdback: int = knob(0, "last tokens of unfinished windows that are never trained on", low=0)
+    policy_tokens: Literal["window", "all"] = hyperparameter(
+        "window", "all trains on earlier windows again, off-policy"
+    )
+    tail_holdback: int = hyperparameter(0, "last tokens of unfinished windows that are never trained on", low=0)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `weight` and `value_weight` [B, T] in {0, 1}."""
@@ -123,7 +125,7 @@ def recipe() -> Recipe:
         credit=(EGAE(gamma=1.0, gae_lambda=0.95), WhitenAdvantage()),
         select=(WindowSteps(), CriticPretraining(critic_pretraining=10)),
         terms=(ClippedSurrogate(clip_range=0.2), ValueLoss(value_coef=0.5)),
-        optimise=Optimise(epochs=2, minibatches=2),
+        optimize=Optimize(epochs=2, minibatches=2),
         adds=("windowed-rollouts", "egae", "window-steps", "value-loss"),
         notes={
             "collect": "every slot goes on by one window; finished responses are replaced next time",

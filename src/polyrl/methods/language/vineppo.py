@@ -23,10 +23,10 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import WhitenAdvantage
 from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 from polyrl.parts.steps import Continuing, continued_scores
-from polyrl.recipe import Recipe, Stage, knob
+from polyrl.recipe import Recipe, Stage, hyperparameter
 
 SLUG = "vineppo"
 TITLE = "VinePPO"
@@ -74,7 +74,9 @@ class VineAdvantage(Continuing):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "step_start", "step_value"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
-    max_states: int | None = knob(None, "M, estimated step ends of a response, besides its start; none: all", low=0)
+    max_states: int | None = hyperparameter(
+        None, "M, estimated step ends of a response, besides its start; none: all", low=0
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` and `step_value` [B, T] float32 and `step_start` [B, T] bool."""
@@ -112,7 +114,7 @@ def recipe() -> Recipe:
             ClippedSurrogate(clip_range=0.2, aggregation="token-mean"),
             ReferenceKL(kl_loss_coef=1e-4, kl_estimator="k3", kl_clamp=10.0, aggregation="seq-mean-token-sum"),
         ),
-        optimise=Optimise(epochs=2, minibatches=2),
+        optimize=Optimize(epochs=2, minibatches=2),
         adds=("vine-advantage",),
         notes={
             "credit": "generation is resumed K times from the start of every step; the mean score is the value there",

@@ -15,7 +15,7 @@ from torch import Tensor
 from polyrl.core.experience import Experience
 from polyrl.parts.improve import aggregation_weights
 from polyrl.parts.operations import DrawTraces, OrderNetwork
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Recipe, Term
 
 SLUG = "hdpo"
@@ -58,7 +58,7 @@ def recipe() -> Recipe:
         score=(),
         credit=(),
         terms=(PathwiseCost(),),
-        optimise=Optimise(learning_rate=3e-3, max_grad_norm=1.0),
+        optimize=Optimize(learning_rate=3e-3, max_grad_norm=1.0),
         adds=("draw-traces", "pathwise-cost"),
         notes={
             "collect": "only what customers will ask for is drawn; nothing is ordered yet",

@@ -20,8 +20,8 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.operations import OrderNetwork, SampleOrders
-from polyrl.parts.optimise import Optimise
-from polyrl.recipe import Part, Recipe, Stage, knob
+from polyrl.parts.optimize import Optimize
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 SLUG = "reinforce"
 TITLE = "REINFORCE"
@@ -41,7 +41,7 @@ class PeriodBaseline(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
-    gamma: float = knob(0.9, "discount of later rewards, per period", low=0, high=1)
+    gamma: float = hyperparameter(0.9, "discount of later rewards, per period", low=0, high=1)
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
@@ -54,7 +54,7 @@ class PeriodBaseline(Part):
 
 
 def recipe() -> Recipe:
-    """REINFORCE with hdpo's network, traces and optimiser."""
+    """REINFORCE with hdpo's network, traces and optimizer."""
     return Recipe(
         name=SLUG,
         policy=OrderNetwork(),
@@ -62,7 +62,7 @@ def recipe() -> Recipe:
         score=(),
         credit=(PeriodBaseline(),),
         terms=(PolicyGradient(aggregation="token-mean"),),
-        optimise=Optimise(learning_rate=1e-3, max_grad_norm=1.0),
+        optimize=Optimize(learning_rate=1e-3, max_grad_norm=1.0),
         adds=("sample-orders", "period-baseline"),
         notes={
             "collect": "orders are tried with noise on fresh demand traces",

@@ -13,9 +13,9 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import LogRatioLoss, OfflinePairs, dpo_loss
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "dpo"
 TITLE = "Direct Preference Optimization"
@@ -40,9 +40,9 @@ def robust_dpo_loss(h: Tensor, beta: float, label_smoothing: float) -> Tensor:
 class DPOLoss(LogRatioLoss):
     """Raise the log-ratio of chosen responses over that of rejected ones, through a logistic loss (equation 7)."""
 
-    beta: float = knob(0.1, "strength of the pull to the reference: reward = beta * log-ratio", above=0)
-    label_smoothing: float = knob(0.0, "share of labels assumed to be flipped (cDPO)", low=0, high=0.49)
-    loss_type: Labels = knob("sigmoid", "sigmoid, or robust: unbiased where labels are flipped")
+    beta: float = hyperparameter(0.1, "strength of the pull to the reference: reward = beta * log-ratio", above=0)
+    label_smoothing: float = hyperparameter(0.0, "share of labels assumed to be flipped (cDPO)", low=0, high=0.49)
+    loss_type: Labels = hyperparameter("sigmoid", "sigmoid, or robust: unbiased where labels are flipped")
 
     @property
     def scale(self) -> float:
@@ -63,7 +63,7 @@ def recipe() -> Recipe:
         score=(),
         credit=(),
         terms=(DPOLoss(beta=0.1),),
-        optimise=Optimise(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
+        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
         adds=("dpo-loss",),
         notes={
             "collect": "labelled pairs of responses; nothing is sampled",

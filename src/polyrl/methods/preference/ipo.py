@@ -1,7 +1,7 @@
 """IPO: regress the margin of log-ratios to a finite target, so that sure labels cannot drive the policy to certainty.
 
 DPO's reward is unbounded: where one response always wins, its loss falls for ever and no beta keeps the policy near the
-reference. IPO optimises the probability of preference itself, of which a logit is only one transform (section 5).
+reference. IPO optimizes the probability of preference itself, of which a logit is only one transform (section 5).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import LogRatioLoss, OfflinePairs
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "ipo"
 TITLE = "Identity Preference Optimization"
@@ -39,7 +39,7 @@ class IPOLoss(LogRatioLoss):
     comparable.
     """
 
-    tau: float = knob(0.1, "strength of the pull to the reference; the margin aims at 1/(2 tau)", above=0)
+    tau: float = hyperparameter(0.1, "strength of the pull to the reference; the margin aims at 1/(2 tau)", above=0)
 
     @property
     def scale(self) -> float:
@@ -59,7 +59,7 @@ def recipe() -> Recipe:
         score=(),
         credit=(),
         terms=(IPOLoss(tau=0.1),),
-        optimise=Optimise(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
+        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
         adds=("ipo-loss",),
         notes={
             "collect": "labelled pairs of responses; nothing is sampled",

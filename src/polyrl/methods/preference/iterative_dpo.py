@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from polyrl.methods.preference.dpo import DPOLoss
 from polyrl.parts.collect import SampleResponses
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import BestVersusWorst
 from polyrl.parts.score import TaskReward
 from polyrl.recipe import Recipe
@@ -31,7 +31,7 @@ def recipe() -> Recipe:
         credit=(),
         select=(BestVersusWorst(),),
         terms=(DPOLoss(beta=0.1, reference="start"),),
-        optimise=Optimise(learning_rate=3e-4, schedule="cosine", epochs=2, minibatches=4),
+        optimize=Optimize(learning_rate=3e-4, schedule="cosine", epochs=2, minibatches=4),
         adds=("sample-responses", "task-reward", "best-versus-worst"),
         notes={
             "collect": "a round begins: several responses to each of many prompts",

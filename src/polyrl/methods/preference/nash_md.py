@@ -17,7 +17,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import UserError
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
-from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.recipe import Improver, Recipe, Term, hyperparameter
 
 SLUG = "nash-md"
 TITLE = "Nash Learning from Human Feedback"
@@ -25,7 +25,7 @@ PAPER = "arXiv:2312.00886"
 YEAR = 2023
 FORMULA = "pi_{t+1} ~ mix exp(eta P mix), mix ~ pi_t^(1 - eta tau) ref^(eta tau), eta = 2 / (tau (t + 2))"
 TASK = "rock-paper-scissors"
-WING = "theory"
+DOMAIN = "theory"
 
 
 def mixture(log_policy: Tensor, log_reference: Tensor, weight: float) -> Tensor:
@@ -50,13 +50,13 @@ def step_size(eta: float | None, tau: float, t: int, name: str) -> float:
 class EnumerateAgainstMixture(EnumerateAnswers):
     """Take every answer of the game once; the opponent is the mixture of policy and reference."""
 
-    eta: float | None = knob(None, "step of mirror descent; none takes 2 / (beta (t + 2))", above=0)
+    eta: float | None = hyperparameter(None, "step of mirror descent; none takes 2 / (beta (t + 2))", above=0)
 
     def opponent(self, context: Context) -> Tensor:
         """Log-probabilities `[n]` of the mixture."""
-        tau = context.world.task.beta
+        tau = context.run_state.task.beta
         weight = tau * step_size(self.eta, tau, context.iteration - 1, self.name)
-        return mixture(context.world.log_policy, context.world.task.log_reference, weight)
+        return mixture(context.run_state.log_policy, context.run_state.task.log_reference, weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class MixtureMirrorDescent(Improver):
     needs: ClassVar[frozenset[str]] = frozenset({"score", "opponent_logprob"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    eta: float | None = knob(None, "step of mirror descent; none takes 2 / (beta (t + 2))", above=0)
+    eta: float | None = hyperparameter(None, "step of mirror descent; none takes 2 / (beta (t + 2))", above=0)
 
     def check_within(self, recipe: Recipe) -> None:
         """Refuse an opponent that was mixed with another step."""
@@ -76,12 +76,12 @@ class MixtureMirrorDescent(Improver):
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """Take one step."""
-        step = step_size(self.eta, context.world.task.beta, context.iteration - 1, self.name)
+        step = step_size(self.eta, context.run_state.task.beta, context.iteration - 1, self.name)
         new = torch.log_softmax(experience["opponent_logprob"][:, 0] + step * experience["score"], -1)
         check_finite(self, context, policy=new)
-        context.touched = True
+        context.params_updated = True
         context.spent.updates += 1
-        context.world.play(new)
+        context.run_state.set_policy(new)
 
 
 def recipe() -> Recipe:
@@ -92,7 +92,7 @@ def recipe() -> Recipe:
         score=(ExactWinRates(),),
         credit=(),
         terms=(),
-        optimise=MixtureMirrorDescent(),
+        optimize=MixtureMirrorDescent(),
         adds=("enumerate-against-mixture", "mixture-mirror-descent"),
         notes={
             "collect": "every answer once, against the mixture of the policy and the reference",

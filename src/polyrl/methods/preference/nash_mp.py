@@ -1,4 +1,4 @@
-"""Nash-MP: two proximal steps from one anchor solve the regularised preference game at a linear rate.
+"""Nash-MP: two proximal steps from one anchor solve the regularized preference game at a linear rate.
 
 The exact algorithm on answers that can be enumerated. A plain self-play step answers the present policy, which in a
 cycle of preferences is already the wrong opponent. Mirror prox looks ahead: a half step finds the opponent, and the
@@ -17,7 +17,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
-from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.recipe import Improver, Recipe, Term, hyperparameter
 
 SLUG = "nash-mp"
 TITLE = "Nash Learning via Mirror Prox"
@@ -25,7 +25,7 @@ PAPER = "arXiv:2505.19731"
 YEAR = 2025
 FORMULA = "log pi' = (log pi_k + eta log ref + eta/beta P q) / (1 + eta), with q = pi_k, then q = pi_{k+1/2}"
 TASK = "rock-paper-scissors"
-WING = "theory"
+DOMAIN = "theory"
 
 
 def prox_step(log_anchor: Tensor, log_reference: Tensor, win_rate: Tensor, beta: float, eta: float) -> Tensor:
@@ -34,7 +34,7 @@ def prox_step(log_anchor: Tensor, log_reference: Tensor, win_rate: Tensor, beta:
     Args:
         log_anchor, log_reference: log-probabilities `[n]`.
         win_rate: `[n]`, P q: how often each answer beats the opponent q.
-        beta: strength of the regularisation.
+        beta: strength of the regularization.
         eta: proximal step; 0 stays at the anchor, infinity is the best response ref exp(P q / beta).
 
     Returns:
@@ -51,24 +51,26 @@ class MirrorProx(Improver):
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    eta: float | None = knob(None, "proximal step; none takes 2 beta, the largest that the theory allows", above=0)
-    prox_steps: Literal["two", "one"] = knob("two", "one is plain self-play: every step moves the anchor")
+    eta: float | None = hyperparameter(
+        None, "proximal step; none takes 2 beta, the largest that the theory allows", above=0
+    )
+    prox_steps: Literal["two", "one"] = hyperparameter("two", "one is plain self-play: every step moves the anchor")
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """Answer the opponent whose win rates were scored."""
-        world, memory = context.world, context.memory(self.name)
-        beta = world.task.beta
-        anchor = world.keep("answer", lambda: world.log_policy)  # pi_k
+        run_state, memory = context.run_state, context.memory(self.name)
+        beta = run_state.task.beta
+        anchor = run_state.get_or_create("answer", lambda: run_state.log_policy)  # pi_k
         new = prox_step(
-            anchor, world.task.log_reference, experience["score"], beta, 2 * beta if self.eta is None else self.eta
+            anchor, run_state.task.log_reference, experience["score"], beta, 2 * beta if self.eta is None else self.eta
         )
         check_finite(self, context, policy=new)
         half = self.prox_steps == "two" and not memory.get("half", False)
-        context.touched = True
+        context.params_updated = True
         context.spent.updates += 1
-        world.play(new)
+        run_state.set_policy(new)
         if not half:  # a whole step: pi_{k+1} is the next anchor. A half step only plays: the next query is against it
-            world.tables["answer"] = new
+            run_state.tables["answer"] = new
         memory["half"] = half
 
 
@@ -80,7 +82,7 @@ def recipe() -> Recipe:
         score=(ExactWinRates(),),
         credit=(),
         terms=(),
-        optimise=MirrorProx(),
+        optimize=MirrorProx(),
         adds=("mirror-prox",),
         notes={
             "collect": "every answer once, against what plays now: pi_k, and in every second pass pi_{k+1/2}",

@@ -2,7 +2,7 @@
 
 The form of the paper for policies that cannot be enumerated. A proximal step becomes gradient steps on its objective;
 in the practical version a moving average of the parameters stands for the anchor, and the opponent is the policy
-itself. Rows of a pair train symmetrically. `kappa=1` removes the anchor: plain regularised self-play (online IPO).
+itself. Rows of a pair train symmetrically. `kappa=1` removes the anchor: plain regularized self-play (online IPO).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import UserError
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.theory import check_finite, check_plays
-from polyrl.recipe import Part, Recipe, Stage, Term, knob
+from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
 from polyrl.tasks.theory.games import kl
 
 SLUG = "nash-mp-pg"
@@ -28,7 +28,7 @@ PAPER = "arXiv:2505.19731"
 YEAR = 2025
 FORMULA = "grad = E (c - mean c) grad log pi(y), c = 1/2 - [y beats y'] + beta log pi/ref + beta/eta log pi/target"
 TASK = "rock-paper-scissors"
-WING = "theory"
+DOMAIN = "theory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class DrawPairs(Part):
     solves: ClassVar[str] = "game"
     gives: ClassVar[frozenset[str]] = frozenset({"action", "mask", "present", "behaviour_logprob", "pair"})
 
-    pairs_per_step: int = knob(64, "pairs in one iteration, one label each", low=1)
-    opponent: Literal["policy", "target", "step"] = knob(
+    pairs_per_step: int = hyperparameter(64, "pairs in one iteration, one label each", low=1)
+    opponent: Literal["policy", "target", "step"] = hyperparameter(
         "policy", "policy (both rows train), target (an ablation, not this method), or step (with descend-in-steps)"
     )
 
@@ -50,10 +50,12 @@ class DrawPairs(Part):
         Raises:
             Diverged: the policy or its opponent is not finite.
         """
-        world, n, random = context.world, self.pairs_per_step, context.generator("collect")
-        policy = world.log_policy
+        run_state, n, random = context.run_state, self.pairs_per_step, context.generator("collect")
+        policy = run_state.log_policy
         table = (
-            policy if self.opponent == "policy" else world.keep(self.opponent, lambda: world.logits.detach().clone())
+            policy
+            if self.opponent == "policy"
+            else run_state.get_or_create(self.opponent, lambda: run_state.logits.detach().clone())
         )
         other = torch.log_softmax(table, -1)
         check_plays(self, context, policy=policy, opponent=other)
@@ -84,13 +86,15 @@ class JudgePairs(Part):
     # rows of an opponent that does not train are masked; the oracle judges them as any other
     special_rows: ClassVar[SpecialRows | None] = replace(NO_SPECIAL_ROWS, masked="alone")
 
-    label: Literal["sampled", "probability"] = knob("sampled", "a random winner, or the oracle's probability itself")
+    label: Literal["sampled", "probability"] = hyperparameter(
+        "sampled", "a random winner, or the oracle's probability itself"
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `score` [B]: o of the row over the other row of its pair, in [0, 1]."""
         n = len(experience) // 2
         first, second = experience["action"][:n, 0], experience["action"][n:, 0]
-        won = context.world.task.preference[first, second]
+        won = context.run_state.task.preference[first, second]
         if self.label == "sampled":
             won = torch.bernoulli(won, generator=context.generator("judge"))
         context.spent.reward_calls += n
@@ -109,31 +113,33 @@ class ProximalCost(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
     special_rows: ClassVar[SpecialRows | None] = replace(NO_SPECIAL_ROWS, masked="alone")
 
-    eta: float | None = knob(None, "proximal step; the target's pull is beta / eta; none takes 2 beta", above=0)
+    eta: float | None = hyperparameter(
+        None, "proximal step; the target's pull is beta / eta; none takes 2 beta", above=0
+    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, 1]: mean cost minus cost, a constant in the loss."""
-        world, logprob, trained = context.world, experience["behaviour_logprob"], experience["mask"]
-        beta = world.task.beta
+        run_state, logprob, trained = context.run_state, experience["behaviour_logprob"], experience["mask"]
+        beta = run_state.task.beta
         pull = 0.5 if self.eta is None else beta / self.eta
-        target = torch.log_softmax(world.keep("target", lambda: world.logits.detach().clone()), -1)
+        target = torch.log_softmax(run_state.get_or_create("target", lambda: run_state.logits.detach().clone()), -1)
         cost = 0.5 - experience["score"][:, None] + beta * (logprob - experience["ref_logprob"])
         cost = cost + pull * (logprob - target[experience["action"]])
         return experience.with_fields(advantage=cost[trained].mean() - cost)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descend(Optimise):
+class Descend(Optimize):
     """Take plain gradient steps: the step size is in units of the objective, as in the theory."""
 
-    learning_rate: float = knob(0.5, "step size of plain gradient descent", low=0, high=1e37)
-    max_grad_norm: float = knob(1e6, "global norm at which gradients are clipped", above=0)
+    learning_rate: float = hyperparameter(0.5, "step size of plain gradient descent", low=0, high=1e37)
+    max_grad_norm: float = hyperparameter(1e6, "global norm at which gradients are clipped", above=0)
 
-    def optimisers(self, world: Any) -> dict[str, Any]:
+    def optimizers(self, run_state: Any) -> dict[str, Any]:
         """Plain SGD for each trained model."""
         return {
             model: torch.optim.SGD([p for _, p in named], lr=self.learning_rate)
-            for model, named in world.parameters().items()
+            for model, named in run_state.parameters().items()
         }
 
 
@@ -143,7 +149,9 @@ class DescendWithAverage(Descend):
 
     solves: ClassVar[str] = "game"
 
-    kappa: float = knob(0.1, "rate of the moving average; 1 is plain self-play without an anchor", above=0, high=1)
+    kappa: float = hyperparameter(
+        0.1, "rate of the moving average; 1 is plain self-play without an anchor", above=0, high=1
+    )
 
     def check_within(self, recipe: Recipe) -> None:
         """Refuse the opponent of the other version."""
@@ -157,11 +165,11 @@ class DescendWithAverage(Descend):
             NonFinite: the step came to a policy or a target that is not finite.
         """
         super().run(terms, experience, context)
-        world = context.world
+        run_state = context.run_state
         # of softmax logits the average is the geometric mixture of the policies: the anchor itself, not a stand-in
-        world.tables["target"] = torch.lerp(world.tables["target"], world.logits.detach(), self.kappa)
-        check_finite(self, context, policy=world.log_policy, target=world.tables["target"])
-        context.log(kl_to_target=kl(world.log_policy, torch.log_softmax(world.tables["target"], -1)))
+        run_state.tables["target"] = torch.lerp(run_state.tables["target"], run_state.logits.detach(), self.kappa)
+        check_finite(self, context, policy=run_state.log_policy, target=run_state.tables["target"])
+        context.log(kl_to_target=kl(run_state.log_policy, torch.log_softmax(run_state.tables["target"], -1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +181,7 @@ class DescendInSteps(Descend):
 
     solves: ClassVar[str] = "game"
 
-    inner_steps: int = knob(20, "gradient steps that play one proximal step", low=1)
+    inner_steps: int = hyperparameter(20, "gradient steps that play one proximal step", low=1)
 
     def check_within(self, recipe: Recipe) -> None:
         """Refuse pairs that were drawn against a moving opponent."""
@@ -187,17 +195,17 @@ class DescendInSteps(Descend):
             NonFinite: the step came to a policy that is not finite.
         """
         super().run(terms, experience, context)
-        world, tables, memory = context.world, context.world.tables, context.memory(self.name)
-        check_finite(self, context, policy=world.log_policy)
+        run_state, tables, memory = context.run_state, context.run_state.tables, context.memory(self.name)
+        check_finite(self, context, policy=run_state.log_policy)
         tables.setdefault("answer", torch.log_softmax(tables["target"], -1))
         memory["taken"] = memory.get("taken", 0) + 1
         if memory["taken"] < self.inner_steps:
             return
         memory["taken"], memory["whole"] = 0, not memory.get("whole", False)
-        reached = world.logits.detach().clone()
+        reached = run_state.logits.detach().clone()
         tables["step"] = reached  # the next opponent: pi_{k+1/2}, or pi_{k+1}
         if memory["whole"]:  # the half step is done: the whole one starts from the anchor again
-            world.play(tables["target"])
+            run_state.set_policy(tables["target"])
         else:
             tables["target"] = reached
             tables["answer"] = torch.log_softmax(reached, -1)
@@ -211,7 +219,7 @@ def recipe() -> Recipe:
         score=(JudgePairs(),),
         credit=(ProximalCost(),),
         terms=(PolicyGradient(aggregation="seq-mean-token-sum"),),
-        optimise=DescendWithAverage(),
+        optimize=DescendWithAverage(),
         adds=("proximal-cost", "descend-with-average"),
         notes={
             "collect": "both answers of a pair come from the present policy: one drawn from the target is worse",

@@ -7,7 +7,7 @@ label is the better reward; `+preference-label` asks a preference function inste
 from __future__ import annotations
 
 from polyrl.methods.preference.dpo import DPOLoss
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import BestVersusWorst, SamplePairs
 from polyrl.parts.score import TaskReward
 from polyrl.recipe import Recipe
@@ -29,7 +29,7 @@ def recipe() -> Recipe:
         credit=(),
         select=(BestVersusWorst(),),
         terms=(DPOLoss(beta=0.1),),
-        optimise=Optimise(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
+        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
         adds=("sample-pairs", "task-reward", "best-versus-worst"),
         notes={
             "collect": "two responses of the present policy to each prompt",

@@ -18,9 +18,9 @@ from torch.nn.functional import softplus
 from polyrl.core.experience import Experience
 from polyrl.models.language.pairs import sequence_logprob
 from polyrl.parts.imitation import DemonstrationNLL
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import ImplicitRewardLoss, OfflinePairs
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "orpo"
 TITLE = "Odds Ratio Preference Optimization"
@@ -48,7 +48,7 @@ def odds_ratio_loss(h: Tensor) -> Tensor:
 class OddsRatioLoss(ImplicitRewardLoss):
     """Raise the odds of chosen responses over those of rejected ones, through a logistic loss."""
 
-    odds_weight: float = knob(0.1, "lambda: weight of the odds ratio beside the likelihood", low=0)
+    odds_weight: float = hyperparameter(0.1, "lambda: weight of the odds ratio beside the likelihood", low=0)
 
     @property
     def scale(self) -> float:
@@ -75,7 +75,7 @@ def recipe() -> Recipe:
             OddsRatioLoss(odds_weight=0.1),
             DemonstrationNLL(demonstration_weight=1.0, imitate="chosen", aggregation="seq-mean-token-mean"),
         ),
-        optimise=Optimise(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
+        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
         adds=("odds-ratio-loss", "demonstration-nll"),
         notes={
             "collect": "labelled pairs of responses; nothing is sampled",

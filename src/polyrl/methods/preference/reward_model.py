@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from polyrl.core.experience import Experience
 from polyrl.models.language.pairs import by_pair
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import OfflinePairs, PairTerm, whole_pairs
 from polyrl.recipe import Recipe
 from polyrl.tasks.language.preferences import PAIR_METRIC
@@ -64,7 +64,7 @@ def recipe() -> Recipe:
         score=(),
         credit=(),
         terms=(BradleyTerry(),),
-        optimise=Optimise(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
+        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
         adds=("bradley-terry",),
         metric=PAIR_METRIC,
         notes={

@@ -17,7 +17,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import UserError
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
-from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.recipe import Improver, Recipe, Term, hyperparameter
 
 SLUG = "self-play"
 TITLE = "Iterative Nash Policy Optimization, exact update"
@@ -25,7 +25,7 @@ PAPER = "arXiv:2407.00617"
 YEAR = 2024
 FORMULA = "pi_{t+1} ~ exp(P pi_t / eta) ref^(tau/eta) pi_t^(1 - tau/eta)"
 TASK = "rock-paper-scissors"
-WING = "theory"
+DOMAIN = "theory"
 
 
 def self_play_step(log_policy: Tensor, log_reference: Tensor, win_rate: Tensor, tau: float, eta: float) -> Tensor:
@@ -42,7 +42,7 @@ class OnlineMirrorDescent(Improver):
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    eta: float = knob(2.0, "inverse step, in win rate per nat; at least the game's beta", above=0)
+    eta: float = hyperparameter(2.0, "inverse step, in win rate per nat; at least the game's beta", above=0)
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """Take one step.
@@ -50,14 +50,16 @@ class OnlineMirrorDescent(Improver):
         Raises:
             UserError: eta is below the game's beta, so the policy would get a negative weight.
         """
-        world = context.world
-        if self.eta < world.task.beta:
-            raise UserError(f"{self.name}.eta is {self.eta:g} but must be at least beta={world.task.beta:g}.")
-        new = self_play_step(world.log_policy, world.task.log_reference, experience["score"], world.task.beta, self.eta)
+        run_state = context.run_state
+        if self.eta < run_state.task.beta:
+            raise UserError(f"{self.name}.eta is {self.eta:g} but must be at least beta={run_state.task.beta:g}.")
+        new = self_play_step(
+            run_state.log_policy, run_state.task.log_reference, experience["score"], run_state.task.beta, self.eta
+        )
         check_finite(self, context, policy=new)
-        context.touched = True
+        context.params_updated = True
         context.spent.updates += 1
-        world.play(new)
+        run_state.set_policy(new)
 
 
 def recipe() -> Recipe:
@@ -68,7 +70,7 @@ def recipe() -> Recipe:
         score=(ExactWinRates(),),
         credit=(),
         terms=(),
-        optimise=OnlineMirrorDescent(),
+        optimize=OnlineMirrorDescent(),
         adds=("online-mirror-descent",),
         notes={
             "collect": "every answer once, against the policy itself",

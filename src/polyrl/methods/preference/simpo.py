@@ -14,9 +14,9 @@ from torch.nn.functional import softplus
 
 from polyrl.core.experience import Experience
 from polyrl.models.language.pairs import sequence_logprob
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import ImplicitRewardLoss, OfflinePairs
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "simpo"
 TITLE = "Simple Preference Optimization"
@@ -35,8 +35,8 @@ def simpo_loss(h: Tensor, beta: float, gamma: float) -> Tensor:
 class SimpoLoss(ImplicitRewardLoss):
     """Raise the mean log-probability of chosen responses over that of rejected ones, until a margin is reached."""
 
-    beta: float = knob(0.5, "reward of a response: beta times its mean log-probability a token", above=0)
-    target_margin: float = knob(0.25, "gamma: by how much the chosen response's reward is to be ahead", low=0)
+    beta: float = hyperparameter(0.5, "reward of a response: beta times its mean log-probability a token", above=0)
+    target_margin: float = hyperparameter(0.25, "gamma: by how much the chosen response's reward is to be ahead", low=0)
 
     @property
     def scale(self) -> float:
@@ -60,7 +60,7 @@ def recipe() -> Recipe:
         score=(),
         credit=(),
         terms=(SimpoLoss(beta=0.5, target_margin=0.25),),
-        optimise=Optimise(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
+        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
         adds=("simpo-loss",),
         notes={
             "collect": "labelled pairs of responses; nothing is sampled",

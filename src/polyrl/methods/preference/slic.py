@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import relu
 
-from polyrl.parts.optimise import Optimise
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import LogRatioLoss, OfflinePairs
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "slic"
 TITLE = "Sequence Likelihood Calibration"
@@ -33,7 +33,7 @@ def slic_loss(h: Tensor, beta: float) -> Tensor:
 class SlicLoss(LogRatioLoss):
     """Raise the margin of log-ratios until it reaches 1 / beta, and no further."""
 
-    beta: float = knob(0.1, "strength of the pull to the reference; the margin stops at 1/beta", above=0)
+    beta: float = hyperparameter(0.1, "strength of the pull to the reference; the margin stops at 1/beta", above=0)
 
     @property
     def scale(self) -> float:
@@ -53,7 +53,7 @@ def recipe() -> Recipe:
         score=(),
         credit=(),
         terms=(SlicLoss(beta=0.1),),
-        optimise=Optimise(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
+        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
         adds=("slic-loss",),
         notes={
             "collect": "labelled pairs of responses; nothing is sampled",

@@ -35,8 +35,8 @@ class GreedyPolicy(Improver):
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """pi_h(. | s) for all h and s at once."""
-        world = context.world
-        world.act(soft_policy(world.tables["q"], world.task.log_reference, 0.0)[0])
+        run_state = context.run_state
+        run_state.set_policy(soft_policy(run_state.tables["q"], run_state.task.log_reference, 0.0)[0])
         context.spent.updates += 1
 
 
@@ -48,7 +48,7 @@ def recipe() -> Recipe:
         score=(KnownReward(),),
         credit=(RobustBackup(eta=0.0),),
         terms=(),
-        optimise=GreedyPolicy(),
+        optimize=GreedyPolicy(),
         adds=("robust-backup", "greedy-policy"),
         notes={
             "collect": "one episode in the nominal dynamics; the first acts at random, as nothing is known",

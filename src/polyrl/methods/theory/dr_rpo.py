@@ -2,7 +2,7 @@
 
 A d-rectangular linear robust MDP: the deployed dynamics may differ from those of training within a divergence ball
 around every factor. Each episode backs up optimistic worst-case values; the policy pi ~ ref exp(Q / eta) is the exact
-maximiser of the value regularised by eta KL(pi || ref), so there is no optimiser and no inner loop.
+maximizer of the value regularized by eta KL(pi || ref), so there is no optimizer and no inner loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.parts.theory import KnownReward, RobustBackup, RollEpisode, check_finite, mirror_policy
-from polyrl.recipe import Improver, Recipe, Term, knob
+from polyrl.recipe import Improver, Recipe, Term, hyperparameter
 
 SLUG = "dr-rpo"
 TITLE = "Distributionally Robust Regularized Policy Optimization"
@@ -25,23 +25,27 @@ TASK = "linear-mdp"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegularisedSoftmax(Improver):
-    """Install the policy that maximises the backed-up value minus eta KL(pi || ref), in closed form for every state."""
+class RegularizedSoftmax(Improver):
+    """Install the policy that maximizes the backed-up value minus eta KL(pi || ref), in closed form for every state."""
 
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"action_value"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    eta: float | None = knob(None, "temperature of the policy's regularisation; none takes the task's", low=0)
-    alpha: float | None = knob(None, "step of the mirror form; none is the closed form, an infinite step", above=0)
+    eta: float | None = hyperparameter(None, "temperature of the policy's regularization; none takes the task's", low=0)
+    alpha: float | None = hyperparameter(
+        None, "step of the mirror form; none is the closed form, an infinite step", above=0
+    )
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
         """pi_h(. | s) for all h and s at once, from the table that the backup left."""
-        world = context.world
-        eta = world.task.eta if self.eta is None else self.eta
-        policy, _ = mirror_policy(world.tables["q"], world.policy, world.task.log_reference, eta, self.alpha)
+        run_state = context.run_state
+        eta = run_state.task.eta if self.eta is None else self.eta
+        policy, _ = mirror_policy(
+            run_state.tables["q"], run_state.policy, run_state.task.log_reference, eta, self.alpha
+        )
         check_finite(self, context, policy=policy)
-        world.act(policy)
+        run_state.set_policy(policy)
         context.spent.updates += 1
 
 
@@ -53,14 +57,14 @@ def recipe() -> Recipe:
         score=(KnownReward(),),
         credit=(RobustBackup(),),
         terms=(),
-        optimise=RegularisedSoftmax(),
-        adds=("regularised-softmax",),
+        optimize=RegularizedSoftmax(),
+        adds=("regularized-softmax",),
         notes={
             "collect": "one episode in the nominal dynamics; the deployed ones are never seen",
             "score": "the environment's reward, known as a function",
             "credit": "a backward sweep over all data: one regression a factor, moved to its worst, plus a bonus. Step "
             "h needs the improved policy of step h + 1, so the sweep already values the policy of the last stage",
             "select": "nothing to do: every transition stays in the regressions",
-            "improve": "a softmax in closed form; no gradient and no optimiser",
+            "improve": "a softmax in closed form; no gradient and no optimizer",
         },
     )

@@ -66,13 +66,13 @@ def is_lora(model: Any) -> bool:
 
 
 def with_lora(model: nn.Module, lora: LoraSettings) -> nn.Module:
-    """Put fresh adapters on the model, initialised from their own seed; only they are trained."""
+    """Put fresh adapters on the model, initialized from their own seed; only they are trained."""
     peft = import_peft()
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     settings = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator: leave it as it was
+    with torch.random.fork_rng(devices=[]):  # peft initializes from the global generator: leave it as it was
         torch.manual_seed(lora.seed)
         wrapped = peft.get_peft_model(model, settings)
     for used in wrapped.peft_config.values():
@@ -148,11 +148,11 @@ def _check_weights(name: str, source: str) -> None:
     if adapter is not None:
         raise UserError(f"{name} holds adapters; give the folder of the model that they belong to, or download them.")
     for part in (config, config.get("text_config")):
-        quantised = part.get("quantization_config") if isinstance(part, dict) else None
-        if quantised:
-            method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        quantized = part.get("quantization_config") if isinstance(part, dict) else None
+        if quantized:
+            method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
             raise UserError(
-                f"The weights in {name} are quantised ({method}), and polyrl trains float32 weights; give the "
+                f"The weights in {name} are quantized ({method}), and polyrl trains float32 weights; give the "
                 "model that it was made from."
             )
 

@@ -59,7 +59,7 @@ def head_factor(policy: LanguagePolicy) -> float:
 
 @torch.no_grad()
 def hidden_states(policy: LanguagePolicy, experience: Experience, max_tokens: int) -> Tensor:
-    """States `[B, T, H]` float32 before every step in `mask`, in main memory; 0 elsewhere and in greedy twins.
+    """States `[B, T, H]` float32 before every step in `mask`, in main memory; 0 elsewhere and in greedy baselines.
 
     softmax(W h) is the distribution that the step was drawn from, temperature included. At most `max_tokens` padded
     tokens are read at a time.
@@ -101,7 +101,7 @@ def scores(states: Tensor, action: Tensor, weights: Tensor) -> Iterator[tuple[Te
 
 @dataclass(frozen=True)
 class AdamModel:
-    """Adam's moments for W alone, to say what a gradient would do; they are not those of the optimiser that trains.
+    """Adam's moments for W alone, to say what a gradient would do; they are not those of the optimizer that trains.
 
     Before it has seen a gradient it lets each one through as it is.
     """

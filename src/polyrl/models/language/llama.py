@@ -69,20 +69,24 @@ class _Order:
             x = x.view(-1, 2, self.head // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
         return x * self.scale if self.scale != 1 else x
 
-    def taken_back(self, slope: Tensor) -> Tensor:
+    def taken_back(self, grad_output: Tensor) -> Tensor:
         """The parameter's gradient, given that of what was laid out."""
         if self.head:
-            slope = slope.view(-1, self.head // 2, 2, *slope.shape[1:]).transpose(1, 2).reshape(slope.shape)
-        return slope * self.scale if self.scale != 1 else slope
+            grad_output = (
+                grad_output.view(-1, self.head // 2, 2, *grad_output.shape[1:])
+                .transpose(1, 2)
+                .reshape(grad_output.shape)
+            )
+        return grad_output * self.scale if self.scale != 1 else grad_output
 
 
-def _add_gradient(parameter: nn.Parameter, slope: Tensor) -> None:
+def _add_gradient(parameter: nn.Parameter, grad_output: Tensor) -> None:
     if not parameter.requires_grad:
         return
     if parameter.grad is None:
-        parameter.grad = slope.clone(memory_format=torch.contiguous_format)
+        parameter.grad = grad_output.clone(memory_format=torch.contiguous_format)
     else:
-        parameter.grad.add_(slope)
+        parameter.grad.add_(grad_output)
 
 
 def _sum(total: Tensor | None, more: Tensor) -> Tensor:
@@ -106,38 +110,38 @@ class _Product:
             self.bias = torch.cat(biases).to(dtype)
         # of the two factors of the weight's gradient the narrow one is transposed, and so is the result if that is x
         self.sideways = weight.shape[0] > weight.shape[1]
-        self._slope: Tensor | None = None
-        self._bias_slope: Tensor | None = None
+        self._grad: Tensor | None = None
+        self._bias_grad: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [m, in]` -> `[m, out]` of the weights' dtype."""
         return multiply(x.to(self.weight.dtype), self.weight, self.bias)
 
-    def backward(self, slope: Tensor, x: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, x: Tensor) -> Tensor:
         """Gradient by `x [m, in]`, given that by the result `[m, out]`; the weights' is kept."""
-        slope, x = slope.to(self.weight.dtype), x.to(self.weight.dtype)
-        narrow, wide = (x, slope) if self.sideways else (slope, x)
-        self._slope = _sum(self._slope, multiply(narrow.t().contiguous(), wide.t()))
+        grad_output, x = grad_output.to(self.weight.dtype), x.to(self.weight.dtype)
+        narrow, wide = (x, grad_output) if self.sideways else (grad_output, x)
+        self._grad = _sum(self._grad, multiply(narrow.t().contiguous(), wide.t()))
         if self.bias is not None:
-            self._bias_slope = _sum(self._bias_slope, slope.sum(0, dtype=torch.float32))
-        return multiply(slope, self.weight.t())
+            self._bias_grad = _sum(self._bias_grad, grad_output.sum(0, dtype=torch.float32))
+        return multiply(grad_output, self.weight.t())
 
     def finish(self) -> None:
         """Hand the gradients to the parameters."""
-        if self._slope is None:
+        if self._grad is None:
             return
-        slope = self._slope.t() if self.sideways else self._slope
+        grad_output = self._grad.t() if self.sideways else self._grad
         gain, start = self.gain, 0
         for linear, order in self.parts:
             rows = slice(start, start := start + len(linear.weight))
-            found = order.taken_back(slope[rows])
+            found = order.taken_back(grad_output[rows])
             if gain is not None:
                 _add_gradient(gain, (found * linear.weight.detach()).sum(0))
                 found = found * gain.detach()
             _add_gradient(linear.weight, found)
-            if linear.bias is not None and self._bias_slope is not None:
-                _add_gradient(linear.bias, order.taken_back(self._bias_slope[rows]))
-        self._slope = self._bias_slope = None
+            if linear.bias is not None and self._bias_grad is not None:
+                _add_gradient(linear.bias, order.taken_back(self._bias_grad[rows]))
+        self._grad = self._bias_grad = None
 
 
 class _HeadGains:
@@ -148,19 +152,19 @@ class _HeadGains:
         self.parts = (query, _Order(len(query), scale)), (key, _Order(len(key)))
         rows = [order.laid_out(p).expand(n, -1) for (p, order), n in zip(self.parts, heads, strict=True)]
         self.value = torch.cat(rows)
-        self._slope: Tensor | None = None
+        self._grad: Tensor | None = None
 
-    def add(self, slope: Tensor) -> None:
+    def add(self, grad_output: Tensor) -> None:
         """Keep a gradient by `value`."""
-        self._slope = _sum(self._slope, slope)
+        self._grad = _sum(self._grad, grad_output)
 
     def finish(self) -> None:
         """Hand the gradient to the parameters."""
-        if self._slope is not None:
-            slopes = self._slope[: self.heads[0]], self._slope[self.heads[0] :]
-            for (parameter, order), slope in zip(self.parts, slopes, strict=True):
-                _add_gradient(parameter, order.taken_back(slope.sum(0)))
-        self._slope = None
+        if self._grad is not None:
+            grad_outputs = self._grad[: self.heads[0]], self._grad[self.heads[0] :]
+            for (parameter, order), grad_output in zip(self.parts, grad_outputs, strict=True):
+                _add_gradient(parameter, order.taken_back(grad_output.sum(0)))
+        self._grad = None
 
 
 class _Layer:
@@ -213,27 +217,27 @@ class Weights:
         gain: Tensor = self.backbone.norm.weight.detach()
         return x * _inverse_rms(x, self.eps) * gain
 
-    def normed_backward(self, slope: Tensor, x: Tensor) -> Tensor:
+    def normed_backward(self, grad_output: Tensor, x: Tensor) -> Tensor:
         """Gradient by `x` of `normed`, given that by its result; the gain's is kept."""
         inverse = _inverse_rms(x, self.eps)
         normed = x * inverse
-        self._last_gain = _sum(self._last_gain, (slope * normed).sum(0))
-        return _through_norm(slope * self.backbone.norm.weight.detach(), normed, inverse)
+        self._last_gain = _sum(self._last_gain, (grad_output * normed).sum(0))
+        return _through_norm(grad_output * self.backbone.norm.weight.detach(), normed, inverse)
 
     def embedded(self, ids: Tensor) -> Tensor:
         """Embeddings `[m, D]` of tokens `[m]`."""
         return F.embedding(ids, self.backbone.embed_tokens.weight.detach())
 
-    def embedded_backward(self, slope: Tensor, ids: Tensor) -> None:
+    def embedded_backward(self, grad_output: Tensor, ids: Tensor) -> None:
         """Keep the gradient of the embeddings: none for the padding token, as in `nn.Embedding`."""
         table = self.backbone.embed_tokens
         if not table.weight.requires_grad:
             return
         if table.padding_idx is not None:
-            slope = slope.masked_fill((ids == table.padding_idx)[:, None], 0)
+            grad_output = grad_output.masked_fill((ids == table.padding_idx)[:, None], 0)
         if table.weight.grad is None:
             table.weight.grad = torch.zeros_like(table.weight)
-        table.weight.grad.index_add_(0, ids, slope)
+        table.weight.grad.index_add_(0, ids, grad_output)
 
     def finish(self) -> None:
         """Hand all gradients to the parameters."""
@@ -256,10 +260,10 @@ def _turn(heads: Tensor, turn: Tensor) -> None:
     torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2)).mul_(turn)
 
 
-def _through_norm(slope: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient by x, given that by `normed` = x * `inverse`; `slope` is overwritten."""
-    along = (slope * normed).sum(-1, keepdim=True).div_(-normed.shape[-1])
-    return slope.addcmul_(normed, along).mul_(inverse)
+def _through_norm(grad_output: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
+    """Gradient by x, given that by `normed` = x * `inverse`; `gradient` is overwritten."""
+    along = (grad_output * normed).sum(-1, keepdim=True).div_(-normed.shape[-1])
+    return grad_output.addcmul_(normed, along).mul_(inverse)
 
 
 # --------------------------------------------------------------------------------------------- the passes
@@ -381,14 +385,14 @@ class Pass:
         return x
 
     def backward(
-        self, slope: Tensor, later: list[KeysValues] | None = None, past_slopes: list[KeysValues] | None = None
+        self, grad_output: Tensor, later: list[KeysValues] | None = None, past_grads: list[KeysValues] | None = None
     ) -> None:
         """Keep the weights' gradients, given those by the hidden states `[m, D]`, which is overwritten.
 
         Args:
-            slope: see above.
+            gradient: see above.
             later: gradients by this pass's own `keys_values`.
-            past_slopes: those by `past` are added there.
+            past_gradients: those by `past` are added there.
         """
         w = self.weights
         turned = w.queries + w.keys
@@ -397,15 +401,17 @@ class Pass:
             layer, kept = w.layers[number], self.kept.pop()
             gate, up = kept.gate_up.chunk(2, -1)
             silu = F.silu(gate)
-            by_act = layer.down.backward(slope, silu * up)
+            by_act = layer.down.backward(grad_output, silu * up)
             by_gate_up = torch.empty_like(kept.gate_up)
             by_gate, by_up = by_gate_up.chunk(2, -1)
             torch.mul(by_act, silu, out=by_up)
             torch.ops.aten.silu_backward.grad_input(by_act.mul_(up), gate, grad_input=by_gate)
             normed = kept.middle * kept.middle_inverse
-            slope += _through_norm(layer.gate_up.backward(by_gate_up, normed).float(), normed, kept.middle_inverse)
+            grad_output += _through_norm(
+                layer.gate_up.backward(by_gate_up, normed).float(), normed, kept.middle_inverse
+            )
 
-            by_taken = layer.out.backward(slope, kept.taken).float().view(len(slope), w.queries, w.size)
+            by_taken = layer.out.backward(grad_output, kept.taken).float().view(len(grad_output), w.queries, w.size)
             by_taken = self._by_head(by_taken).reshape(kept.query.shape)
             attention = self._attention(kept.query, kept.keys) if kept.attention is None else kept.attention
             by_values = torch.bmm(attention.transpose(1, 2), by_taken)
@@ -415,8 +421,8 @@ class Pass:
             by_keys = torch.bmm(by_score.transpose(1, 2), kept.query)
             by_query = by_query.view(self.shape[0], w.queries, -1, w.size)
             by_keys, by_values = (h.view(self.shape[0], w.keys, -1, w.size) for h in (by_keys, by_values))
-            if past_slopes is not None:
-                for total, more in zip(past_slopes[number], (by_keys, by_values), strict=True):
+            if past_grads is not None:
+                for total, more in zip(past_grads[number], (by_keys, by_values), strict=True):
                     for row, prompt in enumerate(self.prompts):  # index_add_ takes six times as long
                         total[prompt] += more[row, :, : self.prefix]
                 by_keys, by_values = by_keys[:, :, self.prefix :], by_values[:, :, self.prefix :]
@@ -429,8 +435,10 @@ class Pass:
                 layer.gains.add((queries_keys * kept.hat).sum(0))
                 _through_norm(queries_keys.mul_(layer.gains.value), kept.hat, kept.hat_inverse)
             normed = kept.x * kept.inverse
-            slope += _through_norm(layer.qkv.backward(heads.view(len(slope), -1), normed).float(), normed, kept.inverse)
-        w.embedded_backward(slope, self.ids)
+            grad_output += _through_norm(
+                layer.qkv.backward(heads.view(len(grad_output), -1), normed).float(), normed, kept.inverse
+            )
+        w.embedded_backward(grad_output, self.ids)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """`[m, h, size]` -> `[b, h, T, size]`, 0 where there is no token."""
@@ -474,8 +482,8 @@ class Prompts:
         self.at = self.length.cumsum(0) - 1
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             self.last = self.read.forward(keep=self.keep)[self.at]
-        self.slopes: list[KeysValues] = []
-        self.last_slope = torch.zeros_like(self.last)
+        self.grad_outputs: list[KeysValues] = []
+        self.last_grad = torch.zeros_like(self.last)
 
     def states(self, source: Tensor, action: Tensor, present: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """States `[n, D]` before the tokens at `row`, `column` `[n]` of responses `action` `[b, T]`.
@@ -486,20 +494,20 @@ class Prompts:
         anchor = torch.zeros((), requires_grad=self.keep)
         return _States.apply(anchor, work)  # type: ignore[no-any-return, no-untyped-call]
 
-    def slopes_of(self) -> list[KeysValues]:
+    def grads_of(self) -> list[KeysValues]:
         """Where gradients by the keys and values are summed."""
-        if not self.slopes:
-            self.slopes = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in self.read.keys_values]
-        return self.slopes
+        if not self.grad_outputs:
+            self.grad_outputs = [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in self.read.keys_values]
+        return self.grad_outputs
 
     def close(self) -> None:
         """Take what has come back through the prompts."""
         if not self.keep:
             return
         self.keep = False
-        slope = torch.zeros(len(self.read.ids), self.last.shape[1])
-        slope[self.at] = self.last_slope
-        self.read.backward(slope, self.slopes or None)
+        grad_output = torch.zeros(len(self.read.ids), self.last.shape[1])
+        grad_output[self.at] = self.last_grad
+        self.read.backward(grad_output, self.grad_outputs or None)
 
 
 class _Responses:
@@ -526,16 +534,16 @@ class _Responses:
         self.x = x if keep else None
         return self.prompts.weights.normed(x)
 
-    def backward(self, slope: Tensor) -> None:
+    def backward(self, grad_output: Tensor) -> None:
         prompts = self.prompts
         if not prompts.keep or self.x is None:
             raise RuntimeError("a micro-batch went backward after its prompts had: each must before the next is read")
-        by_x = prompts.weights.normed_backward(slope, self.x)
-        prompts.last_slope.index_add_(0, self.first_source, by_x[self.first])
+        by_x = prompts.weights.normed_backward(grad_output, self.x)
+        prompts.last_grad.index_add_(0, self.first_source, by_x[self.first])
         if self.read is not None:
-            by_states = torch.zeros(len(self.read.ids), slope.shape[1])
+            by_states = torch.zeros(len(self.read.ids), grad_output.shape[1])
             by_states[self.at] = by_x[~self.first]
-            self.read.backward(by_states, past_slopes=prompts.slopes_of())
+            self.read.backward(by_states, past_grads=prompts.grads_of())
 
 
 class _States(torch.autograd.Function):
@@ -549,8 +557,8 @@ class _States(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, None]:
         work, ctx.work = ctx.work, None
         with torch.autocast("cpu", enabled=False):
-            work.backward(slope.float())
+            work.backward(grad_output.float())
         return None, None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.language.policy import Reader
+from polyrl.models.language.policy import Backbone
 from polyrl.models.language.rows import as_experience
 from polyrl.tasks.language.formats import SIDES, pair_of, template_columns
 from polyrl.tasks.language.left_out import place_of
@@ -27,7 +27,7 @@ def sequence_logprob(logprob: Tensor, mask: Tensor, *, length_norm: bool = False
     Args:
         logprob: `[B, T]` log-probabilities of the tokens, nats.
         mask: `[B, T]` bool, true at the response's own tokens, its end token included.
-        length_norm: divide by the number of those tokens (length-normalised, nats a token) instead of summing.
+        length_norm: divide by the number of those tokens (length-normalized, nats a token) instead of summing.
     """
     total = torch.where(mask, logprob, torch.zeros_like(logprob)).sum(1)
     return total / mask.sum(1).clamp(min=1) if length_norm else total
@@ -79,12 +79,12 @@ class PairIds:
     """Which tokens of chosen and rejected the model writes; None: all. It reads what users and tools say in between."""
 
 
-def encode_response(reader: Reader, prompt: Any, response: Any, *, ended: bool = True) -> list[int]:
+def encode_response(reader: Backbone, prompt: Any, response: Any, *, ended: bool = True) -> list[int]:
     """See `TextEncoding.encode_response`."""
     return reader.encode_response(prompt, response, ended=ended)
 
 
-def encode_pair(reader: Reader, row: Mapping[str, Any], where: str) -> PairIds:
+def encode_pair(reader: Backbone, row: Mapping[str, Any], where: str) -> PairIds:
     """Token ids of a row with `prompt`, `chosen` and `rejected`, in any form that `pair_of` knows.
 
     Where a row says `chosen_ended` or `rejected_ended` false, that response was cut off and has no end token.
@@ -134,10 +134,10 @@ class FixedPairs:
     Pair `n` gives the rows `2n` (chosen) and `2n + 1` (rejected) of the data set, numbered so in the field `example`.
     """
 
-    def __init__(self, reader: Reader, rows: Sequence[Mapping[str, Any]], label: str, *, max_tokens: int = 1):
+    def __init__(self, reader: Backbone, rows: Sequence[Mapping[str, Any]], label: str, *, max_tokens: int = 1):
         """`label` names the pairs in errors; `max_tokens` is the length limit that the task gives to responses."""
         self.reader, self.rows, self.label, self.max_tokens = reader, rows, label, max_tokens
-        self.kept = KeptLogprobs()
+        self.reference_cache = ReferenceLogprobCache()
         self._ids: dict[int, PairIds] = {}
 
     def __len__(self) -> int:
@@ -189,7 +189,7 @@ class FixedPairs:
         )
 
 
-class KeptLogprobs:
+class ReferenceLogprobCache:
     """Log-probabilities of the rows of a data set under a model that never changes: each row is asked for once."""
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ Precision = Literal["float32", "bfloat16"]
 """float32, or bfloat16 forward passes (autocast) over float32 weights."""
 
 
-class Reader(TextEncoding, nn.Module):
+class Backbone(TextEncoding, nn.Module):
     """A backbone that reads prompts and responses. Dropout is off, always."""
 
     precision: Precision
@@ -261,7 +261,7 @@ class Reader(TextEncoding, nn.Module):
         return bool(torch.allclose(states, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max())))
 
 
-class LanguagePolicy(Reader):
+class LanguagePolicy(Backbone):
     """A causal language model and its tokenizer.
 
     Dropout is off, always: the module stays in evaluation mode, so that sampling and training see the same network.

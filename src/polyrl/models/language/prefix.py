@@ -19,7 +19,7 @@ from polyrl.models.language import llama
 from polyrl.models.language.rows import Index, check_prompts, micro_batches, take
 
 if TYPE_CHECKING:
-    from polyrl.models.language.policy import Reader
+    from polyrl.models.language.policy import Backbone
 
 WORTH = 1 / 8
 """Share of all tokens that sharing must save: below it, another forward pass costs more."""
@@ -86,7 +86,7 @@ def make_plan(experience: Experience, max_tokens: int, *, even: bool = False, al
 class Prompts:
     """Prompts that were read, ready for responses to be read after them."""
 
-    def __init__(self, reader: Reader, prompts: list[list[int]], cache: Any):
+    def __init__(self, reader: Backbone, prompts: list[list[int]], cache: Any):
         """Read `prompts` into `cache`, an empty one."""
         device = reader.device
         self.reader, self.cache = reader, cache
@@ -123,9 +123,9 @@ class Prompts:
         sent = [(read, leaf.grad.to(read.dtype)) for read, leaf in self._cuts if leaf.grad is not None]
         self._closed, self._cuts = True, []
         if sent:
-            torch.autograd.backward([read for read, _ in sent], [slope for _, slope in sent])
+            torch.autograd.backward([read for read, _ in sent], [grad_output for _, grad_output in sent])
 
-    def _check_open(self, slope: Tensor) -> None:
+    def _check_open(self, grad_output: Tensor) -> None:
         if self._closed:
             raise RuntimeError("a micro-batch went backward after its prompts had: each must before the next is read")
 
@@ -159,7 +159,7 @@ class SharedPrompts:
     whole when `close` has been called.
     """
 
-    def __init__(self, reader: Reader, plan: Plan, weights: llama.Weights | None = None):
+    def __init__(self, reader: Backbone, plan: Plan, weights: llama.Weights | None = None):
         """Read with passes of our own over `weights`, or with the model's own modules."""
         self.reader, self.plan, self.weights = reader, plan, weights
         self._open: Prompts | llama.Prompts | None = None

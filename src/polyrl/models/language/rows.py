@@ -125,9 +125,9 @@ PREFIX_COST = 1 / 8
 
 
 def micro_batches_of(
-    experience: Experience, max_tokens: int, together: str = "", chunk: Tensor | None = None
+    experience: Experience, max_tokens: int, grouped_by: str = "", chunk: Tensor | None = None
 ) -> list[Tensor]:
-    """`micro_batches` of the rows of a batch; rows with equal `experience[together]` stay together.
+    """`micro_batches` of the rows of a batch; rows with equal `experience[grouped_by]` stay together.
 
     Units of several rows count with the tokens of all of them, and one that is longer than `max_tokens` is by itself.
     Where prompts are shared, `chunk` [B] says which rows' prompts are read together: the chunks come one after another,
@@ -136,8 +136,8 @@ def micro_batches_of(
     prompt, response = experience["prompt_mask"].sum(1), experience["present"].sum(1)
     lengths = prompt + response if chunk is None else (PREFIX_COST * prompt).long() + response
     unit = torch.arange(len(lengths))
-    if together:
-        unit = torch.unique(experience[together], return_inverse=True)[1]
+    if grouped_by:
+        unit = torch.unique(experience[grouped_by], return_inverse=True)[1]
     units = int(unit.max()) + 1 if len(unit) else 0
     longest = lengths.new_zeros(units).scatter_reduce(0, unit, lengths, "amax")
     size = longest * torch.bincount(unit, minlength=units)

@@ -22,7 +22,7 @@ from polyrl.kernels.linear import quicken
 from polyrl.models.language.encoding import UnwritableResponse
 from polyrl.models.language.families import backbone_of
 from polyrl.models.language.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
-from polyrl.models.language.policy import LanguagePolicy, Precision, Reader, with_pad
+from polyrl.models.language.policy import Backbone, LanguagePolicy, Precision, with_pad
 from polyrl.models.language.prefix import SharedPrompts
 from polyrl.models.language.rows import Index, as_experience, take
 from polyrl.tasks.language.base import content
@@ -31,7 +31,7 @@ from polyrl.tasks.language.formats import template_columns
 _HEAD_FILE = "head.safetensors"
 
 
-class _ScalarModel(Reader):
+class _ScalarModel(Backbone):
     """A backbone with one number a token; the head starts at 0."""
 
     ends: tuple[int, ...] = ()

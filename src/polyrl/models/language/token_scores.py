@@ -42,12 +42,12 @@ class _Scores(torch.autograd.Function):
         ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None
     ) -> tuple[Tensor | None, None, None, None]:
         logs, target, temperature, entropy = ctx.saved_tensors
-        slope = logs.exp()
+        grad_output = logs.exp()
         along = torch.zeros_like(temperature) if by_logprob is None else -by_logprob
         if by_entropy is None:
-            slope *= along[:, None]
+            grad_output *= along[:, None]
         else:  # d H / d logit = -p (log p + H)
-            slope *= along[:, None] - by_entropy[:, None] * (logs.clamp(min=-1e38) + entropy[:, None])
+            grad_output *= along[:, None] - by_entropy[:, None] * (logs.clamp(min=-1e38) + entropy[:, None])
         if by_logprob is not None:
-            slope.scatter_add_(-1, target[:, None], by_logprob[:, None])
-        return (slope / temperature[:, None]).to(ctx.dtype), None, None, None
+            grad_output.scatter_add_(-1, target[:, None], by_logprob[:, None])
+        return (grad_output / temperature[:, None]).to(ctx.dtype), None, None, None

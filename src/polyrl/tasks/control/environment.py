@@ -47,7 +47,7 @@ class ControlTask:
         arguments: keyword arguments of the environment.
         stepping: "single": polyrl steps single environments one after another, each episode from a seed of its own, so
             that a run resumes in the middle of an episode; "async": each environment in a process of its own; "vector":
-            the environment's own vectorised form. The last two start their episodes anew at every checkpoint.
+            the environment's own vectorized form. The last two start their episodes anew at every checkpoint.
         max_items: longest list of a Sequence space; 0 refuses such spaces.
         eval_episodes: episodes of one evaluation.
         eval_limit: steps after which an evaluation episode that does not end is cut.
@@ -217,7 +217,7 @@ class ControlTask:
         elif self.stepping == "async":
             made = Processes(self.spec, lambda: self.singles(1)[0], count, self.observations)
         elif self.make is not None or find_spec(self.spec).vector_entry_point is None:
-            raise UserError(f"{self.spec} has no vectorised form of its own; use stepping=single or stepping=async.")
+            raise UserError(f"{self.spec} has no vectorized form of its own; use stepping=single or stepping=async.")
         else:
             with _constructor_errors(self.spec):
                 made = gymnasium.make_vec(

@@ -1,6 +1,6 @@
 """Gymnasium's spaces as arrays: observations of any structure as one flat vector, actions as environments want them.
 
-Which parts of an observation vary continuously is kept beside it: only those are worth normalising by running
+Which parts of an observation vary continuously is kept beside it: only those are worth normalizing by running
 statistics; one-hot numbers, bits and padded lists stay as they are.
 """
 

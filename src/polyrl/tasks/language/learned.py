@@ -73,7 +73,7 @@ class ScoredByModel(LanguageTask):
     """Standard deviation of a number that is added to all scores of a prompt, its own for each: reward models learn
     differences between answers to one prompt, so their scores of different prompts lie apart by chance."""
 
-    charts = (Chart(title="Over-optimisation", x="kl", y=("gold", "reward"), x_scale="sqrt"),)
+    charts = (Chart(title="Over-optimization", x="kl", y=("gold", "reward"), x_scale="sqrt"),)
 
     def __post_init__(self) -> None:
         """Check the settings; the reward itself waits for `prepare`."""
@@ -219,7 +219,7 @@ class ScoredByModel(LanguageTask):
 
         from polyrl.models.language.policy import LanguagePolicy
         from polyrl.models.language.scalar import RewardModel
-        from polyrl.pretrain.reward_training import normalise, score_texts, train_reward_model
+        from polyrl.pretrain.reward_training import normalize, score_texts, train_reward_model
         from polyrl.runtime.seeding import generator
 
         began = time.perf_counter()
@@ -240,7 +240,7 @@ class ScoredByModel(LanguageTask):
             say=say,
         )
         raw: Tensor = score_texts(reward_model, data.prompts, data.answers)
-        mean, std = normalise(reward_model, raw)
+        mean, std = normalize(reward_model, raw)
         reward_model.save(folder)
         agreeing = sum(p["score_chosen"] > p["score_rejected"] for p in data.labelled)
         differing = sum(p["score_chosen"] != p["score_rejected"] for p in data.labelled)

@@ -1,4 +1,4 @@
-"""Preference games: which answer beats which, regularised by a reference policy, with their exact Nash policies.
+"""Preference games: which answer beats which, regularized by a reference policy, with their exact Nash policies.
 
 P(y > y') is the probability that answer y is preferred to y', with P + P^T = 1; cycles are allowed. The game of
 arXiv:2312.00886 charges both players for leaving the reference,
@@ -52,7 +52,7 @@ def exploitability(preference: Tensor, log_policy: Tensor, log_reference: Tensor
 def nash_policy(
     preference: Tensor, log_reference: Tensor, beta: float, *, tolerance: float = 1e-12, newton_steps: int = 100
 ) -> Tensor:
-    """Log-probabilities `[n]` of the regularised Nash policy, to rounding.
+    """Log-probabilities `[n]` of the regularized Nash policy, to rounding.
 
     Mirror prox (arXiv:2505.19731) brings the policy near, Newton's method on
     F(x) = x - log_softmax(log ref + P exp(x) / beta) finishes; each converges from anywhere here, and the result is
@@ -98,7 +98,7 @@ class PreferenceGame:
     """A preference game with its exact solution.
 
     Attributes:
-        beta: strength of the regularisation, in win rate per nat.
+        beta: strength of the regularization, in win rate per nat.
     """
 
     beta: float = 0.1
@@ -110,7 +110,7 @@ class PreferenceGame:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a game without regularisation: its Nash policy need not be unique."""
+        """Refuse a game without regularization: its Nash policy need not be unique."""
         if not (self.beta > 0 and self.beta < float("inf")):
             raise UserError(f"The task {self.name} has beta={self.beta:g}; it must be a number above 0, such as 0.1.")
 
@@ -131,7 +131,7 @@ class PreferenceGame:
 
     @cached_property
     def nash(self) -> Tensor:
-        """Log-probabilities `[n]` of the regularised Nash policy."""
+        """Log-probabilities `[n]` of the regularized Nash policy."""
         return nash_policy(self.preference, self.log_reference, self.beta)
 
     def measures(self, log_policy: Tensor) -> dict[str, float]:
@@ -169,7 +169,7 @@ class RockPaperScissors(PreferenceGame):
 
 @dataclass(frozen=True)
 class MatrixGame(PreferenceGame):
-    """Random preferences: P(y > y') uniform in [0, 1] for each pair, log ref(y) ~ N(0, 1) before normalising.
+    """Random preferences: P(y > y') uniform in [0, 1] for each pair, log ref(y) ~ N(0, 1) before normalizing.
 
     Attributes:
         actions: how many answers there are.

@@ -1,7 +1,7 @@
 """Finite-horizon MDPs whose dynamics may shift after training, solved exactly by robust dynamic programming.
 
 A learner acts in the nominal dynamics only. It is judged by the worst dynamics of an uncertainty set, and by its return
-under a few named shifts, all computed. Values may be regularised by a reference policy (arXiv:2510.14246):
+under a few named shifts, all computed. Values may be regularized by a reference policy (arXiv:2510.14246):
 
     V_h(s) = <pi_h(.|s), Q_h(s, .)> - eta KL(pi_h(.|s) || ref(.|s)),   Q_h(s, a) = r_h(s, a) + worst E V_{h+1}.
 
@@ -45,7 +45,7 @@ def soft_policy(q: Tensor, log_reference: Tensor, eta: float) -> tuple[Tensor, T
     return (scores - total).exp(), eta * total[..., 0]
 
 
-def regularised_value(policy: Tensor, q: Tensor, log_reference: Tensor, eta: float) -> Tensor:
+def regularized_value(policy: Tensor, q: Tensor, log_reference: Tensor, eta: float) -> Tensor:
     """<pi, q> - eta KL(pi || ref) over the last dimension; probabilities of 0 are fine."""
     value = (policy * q).sum(-1)
     if eta:
@@ -83,7 +83,7 @@ class RobustMDP:
         divergence, constraint: kind of the uncertainty set.
         rho: radius of the set, for constraint "radius"; 0 is no adversary.
         lam: price of the adversary's divergence, for constraint "penalty"; inf is no adversary.
-        eta: temperature of the regularisation towards the uniform reference in the objective; 0 is none.
+        eta: temperature of the regularization towards the uniform reference in the objective; 0 is none.
     """
 
     divergence: Divergence = "tv"
@@ -218,11 +218,11 @@ class RobustMDP:
             if policy is None:
                 chosen[h], value[h] = soft_policy(q[h], self.log_reference, eta)
             else:
-                value[h] = regularised_value(chosen[h], q[h], self.log_reference, eta)
+                value[h] = regularized_value(chosen[h], q[h], self.log_reference, eta)
         return Plan(chosen, q, value)
 
     def returns(self, policy: Tensor) -> dict[str, float]:
-        """Expected return of a policy `[H, S, A]` under each shift, without regularisation."""
+        """Expected return of a policy `[H, S, A]` under each shift, without regularization."""
         found = {}
         for name, kernel in self.shifts.items():
             value = torch.zeros(len(self.states), dtype=torch.float64)

@@ -6,7 +6,7 @@ inf { E_p V : D(p || q) <= rho }, or pays for leaving, inf_p E_p V + lambda D(p 
 for the radius with TV, arXiv:2411.18612 for the penalties), and the dual reads q only through expectations: so the
 same functions take estimated, signed "probabilities" such as the rows of a ridge regression.
 
-A dual that is piecewise smooth in its scalar `a` is maximised exactly, over the kinks (the values themselves) and the
+A dual that is piecewise smooth in its scalar `a` is maximized exactly, over the kinks (the values themselves) and the
 stationary points between them; only the KL radius needs a search.
 """
 
@@ -121,7 +121,7 @@ def _bounded_log(moment: Tensor, a: Tensor, least: Tensor, highest: float) -> Te
 def _kl_radius(weights: Tensor, values: Tensor, radius: float, highest: float, floor: float, centred: bool) -> Tensor:
     """sup over a > floor of -a log E exp(-V / a) - a rho, per row: a grid in log a, then golden section in it."""
     spread = max(float(values.max() - values.min()), 1e-12)
-    # the maximiser is at most spread / rho: beyond, the slope -rho outweighs all that the log can still gain
+    # the maximizer is at most spread / rho: beyond, the slope -rho outweighs all that the log can still gain
     high = max(spread / radius, 2 * floor) * 2
     low = max(floor, high * 1e-8)
     grid = torch.logspace(math.log10(low), math.log10(high), GRID, dtype=values.dtype)
@@ -162,9 +162,9 @@ def _chi2(values: Tensor, first: Tensor, second: Tensor, above: Tensor, what: Un
     """
     lower, upper = values.expand_as(first), torch.cat([values[1:], values[-1:]]).expand_as(first)
     c0, c1, c2 = second - first.square(), -2 * first * above, above - above.square()
-    if what.constraint == "penalty":  # maximise f + b a - variance / (4 lambda): a parabola
+    if what.constraint == "penalty":  # maximize f + b a - variance / (4 lambda): a parabola
         stationary = [(4 * what.level * above - c1) / (2 * c2)]
-    else:  # maximise f + b a - sqrt(rho variance): squared, 4 b^2 Q = rho Q'^2; and where the variance turns negative
+    else:  # maximize f + b a - sqrt(rho variance): squared, 4 b^2 Q = rho Q'^2; and where the variance turns negative
         rho, b2 = what.level, above.square()
         stationary = [
             *_roots(4 * c2 * (rho * c2 - b2), 4 * c1 * (rho * c2 - b2), rho * c1.square() - 4 * b2 * c0),

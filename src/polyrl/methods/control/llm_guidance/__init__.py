@@ -1,6 +1,6 @@
 """LLM-guidance: mix a language model's advice into the agent's policy, the more the surer the advice is.
 
-The adviser is a frozen text classifier over actions, asked T times with dropout on. The normalised entropy Hbar of its
+The adviser is a frozen text classifier over actions, asked T times with dropout on. The normalized entropy Hbar of its
 average answer says how far it can be trusted, and what acts is P = (1 - Hbar) P_LLM + Hbar pi (equation 3). PPO then
 runs on the likelihood of the mixture, with advice and Hbar as they were when the action was taken.
 
@@ -28,7 +28,7 @@ from polyrl.methods.control.llm_guidance.mixture import AdvisedActor
 from polyrl.methods.control.ppo import recipe as ppo_recipe
 from polyrl.models.actor import Actor, DistributionActor, Making
 from polyrl.parts.control import StepEnvironments
-from polyrl.recipe import Recipe, knob
+from polyrl.recipe import Recipe, hyperparameter
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.unlock_grid import UnlockGrid
 
@@ -59,18 +59,24 @@ class GuidedEnvironments(StepEnvironments):
 
     gives: ClassVar[frozenset[str]] = StepEnvironments.gives | {"advice", "advice_weight"}
 
-    shaper: Shaper = knob("entropy", "weight of the advice: entropy, uncalibrated (one pass), linear, constant or none")
-    dropout_passes: int = knob(8, "T: answers of the adviser with dropout on that are averaged", low=1)
-    entropy_floor: float = knob(
+    shaper: Shaper = hyperparameter(
+        "entropy", "weight of the advice: entropy, uncalibrated (one pass), linear, constant or none"
+    )
+    dropout_passes: int = hyperparameter(8, "T: answers of the adviser with dropout on that are averaged", low=1)
+    entropy_floor: float = hyperparameter(
         0.0, "least weight of the agent, which without it learns nothing in sure states", low=0, high=1
     )
-    advice_share: float = knob(0.8, "weight of the advice for shaper=constant", low=0, high=1)
-    adviser: str = knob("", "folder of a transformers sequence classifier over the actions; empty makes a small BERT")
-    adviser_seed: int | None = knob(0, "seed of the adviser that is made; none takes the run's", low=0)
-    adviser_accuracy: float = knob(
+    advice_share: float = hyperparameter(0.8, "weight of the advice for shaper=constant", low=0, high=1)
+    adviser: str = hyperparameter(
+        "", "folder of a transformers sequence classifier over the actions; empty makes a small BERT"
+    )
+    adviser_seed: int | None = hyperparameter(0, "seed of the adviser that is made; none takes the run's", low=0)
+    adviser_accuracy: float = hyperparameter(
         0.95, "of oracle answers that it was not taught: there its training stops", above=0, high=1
     )
-    fixed_advice: bool = knob(True, "ask once about each state; false asks again, with new dropout, at every visit")
+    fixed_advice: bool = hyperparameter(
+        True, "ask once about each state; false asks again, with new dropout, at every visit"
+    )
 
     def actor(self, inner: Actor, making: Making) -> Actor:
         """The agent with its guide; alone for shaper=none.
@@ -119,7 +125,7 @@ class GuidedEnvironments(StepEnvironments):
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `[B, T]` steps with `advice` [B, T, A] and `advice_weight` [B, T]; logs how good the advice is."""
-        actor = context.world.actor
+        actor = context.run_state.actor
         if not isinstance(actor, AdvisedActor):
             return super().__call__(experience, context)
         guide = actor.guide
@@ -130,7 +136,7 @@ class GuidedEnvironments(StepEnvironments):
         batch = super().__call__(experience, context)
         guide.visits = None
         context.log(advice__weight=batch["advice_weight"][batch["mask"]].mean())
-        environment = context.world.task.probe
+        environment = context.run_state.task.probe
         if context.iteration == 1 and isinstance(environment, UnlockGrid):
             good = guide.judged(environment)
             context.log(
@@ -158,7 +164,7 @@ def recipe() -> Recipe:
         score=base.score,
         credit=base.credit,
         terms=base.terms,
-        optimise=base.optimise,
+        optimize=base.optimize,
         adds=("guided-environments",),
         notes={
             **base.notes,

@@ -28,7 +28,7 @@ from transformers import (
 
 from polyrl.errors import UserError
 from polyrl.models.language.folders import no_progress_bar
-from polyrl.models.normalisation import Floats
+from polyrl.models.normalization import Floats
 from polyrl.runtime.cache import cache_folder, cached
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control.unlock_grid import ACTIONS, UnlockGrid
@@ -130,7 +130,7 @@ class UncertainAdvice:
 
     Attributes:
         describe: the state in words, of an observation `[D]`.
-        weigh: normalised entropy to the weight of the advice, any shape.
+        weigh: normalized entropy to the weight of the advice, any shape.
         passes: with dropout on; 0 is a single one with dropout off.
         visits: seed of new passes at every visit; None asks once about each state, from a seed of its own.
     """
@@ -249,17 +249,17 @@ def train_adviser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = BertForSequenceClassification(config).train()
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
         for step in range(1, most_steps + 1):
             rows = torch.randint(len(texts), (32,), generator=stream)
             logits = model(input_ids=inputs["input_ids"][rows], attention_mask=inputs["attention_mask"][rows]).logits
             loss = torch.nn.functional.cross_entropy(logits, target[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * min(1.0, step / 20)
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             if step % 10 == 0:
                 reached = _share_right(model, held_out, torch.tensor(wanted))
                 if reached >= accuracy:

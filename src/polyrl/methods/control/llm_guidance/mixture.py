@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.models.actor import Actor, DistributionActor, Moment, Player
-from polyrl.models.normalisation import Floats
+from polyrl.models.normalization import Floats
 
 
 class Guide(Protocol):
@@ -51,16 +51,16 @@ class AdvisedActor(Actor):
         return self.inner.noise(steps, count, generator)
 
     def player(self) -> Player:
-        """Choose by the mixture's log-probabilities, which then are what is recorded as `numbers`."""
+        """Choose by the mixture's log-probabilities, which then are what is recorded as `params`."""
         describe = self.inner.describer()
 
         def mixed(moment: Moment) -> Floats:
-            numbers = describe(moment)
+            params = describe(moment)
             advice, weight = self.guide.advise(moment.shown)
             if moment.records:
                 moment.records["advice"][:], moment.records["advice_weight"][:] = advice, weight
-            numbers[:] = mixed_logits(numbers, advice, weight)
-            return numbers
+            params[:] = mixed_logits(params, advice, weight)
+            return params
 
         return self.inner.chooser(mixed)
 
@@ -79,15 +79,15 @@ class AdvisedActor(Actor):
     def logprob_by_models(self, logprob: Floats, batch: Experience) -> tuple[Floats, Floats]:
         """The mixture's log-probabilities `[N]`, and their derivatives by the agent's own."""
         action, advice, weight = (batch[n].squeeze(1).numpy() for n in ("action", "advice", "advice_weight"))
-        return mixed_slope(logprob, action, advice, weight)
+        return mixed_grad(logprob, action, advice, weight)
 
     def observe(self, shown: NDArray[np.float64]) -> None:
         """The agent's statistics."""
         self.inner.observe(shown)
 
-    def normalise(self, shown: NDArray[np.float64]) -> Floats:
+    def normalize(self, shown: NDArray[np.float64]) -> Floats:
         """By the agent's statistics."""
-        return self.inner.normalise(shown)
+        return self.inner.normalize(shown)
 
     def observed(self) -> Callable[[NDArray[np.float64] | None, NDArray[np.float64], Floats], None] | None:
         """The agent's."""
@@ -108,9 +108,9 @@ def _log(x: Floats) -> Floats:
     return found
 
 
-def mixed_logits(numbers: Floats, advice: Floats, weight: Floats) -> Floats:
+def mixed_logits(params: Floats, advice: Floats, weight: Floats) -> Floats:
     """log of the mixture `[B, A]`, from logits `[B, A]`, advice `[B, A]` and its weight `[B]`."""
-    top = numbers - numbers.max(1, keepdims=True)
+    top = params - params.max(1, keepdims=True)
     logs = top - np.log(np.exp(top).sum(1, keepdims=True))
     theirs, ours = _log(advice * weight[:, None]), _log(1 - weight)[:, None] + logs
     mixed: Floats = np.logaddexp(theirs, ours)
@@ -129,10 +129,10 @@ def mixed_logprob(logprob: Tensor, action: Tensor, advice: Tensor, weight: Tenso
     return torch.logaddexp((weight * theirs).log(), torch.log1p(-weight) + logprob)
 
 
-def mixed_slope(logprob: Floats, action: NDArray[Any], advice: Floats, weight: Floats) -> tuple[Floats, Floats]:
+def mixed_grad(logprob: Floats, action: NDArray[Any], advice: Floats, weight: Floats) -> tuple[Floats, Floats]:
     """The same for arrays `[N]`, with d log P / d log pi = (1 - w) pi(a) / P(a) `[N]`."""
     theirs = advice[np.arange(len(action)), action]
     ours = _log(1 - weight) + logprob
     mixed: Floats = np.logaddexp(_log(weight * theirs), ours)
-    slope: Floats = np.exp(ours - mixed)
-    return mixed, slope
+    grad_output: Floats = np.exp(ours - mixed)
+    return mixed, grad_output

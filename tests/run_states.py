@@ -1,4 +1,4 @@
-"""Small fake worlds and batches for tests: every probability can be written down and summed by hand."""
+"""Small fake run states and batches for tests: every probability can be written down and summed by hand."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.recipe import Recipe
+from polyrl.run_state.base import RunState
 from polyrl.runtime.budget import Budget
-from polyrl.worlds.base import World
 
 torch.set_num_threads(1)  # tables this small only get slower with more
 
 VOCABULARY = 7
 
 
-class TableWorld:
+class TableRunState:
     """Policy and critic are tables over the previous token: logits `[V, V]` and values `[V]`, in float64.
 
     `micro` rows go through at a time (None: all). `garbage` stands in every output where `mask` is false.
@@ -51,11 +51,11 @@ class TableWorld:
         blank = torch.full(mask.shape, self.garbage, dtype=torch.float64)
         return {name: torch.where(mask, every[name], blank) for name in every if name in wants}
 
-    precision = World.precision
-    updating = World.updating
-    measured_outputs = World.measured_outputs
-    closed_form = World.closed_form
-    zero_gradients = World.zero_gradients
+    precision = RunState.precision
+    updating = RunState.updating
+    measured_outputs = RunState.measured_outputs
+    closed_form = RunState.closed_form
+    zero_gradients = RunState.zero_gradients
 
     @torch.no_grad()
     def reference_logprob(self, experience: Experience) -> Tensor:
@@ -72,7 +72,7 @@ class TableWorld:
     def measures(self, experience: Experience) -> dict[str, Tensor]:
         return {}
 
-    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
+    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
         return list(torch.arange(len(experience)).split(self.micro or len(experience)))
 
     def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -87,14 +87,16 @@ class TableWorld:
         return torch.cat([self.table.detach().flatten(), self.values.detach()])
 
 
-def make_context(world: Any, recipe: Recipe | None = None, **changes: Any) -> Context:
-    context = Context(world=world, seed=0, budget=Budget(samples=1000), iteration=1, **changes)
+def make_context(run_state: Any, recipe: Recipe | None = None, **changes: Any) -> Context:
+    context = Context(run_state=run_state, seed=0, budget=Budget(samples=1000), iteration=1, **changes)
     if recipe is not None:
-        context.optimiser = recipe.optimise.optimisers(world)  # type: ignore[attr-defined]
+        context.optimizer = recipe.optimize.optimizers(run_state)  # type: ignore[attr-defined]
     return context
 
 
-def token_batch(world: TableWorld, *, seed: int = 0, greedy_twin: bool = False, noise: float = 0.3) -> Experience:
+def token_batch(
+    run_state: TableRunState, *, seed: int = 0, greedy_baseline: bool = False, noise: float = 0.3
+) -> Experience:
     """Ragged responses in scattered groups of 2 to 4, tool tokens in their middle, sampled a little off-policy."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -110,7 +112,7 @@ def token_batch(world: TableWorld, *, seed: int = 0, greedy_twin: bool = False, 
     mask[torch.arange(size), length - 1] |= length != limit - 1
     action = torch.randint(1, VOCABULARY, (size, width), generator=generator).masked_fill(~present, 0)
     twins = torch.zeros(size, dtype=torch.bool)
-    if greedy_twin:
+    if greedy_baseline:
         twins[[0, 4, 7, 11]] = True
     batch = Experience(
         {
@@ -128,7 +130,7 @@ def token_batch(world: TableWorld, *, seed: int = 0, greedy_twin: bool = False, 
         {"truth": (2 * uniform(size) - 0.5).tolist()},
     )
     with torch.no_grad():
-        logprob = world.outputs(batch, {"logprob"})["logprob"]
+        logprob = run_state.outputs(batch, {"logprob"})["logprob"]
     return batch.with_fields(behaviour_logprob=(logprob + noise * (uniform(size, width) - 0.5)) * mask)
 
 

@@ -1,4 +1,4 @@
-"""The control wing's world: a Gymnasium task, a small policy and critic, and the environments that it is trained in."""
+"""The state of a control run: a Gymnasium task, a small policy and critic, and the training environments."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean
 from polyrl.parts.score import kl_estimate
-from polyrl.rollout.control import Collector, Standing
+from polyrl.rollout.control import Collector, EnvironmentState
 from polyrl.rollout.environments import PROBED_STEPS, environments_of, follows_seed
-from polyrl.rollout.judge import Judge
+from polyrl.rollout.evaluation import Evaluator
+from polyrl.run_state.base import RunState
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
-from polyrl.worlds.base import World
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
-    from polyrl.runtime.config import Given, RunConfig
+    from polyrl.runtime.config import PythonObjects, RunConfig
 
 Say = Callable[[str], None]
 EVALUATION_SEED = 1234
@@ -56,7 +56,7 @@ class Evaluation:
     seed: int = EVALUATION_SEED
 
 
-def make_task(config: RunConfig, given: Given) -> ControlTask:
+def make_task(config: RunConfig, given: PythonObjects) -> ControlTask:
     """The environment by its name, or the user's function."""
     if given.dataset is not None:
         raise UserError(f"Rows are data of language; give the data of {config.task} as a file or folder.")
@@ -69,7 +69,7 @@ def make_task(config: RunConfig, given: Given) -> ControlTask:
     return dataclasses.replace(task, eval_episodes=config.eval_episodes) if config.eval_episodes else task
 
 
-def make_world(config: RunConfig, task: ControlTask, recipe: Recipe, say: Say = lambda _: None) -> ControlWorld:
+def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Say = lambda _: None) -> ControlRunState:
     """Make the networks; the environments follow when they are first stepped."""
     if config.device not in ("auto", "cpu"):
         raise UserError(
@@ -91,7 +91,7 @@ def make_world(config: RunConfig, task: ControlTask, recipe: Recipe, say: Say = 
         for name in (recipe.acts, judged):
             if not isinstance(models[name], PolicyNetwork):
                 raise UserError(f"{recipe.name} acts by or judges '{name}', which is no policy.")
-        return ControlWorld(
+        return ControlRunState(
             task,
             seed=config.seed,
             models=models,
@@ -103,7 +103,7 @@ def make_world(config: RunConfig, task: ControlTask, recipe: Recipe, say: Say = 
         )
     if recipe.policy is None:
         raise UserError(f"{recipe.name} has no architecture for control; put one into it, such as +mlp-actor-critic.")
-    return ControlWorld(
+    return ControlRunState(
         task,
         recipe.policy,
         seed=config.seed,
@@ -119,12 +119,12 @@ def training_seed(seed: int) -> int:
     return seed if seed != EVALUATION_SEED else stream_seed(seed, "training")
 
 
-class ControlWorld(World):
-    """Implements `polyrl.worlds.base.World` for Gymnasium environments.
+class ControlRunState(RunState):
+    """Implements `polyrl.run_state.base.RunState` for Gymnasium environments.
 
     Attributes:
         models: the recipe's, where it states them.
-        policy, critic: else the networks; statistics of normalisation are the policy's buffers.
+        policy, critic: else the networks; statistics of normalization are the policy's buffers.
         actor: what acts in training; `judged`: what evaluations judge, the policy without wrappers.
         collector: steps the training environments; None before the first rollout.
         latest: the latest rollout.
@@ -169,9 +169,9 @@ class ControlWorld(World):
             self.judged = self.actor if self.actor.is_policy else judged.actor()
         self.reads = ActorCriticPasses.reads | self.actor.fields_read
         self.collector: Collector | None = None
-        self.judge = Judge(task, self.evaluation.seed)
+        self.judge = Evaluator(task, self.evaluation.seed)
         self.latest: Experience | None = None
-        self._standing = Standing()
+        self._environment_state = EnvironmentState()
 
     # ----------------------------------------------------------------------------------------------- collecting
 
@@ -187,7 +187,7 @@ class ControlWorld(World):
                 self.collector.environments.close()
             made = environments_of(self.task, environments)
             self.collector = Collector(made, self.actor, training_seed(self.seed), self.say)
-            self.collector.go_on_from(self._standing)
+            self.collector.load_state(self._environment_state)
         rollout = self.collector.collect(steps, generator, actor)
         action = torch.from_numpy(rollout.action)
         present = torch.from_numpy(rollout.present)
@@ -274,7 +274,7 @@ class ControlWorld(World):
 
     def _need_critic(self) -> ControlCritic:
         if self.critic is None:
-            raise RuntimeError("this world was made without a critic")
+            raise RuntimeError("this run state was made without a critic")
         return self.critic
 
     # ------------------------------------------------------------------------------------------------- evaluation
@@ -325,7 +325,7 @@ class ControlWorld(World):
         """Actions `[T, ...]` to probe an environment with, as it takes them."""
         if self.models is None:
             distribution = self.policy.distribution
-            return distribution.decide(distribution.noise((PROBED_STEPS,), stream))
+            return distribution.mode(distribution.noise((PROBED_STEPS,), stream))
         random = RandomActor(self.task.actions.space)
         actions = random.actions(random.noise(PROBED_STEPS, 1, stream)[:, 0])
         return actions if random.execute is None else random.execute(actions)
@@ -356,14 +356,14 @@ class ControlWorld(World):
         from safetensors.numpy import save_file
 
         self.export(folder)
-        standing = self.collector.rest() if self.collector else self._standing
-        arrays = {f"actions/{i}": np.ascontiguousarray(a) for i, a in enumerate(standing.actions)}
-        save_file({**arrays, "observation": standing.observation}, folder / "environments.safetensors")
+        state = self.collector.state_to_save() if self.collector else self._environment_state
+        arrays = {f"actions/{i}": np.ascontiguousarray(a) for i, a in enumerate(state.actions)}
+        save_file({**arrays, "observation": state.observation}, folder / "environments.safetensors")
         facts = {
-            "episode": standing.episode,
-            "paid": standing.paid,
-            "restarts": standing.restarts,
-            "running": standing.running,
+            "episode": state.episode,
+            "return_so_far": state.return_so_far,
+            "restarts": state.restarts,
+            "running": state.running,
         }
         (folder / "environments.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
@@ -382,13 +382,17 @@ class ControlWorld(World):
                 module.load_state_dict(load_file(folder / f"{name}.safetensors"))
             if (folder / "environments.json").is_file():
                 facts = json.loads((folder / "environments.json").read_text(encoding="utf-8"))
+                if "paid" in facts:  # as versions before 0.2 wrote it
+                    facts["return_so_far"] = facts.pop("paid")
                 arrays = load_arrays(folder / "environments.safetensors")
                 actions = [arrays[f"actions/{i}"] for i in range(len(facts["episode"]))]
-                self._standing = Standing(actions=actions, observation=arrays["observation"].copy(), **facts)
+                self._environment_state = EnvironmentState(
+                    actions=actions, observation=arrays["observation"].copy(), **facts
+                )
         except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):
             raise UserError(f"The folder {folder} does not hold the models of this run.") from None
         if self.collector is not None:
-            self.collector.go_on_from(self._standing)
+            self.collector.load_state(self._environment_state)
 
     def _stated(self) -> dict[str, Any]:
         """The architecture, or the models, for policy.json."""

@@ -1,4 +1,4 @@
-"""What worlds of preference pairs share: how well held-out pairs are told apart."""
+"""What run states of preference pairs share: how well held-out pairs are told apart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.models.language.pairs import FixedPairs, by_pair, sequence_log_ratio
-from polyrl.worlds.base import World
+from polyrl.run_state.base import RunState
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -21,9 +21,9 @@ EQUAL = 1e-5
 
 @torch.no_grad()
 def judged_pairs(
-    world: World, pairs: FixedPairs, terms: Sequence[Term], *, most: int, output: str = "logprob"
+    run_state: RunState, pairs: FixedPairs, terms: Sequence[Term], *, most: int, output: str = "logprob"
 ) -> dict[str, float]:
-    """Metrics of held-out pairs, the first `most` of them, told apart by the world's "logprob" or "score".
+    """Metrics of held-out pairs, the first `most` of them, told apart by the run state's "logprob" or "score".
 
     Returns "eval/pair_accuracy", the share of pairs whose chosen response is ahead (a margin of nothing counts one
     half), "eval/margin", by how much on average (a policy: nats of summed log-ratio to the reference; a reward model:
@@ -32,8 +32,8 @@ def judged_pairs(
     numbers = range(min(len(pairs), most))
     batch = pairs.batch(numbers)
     batch = batch.with_fields(weight=batch["mask"].float())
-    outputs = {name: x.float() for name, x in world.measured_outputs(batch, {output}, "pair").items()}
-    batch, margin = _margin(world, pairs, batch, outputs)
+    outputs = {name: x.float() for name, x in run_state.measured_outputs(batch, {output}, "pair").items()}
+    batch, margin = _margin(run_state, pairs, batch, outputs)
     right = torch.where(margin.abs() <= EQUAL, 0.5, (margin > 0).float())
     metrics = {"eval/pair_accuracy": float(right.mean()), "eval/margin": float(margin.mean())}
     able = [t for t in terms if t.required() <= set(batch.fields())]
@@ -43,13 +43,13 @@ def judged_pairs(
 
 
 def _margin(
-    world: World, pairs: FixedPairs, batch: Experience, outputs: dict[str, Tensor]
+    run_state: RunState, pairs: FixedPairs, batch: Experience, outputs: dict[str, Tensor]
 ) -> tuple[Experience, Tensor]:
     """Margin of each row's pair, `[B]`, and the batch with what was needed for it."""
     if "score" in outputs:
         value = outputs["score"]
     else:
-        reference: Tensor = pairs.kept.of(batch, world.reference_of)  # type: ignore[attr-defined]
+        reference: Tensor = pairs.reference_cache.of(batch, run_state.reference_of)  # type: ignore[attr-defined]
         batch = batch.with_fields(ref_logprob=reference)
         value = sequence_log_ratio(outputs["logprob"], reference, batch["mask"])
     chosen, rejected = by_pair(value, batch["pair"], batch["preferred"])

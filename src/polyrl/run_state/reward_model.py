@@ -1,4 +1,4 @@
-"""The world in which a reward model is trained: preference pairs, and a model that gives each response a score."""
+"""The run state in which a reward model is trained: preference pairs, and a model that gives each response a score."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from polyrl.errors import UserError
 from polyrl.models.language.policy import LanguagePolicy, Precision
 from polyrl.models.language.rows import micro_batches_of
 from polyrl.models.language.scalar import RewardModel
-from polyrl.pretrain.reward_training import normalise
+from polyrl.pretrain.reward_training import normalize
+from polyrl.run_state.pairs import judged_pairs
+from polyrl.run_state.user_data import UserDataRunState
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.language.base import LanguageTask, content
-from polyrl.worlds.pairs import judged_pairs
-from polyrl.worlds.user_data import UserDataWorld
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FOLDER = "reward-model"
 
 
-class RewardModelWorld(UserDataWorld):
+class RewardModelRunState(UserDataRunState):
     """A task's preference pairs and the reward model that learns from them."""
 
     def __init__(
@@ -65,9 +65,9 @@ class RewardModelWorld(UserDataWorld):
             raise UserError(f"A reward model gives scores, not {', '.join(sorted(unknown))}; use BradleyTerry alone.")
         return {"score": self.model.score(experience).float().cpu()}
 
-    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
+    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
         """Row indices of similar length with at most `micro_batch_tokens` padded tokens (unless one unit has more)."""
-        return micro_batches_of(experience, self.micro_batch_tokens, together)
+        return micro_batches_of(experience, self.micro_batch_tokens, grouped_by)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -116,7 +116,7 @@ class RewardModelWorld(UserDataWorld):
             scores[index] = self.outputs(batch.rows(index), {"score"})["score"]
         model = copy.deepcopy(self.model)
         if bool(scores.std(correction=0) > 0):
-            normalise(model, scores)
+            normalize(model, scores)
         model.save(folder)
 
     def start(self) -> str:

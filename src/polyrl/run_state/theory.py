@@ -1,4 +1,4 @@
-"""Theory's worlds: a preference game or a robust MDP, the table that acts in it, and exact judgement.
+"""The state of a theory run: a preference game or a robust MDP, the table that acts in it, and exact judgement.
 
 Everything that changes is a named float64 table, so a checkpoint is one safetensors file and a resumed run goes on to
 the same bits.
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
+from polyrl.run_state.base import RunState
 from polyrl.tasks.theory import task as built_in_task
 from polyrl.tasks.theory.games import MatrixGame, PreferenceGame
 from polyrl.tasks.theory.mdp import Plan, RobustMDP
-from polyrl.worlds.base import World
 
 if TYPE_CHECKING:
     from polyrl.core.context import Context
     from polyrl.recipe import Recipe
-    from polyrl.runtime.config import Given, RunConfig
+    from polyrl.runtime.config import PythonObjects, RunConfig
 
 FILE = "tables.safetensors"
 LOWEST = 1e-16
 """Gaps are told no smaller than this: below it they are rounding, and a logarithmic axis has no place for 0."""
 
 
-class TableWorld(World):
-    """What both worlds share: named tables that belong to the run's state.
+class TableRunState(RunState):
+    """What both run states share: named tables that belong to the run's state.
 
     Attributes:
         tables: name -> tensor. Parts may keep tables of their own here; `save` writes them all.
@@ -66,7 +66,7 @@ class TableWorld(World):
     def _take(self, tables: dict[str, Tensor]) -> None:
         self.tables = tables
 
-    def keep(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+    def get_or_create(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """The table called `name`, made on first use."""
         if name not in self.tables:
             self.tables[name] = make()
@@ -76,7 +76,7 @@ class TableWorld(World):
 # ------------------------------------------------------------------------------------------- preference games
 
 
-class GameWorld(TableWorld):
+class GameRunState(TableRunState):
     """A preference game and a softmax policy over its answers, `logits` `[n]`.
 
     What is judged is the policy, or the table `answer` (log-probabilities) where a method keeps one: the half step of
@@ -90,7 +90,7 @@ class GameWorld(TableWorld):
         self.tables["logits"] = self.logits.data
 
     def _take(self, tables: dict[str, Tensor]) -> None:
-        self.logits.data.copy_(tables["logits"])  # the optimiser holds the parameter
+        self.logits.data.copy_(tables["logits"])  # the optimizer holds the parameter
         self.tables = {**tables, "logits": self.logits.data}
 
     @property
@@ -98,13 +98,13 @@ class GameWorld(TableWorld):
         """Log-probabilities `[n]` of what plays next."""
         return torch.log_softmax(self.logits.detach(), -1)
 
-    def play(self, log_policy: Tensor) -> None:
+    def set_policy(self, log_policy: Tensor) -> None:
         """Let this policy, log-probabilities `[n]`, play from now on."""
         with torch.no_grad():
             self.logits.copy_(log_policy)
 
     @property
-    def answer(self) -> Tensor:
+    def output_policy(self) -> Tensor:
         """Log-probabilities `[n]` of what the method would return now."""
         return self.tables.get("answer", self.log_policy)
 
@@ -129,10 +129,10 @@ class GameWorld(TableWorld):
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Distances to the Nash policy, exactly, and the most probable answers."""
         task: PreferenceGame = self.task
-        measures = task.measures(self.answer)
+        measures = task.measures(self.output_policy)
         for name in ("eval/kl_to_nash", "eval/exploitability"):
             measures[name] = max(measures[name], LOWEST)  # in this order NaN stays NaN
-        return measures, answers(task, self.answer)
+        return measures, answers(task, self.output_policy)
 
     def evaluation_facts(self) -> dict[str, Any]:
         """Exactly, whatever the seed; which game it was is no difference in judgement."""
@@ -157,7 +157,7 @@ def answers(task: PreferenceGame, log_policy: Tensor, shown: int = 10) -> list[d
 # ------------------------------------------------------------------------------------------------- robust MDPs
 
 
-class MDPWorld(TableWorld):
+class MDPRunState(TableRunState):
     """A robust MDP, a table of action probabilities `policy` `[H, S, A]`, and the sum of regrets so far.
 
     Attributes:
@@ -178,7 +178,7 @@ class MDPWorld(TableWorld):
         """Probabilities `[H, S, A]` of what acts."""
         return self.tables["policy"]
 
-    def act(self, policy: Tensor) -> None:
+    def set_policy(self, policy: Tensor) -> None:
         """Let this policy `[H, S, A]` act from now on."""
         self.tables["policy"] = policy
 
@@ -261,7 +261,7 @@ def _reached(task: RobustMDP, policy: Tensor) -> list[tuple[int, int]]:
 # ---------------------------------------------------------------------------------------------- making of runs
 
 
-def make_task(config: RunConfig, given: Given) -> PreferenceGame | RobustMDP:
+def make_task(config: RunConfig, given: PythonObjects) -> PreferenceGame | RobustMDP:
     """The built-in task; a random game without a number of its own takes the run's seed for one."""
     task = built_in_task(config.task)
     if isinstance(task, MatrixGame) and task.instance is None:
@@ -269,12 +269,12 @@ def make_task(config: RunConfig, given: Given) -> PreferenceGame | RobustMDP:
     return task
 
 
-def make_world(
+def make_run_state(
     config: RunConfig,
     task: PreferenceGame | RobustMDP,
     recipe: Recipe,
     say: Callable[[str], None] = lambda _: None,
-) -> GameWorld | MDPWorld:
+) -> GameRunState | MDPRunState:
     """The table that a recipe trains on a task.
 
     Raises:
@@ -291,7 +291,7 @@ def make_world(
                 f"{names[kind]}; try --task {example}."
             )
     if isinstance(task, PreferenceGame):
-        return GameWorld(task)
+        return GameRunState(task)
     pursued: Sequence[Plan] = []
     for part in parts:
         if hasattr(part, "objective"):
@@ -299,4 +299,4 @@ def make_world(
             pursued = [task.plan(uncertainty, eta)]
         if hasattr(part, "caution") and (text := part.caution(task)):
             say(text)
-    return MDPWorld(task, pursued[0] if pursued else None)
+    return MDPRunState(task, pursued[0] if pursued else None)

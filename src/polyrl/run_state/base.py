@@ -1,4 +1,4 @@
-"""What every world has. A wing's world overrides what it can do; the rest says that it cannot."""
+"""What a run holds besides its loop: task and models. A domain overrides what it can do; the rest refuses."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class ClosedForm(Protocol):
     reads: frozenset[str]
 
     def forward(self, batch: Experience, wants: frozenset[str]) -> dict[str, Tensor]:
-        """What `World.outputs` gives of steps `[N, 1]`, detached; kept for `backward`."""
+        """What `RunState.outputs` gives of steps `[N, 1]`, detached; kept for `backward`."""
         ...
 
-    def backward(self, slopes: Mapping[str, Tensor]) -> None:
-        """Write every parameter's gradient, given the loss's slopes `[N, 1]` by the latest outputs."""
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """Write every parameter's gradient, given the loss's gradients `[N, 1]` by the latest outputs."""
         ...
 
 
-class World(ABC):
+class RunState(ABC):
     """A task joined to what acts in it: models, or tables.
 
-    The loop and the optimiser know nothing of a wing but this. A wing's world has more, for the parts that ask for it,
-    under the same names in every wing: `reference_logprob(experience)` [B, T], `value(experience)` [B, T],
+    The loop and the optimizer know nothing of a domain but this. A domain has more, for the parts that ask for it,
+    under the same names everywhere: `reference_logprob(experience)` [B, T], `value(experience)` [B, T],
     `score(experience)`, `measures(experience)`.
     """
 
@@ -60,7 +60,7 @@ class World(ABC):
     def save(self, folder: Path) -> None:
         """Write everything that going on to the same numbers needs into a folder that does not exist yet or is empty.
 
-        Models, statistics of normalisation, tables, the state of environments: safetensors and JSON.
+        Models, statistics of normalization, tables, the state of environments: safetensors and JSON.
         """
 
     @abstractmethod
@@ -88,11 +88,11 @@ class World(ABC):
         yield lambda rows: self.outputs(batch.rows(rows), wants)
 
     @torch.no_grad()
-    def measured_outputs(self, batch: Experience, wants: Collection[str], together: str = "") -> dict[str, Tensor]:
+    def measured_outputs(self, batch: Experience, wants: Collection[str], grouped_by: str = "") -> dict[str, Tensor]:
         """What `outputs` gives of all rows, without gradients and a micro-batch at a time."""
         found: dict[str, Tensor] = {}
         with self.updating(batch, wants) as forward:
-            for index in self.micro_batches(batch, together):
+            for index in self.micro_batches(batch, grouped_by):
                 for name, values in forward(index).items():
                     if name not in found:
                         found[name] = values.new_zeros((len(batch), *values.shape[1:]))
@@ -109,8 +109,8 @@ class World(ABC):
             for _, parameter in named:
                 parameter.grad = None
 
-    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
-        """Row indices that fit in memory together; rows with equal `experience[together]` stay together."""
+    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
+        """Row indices that fit in memory together; rows with equal `experience[grouped_by]` stay together."""
         return [torch.arange(len(experience))]
 
     def monitor(self, experience: Experience, context: Context) -> None:  # noqa: B027 - nothing by default
@@ -124,7 +124,7 @@ class World(ABC):
         return False
 
     def export(self, folder: Path) -> None:
-        """Write the result of training, which `load` or the wing's own tools read."""
+        """Write the result of training, which `load` or the domain's own tools read."""
         self.save(folder)
 
     def start(self) -> str:

@@ -20,27 +20,27 @@ from polyrl.errors import Diverged, UserError
 from polyrl.methods.operations.hdpo import PathwiseCost
 from polyrl.methods.operations.reinforce import PeriodBaseline
 from polyrl.parts.operations import BaseStock, DrawTraces, SampleOrders
+from polyrl.run_state.operations import Evaluation, OperationsRunState
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.operations import optima, task
-from polyrl.worlds.operations import Evaluation, OperationsWorld
-from worlds import make_context
+from run_states import make_context
 
 FEW = Evaluation(traces=64, periods=60, dropped=20, dev_traces=32, dev_periods=40, dev_dropped=10)
 SMALL = ["--scenarios", "64", "--periods", "20", "--hidden", "8", "--eval-episodes", "64"]
 
 
-def made(spec: str, method: str = "hdpo", seed: int = 0, evaluation: Evaluation = FEW, **knobs: Any) -> Any:
-    """A world and its recipe."""
-    recipe = catalogue.build(method, knobs, wing="operations")
+def made(spec: str, method: str = "hdpo", seed: int = 0, evaluation: Evaluation = FEW, **hyperparameters: Any) -> Any:
+    """A run state and its recipe."""
+    recipe = catalogue.build(method, hyperparameters, domain="operations")
     wants = frozenset[str]().union(*(t.wants for t in recipe.terms))
     setting = task(spec)
     policy = recipe.policy.build(setting, generator(seed, "policy"))  # type: ignore[union-attr]
-    return OperationsWorld(setting, policy, noise="logprob" in wants, evaluation=evaluation), recipe
+    return OperationsRunState(setting, policy, noise="logprob" in wants, evaluation=evaluation), recipe
 
 
-def iterate(world: Any, recipe: Any, count: int, seed: int = 0) -> Any:
+def iterate(run_state: Any, recipe: Any, count: int, seed: int = 0) -> Any:
     """Run the five stages `count` times; returns the context."""
-    context = make_context(world, recipe)
+    context = make_context(run_state, recipe)
     context.seed = seed
     for i in range(count):
         context.iteration = i + 1
@@ -49,7 +49,7 @@ def iterate(world: Any, recipe: Any, count: int, seed: int = 0) -> Any:
             if stage != "improve":
                 for part in parts:
                     batch = part(batch, context)
-        recipe.optimise.run(recipe.terms, batch, context)
+        recipe.optimize.run(recipe.terms, batch, context)
     return context
 
 
@@ -58,19 +58,19 @@ def iterate(world: Any, recipe: Any, count: int, seed: int = 0) -> Any:
 
 def test_one_level_finds_the_newsvendors() -> None:
     """The card: from S = 10, Adam at 0.5 on 256 traces, S is 29.55 +- 0.15 after 125 steps; S* = 29.585."""
-    knobs: dict[str, Any] = {"unit": 1.0, "learning_rate": 0.5, "scenarios": 256, "max_grad_norm": 1e9}
-    world, recipe = made("backlog", "hdpo+base-stock", **knobs)
-    assert world.policy.level().item() == pytest.approx(10)
-    context = iterate(world, recipe, 125, SEED)
-    reached(-abs(world.policy.level().item() - 29.55), -0.15)
+    hyperparameters: dict[str, Any] = {"unit": 1.0, "learning_rate": 0.5, "scenarios": 256, "max_grad_norm": 1e9}
+    run_state, recipe = made("backlog", "hdpo+base-stock", **hyperparameters)
+    assert run_state.policy.level().item() == pytest.approx(10)
+    context = iterate(run_state, recipe, 125, SEED)
+    reached(-abs(run_state.policy.level().item() - 29.55), -0.15)
     assert context.spent.samples == 125 * 256 and context.spent.steps == 125 * 256 * 50
     assert context.metrics["reward"] == pytest.approx(-context.metrics["loss"], rel=1e-5)
 
 
 def test_the_default_unit_takes_the_networks_learning_rate() -> None:
-    world, recipe = made("backlog", "hdpo+base-stock", scenarios=64)
-    iterate(world, recipe, 125, SEED)
-    reached(-abs(world.policy.level().item() - 29.55), -0.5)
+    run_state, recipe = made("backlog", "hdpo+base-stock", scenarios=64)
+    iterate(run_state, recipe, 125, SEED)
+    reached(-abs(run_state.policy.level().item() - 29.55), -0.5)
 
 
 def test_a_network_learns_to_order(tmp_path: Path) -> None:
@@ -96,14 +96,14 @@ def test_reinforce_finds_the_same_level_less_exactly() -> None:
     level = optima.newsvendor(1, 9.0, 5.0, 1.6)[0]
     misses = {}
     for method in ("hdpo", "reinforce"):
-        knobs = {"start": 10.0, "unit": 1.0, "learning_rate": 0.1, "scenarios": 128, "periods": 20}
-        world, recipe = made("backlog(lead_time=1)", method + "+base-stock", **knobs)
+        hyperparameters = {"start": 10.0, "unit": 1.0, "learning_rate": 0.1, "scenarios": 128, "periods": 20}
+        run_state, recipe = made("backlog(lead_time=1)", method + "+base-stock", **hyperparameters)
         found = []
         for seed in range(3 * SEED, 3 * SEED + 3):
             with torch.no_grad():
-                world.policy.level.parameter.zero_()
-            iterate(world, recipe, 80, seed)
-            found.append(world.policy.level().item())
+                run_state.policy.level.parameter.zero_()
+            iterate(run_state, recipe, 80, seed)
+            found.append(run_state.policy.level().item())
         misses[method] = statistics.median(abs(s - level) for s in found)  # now and then a run strays
     assert level - 10 > 2.5
     reached(-misses["hdpo"], -0.15)
@@ -114,40 +114,40 @@ def test_reinforce_finds_the_same_level_less_exactly() -> None:
 @pytest.mark.parametrize("spec", ["serial", "transshipment", "one-warehouse"])
 @pytest.mark.parametrize("method", ["hdpo", "hdpo+echelon-stock"])
 def test_every_setting_improves(spec: str, method: str) -> None:
-    world, recipe = made(spec, method, SEED, scenarios=64)
-    before = world.cost(world.policy)
-    iterate(world, recipe, 25, SEED)
-    reached(-world.cost(world.policy) / before, -0.7)  # 0.02 to 0.34
+    run_state, recipe = made(spec, method, SEED, scenarios=64)
+    before = run_state.cost(run_state.policy)
+    iterate(run_state, recipe, 25, SEED)
+    reached(-run_state.cost(run_state.policy) / before, -0.7)  # 0.02 to 0.34
 
 
 # ------------------------------------------------------------------------------------------------------ score function
 
 
 def test_log_densities_and_entropy_are_the_normals() -> None:
-    world, recipe = made("one-warehouse", "reinforce", scenarios=8, periods=6)
+    run_state, recipe = made("one-warehouse", "reinforce", scenarios=8, periods=6)
     with torch.no_grad():
-        world.log_noise.copy_(torch.tensor([0.3, -0.2, 0.0, 0.5]))
-    context = make_context(world, recipe)
+        run_state.log_noise.copy_(torch.tensor([0.3, -0.2, 0.0, 0.5]))
+    context = make_context(run_state, recipe)
     batch = SampleOrders(scenarios=8, periods=6)(None, context)
-    found = world.outputs(batch, {"logprob", "entropy"})
-    mean = world.policy(batch["observation"].flatten(0, 1)).view_as(batch["action"])
-    normal = torch.distributions.Normal(mean, world.log_noise.exp())
+    found = run_state.outputs(batch, {"logprob", "entropy"})
+    mean = run_state.policy(batch["observation"].flatten(0, 1)).view_as(batch["action"])
+    normal = torch.distributions.Normal(mean, run_state.log_noise.exp())
     torch.testing.assert_close(found["logprob"], normal.log_prob(batch["action"]).sum(-1))
     torch.testing.assert_close(found["entropy"], normal.entropy().sum(-1))
     torch.testing.assert_close(found["logprob"], batch["behaviour_logprob"], atol=1e-4, rtol=1e-4)
 
 
 def test_the_reward_is_minus_the_cost_of_what_was_tried() -> None:
-    world, recipe = made("serial", "reinforce")
-    batch = SampleOrders(scenarios=4, periods=10)(None, make_context(world, recipe))
+    run_state, recipe = made("serial", "reinforce")
+    batch = SampleOrders(scenarios=4, periods=10)(None, make_context(run_state, recipe))
     tried = iter(batch["action"].unbind(1))
-    again = world.task.simulator.run(lambda _: next(tried), batch["initial_inventory"], batch["demand"])
+    again = run_state.task.simulator.run(lambda _: next(tried), batch["initial_inventory"], batch["demand"])
     assert torch.equal(batch["reward"], -again.cost)
 
 
 def test_advantages_are_those_of_plain_loops() -> None:
-    world, recipe = made("lost-sales", "reinforce")
-    context = make_context(world, recipe)
+    run_state, recipe = made("lost-sales", "reinforce")
+    context = make_context(run_state, recipe)
     batch = PeriodBaseline(gamma=0.8)(SampleOrders(scenarios=5, periods=7)(None, context), context)
     reward = batch["reward"].tolist()
     later = [[sum(0.8**k * r for k, r in enumerate(row[t:])) for t in range(7)] for row in reward]
@@ -164,8 +164,8 @@ def test_both_gradients_estimate_the_same_slope() -> None:
     """
     slopes: dict[str, list[float]] = {"hdpo": [], "reinforce": []}
     for method, found in slopes.items():
-        knobs: dict[str, Any] = {"gamma": 1.0} if method == "reinforce" else {}
-        knobs |= {
+        hyperparameters: dict[str, Any] = {"gamma": 1.0} if method == "reinforce" else {}
+        hyperparameters |= {
             "start": 11.0,
             "unit": 1.0,
             "scenarios": 4000,
@@ -173,10 +173,10 @@ def test_both_gradients_estimate_the_same_slope() -> None:
             "learning_rate": 0.0,
             "max_grad_norm": 1e9,
         }
-        world, recipe = made("backlog(lead_time=1)", method + "+base-stock", **knobs)
+        run_state, recipe = made("backlog(lead_time=1)", method + "+base-stock", **hyperparameters)
         for seed in range(10):
-            iterate(world, recipe, 1, seed)
-            found.append(float(world.policy.level.parameter.grad))
+            iterate(run_state, recipe, 1, seed)
+            found.append(float(run_state.policy.level.parameter.grad))
     exact, spread = statistics.fmean(slopes["hdpo"]), statistics.stdev(slopes["reinforce"])
     assert exact < -0.5
     assert statistics.fmean(slopes["reinforce"]) == pytest.approx(exact, abs=4 * spread / math.sqrt(10) + 0.02)
@@ -187,8 +187,8 @@ def test_both_gradients_estimate_the_same_slope() -> None:
 
 
 def test_fresh_traces_and_stored_ones() -> None:
-    world, recipe = made("lost-sales")
-    context = make_context(world, recipe)
+    run_state, recipe = made("lost-sales")
+    context = make_context(run_state, recipe)
 
     def drawn(part: DrawTraces, iteration: int) -> torch.Tensor:
         context.iteration = iteration
@@ -203,8 +203,8 @@ def test_fresh_traces_and_stored_ones() -> None:
 
 def test_the_optimum_is_judged_right() -> None:
     """The evaluation that judges every run gives the optimal base stock the optimal cost."""
-    world, _ = made("backlog", "hdpo+base-stock", evaluation=Evaluation(), start=29.585)
-    metrics, samples = world.evaluate()
+    run_state, _ = made("backlog", "hdpo+base-stock", evaluation=Evaluation(), start=29.585)
+    metrics, samples = run_state.evaluate()
     assert metrics["eval/cost"] == pytest.approx(6.2788, rel=0.003)
     assert len(samples) == 12 and set(samples[0]) == {
         "split", "period", "on_hand", "on_order", "order", "demand", "cost"
@@ -212,21 +212,23 @@ def test_the_optimum_is_judged_right() -> None:
 
 
 def test_orders_are_whole_at_test_time_only() -> None:
-    world, _ = made("lost-sales", "hdpo+base-stock", start=18.6)
-    assert world.cost(world.policy) == pytest.approx(world.cost(lambda i: world.policy(i).round()))
-    assert all(x == round(x) for row in world.trace(20) for key in ("on_hand", "on_order", "order") for x in row[key])
+    run_state, _ = made("lost-sales", "hdpo+base-stock", start=18.6)
+    assert run_state.cost(run_state.policy) == pytest.approx(run_state.cost(lambda i: run_state.policy(i).round()))
+    assert all(
+        x == round(x) for row in run_state.trace(20) for key in ("on_hand", "on_order", "order") for x in row[key]
+    )
     other, _ = made("lost-sales", "hdpo+base-stock", start=19.4)  # rounds to the same orders of a level of 19
-    assert world.cost(world.policy) == other.cost(other.policy)
-    assert world.cost(world.policy, "dev") != other.cost(other.policy, "dev")
+    assert run_state.cost(run_state.policy) == other.cost(other.policy)
+    assert run_state.cost(run_state.policy, "dev") != other.cost(other.policy, "dev")
 
 
 def test_the_best_on_dev_is_kept(tmp_path: Path) -> None:
-    world, _ = made("backlog", "hdpo+base-stock", start=29.0, unit=1.0)
+    run_state, _ = made("backlog", "hdpo+base-stock", start=29.0, unit=1.0)
 
     def at(shift: float) -> dict[str, float]:
         with torch.no_grad():
-            world.policy.level.parameter.fill_(shift)
-        found: dict[str, float] = world.evaluate()[0]
+            run_state.policy.level.parameter.fill_(shift)
+        found: dict[str, float] = run_state.evaluate()[0]
         return found
 
     start = at(-5.0)
@@ -234,12 +236,12 @@ def test_the_best_on_dev_is_kept(tmp_path: Path) -> None:
     worse = at(4.0)
     assert best["eval/cost"] < start["eval/cost"] and best["eval/dev_cost"] < worse["eval/dev_cost"]
     assert worse["eval/cost"] == best["eval/cost"]  # what a run that stops now leaves
-    world.save(tmp_path / "state")
-    world.export(tmp_path / "model")
+    run_state.save(tmp_path / "state")
+    run_state.export(tmp_path / "model")
     other, _ = made("backlog", "hdpo+base-stock", start=29.0, unit=1.0)
     other.load(tmp_path / "state")
-    assert other.policy.level.parameter.item() == 4.0 and other.kept.level.parameter.item() == 0.5
-    assert other.best_dev == world.best_dev == best["eval/dev_cost"]
+    assert other.policy.level.parameter.item() == 4.0 and other.best_policy.level.parameter.item() == 0.5
+    assert other.best_dev == run_state.best_dev == best["eval/dev_cost"]
     assert other.evaluate()[0] == worse
     other.load(tmp_path / "model")
     assert other.policy.level.parameter.item() == 0.5 and other.evaluate()[0]["eval/cost"] == best["eval/cost"]
@@ -367,13 +369,13 @@ def test_a_mistake_is_one_sentence(command: list[str], said: str, polyrl: Comman
 
 
 def test_a_run_of_other_weights_is_refused(finished: Path, tmp_path: Path) -> None:
-    world, _ = made("lost-sales")
+    run_state, _ = made("lost-sales")
     with pytest.raises(UserError, match="does not hold a policy"):
-        world.load(finished / "model")
+        run_state.load(finished / "model")
     broken = shutil.copytree(finished / "model", tmp_path / "model")
     (broken / "policy.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="does not hold a policy"):
-        world.load(broken)
+        run_state.load(broken)
 
 
 def test_play_wants_a_number_of_traces(finished: Path, polyrl: Command) -> None:
@@ -384,7 +386,7 @@ def test_play_wants_a_number_of_traces(finished: Path, polyrl: Command) -> None:
 def test_parts_say_what_they_are() -> None:
     recipe = catalogue.build("hdpo")
     assert [p.name for _, parts in recipe.stages() for p in parts] == [
-        "draw-traces", "all-steps", "pathwise-cost", "optimise"
+        "draw-traces", "all-steps", "pathwise-cost", "optimize"
     ]  # fmt: skip
     assert isinstance(catalogue.build("hdpo+base-stock").policy, BaseStock)
     assert catalogue.build("hdpo+base-stock").terms == (PathwiseCost(),)
@@ -393,8 +395,8 @@ def test_parts_say_what_they_are() -> None:
 
 @pytest.mark.parametrize("method", ["hdpo", "reinforce"])
 def test_weights_that_are_not_finite_order_nothing(method: str) -> None:
-    world, recipe = made("backlog", method, scenarios=4, periods=3)
-    iterate(world, recipe, 1)
-    world.parameters()["policy"][0][1].data.fill_(math.nan)
+    run_state, recipe = made("backlog", method, scenarios=4, periods=3)
+    iterate(run_state, recipe, 1)
+    run_state.parameters()["policy"][0][1].data.fill_(math.nan)
     with pytest.raises(Diverged, match="weights of the policy that orders are not finite"):
-        iterate(world, recipe, 1)
+        iterate(run_state, recipe, 1)

@@ -1,4 +1,4 @@
-"""The operations wing's world: an inventory setting, its differentiable simulator and the policy that orders."""
+"""The state of an operations run: an inventory setting, its differentiable simulator and the policy that orders."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from polyrl.core.experience import Experience
 from polyrl.errors import Diverged, UserError
+from polyrl.run_state.base import RunState
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.operations.demand import EVALUATION_SEED
-from polyrl.worlds.base import World
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
-    from polyrl.runtime.config import Given, RunConfig
+    from polyrl.runtime.config import PythonObjects, RunConfig
     from polyrl.tasks.operations.settings import InventoryTask, Split
 
 
@@ -47,20 +47,20 @@ class Evaluation:
     seed: int = EVALUATION_SEED
 
 
-class OperationsWorld(World):
-    """Implements `polyrl.core.context.World` for inventories.
+class OperationsRunState(RunState):
+    """Implements `polyrl.core.context.RunState` for inventories.
 
     Attributes:
         task: the setting.
         policy: the policy in training.
-        kept: a copy of the policy that was best on the dev traces so far, which is what a run is judged by and exports.
+        best_policy: a copy of the policy that was best on the dev traces so far: what is judged and exported.
         log_noise: logarithm of the standard deviation of the orders tried, units, `[N]`; None where none are tried.
     """
 
     def __init__(
         self, task: InventoryTask, policy: nn.Module, *, noise: bool = False, evaluation: Evaluation | None = None
     ):
-        self.task, self.policy, self.kept = task, policy, copy.deepcopy(policy)
+        self.task, self.policy, self.best_policy = task, policy, copy.deepcopy(policy)
         self.evaluation = evaluation or Evaluation()
         self.log_noise = nn.Parameter(torch.zeros(task.network.locations)) if noise else None
         self.best_dev = math.inf
@@ -100,7 +100,7 @@ class OperationsWorld(World):
 
     def _log_noise(self) -> Tensor:
         if self.log_noise is None:
-            raise RuntimeError("this world was made without noise")
+            raise RuntimeError("this run state was made without noise")
         return self.log_noise
 
     def _logprob(self, tried: Tensor, orders: Tensor) -> Tensor:
@@ -164,9 +164,9 @@ class OperationsWorld(World):
         now = self.cost(self.policy, "dev")
         if now < self.best_dev or not math.isfinite(self.best_dev):
             self.best_dev, self._judged = now, None
-            self.kept.load_state_dict(self.policy.state_dict())
+            self.best_policy.load_state_dict(self.policy.state_dict())
         if self._judged is None:
-            self._judged = {"eval/cost": self.cost(self.kept)}, self.trace(self.evaluation.shown)
+            self._judged = {"eval/cost": self.cost(self.best_policy)}, self.trace(self.evaluation.shown)
         metrics, samples = self._judged
         return {**metrics, "eval/dev_cost": now}, samples
 
@@ -180,7 +180,7 @@ class OperationsWorld(World):
         e = self.evaluation
         demand, start = self.task.traces(e.seed, "test", 0, max(e.traces, index + 1), e.periods)
         demand, start = demand[index : index + 1, :periods], start[index : index + 1]
-        run = self.task.simulator.run(self.kept, start, demand, integer=self.task.customers.integer, record=True)
+        run = self.task.simulator.run(self.best_policy, start, demand, integer=self.task.customers.integer, record=True)
         assert run.inventory is not None and run.order is not None
 
         def rounded(x: Tensor) -> list[float]:
@@ -219,7 +219,7 @@ class OperationsWorld(World):
         if self.log_noise is not None:
             state["log_noise"] = self.log_noise.detach()
         save_file(state, folder / "policy.safetensors")
-        save_file(dict(self.kept.state_dict()), folder / "kept.safetensors")
+        save_file(dict(self.best_policy.state_dict()), folder / "kept.safetensors")
         best = self.best_dev if math.isfinite(self.best_dev) else None
         (folder / "kept.json").write_text(json.dumps({"dev_cost": best}), encoding="utf-8")
 
@@ -234,10 +234,10 @@ class OperationsWorld(World):
             self.policy.load_state_dict(state)
             if self.log_noise is not None and noise is not None:
                 self.log_noise.data.copy_(noise)
-            kept, best = folder / "kept.safetensors", None
-            if kept.is_file():
-                state, best = load_file(kept), json.loads((folder / "kept.json").read_text("utf-8"))["dev_cost"]
-            self.kept.load_state_dict(state)
+            best_policy, best = folder / "kept.safetensors", None
+            if best_policy.is_file():
+                state, best = load_file(best_policy), json.loads((folder / "kept.json").read_text("utf-8"))["dev_cost"]
+            self.best_policy.load_state_dict(state)
         except (OSError, RuntimeError, SafetensorError, KeyError, ValueError):
             raise UserError(f"The folder {folder} does not hold a policy of this run.") from None
         self.best_dev, self._judged = math.inf if best is None else float(best), None
@@ -247,27 +247,27 @@ class OperationsWorld(World):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(self.kept.state_dict()), folder / "policy.safetensors")
+        save_file(dict(self.best_policy.state_dict()), folder / "policy.safetensors")
         best = self.best_dev if math.isfinite(self.best_dev) else None
         about = {
             "task": self.task.name,
             "settings": dataclasses.asdict(self.task),
-            "architecture": type(self.kept).__name__,
+            "architecture": type(self.best_policy).__name__,
             "dev_cost": best,
         }
         (folder / "policy.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def make_task(config: RunConfig, given: Given) -> InventoryTask:
+def make_task(config: RunConfig, given: PythonObjects) -> InventoryTask:
     """The inventory setting that the run names."""
     from polyrl.tasks.operations import task
 
     return task(config.task)
 
 
-def make_world(
+def make_run_state(
     config: RunConfig, task: InventoryTask, recipe: Recipe, say: Callable[[str], None] = lambda _: None
-) -> OperationsWorld:
+) -> OperationsRunState:
     """Build the policy, with weights drawn from the run's seed, and put it beside the simulator.
 
     Raises:
@@ -281,7 +281,7 @@ def make_world(
     wanted = frozenset[str]().union(*(t.wants for t in recipe.terms))
     usual, asked = Evaluation(), config.eval_episodes
     how = usual if asked is None else Evaluation(traces=asked, dev_traces=min(asked, usual.dev_traces))
-    return OperationsWorld(
+    return OperationsRunState(
         task,
         build(task, generator(config.seed, "policy")),
         noise="logprob" in wanted,

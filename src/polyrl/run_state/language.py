@@ -1,4 +1,4 @@
-"""Makes the language wing's task, models and world from what a person asked for."""
+"""Makes task, models and state of a language run from what a person asked for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import torch
 
 from polyrl.errors import UserError
 from polyrl.models.language.folders import LoraSettings
-from polyrl.models.language.policy import LanguagePolicy, Reader
+from polyrl.models.language.policy import Backbone, LanguagePolicy
 from polyrl.pretrain.start import start_model
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.run_state.joint_reward import JointReward
+from polyrl.run_state.language_evaluation import EVALUATION_SEED, Evaluation
+from polyrl.run_state.language_run_state import CHECKED_ROWS, LanguageRunState
+from polyrl.run_state.reward_model import FOLDER as REWARD_MODEL
+from polyrl.run_state.reward_model import RewardModelRunState
+from polyrl.run_state.user_data import check_pairs_can_be_made, fit_rows
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.runtime.device import make_device
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language import task as built_in_task
@@ -22,12 +28,6 @@ from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import load_preference
 from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task, give_pairs
 from polyrl.tasks.language.rewards import load_reward, unloaded_reward
-from polyrl.worlds.joint_reward import JointReward
-from polyrl.worlds.language_evaluation import EVALUATION_SEED, Evaluation
-from polyrl.worlds.language_world import CHECKED_ROWS, LanguageWorld
-from polyrl.worlds.reward_model import FOLDER as REWARD_MODEL
-from polyrl.worlds.reward_model import RewardModelWorld
-from polyrl.worlds.user_data import check_pairs_can_be_made, fit_rows
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe, Term
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 __all__ = [
     "EVALUATION_SEED",
     "Evaluation",
-    "LanguageWorld",
-    "load_world",
+    "LanguageRunState",
+    "load_run_state",
     "make_model",
+    "make_run_state",
     "make_task",
-    "make_world",
     "open_trained",
     "prepare",
 ]
@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
-def make_task(config: RunConfig, given: Given, *, load_code: bool = True) -> LanguageTask:
+def make_task(config: RunConfig, given: PythonObjects, *, load_code: bool = True) -> LanguageTask:
     """The built-in task, or the user's dataset with the user's rewards.
 
     Without `load_code` the user's own rewards are there by name only, and a preference function is not there at all.
@@ -91,9 +91,9 @@ def prepare(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) ->
     return model
 
 
-def make_world(
+def make_run_state(
     config: RunConfig, task: LanguageTask, recipe: Recipe, say: Say = lambda _: None
-) -> LanguageWorld | RewardModelWorld:
+) -> LanguageRunState | RewardModelRunState:
     """Load the models, and find what is wrong with prompts, pairs and rewards."""
     needs_pairs = bool(getattr(recipe.collect, "fixed_pairs", False))
     if needs_pairs:
@@ -111,18 +111,18 @@ def make_world(
     terms = [t for t in recipe.terms if "preferred" in t.required()]
     if "reward-model" in recipe.required_models():
         return load_reward_model(config, task, model, terms)
-    torch.manual_seed(config.seed)  # for what transformers and peft initialise (adapters); sampling has its own streams
-    world = load_world(config, task, model, critic=_critic(recipe, task, model), terms=terms)
-    world.keeps_reference = "reference" in recipe.required_models()
-    _fit(config, task, world.policy, room)
+    torch.manual_seed(config.seed)  # for what transformers and peft initialize (adapters); sampling has its own streams
+    run_state = load_run_state(config, task, model, critic=_critic(recipe, task, model), terms=terms)
+    run_state.keeps_reference = "reference" in recipe.required_models()
+    _fit(config, task, run_state.policy, room)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
-    world.check_rows(some, room)
+    run_state.check_rows(some, room)
     if "joint-reward" in recipe.required_models():
-        world.joint_reward = JointReward(world)
-    return world
+        run_state.joint_reward = JointReward(run_state)
+    return run_state
 
 
-def _fit(config: RunConfig, task: LanguageTask, reader: Reader, room: int) -> None:
+def _fit(config: RunConfig, task: LanguageTask, reader: Backbone, room: int) -> None:
     fit_rows(task, reader, room=room, max_prompt_tokens=config.max_prompt_tokens, skip=config.skip_bad_rows)
 
 
@@ -136,11 +136,11 @@ def _critic(recipe: Recipe, task: LanguageTask, model: str) -> bool | str:
 
 def load_reward_model(
     config: RunConfig, task: LanguageTask, model: str, terms: Sequence[Term] = ()
-) -> RewardModelWorld:
-    """The world of a reward model that starts from `model`."""
+) -> RewardModelRunState:
+    """The run state of a reward model that starts from `model`."""
     if config.lora:
         raise UserError("A reward model is trained whole; leave --lora away.")
-    world = RewardModelWorld(
+    run_state = RewardModelRunState(
         task,
         model,
         seed=config.seed,
@@ -150,10 +150,10 @@ def load_reward_model(
         prompts=_evaluation(config, task).prompts,
         terms=terms,
     )
-    _fit(config, task, world.model, 0)
+    _fit(config, task, run_state.model, 0)
     for split in SPLITS:
-        world.pairs(split).check(CHECKED_ROWS)
-    return world
+        run_state.pairs(split).check(CHECKED_ROWS)
+    return run_state
 
 
 def _evaluation(config: RunConfig, task: LanguageTask) -> Evaluation:
@@ -162,7 +162,7 @@ def _evaluation(config: RunConfig, task: LanguageTask) -> Evaluation:
     return Evaluation(prompts=prompts, greedy=config.eval_greedy and task.evaluation_greedy)
 
 
-def load_world(
+def load_run_state(
     config: RunConfig,
     task: LanguageTask,
     model: str,
@@ -170,9 +170,9 @@ def load_world(
     critic: bool | str = False,
     terms: Sequence[Term] = (),
     reference: str | None = None,
-) -> LanguageWorld:
-    """The world with `model` as its policy; the reference is `model` too unless another is given."""
-    return LanguageWorld(
+) -> LanguageRunState:
+    """The run state with `model` as its policy; the reference is `model` too unless another is given."""
+    return LanguageRunState(
         task,
         model,
         seed=config.seed,
@@ -191,8 +191,8 @@ def load_world(
 
 def open_trained(
     folder: Path, config: RunConfig, task: LanguageTask, *, judged: bool = True
-) -> LanguageWorld | RewardModelWorld:
-    """The world of a run whose policy is the model in `folder`: a checkpoint, or the run's `model/`.
+) -> LanguageRunState | RewardModelRunState:
+    """The run state of a run whose policy is the model in `folder`: a checkpoint, or the run's `model/`.
 
     Without `judged` the policy only acts, and what the task's rewards need is not made.
     """
@@ -212,6 +212,6 @@ def open_trained(
     model = folder / "policy" if (folder / "policy").is_dir() else folder
     # how far it went and how it orders pairs is told against the start
     reference = make_model(config, task) if task.fixed_pairs else None
-    world = load_world(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
-    _fit(config, task, world.policy, task.max_tokens)  # the test rows that the run was judged on
-    return world
+    run_state = load_run_state(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
+    _fit(config, task, run_state.policy, task.max_tokens)  # the test rows that the run was judged on
+    return run_state

@@ -1,4 +1,4 @@
-"""A world that answers whatever a part of the language wing may ask, in tables, and a batch with every field."""
+"""A run state that answers whatever a part of the language domain may ask, in tables, and a batch with every field."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.parts.score import last_step
-from worlds import VOCABULARY, TableWorld
+from run_states import VOCABULARY, TableRunState
 
 LETTERS = "_<ab;>c"
 """Text of each token: `<` and `>` stand around a thought, `;` ends a step."""
 
 
-class PartsWorld(TableWorld):
-    """`TableWorld` with rewards of several members, frozen policies, continuations, a last layer and a task."""
+class PartsRunState(TableRunState):
+    """`TableRunState` with rewards of several members, frozen policies, continuations, a last layer and a task."""
 
     def __init__(self, **changes: Any):
         super().__init__(**changes)
@@ -95,8 +95,8 @@ def truth(experience: Experience) -> Tensor:
     return torch.tensor(experience.columns["truth"], dtype=torch.float64)
 
 
-def every_field(world: PartsWorld, batch: Experience, seed: int = 5) -> dict[str, Tensor]:
-    """All fields that some part of the language wing reads, with numbers of the right shape drawn for them."""
+def every_field(run_state: PartsRunState, batch: Experience, seed: int = 5) -> dict[str, Tensor]:
+    """All fields that some part of the language domain reads, with numbers of the right shape drawn for them."""
     stream = torch.Generator().manual_seed(seed)
     size, width = batch["mask"].shape
     mask, end = batch["mask"], last_step(batch["mask"])
@@ -108,14 +108,14 @@ def every_field(world: PartsWorld, batch: Experience, seed: int = 5) -> dict[str
     turn = ((mask.long().diff(dim=1, prepend=torch.zeros(size, 1, dtype=torch.long)) == 1).cumsum(1) - 1).clamp(min=0)
     return {
         **steps,
-        "ref_logprob": world.reference_logprob(batch),
-        "entropy_at_collection": world.entropy(batch),
+        "ref_logprob": run_state.reference_logprob(batch),
+        "entropy_at_collection": run_state.entropy(batch),
         "terminated": end,
         "truncated": torch.zeros_like(end),
         "finished": torch.ones(size, dtype=torch.bool),
         "window": mask & (torch.arange(width) >= 1),
         "policy_version": torch.ones(size, width, dtype=torch.long),
-        "twinned": torch.ones(size, dtype=torch.bool),
+        "has_greedy_baseline": torch.ones(size, dtype=torch.bool),
         "score": draw(size),
         "member_score": draw(size, 5),
         "kl_charge": draw(size).abs(),
@@ -132,10 +132,10 @@ def every_field(world: PartsWorld, batch: Experience, seed: int = 5) -> dict[str
     }
 
 
-def with_columns(world: PartsWorld, batch: Experience) -> Experience:
+def with_columns(run_state: PartsRunState, batch: Experience) -> Experience:
     """The batch with what parts read beside its fields: its text, its rows of the task, and a tool's calls."""
     lengths = batch["present"].sum(1).tolist()
-    said = [world.policy.decode(ids[:n]) for ids, n in zip(batch["action"].tolist(), lengths, strict=True)]
+    said = [run_state.policy.decode(ids[:n]) for ids, n in zip(batch["action"].tolist(), lengths, strict=True)]
     group = batch["group"].tolist()
     data = [{"prompt": f"prompt {g}", "demonstration": f"answer {g}", "need": g % 2} for g in group]
     return batch.answering(data).with_columns(

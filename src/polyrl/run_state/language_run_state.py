@@ -1,4 +1,4 @@
-"""The language wing's world: a task, a Hugging Face policy and what stands beside it (reference, critic, rewards)."""
+"""The state of a language run: a task, a Hugging Face policy, and its reference, critic and rewards."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from polyrl.errors import UserError
 from polyrl.models.language import last_layer
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.frozen import load_frozen
-from polyrl.models.language.policy import LanguagePolicy, Precision, Reader
+from polyrl.models.language.policy import Backbone, LanguagePolicy, Precision
 from polyrl.models.language.prefix import SharedPrompts
 from polyrl.models.language.rows import micro_batches_of
 from polyrl.models.language.scalar import Critic
 from polyrl.pretrain.solutions import supervised_gradient
 from polyrl.rollout.continuations import go_on, states_of
 from polyrl.rollout.language import Engine, Sampling, TransformersEngine
+from polyrl.run_state.joint_reward import JointReward
+from polyrl.run_state.language_evaluation import Evaluation, evaluate, scores_by_reward, seen_rows, told
+from polyrl.run_state.user_data import UserDataRunState
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.memory import keep_freed_memory
 from polyrl.tasks.language import LanguageTask, Row
@@ -35,9 +38,6 @@ from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.judge import PreferenceRunner
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores
 from polyrl.tasks.language.rewards import check_signature
-from polyrl.worlds.joint_reward import JointReward
-from polyrl.worlds.language_evaluation import Evaluation, evaluate, scores_by_reward, seen_rows, told
-from polyrl.worlds.user_data import UserDataWorld
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -52,7 +52,7 @@ KEPT = "reference-logprobs.safetensors"
 """File of a checkpoint with the reference's log-probabilities of fixed pairs, as far as they are known."""
 
 
-class LanguageWorld(UserDataWorld):
+class LanguageRunState(UserDataRunState):
     """A language task, the policy that answers it, and its reference, critic and rewards."""
 
     keeps_reference = True
@@ -109,19 +109,19 @@ class LanguageWorld(UserDataWorld):
         *,
         completions_per_prompt: int,
         generator: torch.Generator,
-        greedy_twin: bool = False,
+        greedy_baseline: bool = False,
     ) -> Experience:
         """Answer each row's prompt; every response keeps the row that it answers (`Experience.task_rows`).
 
         Columns: `prompt`, `completion` and what sessions of a tool report.
         """
-        tools = sessions(self.task, rows, completions_per_prompt + int(greedy_twin))
+        tools = sessions(self.task, rows, completions_per_prompt + int(greedy_baseline))
         batch = self.engine.generate(
             [self.policy.encode_row(row) for row in rows],
             sampling,
             completions_per_prompt=completions_per_prompt,
             generator=generator,
-            greedy_twin=greedy_twin,
+            greedy_baseline=greedy_baseline,
             tools=tools,
         )
         answered = [rows[g] for g in batch["group"].tolist()]
@@ -231,13 +231,13 @@ class LanguageWorld(UserDataWorld):
 
     # ------------------------------------------------------------------------------------------- forward passes
 
-    def micro_batches(self, experience: Experience, together: str = "") -> list[Tensor]:
+    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
         """Row indices of similar length with at most `micro_batch_tokens` padded tokens (unless one unit has more).
 
         Where `updating` shares prompts, rows whose prompts are read together follow one another.
         """
         plan = self.policy.plan(experience, self.micro_batch_tokens)
-        return micro_batches_of(experience, self.micro_batch_tokens, together, None if plan is None else plan.chunk)
+        return micro_batches_of(experience, self.micro_batch_tokens, grouped_by, None if plan is None else plan.chunk)
 
     def monitor(self, experience: Experience, context: Context) -> None:
         """Log the perplexity of what was sampled and, now and then, its KL to the start."""
@@ -269,9 +269,9 @@ class LanguageWorld(UserDataWorld):
 
     @contextmanager
     def updating(self, batch: Experience, wants: Collection[str]) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
-        """See `World.updating`. Each micro-batch must go backward before the next one is read."""
+        """See `RunState.updating`. Each micro-batch must go backward before the next one is read."""
         plan = self.policy.plan(batch, self.micro_batch_tokens)
-        readers: list[Reader] = [self.policy] if {"logprob", "entropy"} & set(wants) else []
+        readers: list[Backbone] = [self.policy] if {"logprob", "entropy"} & set(wants) else []
         if "value" in wants:  # the critic is of the policy's family
             readers.append(self._need_critic())
         with ExitStack() as stack:
@@ -283,7 +283,7 @@ class LanguageWorld(UserDataWorld):
         batch: Experience,
         wants: Collection[str],
         rows: Tensor | None,
-        shared: Mapping[Reader, SharedPrompts | None],
+        shared: Mapping[Backbone, SharedPrompts | None],
     ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         policy_wants = set(wants) & {"logprob", "entropy"}
@@ -304,7 +304,7 @@ class LanguageWorld(UserDataWorld):
     def reference_logprob(self, experience: Experience) -> Tensor:
         """Log-probability of the actions under the starting policy, `[B, T]`; of fixed pairs it is measured once."""
         if "example" in experience:
-            return self.pairs("train").kept.of(experience, self.reference_of)
+            return self.pairs("train").reference_cache.of(experience, self.reference_of)
         return self.reference_of(experience)
 
     @torch.no_grad()
@@ -341,7 +341,7 @@ class LanguageWorld(UserDataWorld):
         return self._measured(experience, self.policy, "entropy")
 
     def _measured(self, experience: Experience, reader: LanguagePolicy | Critic, want: str = "logprob") -> Tensor:
-        """What `reader` gives of every row that may train; greedy twins never do, and stay 0."""
+        """What `reader` gives of every row that may train; greedy baselines never do, and stay 0."""
         result = torch.zeros(experience["mask"].shape)
         trained = (~experience["greedy"]).nonzero()[:, 0]
         batch = experience.only(READ).rows(trained)
@@ -381,13 +381,13 @@ class LanguageWorld(UserDataWorld):
 
     def _need_critic(self) -> Critic:
         if self.critic is None:
-            raise RuntimeError("this world was made without a critic")
+            raise RuntimeError("this run state was made without a critic")
         return self.critic
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """What `polyrl.worlds.language_evaluation.evaluate` measures, and the first few responses."""
+        """What `polyrl.run_state.language_evaluation.evaluate` measures, and the first few responses."""
         return evaluate(self)
 
     # -------------------------------------------------------------------------------------------------- folders
@@ -409,7 +409,7 @@ class LanguageWorld(UserDataWorld):
         if self.joint_reward is not None:
             self.joint_reward.model.save(folder / "reward")
         if self._pairs:
-            self.pairs("train").kept.save(folder / KEPT)
+            self.pairs("train").reference_cache.save(folder / KEPT)
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, in place."""
@@ -427,7 +427,7 @@ class LanguageWorld(UserDataWorld):
             if self.joint_reward is not None:
                 self.joint_reward.load(folder / "reward")
             if self._pairs:
-                self.pairs("train").kept.load(folder / KEPT)
+                self.pairs("train").reference_cache.load(folder / KEPT)
         except (OSError, RuntimeError):  # other names or shapes
             raise UserError(f"The checkpoint {folder} does not hold the models of this run.") from None
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.rollout.language import Sampling
+from polyrl.run_state.pairs import judged_pairs
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.language import Row
 from polyrl.tasks.language.base import table_rows
 from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.reward_runner import Scores
-from polyrl.worlds.pairs import judged_pairs
 
 if TYPE_CHECKING:
-    from polyrl.worlds.language_world import LanguageWorld
+    from polyrl.run_state.language_run_state import LanguageRunState
 
 EVALUATION_SEED = 1234
 """Every method and seed is judged on the same prompts."""
@@ -60,50 +60,50 @@ def seen_rows(experience: Experience) -> list[Row]:
 
 
 @torch.no_grad()
-def evaluate(world: LanguageWorld) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Accuracy, reward and length on the fixed test prompts, and the first few responses.
 
     Where the task has preference pairs, also how well held-out ones are told apart, and of sampled responses the KL
     to the start. Without rewards there is neither accuracy nor reward.
     """
-    how = world.evaluation
-    size = world.task.size("test")  # no prompt of a small test set is counted twice
-    rows = world.task.rows("test", how.seed, 0, how.prompts if size is None else min(how.prompts, size))
-    sampling = Sampling(max_tokens=world.task.max_tokens, stop=tuple(world.task.stop), greedy=how.greedy)
+    how = run_state.evaluation
+    size = run_state.task.size("test")  # no prompt of a small test set is counted twice
+    rows = run_state.task.rows("test", how.seed, 0, how.prompts if size is None else min(how.prompts, size))
+    sampling = Sampling(max_tokens=run_state.task.max_tokens, stop=tuple(run_state.task.stop), greedy=how.greedy)
     stream = generator(how.seed, "evaluation")
-    batch = world.sample(rows, sampling, completions_per_prompt=1, generator=stream)
+    batch = run_state.sample(rows, sampling, completions_per_prompt=1, generator=stream)
     rows = seen_rows(batch)
     metrics: dict[str, float] = {}
     samples: list[dict[str, Any]] = [
         {"split": "test", "prompt": row["prompt"], "completion": text}
         for row, text in zip(rows[: how.shown], batch.columns["completion"], strict=False)
     ]
-    if world.rewards is not None:
-        judged, seen = _judged(world, rows, batch)
+    if run_state.rewards is not None:
+        judged, seen = _judged(run_state, rows, batch)
         metrics |= judged
         samples = [{**s, **more} for s, more in zip(samples, seen, strict=False)]
     metrics["eval/mean_length"] = float(batch["present"].sum(1).float().mean())
-    metrics |= {f"eval/{name}": float(values.mean()) for name, values in world.measures(batch).items()}
-    summary = world.task.summary(rows, batch.columns["completion"])
+    metrics |= {f"eval/{name}": float(values.mean()) for name, values in run_state.measures(batch).items()}
+    summary = run_state.task.summary(rows, batch.columns["completion"])
     metrics |= {f"eval/{name}": value for name, value in summary.items()}
-    if world.task.fixed_pairs:
+    if run_state.task.fixed_pairs:
         if not how.greedy:
-            log_ratio = (batch["behaviour_logprob"] - world.reference_of(batch)) * batch["mask"]
+            log_ratio = (batch["behaviour_logprob"] - run_state.reference_of(batch)) * batch["mask"]
             metrics["eval/kl"] = float(log_ratio.sum(1).mean())
-        metrics |= judged_pairs(world, world.pairs("test"), world.pair_terms, most=how.prompts)
-        world.release_reference()
+        metrics |= judged_pairs(run_state, run_state.pairs("test"), run_state.pair_terms, most=how.prompts)
+        run_state.release_reference()
     return metrics, samples
 
 
 def _judged(
-    world: LanguageWorld, rows: Sequence[Row], batch: Experience
+    run_state: LanguageRunState, rows: Sequence[Row], batch: Experience
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """What rewards and checker say of one response to each row; for every response its score and verdict."""
     texts = batch.columns["completion"]
-    scored = world.scores(batch)
+    scored = run_state.scores(batch)
     scores, parts = torch.tensor(scored.total, dtype=torch.float32), scores_by_reward(scored)
     earned = [dict(zip(scored.parts, values, strict=True)) for values in zip(*scored.parts.values(), strict=True)]
-    right = [world.task.judged(row, text, e) for row, text, e in zip(rows, texts, earned, strict=True)]
+    right = [run_state.task.judged(row, text, e) for row, text, e in zip(rows, texts, earned, strict=True)]
     kept = ~torch.isnan(scores)
     metrics = {
         "eval/accuracy": sum(right) / len(right),
@@ -114,7 +114,7 @@ def _judged(
         if len(known):
             metrics[f"eval/rewards/{name}"] = float(known.mean())
     seen = [
-        {"score": score, "correct": bool(r), "expected": world.task.expected(row)}
+        {"score": score, "correct": bool(r), "expected": run_state.task.expected(row)}
         for row, score, r in zip(rows, scores.tolist(), right, strict=True)
     ]
     return metrics, seen

@@ -1,4 +1,4 @@
-"""A reward model that is trained beside the policy, in the world of a language run."""
+"""A reward model that is trained beside the policy, in the run state of a language run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from polyrl.models.language.scalar import RewardModel
 from polyrl.runtime.seeding import generator
 
 if TYPE_CHECKING:
-    from polyrl.worlds.language import LanguageWorld
+    from polyrl.run_state.language import LanguageRunState
 
 
 class JointReward:
     """R_theta: a copy of the starting policy with a head of one number, and its scores in micro-batches."""
 
-    def __init__(self, world: LanguageWorld):
-        self.world = world
-        head = generator(world.seed, "joint reward head")
-        self.model = RewardModel.like(world.policy, head).to(torch.device(world.device))
+    def __init__(self, run_state: LanguageRunState):
+        self.run_state = run_state
+        head = generator(run_state.seed, "joint reward head")
+        self.model = RewardModel.like(run_state.policy, head).to(torch.device(run_state.device))
 
     def load(self, folder: Path) -> None:
         """Read back the model, in place."""
@@ -42,7 +42,7 @@ class JointReward:
     def scores(self, experience: Experience) -> Tensor:
         """Scores of all responses, float32 `[B]`, without gradients."""
         found = torch.zeros(len(experience))
-        for rows in micro_batches_of(experience, self.world.micro_batch_tokens):
+        for rows in micro_batches_of(experience, self.run_state.micro_batch_tokens):
             found[rows] = self.model.score(experience, rows).float().cpu()
         return found
 
@@ -50,15 +50,15 @@ class JointReward:
         self,
         objective: Callable[[list[Tensor]], Tensor],
         batches: Sequence[Experience],
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         max_grad_norm: float,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Take one step on a loss of the scores, whose slopes by them are carried through the network.
+        """Take one step on a loss of the scores, whose gradients by them are carried through the network.
 
         Args:
             objective: loss of the scores of each batch, `[B]` each.
             batches: what is scored.
-            optimiser: of the model.
+            optimizer: of the model.
             max_grad_norm: to which the gradient is clipped.
 
         Returns:
@@ -75,23 +75,23 @@ class JointReward:
                 "lower --reward-learning-rate."
             )
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         for batch, score in zip(batches, scores, strict=True):
             assert score.grad is not None
             self._backward(batch, score.grad)
         size = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm))
         if not math.isfinite(size):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             raise NotFinite(
                 f"The gradient of the reward that is learned became {size}, so the run stopped before the step; "
                 "lower --reward-learning-rate."
             )
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         return loss.detach(), [score.detach() for score in scores]
 
-    def _backward(self, experience: Experience, slope: Tensor) -> None:
-        """Add to the gradients those of `sum(slope * scores)`, `slope` `[B]` a constant."""
-        for rows in micro_batches_of(experience, self.world.micro_batch_tokens):
-            total = (self.model.score(experience, rows).float().cpu() * slope[rows]).sum()
+    def _backward(self, experience: Experience, grad_output: Tensor) -> None:
+        """Add to the gradients those of `sum(gradient * scores)`, `gradient` `[B]` a constant."""
+        for rows in micro_batches_of(experience, self.run_state.micro_batch_tokens):
+            total = (self.model.score(experience, rows).float().cpu() * grad_output[rows]).sum()
             total.backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Wings: which kind of task a name means, which file of a method fits it, and what is filled in unsaid."""
+"""Domains: which kind of task a name means, which file of a method fits it, and what is filled in unsaid."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from polyrl import catalogue
 from polyrl.catalogue import build
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.parts.optimise import Optimise, _Means
-from polyrl.recipe import Architecture, Improver, knob
+from polyrl.parts.optimize import Optimize, _Means
+from polyrl.recipe import Architecture, Improver, hyperparameter
 from polyrl.runs import completed, default_task, located, plain
-from polyrl.runtime.config import Given, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.runtime.metric import Metric
-from polyrl.tasks import WINGS, built_in, wing_of
+from polyrl.tasks import DOMAINS, built_in, domain_of
 
 # ------------------------------------------------------------------------------------------------------------ tasks
 
 
 @pytest.mark.parametrize(
-    ("task", "wing"),
+    ("task", "domain"),
     [
         ("addition", "language"),
         ("countdown(difficulty=4)", "language"),
@@ -40,21 +40,21 @@ from polyrl.tasks import WINGS, built_in, wing_of
         ("rock-paper-scissors", "theory"),
     ],
 )
-def test_a_task_belongs_to_one_wing(task: str, wing: str) -> None:
-    assert wing_of(task) == wing
+def test_a_task_belongs_to_one_domain(task: str, domain: str) -> None:
+    assert domain_of(task) == domain
 
 
-def test_a_wrong_task_names_the_nearest_of_all_wings() -> None:
+def test_a_wrong_task_names_the_nearest_of_all_domains() -> None:
     for wrong, meant in (("adition", "addition"), ("lost-sale", "lost-sales"), ("rock-paper-scisors", "rock-paper-")):
         with pytest.raises(UserError, match=f"no task '{wrong}'.*{meant}"):
-            wing_of(wrong)
+            domain_of(wrong)
 
 
-def test_no_two_wings_share_a_task_and_listing_imports_nothing_heavy() -> None:
-    names = [name for wing in WINGS for name in built_in(wing)]
+def test_no_two_domains_share_a_task_and_listing_imports_nothing_heavy() -> None:
+    names = [name for domain in DOMAINS for name in built_in(domain)]
     assert len(names) == len(set(names)) and len(names) > 10
     code = (
-        "import sys; from polyrl.tasks import *; [built_in(w) for w in WINGS]; wing_of('CartPole-v1');"
+        "import sys; from polyrl.tasks import *; [built_in(w) for w in DOMAINS]; domain_of('CartPole-v1');"
         "print([m for m in ('torch', 'gymnasium', 'scipy', 'transformers') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
@@ -64,9 +64,9 @@ def test_no_two_wings_share_a_task_and_listing_imports_nothing_heavy() -> None:
 
 
 def test_ppo_has_a_file_for_tokens_and_one_for_environments() -> None:
-    assert [info.wing for info in catalogue.variants()["ppo"]] == ["language", "control"]
+    assert [info.domain for info in catalogue.variants()["ppo"]] == ["language", "control"]
     assert build("ppo").collect.name == "sample-responses"
-    control = build("ppo", {"environments": "3"}, wing="control")
+    control = build("ppo", {"environments": "3"}, domain="control")
     assert (
         control.collect.name == "step-environments" and control.hyperparameters()["step-environments.environments"] == 3
     )
@@ -85,21 +85,21 @@ def test_show_tells_of_the_method_s_other_form(capsys: pytest.CaptureFixture[str
     assert "polyrl show ppo --task addition" in control and "methods/control/ppo.py" in control.replace("\n", "")
 
 
-def test_a_method_of_another_wing_is_refused_with_those_that_fit() -> None:
+def test_a_method_of_another_domain_is_refused_with_those_that_fit() -> None:
     with pytest.raises(UserError, match=r"'grpo' is a method for language tasks.*control; for it there (is|are) .*ppo"):
-        build("grpo", wing="control")
+        build("grpo", domain="control")
     with pytest.raises(UserError, match="'hdpo' is a method for operations tasks"):
-        build("hdpo", wing="language")
+        build("hdpo", domain="language")
 
 
-def test_preference_methods_run_in_the_language_wing() -> None:
-    assert catalogue.methods()["dpo"].family == "preference" and catalogue.methods()["dpo"].wing == "language"
+def test_preference_methods_run_in_the_language_domain() -> None:
+    assert catalogue.methods()["dpo"].family == "preference" and catalogue.methods()["dpo"].domain == "language"
 
 
-def test_every_method_names_a_task_of_its_wing() -> None:
+def test_every_method_names_a_task_of_its_domain() -> None:
     for slug, infos in catalogue.variants().items():
         for info in infos:
-            assert wing_of(info.task) == info.wing, slug
+            assert domain_of(info.task) == info.domain, slug
 
 
 # ------------------------------------------------------------------------------------------------- what is filled in
@@ -122,9 +122,9 @@ def test_methods_with_different_tasks_need_one_named() -> None:
 
 
 def test_an_environment_from_python_makes_a_run_of_control() -> None:
-    from polyrl.runs import wing
+    from polyrl.runs import domain
 
-    assert wing(RunConfig(method="ppo", task="make_it"), Given(environment=lambda: None)) == "control"
+    assert domain(RunConfig(method="ppo", task="make_it"), PythonObjects(environment=lambda: None)) == "control"
 
 
 def test_names_of_folders_hold_no_settings_and_no_paths() -> None:
@@ -155,12 +155,12 @@ def test_a_metric_is_read_back_as_it_was_stated() -> None:
 class Wide(Architecture):
     """A wider network."""
 
-    hidden: str = knob("8x8", "sizes")
-    width: int = knob(3, "of something", low=1)
+    hidden: str = hyperparameter("8x8", "sizes")
+    width: int = hyperparameter(3, "of something", low=1)
 
 
 def test_an_architecture_is_set_listed_and_composed_like_a_part() -> None:
-    recipe = build("ppo", wing="control")
+    recipe = build("ppo", domain="control")
     wide = (recipe + Wide()).set("width", "5").set("hidden", "16x16").check()
     assert wide.policy == Wide(hidden="16x16", width=5)
     assert wide.hyperparameters()["wide.width"] == 5 and wide.policy.name == "wide"
@@ -171,7 +171,7 @@ def test_an_architecture_is_set_listed_and_composed_like_a_part() -> None:
         build("grpo") + Wide()
 
 
-def test_an_improver_takes_the_place_of_the_optimiser() -> None:
+def test_an_improver_takes_the_place_of_the_optimizer() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Exact(Improver):
         """Solve it."""
@@ -179,7 +179,7 @@ def test_an_improver_takes_the_place_of_the_optimiser() -> None:
         needs: ClassVar[frozenset[str]] = frozenset({"weight"})
 
     recipe = (build("grpo") + Exact()).check()
-    assert recipe.optimise == Exact() and recipe.optimise.optimisers(None) == {}
+    assert recipe.optimize == Exact() and recipe.optimize.optimizers(None) == {}
 
 
 # ------------------------------------------------------------------------------------------------------ experience
@@ -205,7 +205,7 @@ def test_rows_that_belong_together_are_never_parted() -> None:
     from polyrl.parts.minibatches import rows_of_units, units_of
 
     class Pairwise:
-        together = "pair"
+        grouped_by = "pair"
 
     batch = Experience({"pair": torch.tensor([7, 3, 7, 9, 3, 9]), "weight": torch.ones(6, 1)})
     unit, name = units_of(batch, (Pairwise(),))  # type: ignore[arg-type]
@@ -222,11 +222,11 @@ def test_one_norm_over_policy_and_critic() -> None:
 
     def stepped(joint: bool) -> tuple[float, float]:
         policy, critic = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-        context = Context(world=None, seed=0, budget=Budget(samples=1))
-        context.optimiser = {n: torch.optim.SGD([p], lr=1.0) for n, p in (("policy", policy), ("critic", critic))}
+        context = Context(run_state=None, seed=0, budget=Budget(samples=1))
+        context.optimizer = {n: torch.optim.SGD([p], lr=1.0) for n, p in (("policy", policy), ("critic", critic))}
         policy.grad, critic.grad = torch.tensor([3.0]), torch.tensor([4.0])
         means = _Means()
-        Optimise(max_grad_norm=1.0, joint_clip=joint)._step(means, context)
+        Optimize(max_grad_norm=1.0, joint_clip=joint)._step(means, context)
         norms = {"grad_norm/joint": 5.0} if joint else {"grad_norm/policy": 3.0, "grad_norm/critic": 4.0}
         assert means.found() == pytest.approx(norms)
         return -policy.item(), -critic.item()

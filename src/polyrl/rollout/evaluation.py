@@ -32,7 +32,7 @@ class Episode:
 
 
 @dataclass
-class Judge:
+class Evaluator:
     """Plays whole episodes with a policy's most probable actions and its statistics as they are.
 
     Episode `k` starts from a seed that depends on `seed` and `k` alone, whatever the number of environments.
@@ -63,7 +63,7 @@ class Judge:
         def decide(made: Environments) -> NDArray[Any]:
             observation, starts, mask = made.observation, made.length == 0, made.mask
             try:
-                action = play(Moment(actor.normalise(observation), observation, starts, mask=mask))
+                action = play(Moment(actor.normalize(observation), observation, starts, mask=mask))
             except ActionNotFinite:
                 raise NotFinite(
                     f"What the policy says in some state of {self.task.spec} is not finite, so it could not be judged; "

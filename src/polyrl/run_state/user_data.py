@@ -1,4 +1,4 @@
-"""What worlds of language tasks share where the data are the user's own: what is said of them before a run begins."""
+"""What language tasks on the user's own data share: what is said of the data before a run begins."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from functools import cached_property
 
 from polyrl.errors import UserError
 from polyrl.models.language.pairs import FixedPairs, encode_pair
-from polyrl.models.language.policy import Reader
+from polyrl.models.language.policy import Backbone
+from polyrl.run_state.base import RunState
 from polyrl.tasks.language import LanguageTask, Row, Split
 from polyrl.tasks.language.checkers import truth_column
 from polyrl.tasks.language.dataset import DatasetTask, unpaired
 from polyrl.tasks.language.left_out import UNUSABLE, place_of
-from polyrl.worlds.base import World
 
 
-class UserDataWorld(World):
-    """A world whose task may be the user's own data, and whose task may have preference pairs."""
+class UserDataRunState(RunState):
+    """A run state whose task may be the user's own data, and whose task may have preference pairs."""
 
     task: LanguageTask
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> Backbone:
         """The model that reads prompts and responses."""
         raise NotImplementedError
 
@@ -55,7 +55,7 @@ class UserDataWorld(World):
 
 
 def fit_rows(
-    task: LanguageTask, reader: Reader, *, room: int = 0, max_prompt_tokens: int | None = None, skip: bool = False
+    task: LanguageTask, reader: Backbone, *, room: int = 0, max_prompt_tokens: int | None = None, skip: bool = False
 ) -> None:
     """Look at every row of the user's data as the model reads it, so that none of them can stop a run later.
 

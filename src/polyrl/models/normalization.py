@@ -1,4 +1,4 @@
-"""Running statistics by which observations and rewards are normalised."""
+"""Running statistics by which observations and rewards are normalized."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 Floats = NDArray[np.float32]
 CLIP = 10.0
-"""Normalised observations and rewards are cut at this many standard deviations."""
+"""Normalized observations and rewards are cut at this many standard deviations."""
 EPSILON = 1e-8
 # operations on arrays are slower with plain numbers, which are made arrays every time
 _MOST, _LEAST, _EPSILON = np.array(CLIP), np.array(-CLIP), np.array(EPSILON)
@@ -43,9 +43,9 @@ class RunningMoments(nn.Module):
         """Take in `batch` `[N, size]`."""
         self.arrays().update(batch)
 
-    def normalise(self, batch: NDArray[np.float64]) -> Floats:
+    def normalize(self, batch: NDArray[np.float64]) -> Floats:
         """`batch` `[..., size]` with mean 0 and variance 1, cut at +-10."""
-        return self.arrays().normalise(batch)
+        return self.arrays().normalize(batch)
 
 
 class MomentArrays:
@@ -89,7 +89,7 @@ class MomentArrays:
         if self.fixed is not None:
             mean[:, self.fixed], variance[:, self.fixed] = 0.0, 1.0
 
-    def normalise(self, batch: NDArray[np.float64], out: Floats | None = None) -> Floats:
+    def normalize(self, batch: NDArray[np.float64], out: Floats | None = None) -> Floats:
         """`batch` `[..., size]` with mean 0 and variance 1, cut at +-10; written to `out` if it is given."""
         deviation = self.variance + _EPSILON
         np.sqrt(deviation, out=deviation)

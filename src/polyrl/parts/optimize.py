@@ -1,4 +1,4 @@
-"""Stage 5, improve: the optimiser that takes gradient steps on the sum of the terms."""
+"""Stage 5, improve: the optimizer that takes gradient steps on the sum of the terms."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from polyrl.parts.derivatives import compare_with_autograd
 from polyrl.parts.improve import Averaged, ValueLoss
 from polyrl.parts.minibatches import blanked, rows_of_units, steps_that_count, units_of
 from polyrl.parts.score import kl_estimate
-from polyrl.recipe import Improver, Term, knob
+from polyrl.recipe import Improver, Term, hyperparameter
 
 if TYPE_CHECKING:
-    from polyrl.worlds.base import ClosedForm
+    from polyrl.run_state.base import ClosedForm
 
 
 OFTEN_READ = frozenset({"weight", "value_weight", "behaviour_logprob", "length_limit"})
-"""Fields that the optimiser and the terms read where they are there, whatever a term says that it needs."""
+"""Fields that the optimizer and the terms read where they are there, whatever a term says that it needs."""
 
 
 LARGEST_GAP = {"float32": 0.2, "bfloat16": 2.0}
@@ -45,13 +45,13 @@ def _weighs_like_others(term: Term) -> bool:
 
 
 def _alike(one: AdamW, other: AdamW) -> bool:
-    """Whether two optimisers take equal steps along equal gradients."""
+    """Whether two optimizers take equal steps along equal gradients."""
     a, b = one.param_groups[0], other.param_groups[0]
     return (a["lr"], a["eps"]) == (b["lr"], b["eps"])  # the rest is the same for all models
 
 
 def _norm(gradients: list[Tensor]) -> float:
-    """Norm of all of them together, with one synchronisation where they are on a device."""
+    """Norm of all of them together, with one synchronization where they are on a device."""
     norms = [gradient.norm() for gradient in gradients]
     if norms and norms[0].device.type != "cpu":
         return math.hypot(*torch.stack(norms).tolist())
@@ -90,51 +90,53 @@ class _Means:
 
 @dataclass(frozen=True)
 class _Minibatch:
-    """Single steps `[N, 1]` that one optimiser step is taken on, and for each term what its losses are weighted by."""
+    """Single steps `[N, 1]` that one optimizer step is taken on, and for each term what its losses are weighted by."""
 
     rows: Experience
     weights: list[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimise(Improver):
+class Optimize(Improver):
     """Take AdamW steps on the sum of the terms: epochs over shuffled minibatches, gradients clipped by global norm."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = Term.special_rows
 
-    learning_rate: float = knob(1e-4, "AdamW step size of the policy", low=0, high=1e37)
-    critic_learning_rate: float = knob(1e-3, "AdamW step size of the critic", low=0, high=1e37)
-    schedule: Schedule = knob("constant", "learning rate over the budget")
-    warmup: float = knob(0.0, "share of the budget over which the learning rate rises", low=0, high=1)
-    critic_schedule: Schedule | None = knob(None, "the same for the critic; none is the policy's")
-    critic_warmup: float | None = knob(None, "the same for the critic; none is the policy's", low=0, high=1)
-    epochs: int = knob(1, "passes over each batch", low=1)
-    minibatches: int = knob(1, "optimiser steps in one pass", low=1)
-    minibatch_of: Literal["rows", "steps"] = knob(
+    learning_rate: float = hyperparameter(1e-4, "AdamW step size of the policy", low=0, high=1e37)
+    critic_learning_rate: float = hyperparameter(1e-3, "AdamW step size of the critic", low=0, high=1e37)
+    schedule: Schedule = hyperparameter("constant", "learning rate over the budget")
+    warmup: float = hyperparameter(0.0, "share of the budget over which the learning rate rises", low=0, high=1)
+    critic_schedule: Schedule | None = hyperparameter(None, "the same for the critic; none is the policy's")
+    critic_warmup: float | None = hyperparameter(None, "the same for the critic; none is the policy's", low=0, high=1)
+    epochs: int = hyperparameter(1, "passes over each batch", low=1)
+    minibatches: int = hyperparameter(1, "optimizer steps in one pass", low=1)
+    minibatch_of: Literal["rows", "steps"] = hyperparameter(
         "rows", "what is shuffled into minibatches: whole rows, or single steps where a policy sees one at a time"
     )
-    normalise_advantage: bool = knob(False, "scale advantages to mean 0 and variance 1 in each minibatch")
-    max_grad_norm: float = knob(1.0, "global norm at which gradients are clipped, per model", above=0)
-    joint_clip: bool = knob(False, "clip policy and critic by one norm over both")
-    weight_decay: float = knob(0.0, "AdamW weight decay", low=0)
-    adam_epsilon: float = knob(1e-8, "Adam's epsilon", above=0)
-    adam_form: Literal["torch", "tensorflow"] = knob(
+    normalize_advantage: bool = hyperparameter(False, "scale advantages to mean 0 and variance 1 in each minibatch")
+    max_grad_norm: float = hyperparameter(1.0, "global norm at which gradients are clipped, per model", above=0)
+    joint_clip: bool = hyperparameter(False, "clip policy and critic by one norm over both")
+    weight_decay: float = hyperparameter(0.0, "AdamW weight decay", low=0)
+    adam_epsilon: float = hyperparameter(1e-8, "Adam's epsilon", above=0)
+    adam_form: Literal["torch", "tensorflow"] = hyperparameter(
         "torch", "tensorflow adds epsilon to the uncorrected second moment, as lm-human-preferences did"
     )
-    max_logprob_gap: float | None = knob(
+    max_logprob_gap: float | None = hyperparameter(
         None,
         "stop where sampler and trainer disagree on a log-probability by more before the first update; none is 0.2, "
         "in bfloat16 2",
         low=0,
     )
-    target_kl: float | None = knob(None, "stop the epochs when the approximate KL per token exceeds this", above=0)
+    target_kl: float | None = hyperparameter(
+        None, "stop the epochs when the approximate KL per token exceeds this", above=0
+    )
 
-    def optimisers(self, world: Any) -> dict[str, AdamW]:
+    def optimizers(self, run_state: Any) -> dict[str, AdamW]:
         """One AdamW for each trained model."""
         rates = {"policy": self.learning_rate, "critic": self.critic_learning_rate}
         found: dict[str, AdamW] = {}
-        for model, named in world.parameters().items():
+        for model, named in run_state.parameters().items():
             how: dict[str, Any] = {"eps": self.adam_epsilon, "weight_decay": self.weight_decay, "betas": (0.9, 0.999)}
             how["lr"] = rates.get(model, self.learning_rate)
             parameters = [parameter for _, parameter in named]
@@ -155,20 +157,20 @@ class Optimise(Improver):
             wants |= {"entropy"}  # nearly free beside the log-probabilities, and worth watching
         closed = None
         if self.minibatch_of == "steps":
-            if context.world.reads:  # what nobody reads need not be carried through every epoch
+            if context.run_state.reads:  # what nobody reads need not be carried through every epoch
                 needs = frozenset[str]().union(*(t.required() for t in terms))
-                experience = experience.only(context.world.reads | needs | OFTEN_READ)
+                experience = experience.only(context.run_state.reads | needs | OFTEN_READ)
             experience = experience.steps()
-            alone = type(self).add_gradients is Optimise.add_gradients  # else autograd's gradients are added to
-            if alone and not any(t.together for t in terms) and "value_weight" not in experience:
-                closed = context.world.closed_form(wants)
+            alone = type(self).add_gradients is Optimize.add_gradients  # else autograd's gradients are added to
+            if alone and not any(t.grouped_by for t in terms) and "value_weight" not in experience:
+                closed = context.run_state.closed_form(wants)
         rows = steps_that_count(terms, experience).any(1).nonzero()[:, 0]
         if len(rows) == 0:
             context.log(updates__skipped=1)
             return
         self.set_rates(context)
         context.log(learning_rate=self._rate(context))
-        unit, together = units_of(experience, terms)
+        unit, grouped_by = units_of(experience, terms)
         units = torch.unique(unit[rows])
         means, seen = _Means(), list[tuple[Experience, dict[str, Tensor]]]()
         minibatches: list[_Minibatch] = []
@@ -190,10 +192,10 @@ class Optimise(Improver):
                 for picked in order.tensor_split(self.minibatches):
                     if len(picked) == 0:
                         continue
-                    batch = experience.rows(rows_of_units(picked, unit, rows) if together else picked)
-                    if self.normalise_advantage and "advantage" in batch:
+                    batch = experience.rows(rows_of_units(picked, unit, rows) if grouped_by else picked)
+                    if self.normalize_advantage and "advantage" in batch:
                         batch = batch.with_fields(advantage=whiten(batch["advantage"], batch["weight"] != 0))
-                    self._accumulate(terms, wants, batch, together, means, context)
+                    self._accumulate(terms, wants, batch, grouped_by, means, context)
                     for key, value in self.add_gradients(batch, context).items():
                         means.add(key, value, 1.0)
                     self._step(means, context)
@@ -201,14 +203,14 @@ class Optimise(Improver):
                 break
         context.metrics.update(means.found())
         for term in terms:
-            term.updated(context.metrics, context)
+            term.on_update_end(context.metrics, context)
 
     def add_gradients(self, batch: Experience, context: Context) -> dict[str, float]:
         """Add to the gradients of one minibatch before its step is taken: here nothing, a subclass may override it.
 
         Args:
             batch: the minibatch; the terms' gradients, averages over it, are in the parameters' `grad` already.
-            context: of the run; `context.spent.updates` optimiser steps were taken before this one.
+            context: of the run; `context.spent.updates` optimizer steps were taken before this one.
 
         Returns:
             What is logged of this step, by the metric's name; a record has the mean over its steps.
@@ -219,7 +221,7 @@ class Optimise(Improver):
         """Runs of `table`'s rows, shuffled steps that all count, with their advantages and weights made ready."""
         found = []
         for rows in table.split(min(self.minibatches, len(table))):
-            if self.normalise_advantage and "advantage" in rows:
+            if self.normalize_advantage and "advantage" in rows:
                 own = rows["weight"] != 0  # others are here for a term that counts them
                 rows = rows.with_fields(advantage=whiten(rows["advantage"], None if bool(own.all()) else own))
             weights: dict[Any, Tensor] = {}
@@ -246,21 +248,21 @@ class Optimise(Improver):
         """Take one step without autograd; return the outputs that it started from."""
         rows = minibatch.rows
         outputs = closed.forward(rows, wants)
-        if not context.touched and "behaviour_logprob" in rows:
+        if not context.params_updated and "behaviour_logprob" in rows:
             self._check_gap(outputs["logprob"], rows, context)
         if not context.compared:
             for term, weights in zip(terms, minibatch.weights, strict=True):
                 compare_with_autograd(term, outputs, rows, weights)
             context.compared = True
-        slopes: dict[str, Tensor] = {}
+        grad_outputs: dict[str, Tensor] = {}
         parts: list[Tensor] = []
         for term, weights in zip(terms, minibatch.weights, strict=True):
-            part, found = term.slopes(outputs, rows, weights)
+            part, found = term.grad_outputs(outputs, rows, weights)
             parts.append(part)
-            for name, slope in found.items():
-                slopes[name] = slopes[name] + slope if name in slopes else slope
+            for name, grad_output in found.items():
+                grad_outputs[name] = grad_outputs[name] + grad_output if name in grad_outputs else grad_output
         self._add_losses(terms, parts, means, 1.0, context)
-        closed.backward(slopes)
+        closed.backward(grad_outputs)
         self._step(means, context)
         return outputs
 
@@ -273,21 +275,21 @@ class Optimise(Improver):
             name: torch.cat([batch[name] for batch, _ in seen]) for name in first.fields() if first[name].dim() < 3
         }
         table = Experience(fields)
-        together = {name: torch.cat([found[name] for _, found in seen]) for name in outputs}
+        grouped_by = {name: torch.cat([found[name] for _, found in seen]) for name in outputs}
         with torch.no_grad():
-            self._add_statistics(terms, together, table, table["weight"] != 0, means)
+            self._add_statistics(terms, grouped_by, table, table["weight"] != 0, means)
 
     def _accumulate(
         self,
         terms: tuple[Term, ...],
         wants: frozenset[str],
         batch: Experience,
-        together: str,
+        grouped_by: str,
         means: _Means,
         context: Context,
     ) -> None:
         """Add the gradients of one minibatch, a micro-batch at a time."""
-        context.world.zero_gradients()
+        context.run_state.zero_gradients()
         scaled = [term.step_weights(batch) for term in terms]  # global counts, before the split
         # a term for which nothing counts here is left out, and with it the model that it alone reads
         active = [i for i, weights in enumerate(scaled) if bool((weights != 0).any())]
@@ -298,8 +300,8 @@ class Optimise(Improver):
         if "logprob" in wanted:
             wanted |= wants & {"entropy"}
         first = 1.0
-        with context.world.updating(batch, wanted) as forward:
-            for index in context.world.micro_batches(batch, together):
+        with context.run_state.updating(batch, wanted) as forward:
+            for index in context.run_state.micro_batches(batch, grouped_by):
                 micro, outputs = batch.rows(index), forward(index)
                 counted = steps_that_count(terms, micro)
                 if not bool(counted.all()):
@@ -307,7 +309,7 @@ class Optimise(Improver):
                     outputs = blanked(outputs, counted)
                     micro = micro.with_fields(**blanked(micro.data, counted))
                 chosen = micro["weight"] != 0
-                if not context.touched and "behaviour_logprob" in micro and "logprob" in outputs:
+                if not context.params_updated and "behaviour_logprob" in micro and "logprob" in outputs:
                     self._check_gap(outputs["logprob"], micro, context)
                 parts: list[Tensor] = []
                 for term, weights in zip(terms, scaled, strict=True):
@@ -367,7 +369,7 @@ class Optimise(Improver):
             return
         gap = float((logprob.detach() - rows["behaviour_logprob"])[own].abs().max())
         context.metrics["logprob_gap"] = max(context.metrics.get("logprob_gap", 0.0), gap)
-        limit = LARGEST_GAP[context.world.precision] if self.max_logprob_gap is None else self.max_logprob_gap
+        limit = LARGEST_GAP[context.run_state.precision] if self.max_logprob_gap is None else self.max_logprob_gap
         if limit < gap < math.inf:  # what is not finite is told by the loss
             raise UserError(
                 f"Sampler and trainer disagree on the log-probability of an action by {gap:.3g} nats before the first "
@@ -385,10 +387,10 @@ class Optimise(Improver):
         )
 
     def _step(self, means: _Means, context: Context) -> None:
-        """Clip each model's gradients by their norm and take the optimiser steps."""
+        """Clip each model's gradients by their norm and take the optimizer steps."""
         models = {
-            name: [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-            for name, optimiser in context.optimiser.items()
+            name: [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            for name, optimizer in context.optimizer.items()
         }
         if self.joint_clip:
             models = {"joint": [gradient for gradients in models.values() for gradient in gradients]}
@@ -396,7 +398,7 @@ class Optimise(Improver):
             size = _norm(gradients)
             if not math.isfinite(size):
                 raise NonFinite(
-                    f"The gradient of the {' and '.join(context.optimiser) if self.joint_clip else name} became "
+                    f"The gradient of the {' and '.join(context.optimizer) if self.joint_clip else name} became "
                     f"{size} in iteration {context.iteration}, so the run "
                     "stopped before the step; lower the learning rate or the spread of the rewards."
                 )
@@ -404,22 +406,22 @@ class Optimise(Improver):
             if size > self.max_grad_norm:
                 for gradient in gradients:
                     gradient.mul_(self.max_grad_norm / (size + 1e-6))
-        context.touched = True
-        optimisers = [*context.optimiser.values()]
+        context.params_updated = True
+        optimizers = [*context.optimizer.values()]
         if self.adam_form == "tensorflow":
-            for optimiser in optimisers:
-                self._rescale_epsilon(optimiser)
-        if len(optimisers) > 1 and all(isinstance(o, VectorAdamW) and _alike(o, optimisers[0]) for o in optimisers):
-            step_together(optimisers)
+            for optimizer in optimizers:
+                self._rescale_epsilon(optimizer)
+        if len(optimizers) > 1 and all(isinstance(o, VectorAdamW) and _alike(o, optimizers[0]) for o in optimizers):
+            step_together(optimizers)
         else:
-            for optimiser in optimisers:
-                optimiser.step()
+            for optimizer in optimizers:
+                optimizer.step()
         context.spent.updates += 1
 
-    def _rescale_epsilon(self, optimiser: AdamW) -> None:
+    def _rescale_epsilon(self, optimizer: AdamW) -> None:
         """TensorFlow's Adam is PyTorch's with eps / sqrt(1 - beta2^t): there eps joins the uncorrected moment."""
-        for group in optimiser.param_groups:
-            state = optimiser.state.get(group["params"][0], {})
+        for group in optimizer.param_groups:
+            state = optimizer.state.get(group["params"][0], {})
             step = float(state.get("step", 0)) + 1
             group["eps"] = self.adam_epsilon / math.sqrt(1 - group["betas"][1] ** step)
 
@@ -427,8 +429,8 @@ class Optimise(Improver):
         """Set the learning rates of this iteration's steps, which are the same for all of them."""
         critic = self._factor(self.critic_schedule or self.schedule, self.critic_warmup, context)
         rates = {"critic": self.critic_learning_rate * critic}
-        for name, optimiser in context.optimiser.items():
-            for group in optimiser.param_groups:
+        for name, optimizer in context.optimizer.items():
+            for group in optimizer.param_groups:
                 group["lr"] = rates.get(name, self._rate(context))
 
     def _rate(self, context: Context) -> float:
