@@ -49,6 +49,11 @@ capped: $(VENV)/.installed ## what depends on the processor, with its instructio
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest \
 	tests/test_decoder.py tests/test_fast_update.py tests/test_closed_form.py tests/test_learning.py tests/test_pf_ppo.py
 
+plain: $(VENV)/.installed ## a part of the tests with no fast path: they only make things faster
+	POLYRL_KERNELS=off $(BIN)/python -m pytest -m "not kernels" \
+	tests/test_control_ppo.py tests/test_update.py tests/test_methods.py tests/test_learning.py tests/test_off_policy.py \
+	tests/test_sampling.py tests/test_continuations.py
+
 newest: ## a fresh environment with the newest versions that pyproject.toml allows, in which a minute is trained
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest

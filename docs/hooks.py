@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from polyrl import catalogue
+from polyrl import catalogue, method_files
 from polyrl.claims import claims
 from polyrl.cli.update_lists import step_words, walk
 from polyrl.core import special_rows
@@ -153,7 +153,7 @@ OTHERS = {"grpo": "rloo", "dpo": "ipo", "hdpo": "reinforce", "dr-rpo": "dr-lsvi-
 """A method that is worth comparing with one; the key's else."""
 
 
-def _recipe_pieces(info: catalogue.MethodInfo) -> Iterator[str]:
+def _recipe_pieces(info: method_files.MethodInfo) -> Iterator[str]:
     """Stages, hyperparameters and commands of a method's recipe for one kind of task."""
     slug = info.slug
     recipe = catalogue.build(slug, domain=info.domain or None)
@@ -259,11 +259,11 @@ def methods_page() -> str:
             for m in members
         ]
         head = ("method", "for", "paper", "idea", "changes", "formula", "claim")
-        pieces.append(f"## {catalogue.FAMILIES.get(family, family)}\n\n{table(head, rows)}")
+        pieces.append(f"## {method_files.FAMILIES.get(family, family)}\n\n{table(head, rows)}")
     return "\n".join(pieces)
 
 
-def changed_stages(info: catalogue.MethodInfo) -> str:
+def changed_stages(info: method_files.MethodInfo) -> str:
     """The stages in which a method has parts of its own, in the order of the loop."""
     recipe = catalogue.build(info.slug, domain=info.domain or None)
     own = {part.stage for part in recipe.parts() if part.name in recipe.adds}
@@ -438,7 +438,7 @@ def method_table() -> str:
             if m.module.startswith("polyrl.")
         ]
         if rows:
-            heading = f"**{catalogue.FAMILIES[family]}** (`{family}`)"
+            heading = f"**{method_files.FAMILIES[family]}** (`{family}`)"
             made = table(("method", "paper", "idea", "the paper's claim"), rows)
             pieces.append(f"{heading}\n\n{made}")
     return "\n".join(pieces)

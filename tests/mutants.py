@@ -321,7 +321,7 @@ GROUPS: list[Group] = [
         "parts/credit.py",
         "test_recipe.py -k 'siblings'",
         [
-            ('if getattr(recipe.collect, "completions_per_prompt", 2) < 2:', "if False:"),
+            ('if recipe.collected_by("completions_per_prompt", 2) < 2:', "if False:"),
         ],
     ),
     # ---------------------------------------------------------------------------------------------- optimize
@@ -787,8 +787,12 @@ GROUPS: list[Group] = [
                 "value = (policy[h] * (kernel[h] @ value)).sum(-1)",
             ),
             ("if len(rows) and not uncertainty.none:", "if False:"),
-            ("self.xi / 4 * signs.sum(1)", "self.xi * signs.sum(1)"),
         ],
+    ),
+    Group(
+        "tasks/theory/linear_mdp.py",
+        "test_theory_problems.py",
+        [("self.xi / 4 * signs.sum(1)", "self.xi * signs.sum(1)")],
     ),
     Group(
         "run_state/theory.py",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from polyrl import catalogue
+from polyrl import catalogue, method_files
 from polyrl.catalogue import build
 from polyrl.errors import UserError
 from polyrl.recipe import STAGES
@@ -68,7 +68,7 @@ def fresh() -> Iterator[None]:
     """The catalogue looks anew, and again after the test."""
 
     def forget() -> None:
-        for cached in (catalogue.methods, catalogue.variants, catalogue.parts, catalogue._read):
+        for cached in (catalogue.methods, catalogue.variants, catalogue.parts, method_files.read_source):
             cached.cache_clear()
 
     forget()

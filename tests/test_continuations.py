@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.language.decoder import Decoder
+from polyrl.kernels.decoder import Decoder
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.steps import step_ends, step_starts, task_steps
 from polyrl.rollout.continuations import State, go_on, shared_texts, states_of

@@ -19,9 +19,10 @@ from transformers import (
 )
 
 from polyrl.core.experience import Experience
+from polyrl.kernels import decoder
+from polyrl.kernels import decoding as decoding_kernel
+from polyrl.kernels.decoder import Decoder, refusal
 from polyrl.kernels.linear import SETTING, onednn_pays
-from polyrl.models.language import decoder
-from polyrl.models.language.decoder import Decoder, refusal
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.pretrain.tiny import character_tokenizer
@@ -256,7 +257,7 @@ def test_prompts_are_read_once_and_leave_with_their_last_row(policy, monkeypatch
 
 def test_prompts_read_a_few_at_a_time(policy, monkeypatch):
     whole = sample(policy, Sampling(max_tokens=12))
-    monkeypatch.setattr(decoder, "PREFILL_TOKENS", 10)
+    monkeypatch.setattr(decoding_kernel, "PREFILL_TOKENS", 10)
     assert_same(whole, sample(policy, Sampling(max_tokens=12)))
     even = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]  # nothing to hide
     assert_both_ways(policy, Sampling(max_tokens=12), prompts=even)

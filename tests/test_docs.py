@@ -18,6 +18,7 @@ from polyrl.catalogue import build
 from polyrl.cli.main import polyrl
 from polyrl.core.experience import FIELDS
 from polyrl.errors import UserError
+from polyrl.recipe import kebab
 from polyrl.runtime.budget import UNITS
 
 ROOT = Path(__file__).parents[1]
@@ -213,7 +214,7 @@ def test_every_composition_in_the_text_builds(spec: str) -> None:
     for name, given in re.findall(r"([\w.-]+)=([^,()]+)", spec):
         found = [v for k, v in values.items() if k == name or k.endswith(f".{name}")]
         assert number(given) in map(number, found), (name, given, found)
-    names = {part.name for part in recipe.parts()} | {catalogue.kebab(type(recipe.policy).__name__)}
+    names = {part.name for part in recipe.parts()} | {kebab(type(recipe.policy).__name__)}
     changes = {name for name in catalogue.parts() if catalogue.parts()[name].stage == "data"}
     assert {part.split("(")[0] for part in added if part.split("(")[0] in catalogue.parts()} <= names | changes
 
@@ -221,7 +222,7 @@ def test_every_composition_in_the_text_builds(spec: str) -> None:
 def test_options_in_the_text_exist(tmp_path: Path) -> None:
     known = {o for c in polyrl.commands.values() for p in c.params for o in p.opts}
     for name in catalogue.parts():
-        cls = next(c for c in catalogue.part_classes() if catalogue.kebab(c.__name__) == name)
+        cls = next(c for c in catalogue.part_classes() if kebab(c.__name__) == name)
         fields = [f"--{f.replace('_', '-')}" for f in cls.__dataclass_fields__]
         known |= {*fields, *(f"--{name}.{f[2:]}" for f in fields)}
     values = {key for slug in catalogue.methods() for key in build(slug).hyperparameters()}

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from polyrl.core.experience import Experience
-from polyrl.kernels import linear
+from polyrl.kernels import linear, llama
 from polyrl.kernels.linear import Linear, quicken
-from polyrl.models.language import llama
 from polyrl.models.language.families import CACHE_ARGUMENTS
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.policy import Backbone, LanguagePolicy

@@ -1,7 +1,8 @@
-"""Imports run one way: the layers of pyproject.toml, checked by import-linter; its exceptions only become fewer."""
+"""What the tree keeps to: imports run one way, files stay short, and features are declared and not felt for."""
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from pathlib import Path
 
@@ -27,3 +28,40 @@ def test_exceptions_only_become_fewer_and_every_room_has_its_layer() -> None:
     rooms = {p.stem for p in (ROOT / "src" / "polyrl").iterdir() if p.is_dir() or p.suffix == ".py"}
     outside = {"__pycache__", "__init__", "__main__", "ledger", "py"}
     assert {f"polyrl.{room}" for room in rooms - outside} == placed
+
+
+LONGEST_FILE = 450
+FOREIGN = {
+    "tasks/user_code.py": 2,  # functions and modules of users
+    "tasks/language/calling.py": 2,
+    "catalogue.py": 1,
+    "api.py": 1,
+    "runtime/interrupt.py": 1,  # what a system has
+    "tasks/control/processes.py": 1,
+    "tasks/language/own_process.py": 1,
+    "kernels/linear.py": 1,
+    "kernels/decoder.py": 1,  # models of transformers and peft
+    "kernels/llama_weights.py": 1,
+    "models/language/folders.py": 2,
+    "tasks/operations/settings.py": 1,  # settings by name
+}
+"""Calls of `hasattr`, all of them on objects that are not polyrl's own: those declare what they have."""
+
+
+def sources() -> dict[str, str]:
+    package = ROOT / "src" / "polyrl"
+    return {p.relative_to(package).as_posix(): p.read_text(encoding="utf-8") for p in package.rglob("*.py")}
+
+
+def test_files_stay_short() -> None:
+    lengths = {name: text.count("\n") for name, text in sources().items()}
+    assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
+
+
+def test_features_of_our_own_objects_are_declared() -> None:
+    found: dict[str, int] = {}
+    for name, text in sources().items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr":
+                found[name] = found.get(name, 0) + 1
+    assert found == FOREIGN

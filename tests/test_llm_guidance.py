@@ -23,7 +23,7 @@ from polyrl.methods.control.llm_guidance.adviser import (
     calibration_error,
     discrimination,
 )
-from polyrl.methods.control.llm_guidance.mixture import mixed_logits, mixed_logprob, mixed_slope
+from polyrl.methods.control.llm_guidance.mixture import mixed_grad, mixed_logits, mixed_logprob
 from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.control.unlock_grid import FORWARD, LEFT, OPEN, PICK_UP, RIGHT, UnlockGrid
@@ -70,9 +70,9 @@ def test_the_gradient_reaches_the_policy_by_its_share() -> None:
     """Hbar = 0.2, P_LLM(a) = 0.9, pi(a) = 0.2: P = 0.76 and the factor is 0.04 / 0.76, by hand and by autograd."""
     advice = np.array([[0.9, 0.1]], np.float32)
     logprob = np.log(np.array([0.2], np.float32))
-    mixed, slope = mixed_slope(logprob, np.array([0]), advice, np.array([0.8], np.float32))
+    mixed, grad = mixed_grad(logprob, np.array([0]), advice, np.array([0.8], np.float32))
     assert math.exp(mixed[0]) == pytest.approx(0.76, abs=1e-6)
-    assert slope[0] == pytest.approx(0.052632, abs=1e-6)
+    assert grad[0] == pytest.approx(0.052632, abs=1e-6)
     leaf = torch.tensor(logprob, requires_grad=True)
     same = mixed_logprob(leaf, torch.tensor([0]), torch.tensor(advice), torch.tensor([0.8]))
     same.sum().backward()  # type: ignore[no-untyped-call]
@@ -84,8 +84,8 @@ def test_the_gradient_reaches_the_policy_by_its_share() -> None:
 def test_sure_advice_teaches_nothing_and_none_leaves_the_policy(weight: float, factor: float) -> None:
     logprob = np.log(np.array([0.2, 0.5], np.float32))
     advice = np.stack([ONE.numpy()[:2], TWO.numpy()[:2]])
-    mixed, slope = mixed_slope(logprob, np.array([0, 1]), advice, np.full(2, weight, np.float32))
-    assert slope.tolist() == [factor, factor]
+    mixed, grad = mixed_grad(logprob, np.array([0, 1]), advice, np.full(2, weight, np.float32))
+    assert grad.tolist() == [factor, factor]
     assert mixed.tolist() == (logprob.tolist() if weight == 0 else [0.0, 0.0])
 
 

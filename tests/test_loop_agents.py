@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from worlds import TableWorld, credited, make_context, token_batch
 
 from conftest import SEED, reached, read_records
 from polyrl import catalogue
@@ -31,6 +30,7 @@ from polyrl.parts.tools import turns
 from polyrl.tasks.language import task
 from polyrl.tasks.language.base import replayed, table_rows, tool_spans
 from polyrl.tasks.language.office import TURN_LIMIT, Office, OfficeTask, checks
+from run_states import TableRunState, credited, make_context, token_batch
 from test_learning import MARGIN, learn
 
 LEVELS: tuple[Level, ...] = ("token", "turn", "trajectory")
@@ -111,26 +111,26 @@ def test_how_often_units_leave_the_clip_range(tokens: int, share: float) -> None
 # ------------------------------------------------------------------------------------- brute force, limits, masking
 
 
-def loop_batch(world: TableWorld, noise: float = 0.3) -> Experience:
-    batch = token_batch(world, noise=noise)
+def loop_batch(run_state: TableRunState, noise: float = 0.3) -> Experience:
+    batch = token_batch(run_state, noise=noise)
     recipe = catalogue.build("loop-agents(ratio_level=turn)")
-    return credited(recipe, batch, make_context(world))
+    return credited(recipe, batch, make_context(run_state))
 
 
-def gradient(term: Any, batch: Experience, world: TableWorld) -> Tensor:
+def gradient(term: Any, batch: Experience, run_state: TableRunState) -> Tensor:
     recipe = replace(
         catalogue.build("loop-agents", {"epochs": 1, "minibatches": 1, "max_grad_norm": 1e9}), terms=(term,)
     )
     recipe = recipe.set("learning_rate", 0.0)
-    recipe.optimize.run(recipe.terms, batch, make_context(world, recipe))  # type: ignore[attr-defined]
-    return world.gradients()["table"]
+    recipe.optimize.run(recipe.terms, batch, make_context(run_state, recipe))  # type: ignore[attr-defined]
+    return run_state.gradients()["table"]
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_objective_is_its_formula(level: Level) -> None:
-    world = TableWorld()
-    batch = loop_batch(world)
-    outputs = {name: x.detach() for name, x in world.outputs(batch, {"logprob"}).items()}
+    run_state = TableRunState()
+    batch = loop_batch(run_state)
+    outputs = {name: x.detach() for name, x in run_state.outputs(batch, {"logprob"}).items()}
     term = RatioSurrogate(ratio_level=level)
     found = -float((term.loss(outputs, batch) * term.step_weights(batch)).sum())
     total = 0.0
@@ -148,38 +148,37 @@ def test_the_objective_is_its_formula(level: Level) -> None:
 
 
 def test_per_token_it_is_ppos_surrogate_exactly() -> None:
-    world = TableWorld()
-    batch = loop_batch(world)
-    mine = gradient(RatioSurrogate(nominal=False), batch, world)
-    theirs = gradient(ClippedSurrogate(clip_range=0.1, aggregation="seq-mean-token-mean"), batch, TableWorld())
+    run_state = TableRunState()
+    batch = loop_batch(run_state)
+    mine = gradient(RatioSurrogate(nominal=False), batch, run_state)
+    theirs = gradient(ClippedSurrogate(clip_range=0.1, aggregation="seq-mean-token-mean"), batch, TableRunState())
     assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-12) and bool(mine.any())
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_where_nothing_has_moved_it_is_reinforce(level: Level) -> None:
     """theta = psi: J = A, and a trajectory's gradient is |a| times a token mean's (check 5)."""
-    world = TableWorld()
-    batch = loop_batch(world, noise=0.0)
-    mine = gradient(RatioSurrogate(ratio_level=level, nominal=False), batch, world)
-    assert RatioSurrogate(ratio_level=level).loss(world.outputs(batch, {"logprob"}), batch).detach() == pytest.approx(
-        -batch["advantage"], abs=1e-6
-    )
+    run_state = TableRunState()
+    batch = loop_batch(run_state, noise=0.0)
+    mine = gradient(RatioSurrogate(ratio_level=level, nominal=False), batch, run_state)
+    loss = RatioSurrogate(ratio_level=level).loss(run_state.outputs(batch, {"logprob"}), batch)
+    assert loss.detach() == pytest.approx(-batch["advantage"], abs=1e-6)
     how = {"token": "seq-mean-token-mean", "trajectory": "seq-mean-token-sum"}
     if level != "turn":
-        assert torch.allclose(mine, gradient(PolicyGradient(aggregation=how[level]), batch, TableWorld()), atol=1e-8)
+        assert torch.allclose(mine, gradient(PolicyGradient(aggregation=how[level]), batch, TableRunState()), atol=1e-8)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_only_what_the_agent_wrote_counts_in_any_order_and_any_micro_batch(level: Level) -> None:
     term = RatioSurrogate(ratio_level=level)
-    batch = loop_batch(TableWorld())
-    wanted = gradient(term, batch, TableWorld())
-    assert torch.allclose(gradient(term, batch, TableWorld(garbage=37.0)), wanted)  # tool tokens and padding
-    assert torch.allclose(gradient(term, batch, TableWorld(micro=2)), wanted)
+    batch = loop_batch(TableRunState())
+    wanted = gradient(term, batch, TableRunState())
+    assert torch.allclose(gradient(term, batch, TableRunState(garbage=37.0)), wanted)  # tool tokens and padding
+    assert torch.allclose(gradient(term, batch, TableRunState(micro=2)), wanted)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(2))
-    assert torch.allclose(gradient(term, batch.rows(order), TableWorld()), wanted)
+    assert torch.allclose(gradient(term, batch.rows(order), TableRunState()), wanted)
     wide = {n: torch.nn.functional.pad(x, (0, 3)) for n, x in batch.data.items() if x.shape == batch["mask"].shape}
-    assert torch.allclose(gradient(term, batch.with_fields(**wide), TableWorld()), wanted)
+    assert torch.allclose(gradient(term, batch.with_fields(**wide), TableRunState()), wanted)
 
 
 def test_ratios_that_ran_away_leave_no_nan() -> None:
@@ -200,9 +199,9 @@ def test_weights_of_units() -> None:
 
 
 def test_a_batch_of_half_use_makes_half_a_step() -> None:
-    term, batch = RatioSurrogate(), loop_batch(TableWorld())
+    term, batch = RatioSurrogate(), loop_batch(TableRunState())
     half = batch.with_fields(kept_share=batch["kept_share"] / 2)
-    assert torch.allclose(2 * gradient(term, half, TableWorld()), gradient(term, batch, TableWorld()))
+    assert torch.allclose(2 * gradient(term, half, TableRunState()), gradient(term, batch, TableRunState()))
 
 
 # --------------------------------------------------------------------------------------------------- recipes, inputs

@@ -108,7 +108,7 @@ STILL: dict[str, Callable[[], bool]] = {
     "J": lambda: not any("return" in name for name in Replay.fields),
     "K": lambda: "queries" not in UNITS and not {"finish", "done", "finished"} & set(dir(Context)),
     "L": lambda: options_of(Phase) == {"of", "optimizer_steps", "collects"},
-    "M": lambda: "GameRunState | MDPWorld" in source_of(theory) and "InventoryTask" in source_of(operations),
+    "M": lambda: "GameRunState | MDPRunState" in source_of(theory) and "InventoryTask" in source_of(operations),
 }
 """Whether the code still lacks what a gap says, by what its mending would most likely bring."""
 

@@ -141,7 +141,7 @@ def test_gaussian_policies_are_gaussians_around_their_mean() -> None:
     torch.testing.assert_close(found["logprob"], normal.log_prob(action).sum(-1))
     assert bool((found["mode"].abs() <= 1).all())
     said = policy.network(observation[:, 0]).squeeze(-2).detach().numpy()
-    np.testing.assert_allclose(policy.decide(said), found["mode"][:, 0].detach(), atol=1e-6)
+    np.testing.assert_allclose(policy.mode(said), found["mode"][:, 0].detach(), atol=1e-6)
     noise = policy.noise((4000, 5), torch.Generator().manual_seed(0))
     explored = np.stack([policy.explore(said, one) for one in noise])
     assert abs(explored).max() == 1
@@ -159,7 +159,7 @@ def test_policies_of_choices_give_probabilities() -> None:
     probability = torch.stack([found["logprob"] for found in every], 1).exp()
     torch.testing.assert_close(probability.sum(1), torch.ones(6))
     said = policy.network(observation).squeeze(-2).detach().numpy()
-    assert policy.decide(said).tolist() == probability.argmax(1).tolist()
+    assert policy.mode(said).tolist() == probability.argmax(1).tolist()
     noise = policy.noise((20_000, 6), torch.Generator().manual_seed(0))
     drawn = np.stack([policy.explore(said, one) for one in noise])
     for a in range(4):

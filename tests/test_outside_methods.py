@@ -94,10 +94,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-lab\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[polyrl.methods]\nbest-of-group = my_lab.best\n")
-    from polyrl import catalogue
+    from polyrl import catalogue, method_files
 
     def forget() -> None:
-        for cached in (catalogue.methods, catalogue.variants, catalogue.parts, catalogue._read):
+        for cached in (catalogue.methods, catalogue.variants, catalogue.parts, method_files.read_source):
             cached.cache_clear()
         for name in [n for n in sys.modules if n.partition(".")[0] == "my_lab"]:
             del sys.modules[name]

@@ -122,11 +122,12 @@ class Helped(ClippedSurrogate):
         ratio = torch.exp(outputs["logprob"] - experience["behaviour_logprob"])
         return -self.gain(ratio) * experience["advantage"]
 
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        slope = -torch.exp(outputs["logprob"] - experience["behaviour_logprob"]) * experience["advantage"] * weights
-        return slope.sum(), {"logprob": slope}
+        ratio = torch.exp(outputs["logprob"] - experience["behaviour_logprob"])
+        grad_output = -ratio * experience["advantage"] * weights
+        return grad_output.sum(), {"logprob": grad_output}
 
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
         return {"gain": self.gain(outputs["logprob"])}
@@ -147,9 +148,9 @@ def test_derivatives_go_with_the_class_that_wrote_them() -> None:
     assert not torch.equal(policy_of(parent.run_state), before) and "gain" in parent.context.metrics
 
     class TakenOn(ClippedSurrogate):
-        slopes = ClippedSurrogate.slopes
+        grad_outputs = ClippedSurrogate.grad_outputs
 
-    assert TakenOn.slopes is ClippedSurrogate.slopes and NoGain.slopes is Term.slopes
+    assert TakenOn.grad_outputs is ClippedSurrogate.grad_outputs and NoGain.grad_outputs is Term.grad_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,20 +182,20 @@ def test_statistics_of_another_loss_are_not_told() -> None:
     assert all(kind.statistics is Term.statistics for kind in gone)
 
 
-class WrongSlopes(ClippedSurrogate):
+class WrongGradients(ClippedSurrogate):
     """A sign is wrong, as may happen."""
 
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        total, found = ClippedSurrogate.slopes(self, outputs, experience, weights)
-        return total, {name: -slope for name, slope in found.items()}
+        total, found = ClippedSurrogate.grad_outputs(self, outputs, experience, weights)
+        return total, {name: -grad_output for name, grad_output in found.items()}
 
 
-class UnclippedSlopes(ClippedSurrogate):
+class UnclippedGradients(ClippedSurrogate):
     """Right where ratios are 1, wrong where the clip stops them."""
 
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         gain = torch.exp(outputs["logprob"] - experience["behaviour_logprob"]) * experience["advantage"]
@@ -202,14 +203,14 @@ class UnclippedSlopes(ClippedSurrogate):
 
 
 class WrongTotal(ClippedSurrogate):
-    def slopes(
+    def grad_outputs(
         self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        total, found = ClippedSurrogate.slopes(self, outputs, experience, weights)
+        total, found = ClippedSurrogate.grad_outputs(self, outputs, experience, weights)
         return total + 1, found
 
 
-@pytest.mark.parametrize("kind", [WrongSlopes, UnclippedSlopes, WrongTotal])
+@pytest.mark.parametrize("kind", [WrongGradients, UnclippedGradients, WrongTotal])
 def test_wrong_derivatives_are_refused_before_the_first_step(kind: type[Term]) -> None:
     term = kind()
     loop = control_loop(in_place_of(term))
@@ -271,7 +272,7 @@ class WrongWay(Categorical):
 
     def differentiable(self, numbers: Floats, action: Any) -> tuple[Floats, Floats, Backward]:
         logprob, entropy, back = Categorical.differentiable(self, numbers, action)
-        return logprob, entropy, lambda *slopes: 2 * back(*slopes)
+        return logprob, entropy, lambda *grad_outputs: 2 * back(*grad_outputs)
 
 
 def acts_by(distribution: Distribution) -> Callable[[ControlRunState], None]:
@@ -302,7 +303,7 @@ def test_the_density_of_a_subclass_is_what_trains() -> None:
 def test_wrong_derivatives_of_a_density_are_refused() -> None:
     loop = control_loop(in_place_of(ClippedSurrogate()), acts_by(WrongWay(2)))
     before = policy_of(loop.run_state)
-    with pytest.raises(UserError, match=r"derivative by its numbers that WrongWay\.differentiable gives"):
+    with pytest.raises(UserError, match=r"derivative by its params that WrongWay\.differentiable gives"):
         loop.iterate()
     assert torch.equal(policy_of(loop.run_state), before)
 

@@ -307,13 +307,22 @@ def test_what_needs_no_reference_trains_without_one(
         seen.append("reference" in vars(context.run_state))
         original(self, terms, experience, context)
 
+    loads: list[str] = []
+    load = LanguageRunState.reference.func
+
+    def loading(self: LanguageRunState) -> Any:
+        loads.append(self.reference_name)
+        return load(self)
+
     monkeypatch.setattr(Optimize, "run", watching)
+    monkeypatch.setattr(LanguageRunState.reference, "func", loading)
     run = tmp_path / "run"
     result = polyrl.train(
         method, dataset=pairs_file, model=taught, out=run, budget="iterations=6", quiet=True,
         options={**QUICK, "max_tokens": 12, "evaluations": 2},
     )  # fmt: skip
     assert seen == [held] * 6
+    assert len(loads) == 1 or not held  # what is trained with it stays where it is
     assert result.start["eval/pair_accuracy"] == 0.5 and result.final["eval/pair_accuracy"] != 0.5
     assert polyrl_evaluate(run)["eval/margin"] == pytest.approx(result.final["eval/margin"], rel=1e-4)
 

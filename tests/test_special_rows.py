@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from polyrl.run_state.language_run_state import LanguageRunState
 from torch import Tensor
 
 from parts_run_state import PartsRunState, every_field, truth, with_columns
@@ -26,6 +25,7 @@ from polyrl.parts.credit import WhitenAdvantage
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.replayed import OffPolicyTerm
 from polyrl.recipe import Improver, Part, Term
+from polyrl.run_state.language_run_state import LanguageRunState
 from polyrl.runtime.budget import Budget
 from run_states import token_batch
 
@@ -180,9 +180,8 @@ def test_where_it_says_that_none_can_reach_it_none_can() -> None:
             if type(part).apply is not Part.apply or isinstance(part, OffPolicyTerm):
                 continue  # its rows are those of a source
             found += 1
-            solves = getattr(part, "solves", "")
             asked = part.needs - given
-            assert solves or all(not asked <= collected[name] for name in language), part.name
+            assert part.solves or all(not asked <= collected[name] for name in language), part.name
     assert found >= 9 and NO_SPECIAL_ROWS.greedy == "none"
 
 
@@ -257,6 +256,58 @@ def test_a_tools_words_enter_nothing(part: Part) -> None:
         assert same(a, b), (part.name, name)
     if part.name == "token-kl-penalty":
         assert bool(found["reward"][~mask].isnan().all())  # the test does put dirt where it says
+
+
+# --------------------------------------------------------------------------------------------------- scope
+
+
+def pieces(scope: str, batch: Experience) -> list[Tensor]:
+    """Row numbers of what a part of this scope may be given by itself."""
+    number = torch.arange(len(batch)) if scope in ("step", "episode") else batch["group"]
+    return [(number == n).nonzero()[:, 0] for n in torch.unique(number)]
+
+
+def with_windows(part: Part) -> Experience:
+    """Ordinary rows, with what only windows have where a part needs it."""
+    batch = ordinary(PartsRunState(), twins=part.name == "greedy-baseline")
+    return batch if "finished" in part.needs else without(batch, "finished", "window")
+
+
+def is_within(part: Part, scope: str) -> bool:
+    """Whether rows get from a part what they get in the whole batch where each piece of this scope is alone."""
+    batch = with_windows(part)
+    whole, context = called(part, batch, PartsRunState())
+    rows = whole.columns["row"]
+    for own in pieces(scope, batch):
+        try:
+            alone, quiet = called(part, batch.rows(own), PartsRunState())
+        except (UserError, KeyError):  # it cannot do without the others
+            return False
+        wanted = set(batch.rows(own).columns["row"])
+        if alone.columns["row"] != [row for row in rows if row in wanted] or quiet.memories != context.memories:
+            return False
+        places = [rows.index(row) for row in alone.columns["row"]]
+        if not all(same(whole[name][places], alone[name]) for name in whole.fields()):
+            return False
+    return True
+
+
+SCOPED = sorted({p.name for p in parts(improve=False)})
+FINER = {"batch": "group", "group": "episode"}
+
+
+@pytest.mark.parametrize("name", SCOPED)
+def test_a_part_keeps_to_the_scope_that_it_declares_and_needs_it(name: str) -> None:
+    """Data parallel processes part rows by it, so one that is too narrow gives wrong numbers without a word."""
+    variants = [p for p in parts(improve=False) if p.name == name]
+    scope = variants[0].scope
+    assert scope is not None, f"{name} declares no scope"
+    if elsewhere(variants[0]):
+        return  # of rows that this table does not have
+    draws = any(called(p, with_windows(p), PartsRunState())[1].drew for p in variants)  # random numbers go by place
+    assert scope == "batch" or (not draws and all(is_within(p, scope) for p in variants))
+    needed = scope not in FINER or draws or not all(is_within(p, FINER[scope]) for p in variants)
+    assert needed, f"{name} needs no {scope}"
 
 
 TERMS = [

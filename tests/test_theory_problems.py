@@ -14,8 +14,10 @@ from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.tasks.theory import TASKS, task
+from polyrl.tasks.theory.american_put import AmericanPut
 from polyrl.tasks.theory.games import MatrixGame, best_response, exploitability, kl, nash_policy
-from polyrl.tasks.theory.mdp import AmericanPut, SimulatedLinearMDP, soft_policy
+from polyrl.tasks.theory.linear_mdp import SimulatedLinearMDP
+from polyrl.tasks.theory.mdp import soft_policy
 from polyrl.tasks.theory.uncertainty import CONSTRAINTS, DIVERGENCES, Uncertainty
 
 torch.set_num_threads(1)

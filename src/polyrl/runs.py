@@ -168,9 +168,8 @@ def prepare(
     task = make_task(config)
     if arms:
         refuse_unused(config, [make_recipe(arm) for arm in arms], task, domain(config))
-    module = domain_module(config)
-    if hasattr(module, "prepare"):
-        module.prepare(config, task, say)
+    if domain(config) == "language":
+        domain_module(config).prepare(config, task, say)
     metric = recipe.metric or task.metric
     return metric, state_problem(task, metric, {}, config.task)
 
@@ -266,7 +265,7 @@ def open_run_state(
     scoring = ("reward",) if judged else ()
     check_given(config, given, folder, needs=("dataset", *scoring, "task"))
     module = domain_module(config, given)
-    if hasattr(module, "open_trained"):  # the folder says by itself what acts
+    if domain(config, given) == "language":  # the folder says by itself what acts
         check_code(config, folder, ("task", "reward", "preference") if judged else ("task",), trust_code=trust_code)
         task = module.make_task(config, given or PythonObjects(), load_code=judged)
         run_state: RunState = module.open_trained(trained, config, task, judged=judged)

@@ -111,7 +111,7 @@ def _asks(recipe: Recipe, pairs_given: bool) -> bool:
 
 
 def _reads_pairs(recipe: Recipe) -> bool:
-    return bool(getattr(recipe.collect, "fixed_pairs", False))
+    return recipe.collect is not None and recipe.collect.fixed_pairs
 
 
 def _is_users(part: object) -> bool:

@@ -143,6 +143,8 @@ def run_evaluation(
     Raises:
         UserError: the run has no policy yet, or an option means nothing for this kind of run.
     """
+    from polyrl.run_state.reward_model import RewardModelRunState
+
     domain = domain_of_run(folder)
     language = domain == "language"
     asked = {"prompts": prompts is not None, "sampled": sampled, "episodes": episodes is not None}
@@ -160,11 +162,11 @@ def run_evaluation(
     metrics, _ = run_state.evaluate()
     console = Terminal()
     count = prompts
-    if language and not hasattr(run_state, "policy"):
+    if isinstance(run_state, RewardModelRunState):
         if sampled:
             raise UserError(f"--sampled means nothing for {folder}, a reward model, which answers nothing.")
-        facts = run_state.evaluation_facts()
-        console.print(f"{folder}: a reward model, on {facts['pairs']} held-out pairs of {run_state.task.name}")
+        pairs = run_state.evaluation_facts()["pairs"]
+        console.print(f"{folder}: a reward model, on {pairs} held-out pairs of {run_state.task.name}")
     elif language:
         mode = "greedy" if run_state.evaluation.greedy else "sampled at temperature 1"
         size = run_state.task.size("test")

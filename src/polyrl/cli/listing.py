@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from polyrl import catalogue
+from polyrl import catalogue, method_files
 from polyrl.claims import verdict
 from polyrl.tasks import DOMAINS, built_in
 
@@ -27,7 +27,7 @@ def print_list(what: str) -> None:
                 paper = f"{info.title}, {info.paper} ({info.year}){places}"
                 tested = (verdict(info.slug) or "-").removesuffix(" at this scale")
                 rows.append((info.slug, tested, f"{info.summary}\n{paper}"))
-            title = f"{catalogue.FAMILIES.get(family, 'Methods')} ({family})"
+            title = f"{method_files.FAMILIES.get(family, 'Methods')} ({family})"
             print_table(title, ("method", "its claim", "what it does, and the paper"), rows)
     if what in ("all", "parts"):
         parts = [(part.name, part.stage, part.summary) for part in catalogue.parts().values()]

@@ -21,6 +21,7 @@ from polyrl.parts.optimize import Optimize
 from polyrl.parts.tools import turns
 from polyrl.recipe import STAGES, Part, Recipe, Stage, Term
 from polyrl.report.labels import STEP, metric_label
+from polyrl.run_state.user_data import UserDataRunState
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.progress import duration
 
@@ -67,7 +68,7 @@ class Tracer:
     def tokenizer(self) -> Any:
         """What reads the run's tokens; None where there are none."""
         run_state = self.loop.run_state
-        return getattr(getattr(run_state, "policy", None) or getattr(run_state, "model", None), "tokenizer", None)
+        return run_state.reader.tokenizer if isinstance(run_state, UserDataRunState) else None
 
     def observe(self, stage: Stage, part: Part, before: Experience | None, after: Experience, seconds: float) -> None:
         """Print what one part did."""

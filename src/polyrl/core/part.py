@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from polyrl.core.update import See
 
 Stage = Literal["policy", "models", "data", "collect", "score", "credit", "select", "improve"]
+Scope = Literal["step", "episode", "group", "batch"]
 STAGES: tuple[Stage, ...] = ("collect", "score", "credit", "select", "improve")
 
 
@@ -55,8 +56,14 @@ class Part:
         models: models besides the policy that must exist: "reference", "critic".
         measures: the part only measures its `gives` and makes no choice, so recipes insert it by themselves.
         derives: parts that measure what this one needs, where they are this paper's own (`polyrl.core.derived`).
+        scope: of parts of score, credit and select: what its result for a step may depend on, whatever its options:
+            that step, its episode, its group, or the batch (it keeps a memory, draws, averages over rows).
+            Rows within a scope must not be parted.
         special_rows: what it does with rows that are no ordinary responses (`polyrl.core.special_rows`); None says
             nothing, and is refused beside unfinished ones.
+        fixed_pairs: of a part of *collect*: whether the task must have fixed pairs; where it has none, some are sampled
+            from the start and labelled.
+        solves: the one kind of problem that it is for, of those that a domain tells apart; empty: any.
     """
 
     stage: ClassVar[Stage]
@@ -66,7 +73,10 @@ class Part:
     models: ClassVar[frozenset[str]] = frozenset()
     measures: ClassVar[bool] = False
     derives: ClassVar[tuple[type[Part], ...]] = ()
+    scope: ClassVar[Scope | None] = None
     special_rows: ClassVar[SpecialRows | None] = None
+    fixed_pairs: ClassVar[bool] = False
+    solves: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Refuse hyperparameters out of their declared range."""
@@ -85,6 +95,19 @@ class Part:
     def required_models(self) -> frozenset[str]:
         """Models that the part needs with its present hyperparameters."""
         return self.models
+
+    def setting(self, name: str, default: Any) -> Any:
+        """The hyperparameter `name`, or `default` where the part has none of that name."""
+        return getattr(self, name) if any(f.name == name for f in dataclasses.fields(self)) else default
+
+    def prepare(self, task: Any, model: str, say: Callable[[str], None] = lambda _: None) -> Any:
+        """Make what the part needs beside the run's models, such as frozen ones that it judges by, and return it.
+
+        Args:
+            task: what is solved.
+            model: name or folder of the model that a run of language starts from.
+            say: for what takes long.
+        """
 
     def check_within(self, recipe: Recipe) -> None:
         """Refuse a recipe in which the part cannot do its work although its fields are there; raises `UserError`."""

@@ -124,6 +124,10 @@ class Recipe:
             return (*self.terms, self.improver)
         return typing.cast("tuple[Part, ...]", getattr(self, stage))
 
+    def collected_by(self, name: str, default: Any) -> Any:
+        """The hyperparameter `name` of *collect*, or `default` where it has none or nothing is collected."""
+        return self.collect.setting(name, default) if self.collect else default
+
     @property
     def collected(self) -> frozenset[str]:
         """Fields that *collect* gives; none where all rows are given."""

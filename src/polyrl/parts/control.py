@@ -17,7 +17,7 @@ from polyrl.models.control import ControlCritic, ControlPolicy
 from polyrl.models.distributions import Distribution
 from polyrl.models.mlp import Activation, layer_sizes, mlp
 from polyrl.models.normalization import CLIP, EPSILON, RunningMoments
-from polyrl.recipe import Architecture, Part, Stage, hyperparameter
+from polyrl.recipe import Architecture, Part, Scope, Stage, hyperparameter
 from polyrl.runtime.seeding import generator
 
 # ------------------------------------------------------------------------------------------------------------- policy
@@ -176,6 +176,7 @@ class ScaleReward(Part):
     """
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
     slot: ClassVar[str] = "reward-scale"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask", "terminated", "truncated", "starts_episode"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward"})

@@ -12,7 +12,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import ALONE, SpecialRows, sampled_steps
 from polyrl.errors import UserError
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 # ---------------------------------------------------------------------------------------------- pure functions
 
@@ -143,7 +143,7 @@ def check_groups(part: Part, recipe: Recipe) -> None:
     Raises:
         UserError: the recipe collects one response a prompt.
     """
-    if getattr(recipe.collect, "completions_per_prompt", 2) < 2:
+    if recipe.collected_by("completions_per_prompt", 2) < 2:
         raise UserError(
             f"{recipe.name}: part '{part.name}' judges answers against others to the same prompt, but only one is "
             "sampled; set --completions-per-prompt 4 (and --prompts-per-step to match)."
@@ -174,6 +174,7 @@ class Values(Part):
     """Measure the critic's value of the state before every step, with the critic as it was at collection."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "episode"
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"value"})
@@ -193,6 +194,7 @@ class GAE(Part):
     """Generalized advantage estimation with the critic's values (arXiv:1506.02438)."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "episode"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "value", "terminated", "truncated", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
@@ -230,6 +232,7 @@ class PlainReturn(Part):
     """Judge every step by the reward from it on, with no baseline: REINFORCE as it was first written."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "episode"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
@@ -250,6 +253,7 @@ class WhitenAdvantage(Part):
     """
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrderNetwork(Architecture):
+class OrderingPolicy(Architecture):
+    """What orders, in a setting with inventories."""
+
+    @abstractmethod
+    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+        """A module from inventory states to orders, whose weights are drawn from `generator`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderNetwork(OrderingPolicy):
     """A multi-layer perceptron of all inventories, whose orders can always be shipped."""
 
     hidden: str = hyperparameter("32x32x32", "sizes of the hidden layers, joined by x")
@@ -34,7 +45,7 @@ class OrderNetwork(Architecture):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseStock(Architecture):
+class BaseStock(OrderingPolicy):
     """A base-stock level for each location: order what the position lacks of it."""
 
     start: float = hyperparameter(10.0, "first level, units", above=0)
@@ -126,6 +137,6 @@ class SampleOrders(DrawTraces):
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `scenarios` episodes with the inventories seen, the orders tried and their reward, minus cost."""
         batch = super().__call__(experience, context)
-        tried: Experience = context.run_state.set_policy(batch, context.generator("orders"))
+        tried: Experience = context.run_state.act(batch, context.generator("orders"))
         context.log(reward=tried["reward"].mean())
         return tried

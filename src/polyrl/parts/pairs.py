@@ -22,7 +22,7 @@ from polyrl.errors import UserError
 from polyrl.models.language.pairs import by_pair, sequence_log_ratio, sequence_logprob
 from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
 from polyrl.parts.credit import check_groups
-from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 from polyrl.runtime.seeding import generator
 
 Reference = Literal["start", "round"]
@@ -168,6 +168,7 @@ class PreferenceLabel(Part):
     """
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
     slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask", "group", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score"})
@@ -235,6 +236,7 @@ class BestVersusWorst(Part):
     """Pair the best-scored response to each prompt with the worst one; where all are equal there is no pair."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "group"
     slot: ClassVar[str] = "pairing"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "greedy", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"pair", "preferred", "weight"})

@@ -19,7 +19,7 @@ from polyrl.errors import UserError
 from polyrl.models.actor import Actor
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
-from polyrl.recipe import Change, Part, Recipe, Stage, Term, hyperparameter, options
+from polyrl.recipe import Change, Part, Recipe, Scope, Stage, Term, hyperparameter, options
 
 # ------------------------------------------------------------------------------------------------------------ collect
 
@@ -47,6 +47,7 @@ class NextObservation(Part):
     """Measure what was seen after each step; where an episode was cut, what it showed last."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "final_observation", "truncated"})
     gives: ClassVar[frozenset[str]] = frozenset({"next_observation"})
@@ -74,6 +75,7 @@ class SoftTarget(Part):
     """Targets of the critics: the reward, and the least target critic's value of a fresh action with its entropy."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
     slot: ClassVar[str] = "value-target"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
@@ -112,7 +114,7 @@ class ReplayChange(Change):
         Raises:
             UserError: it has none.
         """
-        own = {f.name: getattr(self, f.name) for f in options(self)}
+        own = {f.name: self.setting(f.name, None) for f in options(self)}
         changed = {
             name: dataclasses.replace(source, **own)
             for name, source in recipe.sources.items()

@@ -21,7 +21,7 @@ from polyrl.core.special_rows import (
     scored_rows,
 )
 from polyrl.errors import UserError
-from polyrl.recipe import Part, Stage, hyperparameter
+from polyrl.recipe import Part, Scope, Stage, hyperparameter
 
 # ---------------------------------------------------------------------------------------------- pure functions
 
@@ -150,6 +150,7 @@ class TaskReward(Part):
     """Score every response with the task's reward functions and pay the score at its last token."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
@@ -183,6 +184,7 @@ class ReferenceLogprob(Part):
     """Measure the log-probability of every action under the frozen starting policy."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"ref_logprob"})
@@ -199,6 +201,7 @@ class TokenKLPenalty(Part):
     """Pay for leaving the reference token by token: r_t -= kl_coef * (logprob - ref_logprob), not differentiated."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
     slot: ClassVar[str] = "kl-in-reward"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "behaviour_logprob", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward"})
@@ -241,6 +244,7 @@ class TrajectoryKLPenalty(Part):
     """Charge a response once for leaving the reference: kl_coef times its summed log-ratio, not differentiated."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     slot: ClassVar[str] = "kl-in-reward"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "behaviour_logprob", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "kl_charge"})
@@ -268,6 +272,7 @@ class OverlongPenalty(Part):
     """Lower the score of responses that come near the length limit (DAPO, arXiv:2503.14476, equation 13)."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "present", "length_limit"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END

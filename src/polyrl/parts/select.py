@@ -13,7 +13,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import ALONE, SpecialRows, finished_rows, sampled_steps, scored_rows
 from polyrl.errors import UserError
 from polyrl.parts.credit import group_statistics
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 
 def order_of(key: Tensor, generator: torch.Generator | None = None, descending: bool = False) -> Tensor:
@@ -27,6 +27,7 @@ class AllSteps(Part):
     """Every step that the policy sampled in this iteration counts once; greedy baselines never train."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "episode"
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
@@ -54,6 +55,7 @@ class DropEqualGroups(Part):
     """
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "weight", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
@@ -74,6 +76,7 @@ class DropUnended(Part):
     """Leave out responses that the length limit cut off (DAPO's overlong filtering, arXiv:2503.14476, section 3.4)."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "group"
     needs: ClassVar[frozenset[str]] = frozenset({"ended", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
@@ -98,6 +101,7 @@ class RandomDrop(Part):
     """Leave out steps or responses at random: the control of every rule that claims to know which ones."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = ALONE
@@ -122,6 +126,7 @@ class EntropyAtCollection(Part):
     """Measure the policy's entropy before every step, with the policy as it was at collection."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "episode"
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"prompt_ids", "action", "mask", "greedy", "behaviour_logprob"})
     gives: ClassVar[frozenset[str]] = frozenset({"entropy_at_collection"})
@@ -144,6 +149,7 @@ class CriticPretraining(Part):
     """Let only the critic learn in the first iterations: steps have no weight for the policy, and theirs for it."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "episode"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
     special_rows: ClassVar[SpecialRows | None] = ALONE

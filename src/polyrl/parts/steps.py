@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,10 +82,10 @@ def step_starts(action: Tensor, mask: Tensor, present: Tensor, decode: Decode, e
     return torch.tensor(rows, dtype=torch.bool, device=action.device).reshape(action.shape)
 
 
-def task_steps(task: object, step_end: str, step_tokens: int | None) -> tuple[str, int]:
+def task_steps(task: Any, step_end: str, step_tokens: int | None) -> tuple[str, int]:
     """What ends a step: the part's own choice, or the task's where the part leaves it open."""
-    every = step_tokens if step_tokens is not None else (0 if step_end else int(getattr(task, "step_tokens", 0)))
-    return step_end or str(getattr(task, "step_end", ";")), every
+    every = step_tokens if step_tokens is not None else (0 if step_end else task.step_tokens)
+    return step_end or task.step_end, every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,8 @@ class Continuing(Part):
             UserError: responses are sampled otherwise, or their score is not `task-reward`'s alone.
         """
         for name in ("temperature", "top_k", "top_p"):
-            mine = getattr(self, name)
-            theirs = getattr(recipe.collect, name, mine)
+            mine = self.setting(name, None)
+            theirs = recipe.collect.setting(name, mine) if recipe.collect else mine
             if theirs != mine and recipe.collect:
                 raise UserError(
                     f"{recipe.name}: '{recipe.collect.name}' samples with {name} {theirs:g} but '{self.name}' "

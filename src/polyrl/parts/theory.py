@@ -14,7 +14,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import Diverged, UserError
 from polyrl.parts.optimize import NonFinite
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 from polyrl.tasks.theory.games import win_rates
 from polyrl.tasks.theory.mdp import RobustMDP, regularized_value, soft_policy
 from polyrl.tasks.theory.uncertainty import Uncertainty
@@ -109,6 +109,7 @@ class ExactWinRates(Part):
     """Score every answer by its win rate against the opponent: the product P q, one query of the oracle."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "opponent_logprob"})
     gives: ClassVar[frozenset[str]] = frozenset({"score"})
@@ -161,6 +162,7 @@ class KnownReward(Part):
     """Read the reward of every step from the MDP's own function: it is known to the learner."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
@@ -185,6 +187,7 @@ class RobustBackup(Part):
     """
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "batch"
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "next_state", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"action_value", "value", "bonus"})
@@ -242,7 +245,7 @@ class RobustBackup(Part):
         """Refuse a recipe whose improve stage installs another policy than the one whose values were backed up."""
         for name in ("eta", "alpha"):
             mine = getattr(self, name)
-            theirs = getattr(recipe.optimize, name, mine)
+            theirs = recipe.optimize.setting(name, mine) if recipe.optimize else mine
             if mine != theirs:
                 raise UserError(
                     f"{recipe.name}: {name} is {mine} in '{self.name}' but {theirs} in '{recipe.improver.name}'; the "

@@ -14,7 +14,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.special_rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.errors import UserError
 from polyrl.parts.score import at_last_step
-from polyrl.recipe import Part, Stage, hyperparameter
+from polyrl.recipe import Part, Scope, Stage, hyperparameter
 
 
 def turns(mask: Tensor, present: Tensor) -> Tensor:
@@ -68,6 +68,7 @@ class Turns(Part):
     """Number the turns of every response, as tools part them."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "episode"
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mask", "present"})
     gives: ClassVar[frozenset[str]] = frozenset({"turn"})
@@ -87,6 +88,7 @@ class CallPrice(Part):
     """Take a fixed price off the score for every tool call, whatever the question needs: the plain alternative."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END

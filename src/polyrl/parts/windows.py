@@ -11,7 +11,7 @@ from torch import Tensor
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.language.rows import pad_rows
+from polyrl.kernels.padding import pad_rows
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 

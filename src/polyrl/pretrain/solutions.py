@@ -20,7 +20,7 @@ from polyrl.pretrain.supervised import Example, demonstrations, supervised
 from polyrl.pretrain.tiny import build_tiny
 from polyrl.rollout.language import Sampling, TransformersEngine
 from polyrl.runtime.seeding import generator
-from polyrl.tasks.language.base import LanguageTask, Row, reports, sessions, table_rows, tool_spans
+from polyrl.tasks.language.base import LanguageTask, Row, has_ended, reports, sessions, table_rows, tool_spans
 from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.formats import template_columns
 
@@ -153,7 +153,7 @@ def demonstration(policy: LanguagePolicy, task: LanguageTask, row: Row) -> Examp
             ids += tokens
             learned += [ours] * len(tokens)
         at = end
-    if not getattr(session, "ended", False):
+    if not (session and has_ended(session)):
         ids, learned = [*ids, policy.tokenizer.eos_token_id], [*learned, True]
     return policy.encode_row(row), ids, learned
 

@@ -31,6 +31,7 @@ from polyrl.runs import make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.metric import Metric
+from polyrl.tasks.language.base import GeneratedTask
 
 POINTS = 60
 """Most points of a run's curve that the ledger keeps."""
@@ -216,7 +217,7 @@ def make_entry(
 def problems(claim: Claim) -> dict[str, str]:
     """Of each of the claim's language tasks a hash of what it asks: a task that changed is another experiment."""
     tasks = {key: make_task(_base(claim, *key)) for key in groups(claim)}
-    return {name: task.problems() for (name, _), task in tasks.items() if hasattr(task, "problems")}
+    return {name: task.problems() for (name, _), task in tasks.items() if isinstance(task, GeneratedTask)}
 
 
 def shown_metric(claim: Claim, observed: Sequence[Observed]) -> Metric:

@@ -11,9 +11,9 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from polyrl.kernels.padding import pad_rows
 from polyrl.models.language.families import side
 from polyrl.models.language.policy import LanguagePolicy
-from polyrl.models.language.rows import pad_rows
 
 
 class Cached:

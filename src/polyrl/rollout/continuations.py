@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from polyrl.core.experience import Experience
-from polyrl.models.language.decoder import Decoder, Decoding
+from polyrl.kernels.decoder import Decoder
+from polyrl.kernels.decoding import Decoding
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.rollout.cached import Cut, Plain, read_plainly
 from polyrl.rollout.decoding import Rows, decode_rows
 from polyrl.rollout.drawing import Sampling
 from polyrl.rollout.language import TransformersEngine
 from polyrl.rollout.words import StopStringTracker
-from polyrl.tasks.language.base import Tool
+from polyrl.tasks.language.base import Tool, has_ended
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class _Prefixed:
 
     @property
     def ended(self) -> bool:
-        return getattr(self.tool, "ended", False)
+        return has_ended(self.tool)
 
     def reply(self, response: str) -> str | None:
         return self.tool.reply(self.before + response)

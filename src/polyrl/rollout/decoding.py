@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import Diverged
-from polyrl.models.language.decoder import Decoding
+from polyrl.kernels.decoding import Decoding
 from polyrl.rollout.cached import Plain
 from polyrl.rollout.drawing import Sampling, draw
 from polyrl.rollout.words import StopStringTracker

@@ -11,9 +11,10 @@ import torch
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.language.decoder import Decoder, Decoding, refusal
+from polyrl.kernels.decoder import Decoder, refusal
+from polyrl.kernels.decoding import Decoding
+from polyrl.kernels.padding import pad_rows
 from polyrl.models.language.policy import LanguagePolicy
-from polyrl.models.language.rows import pad_rows
 from polyrl.rollout.cached import Plain, read_plainly
 from polyrl.rollout.decoding import Rows, decode_rows
 from polyrl.rollout.drawing import Sampling
@@ -56,7 +57,7 @@ class TransformersEngine:
     Each distinct prompt is read once and its key-value cache shared by all its responses; responses that ended leave
     the batch. A row's tokens depend on its own uniform numbers only, not on when other rows leave.
 
-    Models that `polyrl.models.language.decoder` knows run there, others through their own forward pass: `plain_because`
+    Models that `polyrl.kernels.decoder` knows run there, others through their own forward pass: `plain_because`
     says which and why. Both draw the same tokens from the same numbers, up to rounding.
     """
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.models.language.policy import LanguagePolicy
-from polyrl.tasks.language.base import Tool
+from polyrl.tasks.language.base import Tool, has_ended
 
 
 class StopStringTracker:
@@ -64,7 +64,7 @@ class StopStringTracker:
             tool = self.tools[number]
             if tool is not None and text.endswith(tool.stop):
                 self._ask(tool, number, self.policy.decode(action[number, : step + 1].tolist()))
-                if getattr(tool, "ended", False):
+                if has_ended(tool):
                     ended[i] = True
                     self.replies.pop(number, None)
             elif any(s in text for s in self.stop):

@@ -151,7 +151,7 @@ class ControlRunState(RunState):
         self._passes: ActorCriticPasses | None = None
         if models is None:
             observations = task.observations
-            distribution = distribution_of(task.actions.space, getattr(architecture, "log_std_init", 0.0))
+            distribution = distribution_of(task.actions.space, architecture.setting("log_std_init", 0.0))
             self.policy: ControlPolicy = architecture.make_policy(distribution, observations.continuous, seed)
             self.critic: ControlCritic | None = architecture.make_critic(observations.size, seed) if critic else None
             self.modules: dict[str, nn.Module] = {"policy": self.policy}

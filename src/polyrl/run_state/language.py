@@ -95,15 +95,14 @@ def make_run_state(
     config: RunConfig, task: LanguageTask, recipe: Recipe, say: Say = lambda _: None
 ) -> LanguageRunState | RewardModelRunState:
     """Load the models, and find what is wrong with prompts, pairs and rewards."""
-    needs_pairs = bool(getattr(recipe.collect, "fixed_pairs", False))
+    needs_pairs = recipe.collect is not None and recipe.collect.fixed_pairs
     if needs_pairs:
         own = any(not reward.checker for reward in task.rewards) or bool(config.rewards)
         check_pairs_can_be_made(task, config.arm, judged=own or task.preference is not None)
     model = prepare(config, task, say)
     for part in recipe.score:
-        if hasattr(part, "prepare"):  # frozen models that a part judges by
-            part.prepare(task, model, say)
-    room = getattr(recipe.collect, "max_tokens", None) or task.max_tokens
+        part.prepare(task, model, say)
+    room = (recipe.collect and recipe.collect.setting("max_tokens", None)) or task.max_tokens
     if needs_pairs and not task.fixed_pairs:
         if isinstance(task, DatasetTask):
             _fit(config, task, LanguagePolicy.load(model), room)
@@ -128,7 +127,7 @@ def _fit(config: RunConfig, task: LanguageTask, reader: Backbone, room: int) -> 
 
 def _critic(recipe: Recipe, task: LanguageTask, model: str) -> bool | str:
     """Whether there is a critic, or the folder of the reward model that it begins as."""
-    starts = [getattr(part, "critic_start", "policy") for part in recipe.select]
+    starts = [part.setting("critic_start", "policy") for part in recipe.select]
     if "critic" in recipe.required_models() and "reward-model" in starts:
         return task.scoring_folder(model)
     return "critic" in recipe.required_models()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from polyrl.core.experience import Experience
 from polyrl.errors import Diverged, UserError
+from polyrl.parts.operations import OrderingPolicy
 from polyrl.run_state.base import RunState
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.operations.demand import EVALUATION_SEED
@@ -275,15 +276,14 @@ def make_run_state(
     """
     if config.device not in ("auto", "cpu"):
         raise UserError(f"Inventories are simulated on the CPU; leave out --device {config.device}.")
-    build = getattr(recipe.policy, "build", None)
-    if build is None:
+    if not isinstance(recipe.policy, OrderingPolicy):
         raise UserError(f"{recipe.name} brings nothing that can order; use a method for inventories, such as hdpo.")
     wanted = frozenset[str]().union(*(t.wants for t in recipe.terms))
     usual, asked = Evaluation(), config.eval_episodes
     how = usual if asked is None else Evaluation(traces=asked, dev_traces=min(asked, usual.dev_traces))
     return OperationsRunState(
         task,
-        build(task, generator(config.seed, "policy")),
+        recipe.policy.build(task, generator(config.seed, "policy")),
         noise="logprob" in wanted,
         evaluation=how,
     )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
+from polyrl.parts.theory import RobustBackup
 from polyrl.run_state.base import RunState
 from polyrl.tasks.theory import task as built_in_task
 from polyrl.tasks.theory.games import MatrixGame, PreferenceGame
@@ -284,7 +285,7 @@ def make_run_state(
     names = {"game": "a preference game", "mdp": "a robust MDP"}
     parts = list(recipe.parts())
     for part in parts:
-        solves = getattr(part, "solves", kind)
+        solves = part.solves or kind
         if solves != kind:
             raise UserError(
                 f"{recipe.name} cannot run on {task.name}: its part '{part.name}' is for {names[solves]}, and this is "
@@ -294,9 +295,9 @@ def make_run_state(
         return GameRunState(task)
     pursued: Sequence[Plan] = []
     for part in parts:
-        if hasattr(part, "objective"):
+        if isinstance(part, RobustBackup):
             uncertainty, eta = part.objective(task)
             pursued = [task.plan(uncertainty, eta)]
-        if hasattr(part, "caution") and (text := part.caution(task)):
-            say(text)
+            if text := part.caution(task):
+                say(text)
     return MDPRunState(task, pursued[0] if pursued else None)

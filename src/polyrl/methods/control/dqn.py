@@ -26,7 +26,7 @@ from polyrl.models.actor import Actor, Making, Moment, Player
 from polyrl.models.base import Copy
 from polyrl.models.critics import DiscreteQNetwork
 from polyrl.parts.replayed import OffPolicyTerm, StepAndKeep
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "dqn"
 TITLE = "Human-level Control through Deep Reinforcement Learning"
@@ -139,6 +139,7 @@ class GreedyTarget(Part):
     """Targets: the reward, and the copy's value of the best action that follows, chosen by the network where double."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
     slot: ClassVar[str] = "value-target"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})

@@ -20,7 +20,7 @@ from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork, ValueNetwork
 from polyrl.models.policies import GaussianPolicy
 from polyrl.parts.replayed import OffPolicyTerm, SquaredTD
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "iql"
 TITLE = "Offline Reinforcement Learning with Implicit Q-Learning"
@@ -35,6 +35,7 @@ class DataActionValue(Part):
     """Measure the least target critic's value of the action that the data took."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "action"})
     gives: ClassVar[frozenset[str]] = frozenset({"action_value"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
@@ -80,6 +81,7 @@ class AdvantageWeight(Part):
     """Weigh the data's actions by how much better they are than the state's value."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "action_value"})
     gives: ClassVar[frozenset[str]] = frozenset({"imitation_weight"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
@@ -118,6 +120,7 @@ class StateValueTarget(Part):
     """Targets of the critics: the reward, and the value of the state that followed."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
     slot: ClassVar[str] = "value-target"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})

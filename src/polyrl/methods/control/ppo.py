@@ -23,7 +23,7 @@ from polyrl.parts.credit import GAE
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, ValueLoss
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import kl_estimate
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "ppo"
 TITLE = "Proximal Policy Optimization"
@@ -57,6 +57,7 @@ class KLFactor(Part):
     """Measure the factor that the adaptive KL penalty has come to."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "episode"
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"kl_factor"})

@@ -20,7 +20,7 @@ from polyrl.models.critics import QNetwork
 from polyrl.models.policies import SquashedGaussian
 from polyrl.models.scalar import PositiveScalar
 from polyrl.parts.replayed import EntropyTarget, SoftTarget, SoftValue, SquaredTD, StepAndKeep
-from polyrl.recipe import Recipe, hyperparameter
+from polyrl.recipe import Recipe, Scope, hyperparameter
 
 SLUG = "rlpd"
 TITLE = "Efficient Online Reinforcement Learning with Offline Data"
@@ -33,6 +33,8 @@ TASK = "Pendulum-v1"
 @dataclass(frozen=True, kw_only=True)
 class SubsetTarget(SoftTarget):
     """SAC's targets with the least of a few critics that are drawn at random (arXiv:2101.05982)."""
+
+    scope: ClassVar[Scope] = "step"
 
     subset: int = hyperparameter(2, "critics of whose values the least counts, drawn anew for each update", low=1)
 

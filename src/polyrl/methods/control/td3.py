@@ -19,7 +19,7 @@ from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork
 from polyrl.models.policies import DeterministicPolicy
 from polyrl.parts.replayed import OffPolicyTerm, SquaredTD, StepAndKeep
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "td3"
 TITLE = "Addressing Function Approximation Error in Actor-Critic Methods"
@@ -34,6 +34,7 @@ class SmoothedTarget(Part):
     """Targets of the critics: the lesser target critic's value of the target policy's action with clipped noise."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
     slot: ClassVar[str] = "value-target"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})

@@ -25,7 +25,7 @@ from polyrl.methods.language.ppo import recipe as ppo
 from polyrl.parts.score import at_last_step
 from polyrl.parts.select import log_selected
 from polyrl.parts.steps import ends_of
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 from polyrl.tasks.language.thinking import needs_thought, read_thought
 
 SLUG = "adacot"
@@ -69,6 +69,7 @@ class ThinkingPenalty(Part):
     """Take off the score for a useful thought left out, a thought for nothing, and malformed tags."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
@@ -110,6 +111,7 @@ class DecisionTokenMask(Part):
     """Leave the token that decides whether to think out of the policy's loss; the critic still learns from it."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "present", "mask", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
     special_rows: ClassVar[SpecialRows | None] = ALONE

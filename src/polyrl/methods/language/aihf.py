@@ -31,7 +31,7 @@ from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import numbers_of_step
 from polyrl.parts.score import JUDGED, TokenKLPenalty, assign_reward, of_finished
-from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 
 SLUG = "aihf"
 TITLE = "Learning Reward and Policy Jointly from Demonstration and Preference"
@@ -60,6 +60,7 @@ class LearnedReward(Part):
     """Score every response with the reward model that is learned in this run, as it is now."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
@@ -103,7 +104,7 @@ class JointImprovement(Optimize):
                 "with demonstrated-prompts."
             )
         for part in recipe.score:
-            if getattr(part, "kl_coef", self.kl_coef) != self.kl_coef:
+            if part.setting("kl_coef", self.kl_coef) != self.kl_coef:
                 raise UserError(f"{recipe.name}: kl_coef of '{part.name}' and '{self.name}' differ; set --kl-coef.")
 
     def optimizers(self, run_state: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "capo"
 TITLE = "Curvature-Aware Policy Optimization"
@@ -60,6 +60,7 @@ class CurvatureMask(Part):
     """Leave out tokens whose own step is predicted to shift the objective or the policy too far."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "group"
     needs: ClassVar[frozenset[str]] = frozenset({"prompt_ids", "action", "mask", "greedy", "advantage", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     # tokens of an unfinished response train as well, so their gradients enter the model of Adam

@@ -28,7 +28,7 @@ from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected, order_of
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "d3s"
 TITLE = "Dynamic Dual-Level Down-Sampling"
@@ -71,6 +71,7 @@ class VariedRollouts(Part):
     """Train only on the subset of responses whose advantages have the largest variance."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "reward", "group", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     # the window of an unfinished response has advantages and trains, so it is chosen or left out like any other
@@ -125,6 +126,7 @@ class TellingTokens(Part):
     """Train only on the tokens with the largest |advantage| x entropy, ranked over all responses that count."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = VariedRollouts.special_rows

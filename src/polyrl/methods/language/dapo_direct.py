@@ -25,7 +25,7 @@ from polyrl.parts.credit import value_after
 from polyrl.parts.improve import ValueCrossEntropy
 from polyrl.parts.offline_steps import OfflineSteps
 from polyrl.parts.optimize import Optimize
-from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 
 SLUG = "dapo-direct"
 TITLE = "Direct Advantage-Based Policy Optimization"
@@ -55,6 +55,7 @@ class StepAdvantage(Part):
     """Judge each step by the frozen critic's value behind it, against all steps sampled from the same state."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "group"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset(
         {"copies", "outcome", "state_outcome", "ends_response", "critic_turn", "group", "mask"}
@@ -100,6 +101,7 @@ class DropSmallGaps(Part):
     """Leave out states whose steps are all about equally good; while it is the critic's turn, weigh states for it."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "episode"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage_gap", "critic_turn", "group", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT

@@ -20,7 +20,7 @@ from polyrl.parts.credit import at_every_step, check_groups, group_statistics, l
 from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "grpo"
 TITLE = "Group Relative Policy Optimization"
@@ -47,6 +47,7 @@ class GroupAdvantage(Part):
     """Judge each answer against the other answers to its prompt; every token of an answer gets the same advantage."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "group"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})

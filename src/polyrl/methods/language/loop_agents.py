@@ -20,7 +20,7 @@ from polyrl.parts.collect import SampleResponses
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 from polyrl.parts.select import log_selected
-from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 
 SLUG = "loop-agents"
 TITLE = "LOOP: leave-one-out PPO for interactive agents"
@@ -78,6 +78,7 @@ class DropSmallAdvantages(Part):
     """Leave out rollouts whose advantage is next to nothing: they would cost backward passes and move nothing."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "kept_share"})
     # the window of an unfinished response is a rollout that trains, or does not

@@ -22,7 +22,7 @@ from polyrl.core.special_rows import PAID_AT_THE_END, SpecialRows, scored_rows
 from polyrl.errors import UserError
 from polyrl.methods.language import grpo
 from polyrl.parts.tools import calls_of, rescored
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "otc-po"
 TITLE = "Optimal Tool Call-controlled Policy Optimization"
@@ -68,6 +68,7 @@ class ToolCoefficient(Part):
     """Multiply each score by how near its number of tool calls is to the fewest that are known to suffice."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "group", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END
@@ -82,7 +83,7 @@ class ToolCoefficient(Part):
 
     def check_within(self, recipe: Recipe) -> None:
         """Without other answers nothing is known of the fewest calls."""
-        if self.minimum != "zero" and getattr(recipe.collect, "completions_per_prompt", 2) < 2:
+        if self.minimum != "zero" and recipe.collected_by("completions_per_prompt", 2) < 2:
             raise UserError(
                 f"{recipe.name}: part '{self.name}' takes the fewest calls from other answers to the prompt, but only "
                 "one is sampled; set --minimum zero (OTC-PPO) or --completions-per-prompt 4."

@@ -28,7 +28,7 @@ from polyrl.parts.credit import log_group_metrics
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.pairs import partners
 from polyrl.parts.score import TaskReward, TrajectoryKLPenalty
-from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 
 SLUG = "p3o"
 TITLE = "Pairwise Proximal Policy Optimization"
@@ -68,6 +68,7 @@ class PairDifference(Part):
     """Judge each response by how much more reward it got than the other response to its prompt."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "group"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "kl_charge", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
@@ -75,7 +76,7 @@ class PairDifference(Part):
 
     def check_within(self, recipe: Recipe) -> None:
         """A pair is two."""
-        if getattr(recipe.collect, "completions_per_prompt", 2) != 2:
+        if recipe.collected_by("completions_per_prompt", 2) != 2:
             raise UserError(
                 f"{recipe.name}: part '{self.name}' compares exactly two responses to a prompt; set "
                 "--completions-per-prompt 2 (and --prompts-per-step to match)."

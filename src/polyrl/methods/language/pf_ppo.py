@@ -27,7 +27,7 @@ from polyrl.parts.optimize import Optimize
 from polyrl.parts.proxies import r_squared
 from polyrl.parts.score import TaskReward, TokenKLPenalty
 from polyrl.parts.select import log_selected, order_of
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "pf-ppo"
 ALIAS = "pf"
@@ -84,6 +84,7 @@ class PolicyFilter(Part):
     """Draw the answers that train by their rank under the reward, within the answers to their prompt."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "group", "greedy", "weight", "advantage"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT

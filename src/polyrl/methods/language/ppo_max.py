@@ -27,7 +27,7 @@ from polyrl.parts.demonstrations import OptimizeWithDemonstrations
 from polyrl.parts.improve import ValueLoss
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
 from polyrl.parts.select import CriticPretraining
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "ppo-max"
 TITLE = "PPO-max"
@@ -63,6 +63,7 @@ class NormalizeScore(Part):
     """Bring the score to the running mean and deviation of all scores so far, and clip it."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"score", "reward", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward"})
     special_rows: ClassVar[SpecialRows | None] = PAID_AT_THE_END

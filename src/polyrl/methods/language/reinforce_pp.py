@@ -13,7 +13,7 @@ from polyrl.parts.credit import at_every_step, check_groups, group_statistics, r
 from polyrl.parts.improve import ClippedSurrogate
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "reinforce++"
 TITLE = "REINFORCE++"
@@ -32,6 +32,7 @@ class BatchAdvantage(Part):
     """
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "batch"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})

@@ -19,7 +19,7 @@ from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "remax"
 TITLE = "ReMax"
@@ -74,6 +74,7 @@ class GreedyBaseline(Part):
     """Judge each sampled answer against the policy's own greedy answer to the same prompt."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "group"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "has_greedy_baseline", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "baseline_score"})

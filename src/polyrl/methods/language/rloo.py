@@ -18,7 +18,7 @@ from polyrl.parts.credit import at_every_step, check_groups, group_statistics, l
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty
-from polyrl.recipe import Part, Recipe, Stage
+from polyrl.recipe import Part, Recipe, Scope, Stage
 
 SLUG = "rloo"
 TITLE = "REINFORCE Leave-One-Out"
@@ -38,6 +38,7 @@ class LeaveOneOut(Part):
     """Judge each answer against the mean of the other answers to its prompt: an unbiased baseline without a critic."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "group"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "group", "greedy", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})

@@ -22,7 +22,7 @@ from polyrl.core.special_rows import SpecialRows, finished_rows, scored_rows
 from polyrl.methods.language import ppo
 from polyrl.parts.proxies import log_best_of_n, pools
 from polyrl.parts.score import JUDGED, assign_reward, of_finished
-from polyrl.recipe import Improver, Part, Recipe, Stage, Term, hyperparameter
+from polyrl.recipe import Improver, Part, Recipe, Scope, Stage, Term, hyperparameter
 
 SLUG = "rm-ensembles"
 TITLE = "Reward Model Ensembles"
@@ -103,6 +103,7 @@ class EnsembleMean(Ensemble):
     """Score every response with the mean of several reward models."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
 
     def combine(self, scores: Tensor, context: Context) -> Tensor:
         """The mean."""
@@ -114,6 +115,7 @@ class WCO(Ensemble):
     """Score every response with the lowest of several reward models (worst-case optimization)."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
 
     def combine(self, scores: Tensor, context: Context) -> Tensor:
         """The minimum."""
@@ -125,6 +127,7 @@ class UWO(Ensemble):
     """Score every response with the mean of several reward models less their variance (uncertainty-weighted)."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
 
     uwo_coef: float = hyperparameter(
         0.1, "lambda, weight of the variance (the paper: 0.1 for PPO, 0.5 for best-of-n)", low=0
@@ -140,6 +143,7 @@ class OneMember(Ensemble):
     """Score every response with one reward model of several, which the seed picks: what an ensemble is held against."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "batch"
 
     def combine(self, scores: Tensor, context: Context) -> Tensor:
         """The scores of member `seed` modulo k."""

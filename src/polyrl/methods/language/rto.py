@@ -26,7 +26,7 @@ from polyrl.core.special_rows import SpecialRows, finished_rows, sampled_rows, s
 from polyrl.errors import UserError
 from polyrl.methods.language import ppo
 from polyrl.parts.score import at_last_step
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "rto"
 TITLE = "Reinforced Token Optimization"
@@ -78,6 +78,7 @@ class DPOReward(Part):
     """Pay at every token what a policy trained by DPO thinks of it: r_t += clip(b1 log(pi_dpo / pi_ref))."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "episode"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "dpo_logprob"})
     # a token of an unfinished response is paid as it comes; what is paid at the end waits for it
@@ -104,7 +105,7 @@ class DPOReward(Part):
 
     def check_within(self, recipe: Recipe) -> None:
         """Credit that is relative to a group is one number for a whole answer: density would be lost without a word."""
-        blind = [p for p in recipe.credit if "group" in p.needs and getattr(p, "baseline", "group") == "group"]
+        blind = [p for p in recipe.credit if "group" in p.needs and p.setting("baseline", "group") == "group"]
         if blind and self.spread != "sequence":
             raise UserError(
                 f"{recipe.name}: part '{self.name}' pays token by token, but '{blind[0].name}' gives all tokens of an "

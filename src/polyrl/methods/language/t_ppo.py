@@ -27,7 +27,7 @@ from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, last_step
 from polyrl.parts.select import CriticPretraining
 from polyrl.parts.windows import WindowedRollouts
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "t-ppo"
 TITLE = "Truncated Proximal Policy Optimization"
@@ -62,6 +62,7 @@ class EGAE(Part):
     """Generalized advantage estimation that ends where an unfinished response does; Monte Carlo targets."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "episode"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "value", "finished", "window", "mask", "present"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
@@ -96,6 +97,7 @@ class WindowSteps(Part):
     """The policy learns from the tokens of this window, the critic from finished responses as a whole."""
 
     stage: ClassVar[Stage] = "select"
+    scope: ClassVar[Scope] = "episode"
     needs: ClassVar[frozenset[str]] = frozenset({"mask", "window", "finished"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(

@@ -26,7 +26,7 @@ from polyrl.parts.improve import ClippedSurrogate, ReferenceKL
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward
 from polyrl.parts.steps import Continuing, continued_scores
-from polyrl.recipe import Recipe, Stage, hyperparameter
+from polyrl.recipe import Recipe, Scope, Stage, hyperparameter
 
 SLUG = "vineppo"
 TITLE = "VinePPO"
@@ -69,6 +69,7 @@ class VineAdvantage(Continuing):
     """Judge each step of a response by how much it moved the chance of success, measured by continuations."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "batch"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "action", "mask", "present", "group", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "step_start", "step_value"})

@@ -21,7 +21,7 @@ from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.operations import OrderNetwork, SampleOrders
 from polyrl.parts.optimize import Optimize
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "reinforce"
 TITLE = "REINFORCE"
@@ -36,6 +36,7 @@ class PeriodBaseline(Part):
     """Judge an order by the discounted reward after it, against the mean over all traces at the same period."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "batch"
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})

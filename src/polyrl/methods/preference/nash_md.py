@@ -71,7 +71,7 @@ class MixtureMirrorDescent(Improver):
 
     def check_within(self, recipe: Recipe) -> None:
         """Refuse an opponent that was mixed with another step."""
-        if getattr(recipe.collect, "eta", None) != self.eta:
+        if recipe.collected_by("eta", None) != self.eta:
             raise UserError(f"{recipe.name}: collect and improve must use one step; set --eta for both.")
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:

@@ -19,7 +19,7 @@ from polyrl.errors import UserError
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.theory import check_finite, check_plays
-from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 from polyrl.tasks.theory.games import kl
 
 SLUG = "nash-mp-pg"
@@ -80,6 +80,7 @@ class JudgePairs(Part):
     """Ask the preference oracle once for every pair: 1 for the row that won, 0 for the other."""
 
     stage: ClassVar[Stage] = "score"
+    scope: ClassVar[Scope] = "group"
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "pair"})
     gives: ClassVar[frozenset[str]] = frozenset({"score"})
@@ -107,6 +108,7 @@ class ProximalCost(Part):
     """Charge every answer for losing, for leaving the reference, and for leaving the target."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
     slot: ClassVar[str] = "advantage"
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "score", "behaviour_logprob", "ref_logprob", "mask"})
@@ -155,7 +157,7 @@ class DescendWithAverage(Descend):
 
     def check_within(self, recipe: Recipe) -> None:
         """Refuse the opponent of the other version."""
-        if getattr(recipe.collect, "opponent", "policy") == "step":
+        if recipe.collected_by("opponent", "policy") == "step":
             raise UserError(f"{recipe.name}: the opponent 'step' needs +descend-in-steps; take --opponent policy.")
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
@@ -185,7 +187,7 @@ class DescendInSteps(Descend):
 
     def check_within(self, recipe: Recipe) -> None:
         """Refuse pairs that were drawn against a moving opponent."""
-        if getattr(recipe.collect, "opponent", "step") != "step":
+        if recipe.collected_by("opponent", "step") != "step":
             raise UserError(f"{recipe.name}: '{self.name}' needs a fixed opponent; set --opponent step.")
 
     def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:

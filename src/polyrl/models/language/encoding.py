@@ -325,3 +325,12 @@ def _goes_on(prompt: Sequence[Mapping[str, Any]]) -> bool:
 def _squeezed(text: str) -> str:
     """The text without white space, which templates trim and add."""
     return "".join(text.split())
+
+
+def with_pad(tokenizer: Any) -> Any:
+    """Pad with the end token when there is no pad token: masks say what is padding, never ids."""
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError("The tokenizer has neither a pad token nor an end token; set one and save it again.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -17,9 +17,11 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
+from polyrl.kernels import llama
 from polyrl.kernels.linear import quicken
-from polyrl.models.language import llama
-from polyrl.models.language.encoding import TextEncoding
+from polyrl.kernels.llama_weights import Weights
+from polyrl.kernels.padding import PaddingSide
+from polyrl.models.language.encoding import TextEncoding, with_pad
 from polyrl.models.language.families import (
     backbone_of,
     cache_argument,
@@ -42,7 +44,7 @@ from polyrl.models.language.folders import (
     with_lora,
 )
 from polyrl.models.language.prefix import Plan, Prompts, SharedPrompts, distinct_prompts, make_plan, worth_sharing
-from polyrl.models.language.rows import Index, Layout, PaddingSide, as_experience, lay_out, take, to_device
+from polyrl.models.language.rows import Index, Layout, as_experience, lay_out, take, to_device
 from polyrl.models.language.token_scores import score_logits
 
 Precision = Literal["float32", "bfloat16"]
@@ -182,7 +184,7 @@ class Backbone(TextEncoding, nn.Module):
         if plan is not None:
             own = self.has_own_passes and plan.longest <= llama.LONGEST
             dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-            weights = llama.Weights(self.backbone, dtype) if own else None
+            weights = Weights(self.backbone, dtype) if own else None
             shared = SharedPrompts(self, plan, weights)
         # weights are cast to bfloat16 once and not for every pass: the outermost context keeps what is cast in it
         with torch.autocast(self.device.type, enabled=False):
@@ -203,7 +205,7 @@ class Backbone(TextEncoding, nn.Module):
         """Whether the passes of `llama` know this backbone: by what it is, and tried once."""
         if llama.refusal(self.backbone) is not None:
             return False
-        return self._agrees(lambda prompts: llama.Prompts(llama.Weights(self.backbone), prompts))
+        return self._agrees(lambda prompts: llama.Prompts(Weights(self.backbone), prompts))
 
     # ---- keys and values
 
@@ -444,12 +446,3 @@ class LanguagePolicy(Backbone):
         with no_progress_bar():
             model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-def with_pad(tokenizer: Any) -> Any:
-    """Pad with the end token when there is no pad token: masks say what is padding, never ids."""
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise UserError("The tokenizer has neither a pad token nor an end token; set one and save it again.")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from polyrl.core.experience import Experience
-from polyrl.models.language import llama
+from polyrl.kernels import llama
+from polyrl.kernels.llama_weights import Weights
 from polyrl.models.language.rows import Index, check_prompts, micro_batches, take
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class SharedPrompts:
     whole when `close` has been called.
     """
 
-    def __init__(self, reader: Backbone, plan: Plan, weights: llama.Weights | None = None):
+    def __init__(self, reader: Backbone, plan: Plan, weights: Weights | None = None):
         """Read with passes of our own over `weights`, or with the model's own modules."""
         self.reader, self.plan, self.weights = reader, plan, weights
         self._open: Prompts | llama.Prompts | None = None

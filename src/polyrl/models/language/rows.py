@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from polyrl.core.experience import Experience
+from polyrl.kernels.padding import PaddingSide, pad_rows
 
-PaddingSide = Literal["left", "right"]
 Index = Tensor | Sequence[int]
 
 
@@ -88,18 +87,6 @@ def as_experience(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence
             "group": torch.arange(size),
         }
     )
-
-
-def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, side: PaddingSide) -> tuple[Tensor, Tensor]:
-    """Return token ids [B, L] int64 padded on that side to the longest row, and [B, L] bool, true where real."""
-    longest = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), longest), pad_id)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        where = slice(longest - len(row), longest) if side == "left" else slice(len(row))
-        ids[i, where] = torch.tensor(row, dtype=torch.long)
-        mask[i, where] = True
-    return ids, mask
 
 
 def micro_batches(lengths: Tensor, max_tokens: int) -> list[Tensor]:

@@ -19,10 +19,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.kernels.linear import quicken
-from polyrl.models.language.encoding import UnwritableResponse
+from polyrl.models.language.encoding import UnwritableResponse, with_pad
 from polyrl.models.language.families import backbone_of
 from polyrl.models.language.folders import check_source, is_lora, load_tokenizer, load_weights, no_progress_bar
-from polyrl.models.language.policy import Backbone, LanguagePolicy, Precision, with_pad
+from polyrl.models.language.policy import Backbone, LanguagePolicy, Precision
 from polyrl.models.language.prefix import SharedPrompts
 from polyrl.models.language.rows import Index, as_experience, take
 from polyrl.tasks.language.base import content

@@ -44,17 +44,22 @@ class Tool(Protocol):
 
 
 @runtime_checkable
-class Session(Tool, Protocol):
-    """A tool that one response has to itself, with a state that its calls change.
-
-    `LanguageTask.session` makes one for every response. Equal calls to equal sessions get equal replies, so a session
-    can be brought to where a response left it by meeting the response's calls again (`replayed`).
-    """
+class Ending(Protocol):
+    """A tool that may end a response."""
 
     @property
     def ended(self) -> bool:
         """Whether the last call ended the response: then its reply is not inserted, and nothing follows."""
         ...
+
+
+@runtime_checkable
+class Session(Tool, Ending, Protocol):
+    """A tool that one response has to itself, with a state that its calls change.
+
+    `LanguageTask.session` makes one for every response. Equal calls to equal sessions get equal replies, so a session
+    can be brought to where a response left it by meeting the response's calls again (`replayed`).
+    """
 
     def report(self) -> dict[str, Any]:
         """Return what rewards and checkers may see of the session: columns of the experience, always the same ones.
@@ -62,6 +67,11 @@ class Session(Tool, Protocol):
         Not `prompt` or `completion`, nor a name that the task's rows have.
         """
         ...
+
+
+def has_ended(tool: Tool) -> bool:
+    """Whether the tool's last call ended the response; one that keeps no session never does."""
+    return isinstance(tool, Ending) and tool.ended
 
 
 class Counted:
@@ -98,7 +108,7 @@ def tool_spans(tool: Tool, text: str) -> list[tuple[int, int]]:
     while end >= 0:
         end += len(tool.stop)
         reply = tool.reply(text[:end])
-        if getattr(tool, "ended", False):
+        if has_ended(tool):
             break
         if reply is not None and text.startswith(reply, end):
             spans.append((end, end + len(reply)))

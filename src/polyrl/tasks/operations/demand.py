@@ -31,6 +31,11 @@ class Demand(Protocol):
         ...
 
     @property
+    def correlation(self) -> float:
+        """Between any two stores."""
+        ...
+
+    @property
     def integer(self) -> bool:
         """Whether demand is in whole units."""
         ...
@@ -71,6 +76,11 @@ class PoissonDemand:
     def std(self) -> tuple[float, ...]:
         """The square root of the mean."""
         return tuple(m**0.5 for m in self.mean)
+
+    @property
+    def correlation(self) -> float:
+        """None: stores are independent."""
+        return 0.0
 
     def draw(self, generator: torch.Generator, scenarios: int, periods: int) -> Tensor:
         """`[scenarios, periods, stores]` float32 units."""

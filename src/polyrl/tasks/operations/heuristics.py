@@ -154,7 +154,7 @@ def searched_one_warehouse(task: InventoryTask) -> tuple[tuple[float, ...], floa
     own = torch.tensor(net.lead_time[1:]) + 1
     ratio = [p / (p + h) for p, h in zip(net.penalty[1:], net.holding[1:], strict=True)]
     fractile = torch.tensor(norm.ppf(ratio), dtype=torch.float32)
-    together = getattr(demand, "correlation", 0.0)
+    together = demand.correlation
     whole = math.sqrt(together * float(std.sum()) ** 2 + (1 - together) * float(std.square().sum()))
     periods = float(net.lead_time[0] + own.float().mean())
 

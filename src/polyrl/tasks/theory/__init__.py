@@ -21,8 +21,8 @@ TASKS: dict[str, str] = {
 """Name of every built-in task and one line about it."""
 
 _PLACES = {
-    "american-put": "mdp:AmericanPut",
-    "linear-mdp": "mdp:SimulatedLinearMDP",
+    "american-put": "american_put:AmericanPut",
+    "linear-mdp": "linear_mdp:SimulatedLinearMDP",
     "matrix-game": "games:MatrixGame",
     "rock-paper-scissors": "games:RockPaperScissors",
 }
