@@ -309,7 +309,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "parts/minibatches.py",
+        "core/minibatches.py",
         "test_update.py test_domains.py -k 'not test_domains and not language_model and not sampler or never_parted'",
         [
             ("x.shape == counted.shape and x.is_floating_point() else x", "False else x"),
@@ -330,7 +330,6 @@ GROUPS: list[Group] = [
         "test_update.py -k 'not language_model and not sampler'",
         [
             ("by_name.get(term.name, 0.0) + value", "value"),
-            ("[own].abs().max())", "[own].max())"),
             ("if size > self.max_grad_norm:", "if False:"),
             ("gradient.mul_(self.max_grad_norm / (size + 1e-6))", "gradient.mul_(1 / (size + 1e-6))"),
             ("context.spent.updates += 1", "context.spent.updates += 2"),
@@ -830,7 +829,7 @@ GROUPS: list[Group] = [
         "core/recipe.py",
         "test_recipe.py",
         [
-            ("                given |= part.gives\n        return", "        return"),
+            ("                given |= part.given_within(self)\n        return", "        return"),
             ("chain.index(part) if part in chain else len(chain), measure)", "len(chain), measure)"),
             ("dataclasses.replace(part, **kept)", "part"),
             ("if i not in same[1:])", ")"),
@@ -977,7 +976,7 @@ GROUPS: list[Group] = [
         [
             ("elif (number + 1) % step.every == 0:", "elif number % step.every == 0:"),
             ("self.take(inner, number * step.gradient_steps + again)", "self.take(inner, number)"),
-            ("gradient.mul_(limit / (size + 1e-6))", "pass"),
+            ("if limit is not None and size > limit:", "if False:"),
             ("vector.grad.zero_()", "pass"),
             ("self.models.ask_gradients(update.trains, False)", "pass"),
             (
@@ -986,6 +985,91 @@ GROUPS: list[Group] = [
             ),
             ("taken -= phase.optimizer_steps", "pass"),
         ],
+    ),
+    Group(
+        "core/agreement.py",
+        "test_update.py test_epochs.py -k 'not language_model and gap or must_agree or sampler'",
+        [
+            ("[own].abs().max())", "[own].max())"),
+            ("if limit < gap < math.inf:", "if False:"),
+        ],
+    ),
+    Group(
+        "core/updating.py",
+        "test_epochs.py",
+        [
+            ('context.generator("minibatches", epoch, *again)', 'context.generator("minibatches", *again)'),
+            ("again = () if self.passes == 0 else (self.passes,)", "again = ()"),
+            ("(number * step.epochs + epoch) * step.minibatches + k", "k"),
+            ('self.means.since("approx_kl", before) > step.target_kl', "False"),
+            (
+                "if not bool(counted.any()):  # momentum alone moves nothing",
+                "if False:  # momentum alone moves nothing",
+            ),
+            ("if watched and update.trains not in self.changed:", "if False:"),
+            (
+                "if watched and update.trains not in self.changed:",
+                "if watched and not context.params_updated:",
+            ),
+            ("and (name not in batch or name in self.computed)", ""),
+            ("for gradient in gradients if size > limit else ():", "for gradient in ():"),
+            ("self.waiting.append(update)", "self._step(update, optimizer)"),
+            ("context.optimizer[name].state.clear()", "pass"),
+            ('if memory.get("began", 0) != number:', "if True:"),
+            ("steps = fresh_alone(steps)", "return"),
+            (
+                "if bool(counted.all()):\n            return outputs, batch",
+                "if True:\n            return outputs, batch",
+            ),
+            ('chosen = batch["weight"] != 0\n', 'chosen = batch["weight"] == 0\n'),
+            ('return f"{what}/{trains}" if term.name in self.shared else what', "return what"),
+            (
+                "self.batch, self.sampled, self.computed, self.passing = whole",
+                "_, self.sampled, self.computed, self.passing = whole",
+            ),
+        ],
+    ),
+    Group(
+        "core/update.py",
+        "test_epochs.py -k 'source_fills'",
+        [
+            ("found += [step] if step.towards in trained else []", "found.append(step)"),
+            ("on_fresh = on_fresh if isinstance(step.batch, Again) else not step.batch.reads()", "on_fresh = True"),
+        ],
+    ),
+    Group(
+        "core/checking.py",
+        "test_epochs.py test_off_policy.py -k 'refused or put_in'",
+        [
+            ("if step.joint_clip is not None and not plain:", "if False:"),
+            ("if isinstance(inner, Update | OwnUpdate) and isinstance(inner.batch, Fresh):", "if False:"),
+            ("if isinstance(step.batch, Fresh) and recipe.collect is None:", "if False:"),
+            ("if recipe.models[name].copied:", "if False:"),
+            ('found.add("weight")  # every', "pass  # every"),
+            (
+                "            part.check_within(recipe)\n        if isinstance(step, Update):",
+                "        if isinstance(step, Update):",
+            ),
+        ],
+    ),
+    Group(
+        "parts/control.py",
+        "test_epochs.py -k 'refused or weights_of_ppo or changes_nothing'",
+        [
+            ('self.gives - {"behaviour_logprob"} | acting.acting_gives', "self.gives"),
+            ('critic.values(experience[f"final_{self.observation}"][cut])', "0.0"),
+            ("if acting is not None and self.scale_reward and not acting.scales_rewards:", "if False:"),
+        ],
+    ),
+    Group(
+        "parts/replayed.py",
+        "test_epochs.py -k 'refused'",
+        [('return given - {"behaviour_logprob"} if self.random_steps else given', "return given")],
+    ),
+    Group(
+        "models/actor_critic.py",
+        "test_epochs.py -k 'masked or weights_of_ppo'",
+        [("(MaskedActor if masked else DistributionActor)(policy)", "DistributionActor(policy)")],
     ),
     Group(
         "kernels/stacked_layers.py",

@@ -116,6 +116,36 @@ def test_vector_environments_tell_masks_too(mode: AutoresetMode) -> None:
     loop.run()
 
 
+class Ignored(Masked):
+    """Tells masks of choices that nobody keeps to: several at once, or first in the second episode."""
+
+    def __init__(self, late: bool = False):
+        super().__init__()
+        self.late, self.episodes = late, 0
+        self.action_space = spaces.Discrete(ACTIONS) if late else spaces.MultiDiscrete([2, 2])
+
+    def reset(self, **options: Any) -> Any:
+        shown, info = super().reset(**options)
+        self.episodes += 1
+        return shown, info if self.episodes > 1 or not self.late else {}
+
+    def step(self, action: Any) -> Any:
+        self.mask[:] = True
+        shown, reward, ends, cut, info = super().step(np.asarray(action).flat[0] + 3)
+        return shown, reward, ends, cut, {} if self.late else info
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("stepped", ["single", "vector"])
+def test_masks_that_nobody_would_keep_to_are_refused(late: bool, stepped: str) -> None:
+    vectors = lambda num_envs=4: SyncVectorEnv([lambda: Ignored(late)] * num_envs)  # noqa: E731
+    loop = loop_of("ppo", (lambda: Ignored(late)) if stepped == "single" else vectors, **SMALL["ppo"])
+    with pytest.raises(
+        UserError, match=r"tells which actions are allowed \(info\['action_mask'\]\), which is known for"
+    ):
+        loop.iterate()
+
+
 def test_the_masks_of_a_step_are_those_before_and_after_it() -> None:
     loop = loop_of("ppo", lambda: Masked(ends=False), **SMALL["ppo"])
     batch = loop.iterate()

@@ -14,8 +14,9 @@ import torch
 from polyrl import catalogue
 from polyrl.catalogue import build
 from polyrl.core.experience import Experience
+from polyrl.core.updating import Means
 from polyrl.errors import UserError
-from polyrl.parts.optimize import Optimize, _Means
+from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Architecture, Improver, hyperparameter
 from polyrl.runs import completed, default_task, located, plain
 from polyrl.runtime.config import PythonObjects, RunConfig
@@ -202,7 +203,7 @@ def test_steps_that_count_become_rows() -> None:
 
 def test_rows_that_belong_together_are_never_parted() -> None:
     """The minibatches of a pairwise term hold whole pairs, whatever their number and the order of rows."""
-    from polyrl.parts.minibatches import rows_of_units, units_of
+    from polyrl.core.minibatches import rows_of_units, units_of
 
     class Pairwise:
         grouped_by = "pair"
@@ -225,7 +226,7 @@ def test_one_norm_over_policy_and_critic() -> None:
         context = Context(run_state=None, seed=0, budget=Budget(samples=1))
         context.optimizer = {n: torch.optim.SGD([p], lr=1.0) for n, p in (("policy", policy), ("critic", critic))}
         policy.grad, critic.grad = torch.tensor([3.0]), torch.tensor([4.0])
-        means = _Means()
+        means = Means()
         Optimize(max_grad_norm=1.0, joint_clip=joint)._step(means, context)
         norms = {"grad_norm/joint": 5.0} if joint else {"grad_norm/policy": 3.0, "grad_norm/critic": 4.0}
         assert means.found() == pytest.approx(norms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -536,6 +537,23 @@ def test_hyperparameters_of_one_model_are_set_by_its_name() -> None:
     rates = {name: recipe.hyperparameters()[f"{name}.learning_rate"] for name in ("policy", "q", "temperature")}
     assert rates == {"policy": 1e-3, "q": 2e-3, "temperature": 1e-3}
     assert recipe.hyperparameters()["q-target-move.tau"] == 0.1
+
+
+@pytest.mark.parametrize("method", ["sac", "td3"])
+def test_gradient_steps_are_an_option_that_changes_nothing_at_1(method: str) -> None:
+    settings = {"turns": 20, "random_steps": 10, "learning_starts": 15, **SMALL}
+    loop, many = loop_of(method, **settings), loop_of(method, **settings, gradient_steps=3)
+    recipe = loop.recipe
+    (repeat,) = recipe.updates
+    assert isinstance(repeat, Repeat) and recipe.hyperparameters()["repeat.gradient_steps"] == 1
+    flat = dataclasses.replace(recipe, updates=repeat.of)
+    plain = make_loop(config_of("mine", **{}), given=PythonObjects(recipe=flat.check()))[0]
+    for run in (loop, plain, many):
+        run.iterate()
+    for name in ("policy", "q", "q_target"):
+        assert torch.equal(loop.run_state.models.flat[name].vector, plain.run_state.models.flat[name].vector), name
+    critics = {run.context.optimizer["q"].moments["step"].item() for run in (loop, plain)}
+    assert critics == {6} and many.context.optimizer["q"].moments["step"].item() == 18
 
 
 BROKEN: list[tuple[str, Callable[[], Recipe], str]] = [

@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from polyrl.core.update import Again, Fresh, Mix, Move, OwnUpdate, Phase, Repeat, Sample, Step, Update, flat
+from polyrl.core.update import Again, Epochs, Fresh, Mix, Move, OwnUpdate, Phase, Repeat, Sample, Step, Update, flat
+from polyrl.core.updating import UpdateList
 from polyrl.recipe import Part, Recipe, options
 
 
@@ -54,7 +55,9 @@ def models_table(recipe: Recipe) -> Padding:
         facts += [
             f"moved towards {m.towards}" for m in flat(recipe.updates) if isinstance(m, Move) and m.target == name
         ]
-        readers = [p.name for u in updates for p in (*u.credit, *u.terms) if name in p.required_models()]
+        parts = [p for u in updates for p in (*u.credit, *u.terms)]
+        parts += [p for step in recipe.update_steps() if isinstance(step, Epochs) for p in step.credit]
+        readers = [p.name for p in parts if name in p.required_models()]
         facts += [f"read by {', '.join(dict.fromkeys(readers))}"] if readers else []
         facts += ["acts"] if name == recipe.acts else []
         table.add_row(_starred(name, name, recipe), "; ".join(facts))
@@ -100,10 +103,15 @@ def _numbered(every: int) -> str:
 def step_words(step: Step) -> str:
     """An update, move or repeat in a line."""
     if isinstance(step, Repeat):
-        return f"{step.gradient_steps} times:"
+        return "once:" if step.gradient_steps == 1 else f"{step.gradient_steps} times:"
+    if isinstance(step, Epochs):
+        passes = "once" if step.epochs == 1 else f"{step.epochs} times"
+        parts = "" if step.minibatches == 1 else f", in {step.minibatches} minibatches of {step.minibatch_of}"
+        return f"{passes} over {batch_words(step.batch)}{parts}{_numbered(step.every)}:"
     if isinstance(step, Phase):
         until = f"until {step.optimizer_steps:,} optimizer steps" if step.optimizer_steps else "to the end"
-        return f"{until}{'' if step.collects else ', without collecting'}:"
+        reset = f", with a new optimizer of {', '.join(step.reset)}" if step.reset else ""
+        return f"{until}{'' if step.collects else ', without collecting'}{reset}:"
     if isinstance(step, OwnUpdate):
         return f"{step.name} of {step.trains} on {batch_words(step.batch)}{_numbered(step.every)}"
     if isinstance(step, Move):
@@ -116,7 +124,7 @@ def walk(steps: Sequence[Step], depth: int = 0) -> Iterator[tuple[Step, int]]:
     """Every step of a list with its depth in repeats."""
     for step in steps:
         yield step, depth
-        if isinstance(step, Repeat | Phase):
+        if isinstance(step, Repeat | Epochs | Phase):
             yield from walk(step.of, depth + 1)
 
 
@@ -127,9 +135,9 @@ def updates_table(recipe: Recipe) -> Padding:
         line = Text("  " * depth + step_words(step), style="bold")
         table.add_row(Text(str(number), style="dim"), line)
         _option_rows(table, step.name, step)
-        if isinstance(step, Update):
+        if isinstance(step, Update | Epochs):
             _option_rows(table, step.batch.name, step.batch)
-            for part in (*step.credit, *step.terms):
+            for part in (*step.credit, *(step.terms if isinstance(step, Update) else ())):
                 said = _starred(part.name, part.name, recipe)
                 said.append(f"  {_first_sentence(type(part))}", style="not bold")
                 table.add_row("", Text("  ").append_text(said))
@@ -137,24 +145,37 @@ def updates_table(recipe: Recipe) -> Padding:
     return Padding(table, (0, 0, 0, 4))
 
 
+WATCHED = ("approx_kl", "entropy", "logprob_gap")
+"""What is told of passes over a batch, where they log it."""
+
+
+def _given(step: Update | Epochs) -> str:
+    gives = sorted({field for part in step.credit for field in part.gives})
+    return f"{', '.join(p.name for p in step.credit)} gives {', '.join(gives)}" if gives else ""
+
+
 def traced(recipe: Recipe, models: Any, sources: Mapping[str, Any], metrics: Mapping[str, float]) -> Iterator[Text]:
     """What the updates of an iteration did, a line each, from the means that it logged."""
+    improver = recipe.improver
+    assert isinstance(improver, UpdateList)
     for name, rows in sources.items():
-        facts = rows.facts()
-        held = facts.get(f"{name}/steps", 0.0)
-        full = facts.get(f"{name}/full")
+        held, full = (rows.facts().get(f"{name}/{what}") for what in ("steps", "full"))
+        held = held or 0.0
         said = f"{name} holds {held:,.0f} steps" + ("" if full is None else f", {full:.1%} of its capacity")
         yield Text(said if rows.ready() else f"{said}: too few to begin, so nothing was trained", style="dim")
     for step, depth in walk(recipe.updates):
         line = Text("  " * depth).append(step_words(step), style="bold")
         if isinstance(step, Move):
             line.append(f"; {models.distance(step.target, step.towards):.3g} apart now", style="dim")
+        elif isinstance(step, Epochs):
+            facts = [_given(step), *(f"{key} {metrics[key]:.3g}" for key in WATCHED if key in metrics)]
+            line.append("".join(f"; {fact}" for fact in facts if fact), style="dim")
         elif isinstance(step, Update):
-            gives = sorted({field for part in step.credit for field in part.gives})
-            losses = [f"{t.name} {metrics[f'loss/{t.name}']:+.4f}" for t in step.terms if f"loss/{t.name}" in metrics]
+            keys = {t.name: improver.logged(f"loss/{t.name}", t, step.trains) for t in step.terms}
+            losses = [f"{name} {metrics[key]:+.4f}" for name, key in keys.items() if key in metrics]
             norm = metrics.get(f"grad_norm/{step.trains}")
             facts_ = [
-                f"{', '.join(p.name for p in step.credit)} gives {', '.join(gives)}" if gives else "",
+                _given(step),
                 f"loss {', '.join(losses)}" if losses else "",
                 "" if norm is None else f"gradient norm {norm:.3g}",
             ]

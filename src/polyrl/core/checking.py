@@ -2,14 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from polyrl.core.update import Again, Move, OwnUpdate, flat
+from polyrl.core.update import Again, Batch, Epochs, Fresh, Move, OwnUpdate, Phase, Repeat, Step, Update, flat
 from polyrl.errors import UserError
 
 if TYPE_CHECKING:
+    from polyrl.core.part import Part
     from polyrl.core.recipe import Recipe
+
+Missing = Callable[[Step, "Part", str, set[str]], None]
+"""Told of a part of a step that needs a field which its batch, with these fields, does not have."""
+
+
+class _Walk:
+    """Goes through a list as a turn does, with the fields that each batch has."""
+
+    def __init__(self, recipe: Recipe, given: set[str], missing: Missing):
+        self.recipe, self.given, self.missing = recipe, given, missing
+        self.fields = set(given)
+        self.fresh = True  # whether the present batch is of this turn's rows
+
+    def steps(self, steps: tuple[Step, ...]) -> None:
+        for step in steps:
+            if isinstance(step, Move):
+                continue
+            if isinstance(step, Repeat | Phase):
+                self.steps(step.of)
+                continue
+            self._begin(step.batch)
+            if isinstance(step, Epochs):
+                self._parts(step, step.credit)
+                fields, fresh = set(self.fields), self.fresh
+                self.steps(step.of)
+                self.fields, self.fresh = fields, fresh
+                continue
+            self._parts(step, (step,) if isinstance(step, OwnUpdate) else (*step.credit, *step.terms))
+            if step.trains in self.recipe.models:
+                self.fields |= self.recipe.models[step.trains].outputs
+
+    def _begin(self, batch: Batch) -> None:
+        if isinstance(batch, Again):
+            return
+        self.fresh = not batch.reads()
+        known = [set(self.recipe.sources[name].fields) for name in batch.reads() if name in self.recipe.sources]
+        self.fields = set(self.given) if self.fresh else set.intersection(*known) if known else set()
+
+    def _parts(self, step: Step, parts: tuple[Part, ...]) -> None:
+        for part in parts:
+            for name in sorted(part.required() - self.fields):
+                self.missing(step, part, name, self.fields)
+            self.fields |= part.gives
+
+
+def needed_of_stages(recipe: Recipe) -> frozenset[str]:
+    """Fields that updates on fresh rows need and that nothing in the list gives: the stages have to."""
+    found: set[str] = set()
+
+    def missing(step: Step, part: Part, name: str, fields: set[str]) -> None:
+        if walk.fresh:
+            found.add(name)
+            fields.add(name)
+
+    walk = _Walk(recipe, set(), missing)
+    walk.steps(recipe.updates)
+    if any(isinstance(step, Update | Epochs) and isinstance(step.batch, Fresh) for step in recipe.update_steps()):
+        found.add("weight")  # every update counts its steps
+    return frozenset(found)
 
 
 def check_updates(recipe: Recipe, given: set[str]) -> None:
@@ -20,7 +80,8 @@ def check_updates(recipe: Recipe, given: set[str]) -> None:
         given: fields that the stages of a turn give.
 
     Raises:
-        UserError: a model or source that nobody states, an output that no model gives, or a field that is not there.
+        UserError: a model or source that nobody states, an output that no model gives, a field that is not there, or
+            fresh rows where there are none.
     """
 
     def known(name: str, what: str, entries: Mapping[str, Any], owner: str) -> None:
@@ -30,44 +91,71 @@ def check_updates(recipe: Recipe, given: set[str]) -> None:
                 f"{', '.join(entries) or 'none'}."
             )
 
+    def missing(step: Step, part: Part, name: str, fields: set[str]) -> None:
+        owner = step.name if step.name.endswith("-update") else f"'{step.name}'"
+        raise UserError(
+            f"{recipe.name}: part '{part.name}' of the {owner} needs the field '{name}', which its batch does not "
+            f"have; it has {', '.join(sorted(fields))}."
+        )
+
     known(recipe.acts, "model", recipe.models, "acts")
     known(recipe.judged or recipe.acts, "model", recipe.models, "judged")
     for name, model in recipe.models.items():
         if model.copied:
             known(model.copied, "model", recipe.models, name)
     for source in recipe.sources.values():
-        for missing in sorted(source.required() - given if source.after else ()):
+        for field in sorted(source.required() - given if source.after else ()):
             raise UserError(
-                f"{recipe.name}: the source '{source.name}' needs the field '{missing}', which no stage gives."
+                f"{recipe.name}: the source '{source.name}' needs the field '{field}', which no stage gives."
             )
-    fields: set[str] = set(given)
-    for step in flat(recipe.updates):
+    for step in recipe.update_steps():
         if isinstance(step, Move):
             known(step.target, "model", recipe.models, step.name)
             known(step.towards, "model", recipe.models, step.name)
-            continue
-        known(step.trains, "model", recipe.models, step.name)
-        outputs = recipe.models[step.trains].outputs
-        if step.batch.reads():
+        if isinstance(step, Phase):
+            for name in step.reset:
+                known(name, "model", recipe.models, "reset")
+                if recipe.models[name].copied:
+                    raise UserError(f"{recipe.name}: a phase resets the optimizer of '{name}', which has none.")
+        if isinstance(step, Update | OwnUpdate | Epochs):
             for name in step.batch.reads():
                 known(name, "source", recipe.sources, step.name)
-            fields = set.intersection(*(set(recipe.sources[name].fields) for name in step.batch.reads()))
-        elif not isinstance(step.batch, Again):
-            fields = set(given)
-        own = (step,) if isinstance(step, OwnUpdate) else (*step.credit, *step.terms)
-        for term in () if isinstance(step, OwnUpdate) else step.terms:
-            for missing in sorted(term.wants - outputs):
-                raise UserError(
-                    f"{recipe.name}: the term '{term.name}' wants the output '{missing}' of the model "
-                    f"'{step.trains}', which gives {', '.join(sorted(outputs)) or 'none'}."
-                )
-        for part in own:
-            for missing in sorted(part.required() - fields):
-                raise UserError(
-                    f"{recipe.name}: part '{part.name}' of the {step.name} needs the field '{missing}', which its "
-                    f"batch does not have; it has {', '.join(sorted(fields))}."
-                )
+            if isinstance(step.batch, Fresh) and recipe.collect is None:
+                raise UserError(f"{recipe.name}: the {step.name} is on fresh rows, and nothing is collected.")
+        if isinstance(step, Update | OwnUpdate):
+            known(step.trains, "model", recipe.models, step.name)
+        parts = (*step.credit, *step.terms) if isinstance(step, Update) else ()
+        parts += step.credit if isinstance(step, Epochs) else (step,) if isinstance(step, OwnUpdate) else ()
+        for part in parts:
             for name in sorted(part.required_models()):
                 known(name, "model", recipe.models, part.name)
-            fields |= part.gives
-        fields |= outputs
+            part.check_within(recipe)
+        if isinstance(step, Update):
+            outputs = recipe.models[step.trains].outputs
+            for term in step.terms:
+                for output in sorted(term.wants - outputs):
+                    raise UserError(
+                        f"{recipe.name}: the term '{term.name}' wants the output '{output}' of the model "
+                        f"'{step.trains}', which gives {', '.join(sorted(outputs)) or 'none'}."
+                    )
+        if isinstance(step, Epochs):
+            _check_within_epochs(recipe, step)
+    _Walk(recipe, given, missing).steps(recipe.updates)
+
+
+def _check_within_epochs(recipe: Recipe, step: Epochs) -> None:
+    """Refuse what cannot run on the minibatches of a batch."""
+    trained: list[str] = []
+    for inner in flat(step.of):
+        if isinstance(inner, Update | OwnUpdate) and isinstance(inner.batch, Fresh):
+            raise UserError(
+                f"{recipe.name}: the {inner.name} within '{step.name}' is on the fresh rows and not on a minibatch of "
+                "them; write Again() for its batch."
+            )
+        trained += [inner.trains] if isinstance(inner, Update) else []
+    plain = len(set(trained)) == len(trained) and all(isinstance(inner, Update) for inner in step.of)
+    if step.joint_clip is not None and not plain:
+        raise UserError(
+            f"{recipe.name}: '{step.name}' clips the gradients of several models by one norm (joint_clip), so it may "
+            "hold one update for each model and nothing else; set --joint-clip none."
+        )

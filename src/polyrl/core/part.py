@@ -109,6 +109,10 @@ class Part:
             say: for what takes long.
         """
 
+    def given_within(self, recipe: Recipe) -> frozenset[str]:
+        """Fields that it gives in this recipe: `gives`, but where they depend on what else the recipe has."""
+        return self.gives
+
     def check_within(self, recipe: Recipe) -> None:
         """Refuse a recipe in which the part cannot do its work although its fields are there; raises `UserError`."""
 

@@ -16,7 +16,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.settings import american, parse_value
 
 if TYPE_CHECKING:
-    from polyrl.core.update import Batch, Step, Update
+    from polyrl.core.update import Batch, Epochs, Step, Update
     from polyrl.data.base import Source
     from polyrl.models.base import Model
 
@@ -30,10 +30,13 @@ def _rebuilt(
     step: Step, changed: Callable[[Part], Part], within: Callable[[tuple[Step, ...]], tuple[Step, ...]]
 ) -> Step:
     """An update, move or repeat whose parts are changed."""
-    from polyrl.core.update import OwnUpdate, Phase, Repeat, Update
+    from polyrl.core.update import Epochs, OwnUpdate, Phase, Repeat, Update
 
     if isinstance(step, Repeat | Phase):
         return dataclasses.replace(step, of=within(step.of))
+    if isinstance(step, Epochs):
+        around: dict[str, Any] = {"batch": changed(step.batch), "credit": tuple(map(changed, step.credit))}
+        return dataclasses.replace(step, of=within(step.of), **around)
     if isinstance(step, OwnUpdate):
         return dataclasses.replace(step, batch=typing.cast("Batch", changed(step.batch)))
     if isinstance(step, Update):
@@ -99,16 +102,22 @@ class Recipe:
         for stage in STAGES:
             kept = [source for source in self.sources.values() if source.after == stage]  # they read what is there then
             for part in [*chains[stage], *kept]:
-                for name in sorted(part.required() - given):
+                needed = part.required()
+                if self.updates and self.collect and stage == "improve":
+                    from polyrl.core.checking import needed_of_stages
+
+                    needed = needed_of_stages(self)
+                for name in sorted(needed - given):
                     kind = measuring(name, self._stated())
-                    if kind is None:
+                    # what asks the run state for its critic or reference asks in vain where models have names
+                    if kind is None or (self.models and kind.models):
                         continue
                     measure = kind()
                     chain = chains[measure.stage]
                     # before the first part of its own stage that needs it, else at that stage's end
                     chain.insert(chain.index(part) if part in chain else len(chain), measure)
                     given |= measure.gives
-                given |= part.gives
+                given |= part.given_within(self)
         return [(stage, tuple(chains[stage])) for stage in STAGES]
 
     def _stated(self) -> list[Part]:
@@ -131,7 +140,7 @@ class Recipe:
     @property
     def collected(self) -> frozenset[str]:
         """Fields that *collect* gives; none where all rows are given."""
-        return self.collect.gives if self.collect else frozenset()
+        return self.collect.given_within(self) if self.collect else frozenset()
 
     @functools.cached_property
     def improver(self) -> Improver:
@@ -143,15 +152,15 @@ class Recipe:
         return UpdateList(updates=self.updates)
 
     def update_steps(self) -> list[Step]:
-        """Every update, move and repeat, what is repeated behind its repeat."""
-        from polyrl.core.update import Phase, Repeat
+        """Every update, move, repeat and pass over epochs, what is within behind it."""
+        from polyrl.core.update import Epochs, Phase, Repeat
 
         found: list[Step] = []
 
         def walk(steps: tuple[Step, ...]) -> None:
             for step in steps:
                 found.append(step)
-                if isinstance(step, Repeat | Phase):
+                if isinstance(step, Repeat | Epochs | Phase):
                     walk(step.of)
 
         walk(self.updates)
@@ -159,13 +168,15 @@ class Recipe:
 
     def entries(self) -> list[tuple[str, Part]]:
         """Models, sources and what the updates are made of, each with the name by which its hyperparameters are set."""
-        from polyrl.core.update import OwnUpdate, Update
+        from polyrl.core.update import Epochs, OwnUpdate, Update
 
         found: list[tuple[str, Part]] = [*self.models.items(), *self.sources.items()]
         for step in self.update_steps():
             if isinstance(step, Update):
                 found.append((step.batch.name, step.batch))
                 found += [(part.name, part) for part in (*step.credit, *step.terms)]
+            elif isinstance(step, Epochs):
+                found += [(part.name, part) for part in (step.batch, *step.credit)]
             elif isinstance(step, OwnUpdate):
                 found.append((step.batch.name, step.batch))
             found.append((step.name, step))
@@ -180,7 +191,8 @@ class Recipe:
 
     def required_models(self) -> frozenset[str]:
         """Models besides the policy that parts need, where the recipe does not list its models itself."""
-        return frozenset().union(*(p.required_models() for p in self.parts()))
+        critic = {"critic"} if any("value" in term.wants for term in self.terms) else set[str]()
+        return frozenset(critic).union(*(p.required_models() for p in self.parts()))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Every hyperparameter as `part.field` -> value; of models and sources as `name.field`.
@@ -252,20 +264,23 @@ class Recipe:
 
         None where it is neither: then it belongs to a stage.
         """
-        from polyrl.core.update import Update
+        from polyrl.core.update import Epochs, Update
 
         def alike(other: Part) -> bool:
             return type(other) is type(part) or (bool(part.slot) and other.slot == part.slot)
 
-        def placed(update: Update) -> Update:
-            return dataclasses.replace(
-                update,
-                credit=tuple(part if alike(p) else p for p in update.credit),
-                terms=typing.cast("tuple[Term, ...]", tuple(part if alike(t) else t for t in update.terms)),
-            )
+        def placed(step: Update | Epochs) -> Update | Epochs:
+            step = dataclasses.replace(step, credit=tuple(part if alike(p) else p for p in step.credit))
+            if isinstance(step, Epochs):
+                return step
+            terms = typing.cast("tuple[Term, ...]", tuple(part if alike(t) else t for t in step.terms))
+            return dataclasses.replace(step, terms=terms)
 
         updates = [u for u in self.update_steps() if isinstance(u, Update)]
-        if any(alike(p) for u in updates for p in (*u.credit, *u.terms)):
+        passes = [step for step in self.update_steps() if isinstance(step, Epochs)]
+        if any(alike(p) for u in updates for p in (*u.credit, *u.terms)) or any(
+            alike(p) for step in passes for p in step.credit
+        ):
             return self._with_updates(placed)
         if not isinstance(part, Term):
             return None
@@ -279,19 +294,15 @@ class Recipe:
         joined = dataclasses.replace(able[0], terms=(*able[0].terms, part))
         return self._with_updates(lambda update: joined if update == able[0] else update)
 
-    def _with_updates(self, changed: Callable[[Update], Update]) -> Recipe:
-        """The recipe with every update changed, those in repeats too."""
-        from polyrl.core.update import Phase, Repeat, Update
+    def _with_updates(self, changed: Callable[[Update | Epochs], Update | Epochs]) -> Recipe:
+        """The recipe with every update and every pass over epochs changed, those in repeats too."""
+        from polyrl.core.update import Epochs, Phase, Repeat, Update
 
         def walk(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-            return tuple(
-                dataclasses.replace(s, of=walk(s.of))
-                if isinstance(s, Repeat | Phase)
-                else changed(s)
-                if isinstance(s, Update)
-                else s
-                for s in steps
+            opened = (
+                dataclasses.replace(s, of=walk(s.of)) if isinstance(s, Repeat | Epochs | Phase) else s for s in steps
             )
+            return tuple(changed(s) if isinstance(s, Update | Epochs) else s for s in opened)
 
         return dataclasses.replace(self, updates=walk(self.updates))
 
@@ -406,11 +417,16 @@ class Recipe:
                     raise UserError(
                         f"{self.name}: part '{part.name}' needs the field '{missing}', which nobody gives; {way}."
                     )
-                given |= part.gives
+                given |= part.given_within(self)
                 part.check_within(self)
         for source in self.sources.values():
             source.check_within(self)
         for term in self.terms:
+            if type(term).summand is not Term.summand:
+                raise UserError(
+                    f"{self.name}: the term '{term.name}' asks for models by name or for random numbers, which there "
+                    "are in a list of updates alone; take a method that has one, or a term that needs none."
+                )
             for missing in sorted(term.wants - OUTPUTS):
                 raise UserError(
                     f"{self.name}: the term '{term.name}' wants the output '{missing}', which no model gives; there "

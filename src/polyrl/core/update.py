@@ -7,17 +7,19 @@
         Move("q_target", "q", tau=0.005),
     )
 
-They run in this order once a turn; `Repeat` runs some of them several times. Copies move nowhere else, so that the
-order is what stands there. `Recipe(terms=, optimize=)` stays and is the case of one update on the fresh batch.
+They run in this order once a turn; `Repeat` runs some of them several times, `Epochs` on the shuffled minibatches of
+one batch. Copies move nowhere else, so that the order is what stands there. `Recipe(terms=, optimize=)` stays and is
+the case of one update on the fresh batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -85,7 +87,10 @@ class Mix(Batch):
 
 @dataclass(frozen=True)
 class Again(Batch):
-    """The batch of the update before, with what its credit gave; its outputs stand there as fields, as constants."""
+    """The batch of the update before, with what its credit gave; its outputs stand there as fields, as constants.
+
+    An output does not take the place of a field that the rows came with, such as the `value` that advantages are of.
+    """
 
 
 # ------------------------------------------------------------------------------------------------- what is in a list
@@ -148,6 +153,43 @@ class Repeat(Part):
 
 
 @dataclass(frozen=True)
+class Epochs(Part):
+    """Pass several times over one batch, in shuffled minibatches: the updates within run on each in turn.
+
+    Random orders are of the stream `minibatches`. Where no step of a minibatch counts for an update's terms, its model
+    takes no step.
+
+    Attributes:
+        of: updates and moves; the first `Again()` is the minibatch.
+        batch: what is passed over.
+        credit: parts that run once, on the whole batch, before it is shuffled.
+    """
+
+    stage: ClassVar[Stage] = "improve"
+
+    of: tuple[Step, ...]
+    batch: Batch = Fresh()
+    credit: tuple[Part, ...] = ()
+    epochs: int = hyperparameter(1, "passes over each batch", low=1)
+    minibatches: int = hyperparameter(1, "minibatches in one pass", low=1)
+    minibatch_of: Literal["rows", "steps"] = hyperparameter(
+        "rows", "what is shuffled into minibatches: whole rows, or single steps where models see one at a time"
+    )
+    joint_clip: float | None = hyperparameter(
+        None,
+        "norm over all models trained within at which gradients are clipped; none: each by its own",
+        above=0,
+    )
+    target_kl: float | None = hyperparameter(
+        None, "stop the epochs when the approximate KL per step exceeds this", above=0
+    )
+    max_logprob_gap: float | None = hyperparameter(
+        None, "stop where sampler and trainer disagree on a log-probability by more; none is 0.2", low=0
+    )
+    every: int = hyperparameter(1, "turns from one of these passes to the next", low=1)
+
+
+@dataclass(frozen=True)
 class OwnUpdate(Part):
     """An improvement that is no optimizer step on a sum of terms: a formula, or an optimizer of a paper's own.
 
@@ -173,6 +215,10 @@ class Phase(Part):
     """A part of a run with updates of its own. Phases follow one another in the order of the list; the last one stays.
 
     What stands in the list outside of phases runs in all of them.
+
+    Attributes:
+        of: the updates.
+        reset: models whose optimizer forgets its moments and its step count when the phase begins.
     """
 
     stage: ClassVar[Stage] = "improve"
@@ -182,18 +228,54 @@ class Phase(Part):
         0, "optimizer steps after which the next phase begins; 0 in the last one", low=0
     )
     collects: bool = hyperparameter(True, "whether the stages before improve run")
+    reset: tuple[str, ...] = ()
 
 
-Step = Update | Move | Repeat | OwnUpdate | Phase
+Step = Update | Move | Repeat | Epochs | OwnUpdate | Phase
 
 
 def flat(steps: tuple[Step, ...]) -> Iterator[Update | Move | OwnUpdate]:
-    """Every update and move, repeats and phases opened, in their order."""
+    """Every update and move, repeats, epochs and phases opened, in their order."""
     for step in steps:
-        if isinstance(step, Repeat | Phase):
+        if isinstance(step, Repeat | Epochs | Phase):
             yield from flat(step.of)
         else:
             yield step
+
+
+def batches(steps: tuple[Step, ...]) -> Iterator[Batch]:
+    """The batch of every update and of every pass over epochs, in their order."""
+    for step in steps:
+        if isinstance(step, Update | OwnUpdate | Epochs):
+            yield step.batch
+        if isinstance(step, Repeat | Epochs | Phase):
+            yield from batches(step.of)
+
+
+def fresh_alone(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """What can run while a source has too few rows: updates on fresh rows, and moves towards what they train."""
+    trained: set[str] = set()
+
+    def kept(steps: tuple[Step, ...], on_fresh: bool) -> tuple[Step, ...]:
+        found: list[Step] = []
+        for step in steps:
+            if isinstance(step, Move):
+                found += [step] if step.towards in trained else []
+            elif isinstance(step, Repeat | Phase):
+                inner = kept(step.of, on_fresh)
+                found += [dataclasses.replace(step, of=inner)] if inner else []
+            else:
+                on_fresh = on_fresh if isinstance(step.batch, Again) else not step.batch.reads()
+                if not on_fresh:
+                    continue
+                if isinstance(step, Epochs):
+                    step = dataclasses.replace(step, of=kept(step.of, True))
+                else:
+                    trained.add(step.trains)
+                found.append(step)
+        return tuple(found)
+
+    return kept(steps, False)
 
 
 # ------------------------------------------------------------------------------------------------------------ running

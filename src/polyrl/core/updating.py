@@ -11,11 +11,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polyrl.core.agreement import check_logprob_gap
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.minibatches import blanked, rows_of_units, steps_that_count, units_of
 from polyrl.core.part import Improver, Term
 from polyrl.core.schedules import schedule_factor
-from polyrl.core.update import Again, Batch, Mix, Move, OwnUpdate, Phase, Repeat, Sample, See, Step, Update, flat
+from polyrl.core.update import (
+    Again,
+    Batch,
+    Epochs,
+    Mix,
+    Move,
+    OwnUpdate,
+    Phase,
+    Repeat,
+    Sample,
+    See,
+    Step,
+    Update,
+    batches,
+    flat,
+    fresh_alone,
+)
 from polyrl.errors import NotFinite
 
 if TYPE_CHECKING:
@@ -27,16 +45,25 @@ class Means:
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, float] = {}
 
-    def add(self, key: str, value: float) -> None:
-        """Take in one number."""
+    def add(self, key: str, value: float, count: float = 1.0) -> None:
+        """Take in the sum `value` of `count` numbers."""
         self.sums[key] = self.sums.get(key, 0.0) + value
-        self.counts[key] = self.counts.get(key, 0) + 1
+        self.counts[key] = self.counts.get(key, 0.0) + count
+
+    def so_far(self, key: str) -> tuple[float, float]:
+        """Sum and count, to be given to `since`."""
+        return self.sums.get(key, 0.0), self.counts.get(key, 0.0)
+
+    def since(self, key: str, then: tuple[float, float]) -> float:
+        """The mean of what came after `then`; 0 of nothing."""
+        now = self.so_far(key)
+        return (now[0] - then[0]) / max(now[1] - then[1], 1.0)
 
     def found(self) -> dict[str, float]:
         """Every mean."""
-        return {key: total / self.counts[key] for key, total in self.sums.items()}
+        return {key: self.since(key, (0.0, 0.0)) for key in self.sums}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +71,19 @@ class UpdateList(Improver):
     """Runs a recipe's list of updates, once a turn."""
 
     updates: tuple[Step, ...] = ()
+
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """Names of terms that train several models: what they log says which."""
+        owners: dict[str, set[str]] = {}
+        for step in (s for s in flat(self.updates) if isinstance(s, Update)):
+            for term in step.terms:
+                owners.setdefault(term.name, set()).add(step.trains)
+        return frozenset(name for name, models in owners.items() if len(models) > 1)
+
+    def logged(self, what: str, term: Term, trains: str) -> str:
+        """Name of a metric of a term, such as `loss/squared-td`."""
+        return f"{what}/{trains}" if term.name in self.shared else what
 
     def optimizers(self, run_state: Any) -> dict[str, Any]:
         """One Adam for each trained model."""
@@ -59,6 +99,17 @@ class UpdateList(Improver):
                 return phase
             taken -= phase.optimizer_steps
         return phases[-1] if phases else None
+
+    def _reset(self, phase: Phase | None, context: Context) -> None:
+        """Where a phase has just begun, forget what the optimizers know that it begins without."""
+        phases = [step for step in self.updates if isinstance(step, Phase)]
+        if phase is None or not any(p.reset for p in phases):
+            return
+        memory, number = context.memory("phases"), phases.index(phase)
+        if memory.get("began", 0) != number:
+            for name in phase.reset:
+                context.optimizer[name].state.clear()
+        memory["began"] = number
 
     def collects(self, context: Context) -> bool:
         """Whether this turn collects."""
@@ -81,12 +132,13 @@ class UpdateList(Improver):
         Raises:
             NotFinite: a loss or a gradient is NaN or infinite. The step is not taken.
         """
-        run = _Turn(context, experience)
+        run = _Turn(self, context, experience)
         phase = self.phase(context)
+        self._reset(phase, context)
         steps = tuple(s for s in self.updates if not isinstance(s, Phase) or s is phase)
-        needed = frozenset[str]().union(*(u.batch.reads() for u in flat(steps) if not isinstance(u, Move)))
+        needed = frozenset[str]().union(*(batch.reads() for batch in batches(steps)))
         if not all(context.sources[name].ready() for name in needed):
-            return
+            steps = fresh_alone(steps)
         for step in steps:
             run.take(step, context.turns_done)
         if context.turn is None or context.turn + 1 == context.turns:
@@ -96,10 +148,17 @@ class UpdateList(Improver):
 class _Turn:
     """One pass through the list."""
 
-    def __init__(self, context: Context, fresh: Experience | None):
+    def __init__(self, updates: UpdateList, context: Context, fresh: Experience | None):
+        self.updates = updates
         self.context, self.models, self.fresh = context, context.run_state.models, fresh
-        self.batch: Experience | None = fresh
         self.means: Means = context.means
+        self.batch: Experience | None = fresh
+        self.sampled = False  # whether the batch was drawn from a source, whose rows all count
+        self.computed: frozenset[str] = frozenset()  # fields of the batch that updates have put out
+        self.passing: Epochs | None = None  # what the present minibatch is one of
+        self.passes = 0
+        self.waiting: list[Update] = []  # whose gradients are clipped together with those that follow
+        self.changed: set[str] = set()  # models that this turn has changed
 
     def take(self, step: Step, number: int) -> None:
         """Run a step if it is due; `number` of them came before it."""
@@ -112,7 +171,10 @@ class _Turn:
                     self.take(inner, number * step.gradient_steps + again)
         elif (number + 1) % step.every == 0:
             if isinstance(step, Move):
+                self.changed.add(step.target)
                 self.models.move(step.target, step.towards, step.tau)
+            elif isinstance(step, Epochs):
+                self.epochs(step, number)
             elif isinstance(step, OwnUpdate):
                 self.own(step)
             else:
@@ -123,6 +185,7 @@ class _Turn:
         see = self._see(update.name)
         self.batch = self._rows(update.batch, see)
         self.context.params_updated = True
+        self.changed.add(update.trains)
         for key, value in update.step(self.batch, see).items():
             if not math.isfinite(value):
                 raise NotFinite(
@@ -132,6 +195,37 @@ class _Turn:
             self.means.add(key, value)
         self.context.spent.updates += 1
 
+    def epochs(self, step: Epochs, number: int) -> None:
+        """Several passes over one batch in shuffled minibatches."""
+        see, context = self._see(step.name), self.context
+        whole = self._rows(step.batch, see)
+        with torch.no_grad():
+            for part in step.credit:
+                whole = part.apply(whole, see)
+        sampled, terms = self.sampled, tuple(t for u in flat(step.of) if isinstance(u, Update) for t in u.terms)
+        table = whole.steps() if step.minibatch_of == "steps" else whole
+        rows = steps_that_count(terms, table).any(1).nonzero()[:, 0]
+        if len(rows) == 0:
+            context.log(updates__skipped=1)
+        unit, grouped_by = units_of(table, terms)
+        units = torch.unique(unit[rows])
+        again = () if self.passes == 0 else (self.passes,)
+        self.passes += 1
+        for epoch in range(step.epochs if len(units) else 0):
+            before = self.means.so_far("approx_kl")
+            order = units[torch.randperm(len(units), generator=context.generator("minibatches", epoch, *again))]
+            for k, picked in enumerate(order.tensor_split(step.minibatches)):
+                if len(picked) == 0:
+                    continue
+                self.batch = table.rows(rows_of_units(picked, unit, rows) if grouped_by else picked)
+                self.sampled, self.computed, self.passing = sampled, frozenset(), step
+                for inner in step.of:
+                    self.take(inner, (number * step.epochs + epoch) * step.minibatches + k)
+                self._step_together()
+            if step.target_kl is not None and self.means.since("approx_kl", before) > step.target_kl:
+                break
+        self.batch, self.sampled, self.computed, self.passing = whole, sampled, frozenset(), None
+
     def update(self, update: Update) -> None:
         """One optimizer step."""
         context = self.context
@@ -140,10 +234,24 @@ class _Turn:
         with torch.no_grad():
             for part in update.credit:
                 batch = part.apply(batch, see)
+        wants = update.wants()
+        counted = None if self.sampled else steps_that_count(update.terms, batch)
+        if counted is not None:
+            if not bool(counted.any()):  # momentum alone moves nothing
+                self.batch = batch
+                return
+            watched = update.trains == self.models.acts and "logprob" in wants and "behaviour_logprob" in batch
+            if watched and "entropy" in self.models.entries[update.trains].outputs:
+                wants |= {"entropy"}  # nearly free beside the log-probabilities, and worth watching
         module: Network = self.models[update.trains]
         self.models.ask_gradients(update.trains, True)
         try:
-            outputs = module.outputs(batch, update.wants(), see.draw)
+            outputs = module.outputs(batch, wants, see.draw)
+            if counted is not None:
+                if watched and update.trains not in self.changed:
+                    limit = None if self.passing is None else self.passing.max_logprob_gap
+                    check_logprob_gap(outputs["logprob"], batch, limit, context)
+                outputs, batch = self._counted_alone(outputs, batch, counted)
             parts = [(term.summand(outputs, batch, see) * term.step_weights(batch)).sum() for term in update.terms]
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
             self._add_losses(update, parts)
@@ -153,15 +261,54 @@ class _Turn:
             total.backward()  # type: ignore[no-untyped-call]
         finally:
             self.models.ask_gradients(update.trains, False)
-        self._step(update, optimizer)
+        if self.passing is not None and self.passing.joint_clip is not None:
+            self.waiting.append(update)
+        else:
+            self._step(update, optimizer)
         constants = {name: x.detach() for name, x in outputs.items()}
         if update.batch.reads():
             self._feed_back(update, constants, batch)
-        for term in update.terms:
-            for key, value in term.statistics(constants, batch).items():
-                self.means.add(key, float(value.mean()))
+        self._add_statistics(update, constants, batch, counted)
         shape = batch["weight"].shape
-        self.batch = batch.with_fields(**{name: x for name, x in constants.items() if x.shape[:2] == shape})
+        given = {
+            name: x
+            for name, x in constants.items()
+            if x.shape[:2] == shape and (name not in batch or name in self.computed)
+        }
+        self.computed |= given.keys()
+        self.batch = batch.with_fields(**given)
+
+    def _counted_alone(
+        self, outputs: dict[str, Tensor], batch: Experience, counted: Tensor
+    ) -> tuple[dict[str, Tensor], Experience]:
+        """Outputs and batch with 0 at steps that do not count: what stands there must reach no gradient (0 * inf)."""
+        if bool(counted.all()):
+            return outputs, batch
+        return blanked(outputs, counted), batch.with_fields(**blanked(batch.data, counted))
+
+    def _add_statistics(
+        self, update: Update, outputs: dict[str, Tensor], batch: Experience, counted: Tensor | None
+    ) -> None:
+        """Log what is watched beside the losses; of fresh rows over the steps that count."""
+        for term in update.terms:
+            for key, value in term.statistics(outputs, batch).items():
+                called = self.updates.logged(key, term, update.trains)
+                if counted is None:
+                    self.means.add(called, float(value.mean()))
+                    continue
+                own = term.weights(batch) != 0
+                mask = own if value.dim() == 2 else own.any(1)
+                self.means.add(called, (value * mask).sum().item(), float(mask.sum()))
+        if counted is None or update.trains != self.models.acts:
+            return
+        chosen = batch["weight"] != 0
+        size = float(chosen.sum())
+        if size and "behaviour_logprob" in batch and "logprob" in outputs:
+            log_ratio = (outputs["logprob"] - batch["behaviour_logprob"]) * chosen
+            divergence = torch.expm1(log_ratio) - log_ratio  # the estimator k3 of KL(old || new)
+            self.means.add("approx_kl", divergence.sum().item(), size)
+            if "entropy" in outputs:
+                self.means.add("entropy", (outputs["entropy"] * chosen).sum().item(), size)
 
     def _see(self, name: str) -> See:
         found = self._seen.get(name)
@@ -175,6 +322,8 @@ class _Turn:
 
     def _rows(self, batch: Batch, see: See) -> Experience:
         sources = self.context.sources
+        if not isinstance(batch, Again):
+            self.sampled, self.computed = bool(batch.reads()), frozenset()
         if isinstance(batch, Sample):
             return sources[batch.source].sample(batch.batch_size, see.generator)
         if isinstance(batch, Mix):
@@ -200,21 +349,49 @@ class _Turn:
                     f"{self.context.iteration}, so the run stopped before the step; lower "
                     f"--{update.trains.replace('_', '-')}.learning-rate, or look at rewards and observations."
                 )
-            self.means.add(f"loss/{term.name}", value)
+            self.means.add(self.updates.logged(f"loss/{term.name}", term, update.trains), value)
 
     def _step(self, update: Update, optimizer: Any) -> None:
         gradient = optimizer.vector.grad
-        size = float(gradient.norm())
-        if not math.isfinite(size):
-            raise NotFinite(
-                f"The gradient of the model '{update.trains}' became {size} in iteration {self.context.iteration}, so "
-                f"the run stopped before the step; lower --{update.trains.replace('_', '-')}.learning-rate or the "
-                "spread of the rewards."
-            )
-        self.means.add(f"grad_norm/{update.trains}", size)
+        size = self._size(update.trains, [gradient])
         limit = self.models.entries[update.trains].max_grad_norm
         if limit is not None and size > limit:
             gradient.mul_(limit / (size + 1e-6))
+        self._take(update.trains, optimizer)
+
+    def _step_together(self) -> None:
+        """The steps of a minibatch whose gradients are clipped by one norm over all models."""
+        if not self.waiting:
+            return
+        assert self.passing is not None and self.passing.joint_clip is not None
+        optimizers = {update.trains: self.context.optimizer[update.trains] for update in self.waiting}
+        self.waiting = []
+        gradients = [optimizer.vector.grad for optimizer in optimizers.values()]
+        size, limit = self._size("joint", gradients), self.passing.joint_clip
+        for gradient in gradients if size > limit else ():
+            gradient.mul_(limit / (size + 1e-6))
+        for name, optimizer in optimizers.items():
+            self._take(name, optimizer)
+
+    def _size(self, name: str, gradients: list[Tensor]) -> float:
+        """Norm of all of them, which is logged.
+
+        Raises:
+            NotFinite: it is NaN or infinite.
+        """
+        size = math.hypot(*(float(gradient.norm()) for gradient in gradients))
+        if not math.isfinite(size):
+            whose = f"model '{name}'" if len(gradients) == 1 else "models that are clipped together"
+            option = f"--{name.replace('_', '-')}.learning-rate" if len(gradients) == 1 else "--learning-rate"
+            raise NotFinite(
+                f"The gradient of the {whose} became {size} in iteration {self.context.iteration}, so "
+                f"the run stopped before the step; lower {option} or the spread of the rewards."
+            )
+        self.means.add(f"grad_norm/{name}", size)
+        return size
+
+    def _take(self, name: str, optimizer: Any) -> None:
+        self.changed.add(name)
         self.context.params_updated = True
         optimizer.step()
         self.context.spent.updates += 1

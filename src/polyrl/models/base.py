@@ -24,6 +24,7 @@ from polyrl.core.schedules import Schedule
 from polyrl.errors import UserError
 from polyrl.kernels.flat import FlatParameters, VectorAdamW
 from polyrl.models.actor import Actor
+from polyrl.models.normalization import RunningMoments
 from polyrl.recipe import Part, Stage, hyperparameter
 from polyrl.runtime.seeding import generator
 
@@ -41,12 +42,14 @@ class Interface:
         observation_size: D, numbers of one observation.
         continuous: bool `[D]`, which of them vary continuously.
         action_space: Gymnasium's.
+        masked: how many actions the environment tells the allowed ones of; 0 where it tells nothing.
     """
 
     task: str
     observation_size: int
     continuous: NDArray[np.bool_]
     action_space: spaces.Space[Any]
+    masked: int = 0
 
     def box(self, owner: str) -> spaces.Box:
         """The action space, which must be a Box of finite bounds.
@@ -101,6 +104,10 @@ class Model(Part):
     stage: ClassVar[Stage] = "models"
     outputs: ClassVar[frozenset[str]] = frozenset()
     """What terms may want of it."""
+    acting_gives: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a rollout gets of its actor where it acts, such as `behaviour_logprob`."""
+    scales_rewards: ClassVar[bool] = False
+    """Whether its network keeps `reward_moments`."""
     copied: ClassVar[str] = ""
     """Name of the model that this one is a copy of; empty for one of its own."""
 
@@ -148,10 +155,11 @@ class Models(Mapping[str, Network]):
     Attributes:
         entries: what the recipe says of each.
         flat: each module's parameters as one vector; none for a module without parameters.
+        acts: name of the model that acts.
     """
 
-    def __init__(self, entries: Mapping[str, Model], interface: Interface, seed: int):
-        self.entries = dict(entries)
+    def __init__(self, entries: Mapping[str, Model], interface: Interface, seed: int, acts: str = "policy"):
+        self.entries, self.acts = dict(entries), acts
         self._modules: dict[str, Network] = {}
         self.flat: dict[str, FlatParameters] = {}
         for name, entry in self.entries.items():
@@ -237,6 +245,11 @@ class Models(Mapping[str, Network]):
 
 class PolicyNetwork(Network):
     """A model that can act."""
+
+    @property
+    def reward_moments(self) -> RunningMoments | None:
+        """Statistics of the discounted return, by which parts scale rewards; None where it keeps none."""
+        return None
 
     @abstractmethod
     def actor(self) -> Actor:

@@ -174,7 +174,24 @@ class DiscreteQNetwork(Trained):
         return ActionValues(network, dueling=self.dueling)
 
 
-class StateCritic(Network):
+class ValueModel(Network):
+    """Gives values of states: `values` for parts that measure them, "value" for terms."""
+
+    observes: str = "observation"
+    """Field of the experience that it looks at."""
+
+    @torch.no_grad()
+    def values(self, observation: Tensor) -> Tensor:
+        """Values `[...]` of observations `[..., D]`, without gradients."""
+        found: Tensor = self(observation)
+        return found
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """ "value" `[B, T]`."""
+        return {"value": self(batch[self.observes])}
+
+
+class StateCritic(ValueModel):
     """A critic of states."""
 
     def __init__(self, network: StackedMlp):
@@ -185,10 +202,6 @@ class StateCritic(Network):
         """Values `[...]` of observations `[..., D]`."""
         found: Tensor = self.network(observation).squeeze(-1).squeeze(-1)
         return found
-
-    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
-        """ "value" `[B, T]`."""
-        return {"value": self(batch["observation"])}
 
 
 @dataclass(frozen=True, kw_only=True)

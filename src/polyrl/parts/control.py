@@ -11,13 +11,16 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
-from polyrl.core.special_rows import SpecialRows
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.errors import UserError
 from polyrl.models.actor import Actor, Making
+from polyrl.models.actor_critic import ORTHOGONAL_HELP, mlp_critic, mlp_policy
 from polyrl.models.control import ControlCritic, ControlPolicy
+from polyrl.models.critics import ValueModel
 from polyrl.models.distributions import Distribution
-from polyrl.models.mlp import Activation, layer_sizes, mlp
+from polyrl.models.mlp import Activation
 from polyrl.models.normalization import CLIP, EPSILON, RunningMoments
-from polyrl.recipe import Architecture, Part, Scope, Stage, hyperparameter
+from polyrl.recipe import Architecture, Part, Recipe, Scope, Stage, hyperparameter
 from polyrl.runtime.seeding import generator
 
 # ------------------------------------------------------------------------------------------------------------- policy
@@ -29,9 +32,7 @@ class MlpActorCritic(Architecture):
 
     hidden: str = hyperparameter("64x64", "sizes of the hidden layers, joined by x")
     activation: Activation = hyperparameter("tanh", "between layers: tanh, relu or elu")
-    orthogonal: bool = hyperparameter(
-        True, "orthogonal initial weights, gains sqrt 2, 0.01 (policy) and 1 (critic); biases 0"
-    )
+    orthogonal: bool = hyperparameter(True, ORTHOGONAL_HELP)
     log_std_init: float = hyperparameter(0.0, "initial log standard deviation of continuous actions")
     normalize_observation: bool = hyperparameter(
         True, "running mean and variance of observations, kept with the policy"
@@ -41,27 +42,25 @@ class MlpActorCritic(Architecture):
         self, distribution: Distribution, continuous: np.ndarray[tuple[int], np.dtype[np.bool_]], seed: int
     ) -> ControlPolicy:
         """The policy: observations `[..., D]`, of which the `continuous` entries `[D]` are normalized, to actions."""
-        network = mlp(
-            len(continuous),
-            layer_sizes(self.hidden),
-            distribution.size,
-            self.activation,
-            gain=0.01 if self.orthogonal else None,
-            generator=generator(seed, "policy"),
+        return mlp_policy(
+            distribution,
+            continuous,
+            hidden=self.hidden,
+            activation=self.activation,
+            orthogonal=self.orthogonal,
+            normalize=self.normalize_observation,
+            stream=generator(seed, "policy"),
         )
-        return ControlPolicy(network, distribution, continuous, normalize=self.normalize_observation)
 
     def make_critic(self, inputs: int, seed: int) -> ControlCritic:
         """The critic: normalized observations `[..., inputs]` to values."""
-        network = mlp(
+        return mlp_critic(
             inputs,
-            layer_sizes(self.hidden),
-            1,
-            self.activation,
-            gain=1.0 if self.orthogonal else None,
-            generator=generator(seed, "critic"),
+            hidden=self.hidden,
+            activation=self.activation,
+            orthogonal=self.orthogonal,
+            stream=generator(seed, "critic"),
         )
-        return ControlCritic(network)
 
 
 # ------------------------------------------------------------------------------------------------------------ collect
@@ -90,6 +89,13 @@ class StepEnvironments(Part):
 
     environments: int = hyperparameter(8, "environments that are stepped together", low=1)
     steps_per_environment: int = hyperparameter(128, "steps of each environment in one iteration", low=1)
+
+    def given_within(self, recipe: Recipe) -> frozenset[str]:
+        """Without `behaviour_logprob` where the model that acts does not tell how likely its actions were."""
+        acting = recipe.models.get(recipe.acts)
+        while acting is not None and acting.copied:
+            acting = recipe.models.get(acting.copied)
+        return self.gives if acting is None else self.gives - {"behaviour_logprob"} | acting.acting_gives
 
     def actor(self, inner: Actor, making: Making) -> Actor:
         """What acts in training, made of the policy's own actor: here that itself; a paper's wrapper in its own part.
@@ -188,6 +194,19 @@ class ScaleReward(Part):
     scale_reward: bool = hyperparameter(True, "whether to divide at all")
     gamma: float = hyperparameter(0.99, "discount of the return whose spread is measured, per step", low=0, high=1)
 
+    def check_within(self, recipe: Recipe) -> None:
+        """The statistics are of the policy that acts, which must keep some.
+
+        Raises:
+            UserError: the model that acts keeps none.
+        """
+        acting = recipe.models.get(recipe.acts)
+        if acting is not None and self.scale_reward and not acting.scales_rewards:
+            raise UserError(
+                f"{recipe.name}: '{self.name}' divides by statistics that the policy keeps, and '{acting.name}' keeps "
+                "none; let an mlp-policy act, or set --scale-reward false."
+            )
+
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Replace `reward` [B, T] by the scaled one."""
         if not self.scale_reward:
@@ -206,7 +225,62 @@ class ScaleReward(Part):
             self.gamma,
         )
         memory["returns"] = after.tolist()
-        deviation = running_deviation(context.run_state.policy.reward_moments, returns, mask)
+        deviation = running_deviation(context.run_state.reward_moments, returns, mask)
         context.log(reward_scale=1 / deviation[-1])
         scaled = (experience["reward"] / deviation.float()).clamp(-CLIP, CLIP)
         return experience.with_fields(reward=scaled)
+
+
+# ------------------------------------------------------------------------------------------------------------- credit
+
+
+@dataclass(frozen=True)
+class StateValues(Part):
+    """Measure what a named critic says of the state before every step, in recipes that list their models.
+
+    A paper with another critic derives from it and names the fields: the one that is looked at (`observation`), and
+    those that the values (`value`) and the values after truncated steps (`final_`) go to.
+
+    Attributes:
+        model: the critic's name.
+    """
+
+    stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
+    gives: ClassVar[frozenset[str]] = frozenset({"value", "final_value"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
+    observation: ClassVar[str] = "observation"
+    value: ClassVar[str] = "value"
+
+    model: str = "critic"
+
+    def required(self) -> frozenset[str]:
+        """What it looks at."""
+        return frozenset({self.observation, f"final_{self.observation}", "truncated"})
+
+    def required_models(self) -> frozenset[str]:
+        """The critic."""
+        return frozenset({self.model})
+
+    def check_within(self, recipe: Recipe) -> None:
+        """Refuse what is no critic.
+
+        Raises:
+            UserError: the recipe does not list such a model, or it gives no value.
+        """
+        if self.model not in recipe.models or "value" not in recipe.models[self.model].outputs:
+            known = [name for name, model in recipe.models.items() if "value" in model.outputs]
+            raise UserError(
+                f"{recipe.name}: '{self.name}' asks the model '{self.model}' for values, and the recipe lists "
+                f"{', '.join(known) or 'none'} that gives some."
+            )
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add values [B, T], and those after truncated steps [B, T], 0 at the others."""
+        critic: ValueModel = context.run_state.models[self.model]
+        cut = experience["truncated"]
+        final = torch.zeros(cut.shape)
+        if bool(cut.any()):
+            final[cut] = critic.values(experience[f"final_{self.observation}"][cut])
+        value = critic.values(experience[self.observation])
+        return experience.with_fields(**{self.value: value, f"final_{self.value}": final})

@@ -172,7 +172,6 @@ class ValueLoss(Averaged):
     slot: ClassVar[str] = "value-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"value", "value_target", "weight"})
     wants: ClassVar[frozenset[str]] = frozenset({"value"})
-    models: ClassVar[frozenset[str]] = frozenset({"critic"})
 
     value_coef: float = hyperparameter(0.5, "weight of the value loss (which itself is half the squared error)", low=0)
     value_clip_range: float | None = hyperparameter(
@@ -213,7 +212,6 @@ class ValueCrossEntropy(Averaged):
     slot: ClassVar[str] = "value-objective"
     needs: ClassVar[frozenset[str]] = frozenset({"value_target", "weight"})
     wants: ClassVar[frozenset[str]] = frozenset({"value"})
-    models: ClassVar[frozenset[str]] = frozenset({"critic"})
 
     def weights(self, experience: Experience) -> Tensor:
         """`value_weight` where something chose steps for the critic alone, else `weight`."""

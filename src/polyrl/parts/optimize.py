@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from polyrl.core.agreement import check_logprob_gap
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.minibatches import blanked, rows_of_units, steps_that_count, units_of
 from polyrl.core.schedules import Schedule, schedule_factor
 from polyrl.core.special_rows import SpecialRows
-from polyrl.errors import NotFinite, UserError
+from polyrl.core.updating import Means
+from polyrl.errors import NotFinite
 from polyrl.kernels.flat import VectorAdamW, step_together
 from polyrl.parts.credit import whiten
 from polyrl.parts.derivatives import compare_with_autograd
 from polyrl.parts.improve import Averaged, ValueLoss
-from polyrl.parts.minibatches import blanked, rows_of_units, steps_that_count, units_of
 from polyrl.parts.score import kl_estimate
 from polyrl.recipe import Improver, Term, hyperparameter
 
@@ -28,11 +30,6 @@ if TYPE_CHECKING:
 
 OFTEN_READ = frozenset({"weight", "value_weight", "behaviour_logprob", "length_limit"})
 """Fields that the optimizer and the terms read where they are there, whatever a term says that it needs."""
-
-
-LARGEST_GAP = {"float32": 0.2, "bfloat16": 2.0}
-"""Difference of two log-probabilities of one action, nats, that cannot be rounding. In float32 up to 2e-4 was seen over
-all methods; in bfloat16 logits of 16 to 32 are an eighth apart, and the largest of a million differences is told."""
 
 
 AdamW = torch.optim.AdamW | VectorAdamW
@@ -60,32 +57,6 @@ def _norm(gradients: list[Tensor]) -> float:
 
 class NonFinite(NotFinite):
     """A loss or gradient became NaN or infinite; names the culprit."""
-
-
-class _Means:
-    """Averages of what is logged."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, float] = {}
-
-    def add(self, key: str, value: float, count: float) -> None:
-        """Take in the sum `value` of `count` numbers."""
-        self.sums[key] = self.sums.get(key, 0.0) + value
-        self.counts[key] = self.counts.get(key, 0.0) + count
-
-    def so_far(self, key: str) -> tuple[float, float]:
-        """Sum and count, to be given to `since`."""
-        return self.sums.get(key, 0.0), self.counts.get(key, 0.0)
-
-    def since(self, key: str, then: tuple[float, float]) -> float:
-        """The mean of what came after `then`; 0 of nothing."""
-        now = self.so_far(key)
-        return (now[0] - then[0]) / max(now[1] - then[1], 1.0)
-
-    def found(self) -> dict[str, float]:
-        """Every mean."""
-        return {key: self.since(key, (0.0, 0.0)) for key in self.sums}
 
 
 @dataclass(frozen=True)
@@ -172,7 +143,7 @@ class Optimize(Improver):
         context.log(learning_rate=self._rate(context))
         unit, grouped_by = units_of(experience, terms)
         units = torch.unique(unit[rows])
-        means, seen = _Means(), list[tuple[Experience, dict[str, Tensor]]]()
+        means, seen = Means(), list[tuple[Experience, dict[str, Tensor]]]()
         minibatches: list[_Minibatch] = []
         for epoch in range(self.epochs):
             before = means.so_far("approx_kl")
@@ -242,14 +213,14 @@ class Optimize(Improver):
         wants: frozenset[str],
         minibatch: _Minibatch,
         closed: ClosedForm,
-        means: _Means,
+        means: Means,
         context: Context,
     ) -> dict[str, Tensor]:
         """Take one step without autograd; return the outputs that it started from."""
         rows = minibatch.rows
         outputs = closed.forward(rows, wants)
         if not context.params_updated and "behaviour_logprob" in rows:
-            self._check_gap(outputs["logprob"], rows, context)
+            check_logprob_gap(outputs["logprob"], rows, self.max_logprob_gap, context)
         if not context.compared:
             for term, weights in zip(terms, minibatch.weights, strict=True):
                 compare_with_autograd(term, outputs, rows, weights)
@@ -267,7 +238,7 @@ class Optimize(Improver):
         return outputs
 
     def _add_statistics_of(
-        self, terms: tuple[Term, ...], seen: list[tuple[Experience, dict[str, Tensor]]], means: _Means
+        self, terms: tuple[Term, ...], seen: list[tuple[Experience, dict[str, Tensor]]], means: Means
     ) -> None:
         """Log what is watched over many small minibatches of steps, all at once."""
         first, outputs = seen[0]
@@ -285,7 +256,7 @@ class Optimize(Improver):
         wants: frozenset[str],
         batch: Experience,
         grouped_by: str,
-        means: _Means,
+        means: Means,
         context: Context,
     ) -> None:
         """Add the gradients of one minibatch, a micro-batch at a time."""
@@ -310,7 +281,7 @@ class Optimize(Improver):
                     micro = micro.with_fields(**blanked(micro.data, counted))
                 chosen = micro["weight"] != 0
                 if not context.params_updated and "behaviour_logprob" in micro and "logprob" in outputs:
-                    self._check_gap(outputs["logprob"], micro, context)
+                    check_logprob_gap(outputs["logprob"], micro, self.max_logprob_gap, context)
                 parts: list[Tensor] = []
                 for term, weights in zip(terms, scaled, strict=True):
                     losses = term.loss(outputs, micro)
@@ -325,7 +296,7 @@ class Optimize(Improver):
                 torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
 
     def _add_losses(
-        self, terms: tuple[Term, ...], parts: list[Tensor], means: _Means, count: float, context: Context
+        self, terms: tuple[Term, ...], parts: list[Tensor], means: Means, count: float, context: Context
     ) -> None:
         """Log what each term came to, and their sum; stop where it is not finite."""
         by_name: dict[str, float] = {}
@@ -339,7 +310,7 @@ class Optimize(Improver):
             self._blame(by_name, context)
 
     def _add_statistics(
-        self, terms: tuple[Term, ...], outputs: dict[str, Tensor], rows: Experience, counted: Tensor, means: _Means
+        self, terms: tuple[Term, ...], outputs: dict[str, Tensor], rows: Experience, counted: Tensor, means: Means
     ) -> None:
         """Log what is watched beside the losses, over the steps `[B, T]` or rows `[B]` that count."""
         size = float(counted.sum())
@@ -354,30 +325,6 @@ class Optimize(Improver):
         if "entropy" in outputs and size:
             means.add("entropy", (outputs["entropy"] * counted).sum().item(), size)
 
-    def _check_gap(self, logprob: Tensor, rows: Experience, context: Context) -> None:
-        """Before the first step sampler and trainer are the same policy: a gap is an error of one of them.
-
-        Steps that an earlier policy took (`policy_version`) are expected to differ, and are left out.
-
-        Raises:
-            UserError: the gap is beyond what rounding makes.
-        """
-        own = rows["weight"] != 0
-        if "policy_version" in rows:
-            own &= rows["policy_version"] == context.iteration
-        if not bool(own.any()):
-            return
-        gap = float((logprob.detach() - rows["behaviour_logprob"])[own].abs().max())
-        context.metrics["logprob_gap"] = max(context.metrics.get("logprob_gap", 0.0), gap)
-        limit = LARGEST_GAP[context.run_state.precision] if self.max_logprob_gap is None else self.max_logprob_gap
-        if limit < gap < math.inf:  # what is not finite is told by the loss
-            raise UserError(
-                f"Sampler and trainer disagree on the log-probability of an action by {gap:.3g} nats before the first "
-                f"update of iteration {context.iteration}, more than {limit:g} (max_logprob_gap), so nothing was "
-                "trained on this batch: what was sampled is not from the policy that is trained, or its "
-                "log-probability is computed in two ways."
-            )
-
     def _blame(self, losses: dict[str, float], context: Context) -> None:
         bad = next((name for name, value in losses.items() if not math.isfinite(value)), "")
         name, value = (f"term '{bad}'", losses[bad]) if bad else ("the sum of terms", math.inf)
@@ -386,7 +333,7 @@ class Optimize(Improver):
             "the step; lower the learning rate or look at that term's inputs with `polyrl trace`."
         )
 
-    def _step(self, means: _Means, context: Context) -> None:
+    def _step(self, means: Means, context: Context) -> None:
         """Clip each model's gradients by their norm and take the optimizer steps."""
         models = {
             name: [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -32,6 +32,11 @@ class StepAndKeep(StepEnvironments):
     steps_per_environment: int = hyperparameter(1, "steps of each environment in one turn", low=1)
     random_steps: int = hyperparameter(0, "steps at first whose actions are drawn uniformly", low=0)
 
+    def given_within(self, recipe: Recipe) -> frozenset[str]:
+        """Of random steps no `behaviour_logprob` is told."""
+        given = super().given_within(recipe)
+        return given - {"behaviour_logprob"} if self.random_steps else given
+
     def acting(self, context: Context) -> Actor | None:
         """Who acts in this turn; None is the run's own actor."""
         if context.spent.steps < self.random_steps:

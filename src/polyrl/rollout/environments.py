@@ -107,6 +107,19 @@ class Environments(ABC):
             raise failure(self.spec, environment, step, "allows no action at all (its info['action_mask'] is all 0)")
         return allowed
 
+    def _check_told(self, info: Any) -> None:
+        """Refuse masks that nobody would look at.
+
+        Raises:
+            UserError: allowed actions are told, and it was not known when the environment was probed.
+        """
+        if self.mask is None and isinstance(info, dict) and "action_mask" in info:
+            raise UserError(
+                f"{self.spec} tells which actions are allowed (info['action_mask']), which is known for Discrete "
+                f"actions, told at every reset; its actions are {self.actions.space}. Tell no masks, or let it choose "
+                "one of a few actions."
+            )
+
     def _check_finite(self, shown: NDArray[np.float64]) -> None:
         """Refuse observations `[B, D]` that are not finite."""
         if np.count_nonzero(np.isfinite(shown, out=self._finite)) == self._finite.size:
@@ -170,6 +183,8 @@ class SingleEnvironments(Environments):
             raise self._misfit(i, error) from error
         if self.mask is not None:
             self.mask[i] = self._allowed(i, 0, given[1].get("action_mask"))
+        else:
+            self._check_told(given[1])
         self._check_finite(self.observation)
 
     def step(self, action: NDArray[Any]) -> bool:
@@ -323,6 +338,7 @@ class VectorEnvironments(Environments):
     def _show_masks(self, info: dict[str, Any], without: NDArray[np.bool_]) -> None:
         """Take in the masks of all but the environments `without` `[B]`, which have none now or keep theirs."""
         if self.mask is None:
+            self._check_told(info)
             return
         told = info.get("action_mask")
         for i in np.flatnonzero(~without):
@@ -388,9 +404,9 @@ def follows_seed(task: ControlTask, actions: NDArray[Any]) -> bool:
         if task.is_vector:
             vector = task.create(count=1)
             assert not isinstance(vector, gymnasium.Env)
-            made: Environments = VectorEnvironments(task.spec, vector, task.observations, task.actions)
+            made: Environments = VectorEnvironments(task.spec, vector, task.observations, task.actions, task.masked)
         else:
-            made = SingleEnvironments(task.spec, task.singles(1), task.observations, task.actions)
+            made = SingleEnvironments(task.spec, task.singles(1), task.observations, task.actions, task.masked)
     except UserError:
         return True
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from polyrl import kernels
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.kernels.flat import FlatParameters
@@ -21,6 +22,7 @@ from polyrl.models.base import Interface, Models, PolicyNetwork
 from polyrl.models.closed_form import ActorCriticPasses
 from polyrl.models.control import ControlCritic, ControlPolicy
 from polyrl.models.distributions import distribution_of
+from polyrl.models.normalization import RunningMoments
 from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean
@@ -85,8 +87,8 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
 
     if recipe.models:
         observations = task.observations
-        interface = Interface(task.name, observations.size, observations.continuous, task.actions.space)
-        models = Models(recipe.models, interface, config.seed)
+        interface = Interface(task.name, observations.size, observations.continuous, task.actions.space, task.masked)
+        models = Models(recipe.models, interface, config.seed, recipe.acts)
         judged = recipe.judged or recipe.acts
         for name in (recipe.acts, judged):
             if not isinstance(models[name], PolicyNetwork):
@@ -160,7 +162,8 @@ class ControlRunState(RunState):
             self.flat = {name: FlatParameters(module) for name, module in self.modules.items()}
             self.judged: Actor = (MaskedActor if task.masked else DistributionActor)(self.policy)
             self.actor = acting(self.judged, {})
-            self._passes = ActorCriticPasses.of(self.policy, self.critic, self.actor)
+            if kernels.ENABLED:
+                self._passes = ActorCriticPasses.of(self.policy, self.critic, self.actor)
         else:
             self.modules, self.flat = {**models}, models.trained()
             policy, judged = models[acts], models[judges]
@@ -271,6 +274,15 @@ class ControlRunState(RunState):
         log_ratio = present - self.latest["behaviour_logprob"]
         estimate = kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3")
         return float(masked_mean(estimate, self.latest["mask"]))
+
+    @property
+    def reward_moments(self) -> RunningMoments:
+        """Statistics of the discounted return, which belong to the policy that acts."""
+        if self.models is None:
+            return self.policy.reward_moments
+        policy = self.models[self.models.acts]
+        assert isinstance(policy, PolicyNetwork) and policy.reward_moments is not None  # parts have asked for it
+        return policy.reward_moments
 
     def _need_critic(self) -> ControlCritic:
         if self.critic is None:

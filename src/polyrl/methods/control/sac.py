@@ -7,7 +7,7 @@ actions, and a temperature keeps its entropy near a target.
 
 from __future__ import annotations
 
-from polyrl.core.update import Again, Move, Sample, Update
+from polyrl.core.update import Again, Move, Repeat, Sample, Update
 from polyrl.data.replay import Replay
 from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork
@@ -37,10 +37,15 @@ def recipe() -> Recipe:
         collect=StepAndKeep(random_steps=1_000),
         sources={"replay": Replay(capacity=1_000_000, learning_starts=1_000)},
         updates=(
-            Update("q", (SquaredTD(),), Sample("replay", batch_size=256), credit=(SoftTarget(),)),
-            Update("policy", (SoftValue(),), Again()),
-            Update("temperature", (EntropyTarget(),), Again()),
-            Move("q_target", "q", tau=0.005),
+            Repeat(
+                1,
+                (
+                    Update("q", (SquaredTD(),), Sample("replay", batch_size=256), credit=(SoftTarget(),)),
+                    Update("policy", (SoftValue(),), Again()),
+                    Update("temperature", (EntropyTarget(),), Again()),
+                    Move("q_target", "q", tau=0.005),
+                ),
+            ),
         ),
         turns=1_000,
         adds=("policy", "temperature", "soft-target", "soft-value", "entropy-target"),

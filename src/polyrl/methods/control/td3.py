@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.core.update import Again, Move, Sample, See, Update
+from polyrl.core.update import Again, Move, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
 from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork
@@ -81,10 +81,15 @@ def recipe() -> Recipe:
         collect=StepAndKeep(random_steps=1_000),
         sources={"replay": Replay(capacity=1_000_000, learning_starts=1_000)},
         updates=(
-            Update("q", (SquaredTD(),), Sample("replay", batch_size=256), credit=(SmoothedTarget(),)),
-            Update("policy", (FirstCriticValue(),), Again(), every=2),
-            Move("q_target", "q", tau=0.005, every=2),
-            Move("policy_target", "policy", tau=0.005, every=2),
+            Repeat(
+                1,
+                (
+                    Update("q", (SquaredTD(),), Sample("replay", batch_size=256), credit=(SmoothedTarget(),)),
+                    Update("policy", (FirstCriticValue(),), Again(), every=2),
+                    Move("q_target", "q", tau=0.005, every=2),
+                    Move("policy_target", "policy", tau=0.005, every=2),
+                ),
+            ),
         ),
         turns=1_000,
         adds=("policy", "policy_target", "smoothed-target", "first-critic-value"),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from polyrl.core.experience import Experience
+from polyrl.core.part import Term
 from polyrl.errors import UserError
-from polyrl.recipe import Term
 
 
 def units_of(experience: Experience, terms: tuple[Term, ...]) -> tuple[Tensor, str]:
