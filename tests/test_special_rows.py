@@ -180,7 +180,7 @@ def test_where_it_says_that_none_can_reach_it_none_can() -> None:
             if type(part).apply is not Part.apply or isinstance(part, OffPolicyTerm):
                 continue  # its rows are those of a source
             found += 1
-            asked = part.needs - given
+            asked = part.required() - given
             assert part.solves or all(not asked <= collected[name] for name in language), part.name
     assert found >= 9 and NO_SPECIAL_ROWS.greedy == "none"
 
