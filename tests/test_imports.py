@@ -34,7 +34,6 @@ LONGEST_FILE = 450
 FOREIGN = {
     "tasks/user_code.py": 2,  # functions and modules of users
     "tasks/language/calling.py": 2,
-    "catalogue.py": 1,
     "api.py": 1,
     "runtime/interrupt.py": 1,  # what a system has
     "tasks/control/processes.py": 1,

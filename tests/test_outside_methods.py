@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -214,3 +215,39 @@ def test_an_installed_method_in_a_real_shell(installed: Path) -> None:
         [sys.executable, "-m", "polyrl", "list"], capture_output=True, text=True, timeout=60, env=environment
     )
     assert done.returncode == 0 and "best-of-group" in done.stdout
+
+
+NO_RECIPE = {
+    "recipe = 3": "has a 'recipe' that is no function; let it define recipe",
+    "slug = 3": "defines no function recipe",
+    "def recipe():\n    return 3": r"recipe\(\) of the method file .* returned a int",
+    "def recipe(x):\n    return x": r"failed, called without arguments: TypeError: recipe\(\) missing 1 required",
+    "def recipe():\n    return {}['a']": "failed, called without arguments: KeyError: 'a'",
+}
+
+
+@pytest.mark.parametrize("source", NO_RECIPE)
+def test_a_file_without_a_recipe_is_one_sentence(source: str, tmp_path: Path, polyrl: Command) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f'"""Mine: it does nothing."""\n\n{source}\n')
+    for words in (["show", path], ["train", path, "--task", TASK, "--out", tmp_path / "run"]):
+        told = polyrl(*words)
+        assert told.code == 2 and told.err.count("\n") == 1, told
+        assert re.search(NO_RECIPE[source], told.err) and "mine.py" in told.err, told.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("base", ["sac", "iql", "ppo"])
+def test_a_file_of_control_on_a_task_of_language_is_one_sentence(base: str, tmp_path: Path, polyrl: Command) -> None:
+    """Also where the file names no task, since the usual one is of language."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        '"""Mine: another name."""\n\nfrom polyrl.catalogue import build\n\n\n'
+        f'def recipe():\n    return build("{base}", domain="control")\n'
+    )
+    assert polyrl("show", path).code == 0
+    for task in ([], ["--task", TASK]):
+        told = polyrl("train", path, *task, "--budget", "iterations=1", "--out", tmp_path / "run")
+        assert told.code == 2 and told.err.count("\n") == 1, told
+        assert "no responses of a language model" in told.err and "TASK in the file or with --task" in told.err
+    assert not (tmp_path / "run").exists()

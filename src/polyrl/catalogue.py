@@ -267,10 +267,10 @@ def _load(name: str, domain: str | None) -> Recipe | Part:
         if not path.is_file():
             raise UserError(f"There is no method file {name}.")
         module = _import(f"file:{path}", path)
-        if not hasattr(module, "recipe"):
-            raise UserError(f"The method file {name} defines no function recipe() that returns a polyrl.Recipe.")
-        recipe: Recipe = module.recipe()
-        return dataclasses.replace(recipe, name=getattr(module, "SLUG", path.stem.replace("_", "-")))
+        recipe = _returned(module, name)
+        if domain == "language":
+            _check_responds(recipe, name)
+        return dataclasses.replace(recipe, name=vars(module).get("SLUG", path.stem.replace("_", "-")))
     if name in methods():
         info = method_for(name, domain)
         built: Recipe = _import(info.module, info.path).recipe()
@@ -281,6 +281,39 @@ def _load(name: str, domain: str | None) -> Recipe | Part:
         return made
     check_names(name)
     raise AssertionError(f"'{name}' is known but was not found")
+
+
+def _returned(module: ModuleType, name: str) -> Recipe:
+    function = vars(module).get("recipe")
+    if not callable(function):
+        what = "defines no function" if function is None else "has a 'recipe' that is no function; let it define"
+        raise UserError(f"The method file {name} {what} recipe() that returns a polyrl.Recipe.")
+    try:
+        recipe = function()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The function recipe() of the method file {name} failed, called without arguments: "
+            f"{type(error).__name__}: {error}."
+        ) from error
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"The function recipe() of the method file {name} returned a {type(recipe).__name__}; let it return a "
+            "polyrl.Recipe."
+        )
+    return recipe
+
+
+def _check_responds(recipe: Recipe, name: str) -> None:
+    """Refuse a recipe of another domain on a task of language, which is the usual one where none is named."""
+    if recipe.collect is not None and "prompt_ids" in recipe.collect.gives:
+        return
+    how = "collects nothing" if recipe.collect is None else f"collects by '{recipe.collect.name}'"
+    raise UserError(
+        f"The method file {name} {how}, which brings no responses of a language model, and this is a task of language; "
+        "name the task that it is for with TASK in the file or with --task."
+    )
 
 
 def build(spec: str, settings: dict[str, Any] | None = None, *, domain: str | None = None) -> Recipe:
