@@ -25,7 +25,7 @@ class PartsRunState(TableRunState):
         stream = torch.Generator().manual_seed(9)
         self.frozen = torch.randn(VOCABULARY, VOCABULARY, generator=stream, dtype=torch.float64)
         self.reference_name = "start"
-        self.policy = SimpleNamespace(decode=lambda ids: "".join(LETTERS[i] for i in ids))
+        self.policy = SimpleNamespace(decode=lambda ids: "".join(LETTERS[i] for i in ids), context=None)
         self.task = SimpleNamespace(
             name="table", thinking_tags=("<", ">"), step_end=";", step_tokens=0, max_tokens=9, stop=(), rewards=[]
         )
@@ -124,6 +124,8 @@ def every_field(run_state: PartsRunState, batch: Experience, seed: int = 5) -> d
         "outcome": torch.rand(size, generator=stream, dtype=torch.float64),
         "state_outcome": torch.rand(size, generator=stream, dtype=torch.float64),
         "ends_response": torch.rand(size, generator=stream) < 0.5,
+        "desirable": torch.rand(size, generator=stream) < 0.5,
+        "reference_point": torch.full((size,), 0.25, dtype=torch.float64),
         "critic_turn": torch.zeros(size, dtype=torch.bool),
         "advantage_gap": torch.rand(size, generator=stream, dtype=torch.float64),
         "kept_share": torch.full((size,), 0.75, dtype=torch.float64),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class TableRunState:
         self.table, self.values = nn.Parameter(table(VOCABULARY, VOCABULARY)), nn.Parameter(table(VOCABULARY))
         self.start = table(VOCABULARY, VOCABULARY)  # the reference: not the policy, so that a KL is not zero
         self.micro, self.garbage, self.critic = micro, garbage, critic
+        self.policy: Any = SimpleNamespace(context=None)  # reads any length
 
     def logits(self, experience: Experience, table: Tensor) -> Tensor:
         before = torch.cat([experience["prompt_ids"][:, -1:], experience["action"][:, :-1]], 1)

@@ -151,7 +151,10 @@ BARE = [{"prompt": f"q {i}"} for i in range(20)]
 
 
 @pytest.mark.parametrize("method", ["dpo", "ipo", "slic", "reward-model", "aihf"])
-@pytest.mark.parametrize(("rows", "words"), [(JUDGED, "unpaired"), (ANSWERED, "one response"), (BARE, "neither pairs")])
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [(JUDGED, "unpaired data, which the method kto learns from"), (ANSWERED, "one response"), (BARE, "neither pairs")],
+)
 def test_data_without_pairs_are_refused_before_a_model_is_read(method: str, rows: Any, words: str) -> None:
     config = RunConfig(method=method, task="dataset", model="no such folder", from_python=("dataset",))
     with pytest.raises(UserError, match=rf"'{method}' learns from preference pairs, .*{words}.*chosen and rejected"):

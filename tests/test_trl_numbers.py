@@ -32,6 +32,10 @@ def table(phase: float, scale: float) -> Tensor:
     return scale * torch.sin(phase + 3 * i[:, None] + 5 * i)
 
 
+KTO_ROWS = [4, 7, 3, 0]
+"""Two desirable and two undesirable rows of four prompts, in an order in which z0 is above 0."""
+KTO_REFERENCE_POINT = 0.320140043533
+"""What TRL logs as `kl` there."""
 POLICY, START = table(0.3, 1.5), table(0.9, 1.2)
 SAMPLER = POLICY + table(2.0, 0.06)
 DIRECTION = table(0.1, 1.0)
@@ -73,7 +77,13 @@ def ours(spec: str) -> tuple[float, float, float]:
     recipe = build(spec)
     recipe = replace(recipe, optimize=Optimize(learning_rate=0.0, max_grad_norm=1e9, max_logprob_gap=9.0))
     context = make_context(run_state, recipe)
-    recipe.optimize.run(recipe.terms, rows(), context)
+    batch = rows()
+    if spec.startswith("kto"):
+        batch = batch.with_fields(desirable=batch["preferred"]).rows(KTO_ROWS)
+        for part in dict(recipe.stages())["credit"]:
+            batch = part(batch, context)
+        assert context.metrics["reference_point"] == pytest.approx(KTO_REFERENCE_POINT, abs=1e-9)
+    recipe.optimize.run(recipe.terms, batch, context)
     return context.metrics["loss"], *told(run_state.gradients()["table"])
 
 
@@ -83,6 +93,7 @@ NUMBERS = {
     "cispo(clip_range_high=0.02)": (-0.355355535386, 0.153719354139, -0.125876596966),
     "simpo(beta=2,target_margin=0.5)": (1.456830954956, 0.672061249428, 0.344295658983),
     "orpo(odds_weight=0.1,aggregation=token-mean)": (2.462264702432, 0.292542835515, 0.565895565524),
+    "kto(desirable_weight=1,undesirable_weight=1.5)": (0.608560970091, 0.019551096809, -0.007985888212),
 }
 """Recipe -> TRL's numbers, with epsilon 0.02; 0.01 and 0.015 per sequence; CISPO's epsilon_high 1.02; beta as here."""
 

@@ -93,25 +93,36 @@ def _refuse_unused_of_language(asked: Sequence[str], recipes: Sequence[Recipe], 
             said, them = _said(found)
             why = f"learns from {pairs}" if pairs else "answers nothing"
             raise UserError(f"{said} nothing for {names}, which {why}; leave {them} away.")
-    if "preference" in asked and not task.pairs_by_preference and not any(_asks(r, given) for r in recipes):
-        read = given and any(map(_reads_pairs, recipes))
+    labelled = bool(task.labelled)
+    if "preference" in asked and not task.pairs_by_preference and not any(_asks(r, given, labelled) for r in recipes):
+        read = any(_is_given(r, given, labelled) for r in recipes)
+        why = f"the data has its {'labels' if labelled else 'pairs'}" if read else "no part asks for one"
         raise UserError(
-            f"--preference means nothing for {names}: {'the data has its pairs' if read else 'no part asks for one'}; "
+            f"--preference means nothing for {names}: {why}; "
             "leave it away, or let it compare sampled responses, as online-dpo+preference-label does."
         )
 
 
-def _asks(recipe: Recipe, pairs_given: bool) -> bool:
+def _asks(recipe: Recipe, pairs_given: bool, labelled: bool) -> bool:
     """Whether a preference function is asked: by a part, or for labels of pairs that are made."""
     from polyrl.parts.pairs import PreferenceLabel
 
-    if _reads_pairs(recipe) and not pairs_given:
+    if (_reads_pairs(recipe) or _reads_labels(recipe)) and not _is_given(recipe, pairs_given, labelled):
         return True
     return any(isinstance(part, PreferenceLabel) or _is_users(part) for part in recipe.parts())
 
 
+def _is_given(recipe: Recipe, pairs_given: bool, labelled: bool) -> bool:
+    """Whether the data has what the recipe reads: its pairs, or its labels, of which a pair has two."""
+    return (pairs_given and _reads_pairs(recipe)) or ((pairs_given or labelled) and _reads_labels(recipe))
+
+
 def _reads_pairs(recipe: Recipe) -> bool:
     return recipe.collect is not None and recipe.collect.fixed_pairs
+
+
+def _reads_labels(recipe: Recipe) -> bool:
+    return recipe.collect is not None and "desirable" in recipe.collect.gives
 
 
 def _is_users(part: object) -> bool:

@@ -53,6 +53,7 @@ FIELDS: dict[str, Field] = {
     "group": Field("[B]", "int64", "index", "rows that answer the same prompt or state share this number"),
     "pair": Field("[B]", "int64", "index", "rows of one preference pair share this number; -1: in no pair"),
     "preferred": Field("[B]", "bool", "-", "the row is the chosen one of its pair"),
+    "desirable": Field("[B]", "bool", "-", "the response is labelled good; other labelled ones are bad (KTO)"),
     "demonstrated": Field("[B]", "bool", "-", "the row is an expert's answer, to be imitated"),
     "example": Field("[B]", "int64", "index", "row of a fixed data set that the row is, where there is one"),
     "has_greedy_baseline": Field("[B]", "bool", "-", "the row's group holds a greedy baseline"),
@@ -72,6 +73,9 @@ FIELDS: dict[str, Field] = {
     "row": Field("[B, T]", "int64", "index", "place in the source that the row was sampled from"),
     "final_value": Field("[B, T]", "float32", "reward", "value of the state after a truncated step"),
     "ref_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action under the reference policy"),
+    "reference_point": Field(
+        "[B]", "float32", "nats", "what a response's log-ratio is judged against, one number a batch (KTO)"
+    ),
     "kl_charge": Field("[B]", "float32", "reward", "what leaving the reference costs the whole response"),
     "dpo_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action under a frozen DPO policy"),
     "baseline_score": Field("[B]", "float32", "task's own", "score that the episode is judged against"),

@@ -217,13 +217,17 @@ class Term(Part):
         """Return quantities to log as means over the counted steps `[B, T]` or the counted rows `[B]`."""
         return {}
 
+    def notices(self, run_state: Any) -> list[str]:
+        """Return what is to be said before a run begins of how the term and its data fit, a sentence each."""
+        return []
+
     def on_update_end(self, metrics: dict[str, float], context: Context) -> None:
         """Called once after the update with what was measured in it: where a coefficient adapts, it adapts here."""
 
 
 _BESIDE_THE_LOSS = frozenset(
     {
-        *("name", "averaging", "weights", "step_weights", "grad_outputs", "on_update_end", "priority"),
+        *("name", "averaging", "weights", "step_weights", "grad_outputs", "on_update_end", "priority", "notices"),
         *("required", "required_models", "check_within", "apply"),
     }
 )

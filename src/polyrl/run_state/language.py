@@ -95,10 +95,11 @@ def make_run_state(
     config: RunConfig, task: LanguageTask, recipe: Recipe, say: Say = lambda _: None
 ) -> LanguageRunState | RewardModelRunState:
     """Load the models, and find what is wrong with prompts, pairs and rewards."""
-    needs_pairs = recipe.collect is not None and recipe.collect.fixed_pairs
+    needs_labels = recipe.collect is not None and "desirable" in recipe.collect.gives
+    needs_pairs = (recipe.collect is not None and recipe.collect.fixed_pairs) or (needs_labels and not task.labelled)
     if needs_pairs:
         own = any(not reward.checker for reward in task.rewards) or bool(config.rewards)
-        check_pairs_can_be_made(task, config.arm, judged=own or task.preference is not None)
+        check_pairs_can_be_made(task, config.arm, judged=own or task.preference is not None, labels=needs_labels)
     model = prepare(config, task, say)
     for part in recipe.score:
         part.prepare(task, model, say)
@@ -107,7 +108,7 @@ def make_run_state(
         if isinstance(task, DatasetTask):
             _fit(config, task, LanguagePolicy.load(model), room)
         give_pairs(task, model, say=say)
-    terms = [t for t in recipe.terms if "preferred" in t.required()]
+    terms = [t for t in recipe.terms if {"preferred", "desirable"} & t.required()]
     if "reward-model" in recipe.required_models():
         return load_reward_model(config, task, model, terms)
     torch.manual_seed(config.seed)  # for what transformers and peft initialize (adapters); sampling has its own streams
@@ -209,8 +210,8 @@ def open_trained(
             task.metric = PAIR_METRIC
             return load_reward_model(config, task, str(scores))
     model = folder / "policy" if (folder / "policy").is_dir() else folder
-    # how far it went and how it orders pairs is told against the start
-    reference = make_model(config, task) if task.fixed_pairs else None
+    # how far it went and how it tells responses apart is told against the start
+    reference = make_model(config, task) if task.fixed_pairs or task.labelled else None
     run_state = load_run_state(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
     _fit(config, task, run_state.policy, task.max_tokens)  # the test rows that the run was judged on
     return run_state

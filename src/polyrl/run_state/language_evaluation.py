@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.rollout.language import Sampling
+from polyrl.run_state.labels import judged_labels
 from polyrl.run_state.pairs import judged_pairs
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.language import Row
@@ -63,8 +64,8 @@ def seen_rows(experience: Experience) -> list[Row]:
 def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Accuracy, reward and length on the fixed test prompts, and the first few responses.
 
-    Where the task has preference pairs, also how well held-out ones are told apart, and of sampled responses the KL
-    to the start. Without rewards there is neither accuracy nor reward.
+    Where the task has preference pairs or labelled responses, also how well held-out ones are told apart, and of
+    sampled responses the KL to the start. Without rewards there is neither accuracy nor reward.
     """
     how = run_state.evaluation
     size = run_state.task.size("test")  # no prompt of a small test set is counted twice
@@ -86,11 +87,16 @@ def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[s
     metrics |= {f"eval/{name}": float(values.mean()) for name, values in run_state.measures(batch).items()}
     summary = run_state.task.summary(rows, batch.columns["completion"])
     metrics |= {f"eval/{name}": value for name, value in summary.items()}
-    if run_state.task.fixed_pairs:
+    task, terms = run_state.task, run_state.pair_terms
+    if task.fixed_pairs or task.labelled:
         if not how.greedy:
             log_ratio = (batch["behaviour_logprob"] - run_state.reference_of(batch)) * batch["mask"]
             metrics["eval/kl"] = float(log_ratio.sum(1).mean())
-        metrics |= judged_pairs(run_state, run_state.pairs("test"), run_state.pair_terms, most=how.prompts)
+        if task.labelled or any("desirable" in term.required() for term in terms):
+            most = how.prompts if task.labelled else 2 * how.prompts  # the responses of as many pairs
+            metrics |= judged_labels(run_state, run_state.labelled("test"), terms, most=most)
+        if task.fixed_pairs:
+            metrics |= judged_pairs(run_state, run_state.pairs("test"), terms, most=how.prompts)
         run_state.release_reference()
     return metrics, samples
 

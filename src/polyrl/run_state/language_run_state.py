@@ -48,9 +48,6 @@ CHECKED_ROWS = 64
 READ = frozenset({"prompt_ids", "prompt_mask", "action", "present", "mask", "temperature"})
 """Fields that a model's forward passes need."""
 
-KEPT = "reference-logprobs.safetensors"
-"""File of a checkpoint with the reference's log-probabilities of fixed pairs, as far as they are known."""
-
 
 class LanguageRunState(UserDataRunState):
     """A language task, the policy that answers it, and its reference, critic and rewards."""
@@ -82,7 +79,7 @@ class LanguageRunState(UserDataRunState):
         self.calls = calls or CallPolicy(seed=seed)
         self.rewards: RewardRunner | None = None
         self._ensembles: dict[int, RewardRunner] = {}
-        if task.rewards or not task.fixed_pairs:  # preference pairs can be learned from and judged by without any
+        if task.rewards or not (task.fixed_pairs or task.labelled):  # these can be learned from and judged by without
             self.rewards = RewardRunner(task.rewards, self.calls)
             self.rewards.start()  # before models are loaded, so that the user's functions' processes hold none
         self._judge = None if task.preference is None else PreferenceRunner(task.preference, self.calls).start()
@@ -175,6 +172,8 @@ class LanguageRunState(UserDataRunState):
         self.engine.check([self.policy.encode_row(row) for row in rows], max_tokens)
         for split in self.task.fixed_pairs:
             self.pairs(split).check(CHECKED_ROWS)
+        for split in self.task.labelled:
+            self.labelled(split).check(CHECKED_ROWS)
 
     @property
     def reader(self) -> LanguagePolicy:
@@ -302,10 +301,14 @@ class LanguageRunState(UserDataRunState):
         return supervised_gradient(self.policy, self.task, weight, start, count, self.micro_batch_tokens)
 
     def reference_logprob(self, experience: Experience) -> Tensor:
-        """Log-probability of the actions under the starting policy, `[B, T]`; of fixed pairs it is measured once."""
-        if "example" in experience:
-            return self.pairs("train").reference_cache.of(experience, self.reference_of)
-        return self.reference_of(experience)
+        """Log-probability of the actions under the starting policy, `[B, T]`.
+
+        Of rows of a data set, which the field `example` numbers, it is measured once: pairs, or labelled responses.
+        """
+        if "example" not in experience:
+            return self.reference_of(experience)
+        given = self.labelled("train") if "desirable" in experience else self.pairs("train")
+        return given.reference_cache.of(experience, self.reference_of)
 
     @torch.no_grad()
     def reference_of(self, experience: Experience) -> Tensor:
@@ -408,8 +411,8 @@ class LanguageRunState(UserDataRunState):
             self.critic.save(folder / "critic")
         if self.joint_reward is not None:
             self.joint_reward.model.save(folder / "reward")
-        if self._pairs:
-            self.pairs("train").reference_cache.save(folder / KEPT)
+        for name, cache in self.reference_caches().items():
+            cache.save(folder / name)
 
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, in place."""
@@ -426,8 +429,8 @@ class LanguageRunState(UserDataRunState):
                 self.critic.load_state_dict(Critic.load(folder / "critic").state_dict())
             if self.joint_reward is not None:
                 self.joint_reward.load(folder / "reward")
-            if self._pairs:
-                self.pairs("train").reference_cache.load(folder / KEPT)
+            for name, cache in self.reference_caches().items():
+                cache.load(folder / name)
         except (OSError, RuntimeError):  # other names or shapes
             raise UserError(f"The checkpoint {folder} does not hold the models of this run.") from None
 

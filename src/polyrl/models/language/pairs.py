@@ -93,7 +93,7 @@ def encode_pair(reader: Backbone, row: Mapping[str, Any], where: str) -> PairIds
         UserError: the pair does not fit into the model's context, a response has no tokens, both are the same, or the
             chat template does not write them as the model would.
     """
-    ended = tuple(_ended(row.get(f"{side}_ended"), f"{where}: the column '{side}_ended'") for side in SIDES)
+    ended = tuple(said_to_end(row.get(f"{side}_ended"), f"{where}: the column '{side}_ended'") for side in SIDES)
     row = pair_of(where, dict(row))
     given = template_columns(row)
     try:
@@ -105,21 +105,36 @@ def encode_pair(reader: Backbone, row: Mapping[str, Any], where: str) -> PairIds
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     for side, ids in (("chosen", chosen), ("rejected", rejected)):
-        if not ids:
-            raise UserError(f"{where}: the {side} response has no tokens; leave the pair out.")
-        total = len(prompt) + len(ids)
-        if reader.context is not None and total > reader.context:
-            raise UserError(
-                f"{where}: prompt and {side} response have {total} tokens, more than the model's context of "
-                f"{reader.context}; shorten them or leave the pair out."
-            )
+        check_fits(where, reader, prompt, ids, f"{side} response", "pair")
     if chosen == rejected:
         raise UserError(f"{where}: chosen and rejected are the same tokens; leave the pair out.")
     own = None if all(chosen_own + rejected_own) else (chosen_own, rejected_own)
     return PairIds(prompt, chosen, rejected, (ended[0], ended[1]), own)
 
 
-def _ended(value: Any, what: str) -> bool:
+def check_fits(
+    where: str, reader: Backbone, prompt: Sequence[int], ids: Sequence[int], response: str, kind: str
+) -> None:
+    """Raise `UserError` where a response has no tokens, or prompt and response do not fit into the model's context.
+
+    Args:
+        where: the row's place.
+        reader: the model.
+        prompt, ids: token ids of prompt and response.
+        response: what to call the response.
+        kind: what to call the row.
+    """
+    if not ids:
+        raise UserError(f"{where}: the {response} has no tokens; leave the {kind} out.")
+    total = len(prompt) + len(ids)
+    if reader.context is not None and total > reader.context:
+        raise UserError(
+            f"{where}: prompt and {response} have {total} tokens, more than the model's context of "
+            f"{reader.context}; shorten them or leave the {kind} out."
+        )
+
+
+def said_to_end(value: Any, what: str) -> bool:
     """Whether a response ended by itself: where nothing is said it did. Files without kinds write it as text."""
     said = {"": True, "none": True, "true": True, "1": True, "false": False, "0": False}
     found = said.get(str(value).strip().lower())

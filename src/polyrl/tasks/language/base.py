@@ -187,6 +187,8 @@ class LanguageTask(ABC):
     """How rewards and preference are called where they are the user's own; none takes the usual time limit."""
     fixed_pairs: Mapping[Split, list[Row]] = MappingProxyType({})
     """Preference pairs by split: rows with the columns prompt, chosen and rejected; empty if there are none."""
+    labelled: Mapping[Split, list[Row]] = MappingProxyType({})
+    """Labelled responses by split: rows with the columns prompt, completion and label; empty if there are none."""
     pairs_by_preference: bool = False
     """Whether `prepare` makes pairs that `preference` labels."""
     evaluation_prompts: int = 200

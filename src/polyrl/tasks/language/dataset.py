@@ -183,11 +183,15 @@ class DatasetTask(LanguageTask):
             )
         rows, label = _loaded(self.data, "the data", self.skipped)
         if self.test_data is None:
-            self.train_rows, self.test_rows = _held_out(rows, label)
+            self.train_rows, self.test_rows = self.hold_out(rows, label)
         else:
             self.test_rows, _ = _loaded(self.test_data, "the test data", self.skipped)
             self.train_rows = _without(rows, self.test_rows, label)
         self._set_checker(label)
+
+    def hold_out(self, rows: list[Row], label: str) -> tuple[list[Row], list[Row]]:
+        """Return training and test rows; `label` names the data in errors."""
+        return held_out(rows, label)
 
     @property
     def skipped(self) -> LeftOut | None:
@@ -344,21 +348,49 @@ def _loaded(data: str | Path | Sequence[Row], label: str, left_out: LeftOut | No
     return prepared(label, enumerate(data, start=1), left_out), label
 
 
-def unpaired(rows: Sequence[Row]) -> bool:
-    """Return whether each row is one response that was judged good or bad: `completion` and a `label`, as for KTO."""
-    labels = [row.get("label") for row in rows if row.get("completion") is not None]
-    known = [str(label).lower() for label in labels if label is not None]
-    return bool(known) and set(known) <= {"true", "false", "0", "1"}
+def checked(
+    data: str | Path | Sequence[Row], label: str, left_out: LeftOut | None, check: Callable[[str, Row], Row], kind: str
+) -> list[Row]:
+    """Load rows and return what `check` makes of each, given its place; `kind` names a row in errors.
+
+    Rows that `check` refuses with `UserError` are counted in `left_out`; where it is None, the first one is an error.
+    """
+    found: list[Row] = []
+    for row in _loaded(data, label, left_out)[0]:
+        try:
+            found.append(DataRow(check(place_of(row), row), place_of(row)))
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.add(UNUSABLE, str(error))
+    if not found:
+        raise UserError(f"There is no {kind} in {label}: {' '.join(left_out.sentences()) if left_out else 'no row'}")
+    return found
 
 
-def _prompt_hash(row: Row) -> int:
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""How a label is written: true or false, as a number, or as the text of either."""
+
+
+def unpaired(rows: Sequence[Any]) -> bool:
+    """Return whether each row is one response that was judged good or bad: `completion` and a `label`, as for KTO.
+
+    Some label is true or false, or all are 0 and 1: other numbers are classes.
+    """
+    judged = [row for row in rows if isinstance(row, Mapping) and row.get("completion") is not None]
+    known = [str(row["label"]).strip().lower() for row in judged if row.get("label") is not None]
+    return bool(known) and (bool({"true", "false"} & set(known)) or set(known) <= set(LABELS))
+
+
+def prompt_hash(row: Row) -> int:
+    """Return a hash of the row's prompt, from 0 to 2^64 - 1: the same everywhere and always."""
     prompt = row["prompt"]
     return stable_hash(prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True))
 
 
-def _held_out(rows: list[Row], label: str) -> tuple[list[Row], list[Row]]:
+def held_out(rows: list[Row], label: str) -> tuple[list[Row], list[Row]]:
     """Return training and test rows; the lowest hashes are held out, so that a split changes little when data grows."""
-    hashes = [_prompt_hash(row) for row in rows]
+    hashes = [prompt_hash(row) for row in rows]
     ranked = sorted(set(hashes))
     if len(ranked) < 2:
         raise UserError(
@@ -372,8 +404,8 @@ def _held_out(rows: list[Row], label: str) -> tuple[list[Row], list[Row]]:
 
 def _without(rows: list[Row], test_rows: list[Row], label: str) -> list[Row]:
     """Return the rows whose prompt is no test prompt."""
-    held = {_prompt_hash(row) for row in test_rows}
-    train = [row for row in rows if _prompt_hash(row) not in held]
+    held = {prompt_hash(row) for row in test_rows}
+    train = [row for row in rows if prompt_hash(row) not in held]
     if not train:
         raise UserError(f"Every prompt of {label} is in the test data too; give other test data, or none.")
     if len(train) < len(rows):

@@ -1,9 +1,9 @@
-"""Rows as data sets write them, turned into one form: TRL's formats of prompts and of preference pairs.
+"""Rows as data sets write them, turned into one form: TRL's formats of prompts, pairs and labelled responses.
 
 A row's `prompt` is text or a list of messages, and in a pair `chosen` and `rejected` are what answers it: texts after a
 text, and after messages texts or the assistant's messages (with those of users and tools between them). Data sets also
 repeat the prompt in both responses, leave it out, or give it as text where the responses are messages; `pair_of`
-understands all of these, or refuses.
+understands all of these, or refuses. `response_of` does the same for a row with one response, `completion`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from polyrl.errors import UserError
@@ -36,9 +36,9 @@ RESERVED = frozenset(
 # ------------------------------------------------------------------------------------------------- prompts and columns
 
 
-def messages_of(row: Row) -> Row:
+def messages_of(row: Row, names: Collection[str] = ("prompt", *SIDES)) -> Row:
     """Return the row with messages where a prompt or a response is the JSON text of some: tables cannot say it else."""
-    return {name: _read_messages(value) if name in ("prompt", *SIDES) else value for name, value in row.items()}
+    return {name: _read_messages(value) if name in names else value for name, value in row.items()}
 
 
 def _read_messages(value: Any) -> Any:
@@ -163,13 +163,61 @@ def pair_of(where: str, row: Row) -> Row:
             )
         return _answers(where, {**row, "prompt": begins, **{side: row[side][shared:] for side in SIDES}})
     prompt = check_messages(where, "prompt", prompt)
-    for side in SIDES:
-        said = row[side]
-        if isinstance(said, list) and said[: len(prompt)] == prompt:
-            row[side] = said[len(prompt) :]
-        elif isinstance(said, list) and prompt[-1]["role"] == "assistant" and said[: len(prompt) - 1] == prompt[:-1]:
-            row[side] = _rest_of_turn(said, prompt)
-    return _answers(where, {**row, "prompt": prompt})
+    return _answers(where, {**row, "prompt": prompt, **{side: _behind(prompt, row[side]) for side in SIDES}})
+
+
+def response_of(where: str, row: Row) -> Row:
+    """Return a row with one response, `completion`, in one form: the prompt in `prompt` alone, and what answers it.
+
+    As `pair_of`; of a text prompt and a conversation the prompt is what it begins with, up to the message with that
+    text. Where there is no prompt nothing tells what it is.
+
+    Raises:
+        UserError: it is in no form that is known.
+    """
+    row, prompt, said = dict(row), row["prompt"], row["completion"]
+    if isinstance(said, list):
+        said = check_messages(where, "completion", said)
+    if isinstance(prompt, str):
+        if isinstance(said, str):
+            return row
+        if said[0]["role"] == "assistant":
+            return {**row, "prompt": [{"role": "user", "content": prompt}], "completion": said}
+        asked = [
+            i for i, m in enumerate(said) if m["role"] != "assistant" and m.get("content", "").strip() == prompt.strip()
+        ]
+        if not asked:
+            raise UserError(
+                f"{where}: the prompt {shortened(prompt)} is no message that 'completion' begins with; give the prompt "
+                "as the messages before the response."
+            )
+        begins = asked[-1] + 1
+        return _answers(where, {**row, "prompt": said[:begins], "completion": said[begins:]}, ("completion",))
+    prompt = check_messages(where, "prompt", prompt)
+    return _answers(where, {**row, "prompt": prompt, "completion": _behind(prompt, said)}, ("completion",))
+
+
+def check_response(where: str, name: str, response: Any) -> None:
+    """Raise `UserError` where a column holds neither text nor messages."""
+    if not isinstance(response, str | list):
+        raise UserError(f"{where}: the column '{name}' must be text or a list of messages with 'role' and 'content'.")
+    if isinstance(response, list):
+        check_messages(where, name, response)
+
+
+def is_empty(response: Any) -> bool:
+    """Whether a response says nothing and calls no tool."""
+    calls = isinstance(response, list) and any(message.get("tool_calls") for message in response)
+    return not calls and not content(response).strip()
+
+
+def _behind(prompt: list[dict[str, Any]], said: Any) -> Any:
+    """What a conversation says after the messages of a prompt that it begins with; any other response as it is."""
+    if isinstance(said, list) and said[: len(prompt)] == prompt:
+        return said[len(prompt) :]
+    if isinstance(said, list) and prompt[-1]["role"] == "assistant" and said[: len(prompt) - 1] == prompt[:-1]:
+        return _rest_of_turn(said, prompt)
+    return said
 
 
 def _rest_of_turn(said: list[dict[str, Any]], prompt: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -180,14 +228,15 @@ def _rest_of_turn(said: list[dict[str, Any]], prompt: list[dict[str, Any]]) -> l
     return said
 
 
-def _answers(where: str, row: Row) -> Row:
-    """The row, if what is left in both responses is the assistant's."""
-    for side in SIDES:
+def _answers(where: str, row: Row, names: Sequence[str] = SIDES) -> Row:
+    """The row, if what is left in its responses is the assistant's."""
+    for side in names:
         said = row[side]
         if not isinstance(said, list):
             continue
         if not said:
-            raise UserError(f"{where}: the column '{side}' is empty behind the prompt; leave the pair out.")
+            kind = "pair" if side in SIDES else "row"
+            raise UserError(f"{where}: the column '{side}' is empty behind the prompt; leave the {kind} out.")
         if said[0]["role"] != "assistant":
             raise UserError(
                 f"{where}: the column '{side}' does not begin with the prompt, nor with a message of the assistant, "

@@ -34,10 +34,11 @@ from polyrl.tasks.language.base import (
     table_rows,
 )
 from polyrl.tasks.language.columns import told_columns
-from polyrl.tasks.language.dataset import DatasetTask, load_rows, prepared
-from polyrl.tasks.language.formats import SIDES, check_messages, check_template_columns, pair_of
+from polyrl.tasks.language.dataset import DatasetTask, checked, load_rows, unpaired
+from polyrl.tasks.language.formats import SIDES, check_response, check_template_columns, is_empty, pair_of
 from polyrl.tasks.language.judge import compared
-from polyrl.tasks.language.left_out import UNUSABLE, DataRow, LeftOut, place_of
+from polyrl.tasks.language.labelled import LabelledDataset
+from polyrl.tasks.language.left_out import LeftOut
 from polyrl.tasks.language.phrases import shortened
 
 _log = logging.getLogger(__name__)
@@ -87,30 +88,21 @@ def dataset_task(
     checker: str | None = None,
     skip_bad_rows: bool = False,
 ) -> DatasetTask:
-    """The user's data as a task: a `PairDataset` where it has the columns `chosen` and `rejected`."""
+    """The user's data as a task.
+
+    A `PairDataset` where it has the columns `chosen` and `rejected`, a `LabelledDataset` where it has `completion` and
+    a `label` that is true or false.
+    """
     passed = LeftOut() if skip_bad_rows else None
     rows = load_rows(str(data), passed) if isinstance(data, str | Path) else list(data)
     paired = any(isinstance(row, dict) and all(row.get(side) is not None for side in SIDES) for row in rows)
-    kind = PairDataset if paired else DatasetTask
+    kind = PairDataset if paired else LabelledDataset if unpaired(rows) else DatasetTask
     return kind(data, test_data=test_data, rewards=list(rewards), checker=checker, skip_bad_rows=skip_bad_rows)
 
 
 def _checked(data: Any, label: str, left_out: LeftOut | None) -> list[Row]:
     """Rows of preference pairs in one form, each with two responses that have text and differ."""
-    if isinstance(data, str | Path):
-        rows = load_rows(str(data), left_out)
-    else:
-        rows = prepared(label, enumerate(data, start=1), left_out)
-    found: list[Row] = []
-    for row in rows:
-        try:
-            found.append(DataRow(_checked_pair(place_of(row), row), place_of(row)))
-        except UserError as error:
-            if left_out is None:
-                raise
-            left_out.add(UNUSABLE, str(error))
-    if not found:
-        raise UserError(f"There is no pair in {label}: {' '.join(left_out.sentences()) if left_out else 'no row'}")
+    found = checked(data, label, left_out, _checked_pair, "pair")
     if all(_repeats(row) for row in found):
         _log.warning(
             "All responses of %s begin with the text of their prompt, which the model has read before them: where they "
@@ -130,10 +122,10 @@ def _checked_pair(where: str, row: Row) -> Row:
     for side in SIDES:
         if row.get(side) is None:
             raise UserError(f"{where}: no column '{side}'; it has {', '.join(k for k in row if row[k] is not None)}.")
-        _check_response(where, side, row[side])
+        check_response(where, side, row[side])
     row = pair_of(where, row)
     for side in SIDES:
-        if not content(row[side]).strip() and not _calls_tools(row[side]):
+        if is_empty(row[side]):
             raise UserError(f"{where}: the column '{side}' is empty; leave the pair out, as --skip-bad-rows does.")
     if row["chosen"] == row["rejected"]:
         raise UserError(
@@ -142,17 +134,6 @@ def _checked_pair(where: str, row: Row) -> Row:
         )
     # a text prompt has become messages where the responses are messages, and they take columns of the template
     return check_template_columns(where, row)
-
-
-def _check_response(where: str, side: str, response: Any) -> None:
-    if not isinstance(response, str | list):
-        raise UserError(f"{where}: the column '{side}' must be text or a list of messages with 'role' and 'content'.")
-    if isinstance(response, list):
-        check_messages(where, side, response)
-
-
-def _calls_tools(response: Any) -> bool:
-    return isinstance(response, list) and any(message.get("tool_calls") for message in response)
 
 
 def _excerpt(response: Any) -> str:
