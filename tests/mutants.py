@@ -476,8 +476,57 @@ GROUPS: list[Group] = [
                 "self.terminated[i], self.truncated[i] = ends, not ends",
                 "self.terminated[i], self.truncated[i] = ends, cuts",
             ),
-            ("self.truncated &= ~self.terminated", "pass"),
             ("self.begin(i, int(self.episode[i]) + 1)", "self.begin(i, int(self.episode[i]))"),
+        ],
+    ),
+    Group(
+        "rollout/environments.py",
+        "test_told.py",
+        [
+            ("or value.shape != rows.shape[1:] or", "or"),
+            ("or not np.isfinite(value).all():", "or False:"),
+            ("            rows[i] = value", "            rows[0] = value"),
+            (
+                "            self.restore(i, self.new[i])\n            self.begin(i, episode)",
+                "            self.begin(i, episode)",
+            ),
+            ("self.before[i] = self.kept(i)", "pass"),
+            ("self.restore(i, self.new[i])\n        self._reset(i, seed)", "self._reset(i, seed)"),
+        ],
+    ),
+    Group(
+        "rollout/control.py",
+        "test_told.py",
+        [
+            ("environments.restore(i, state.lasting[i])", "pass"),
+            ("b.told[name][t] = told", "b.told[name][0] = told"),
+            ("np.where(_like(present, x), x, 0)", "x"),
+            ("self.state.lasting = self._lasting()", "pass"),
+        ],
+    ),
+    Group(
+        "rollout/vector_environments.py",
+        "test_told.py",
+        [
+            ('where = info.get("final_info", {}) if ended[i] else info', "where = info"),
+            ("if begun is not None and begun[i]:", "if False:"),
+        ],
+    ),
+    Group(
+        "data/replay.py",
+        "test_told.py",
+        [
+            (
+                "kept[name].take(rows, 0) for name in self.entry.also",
+                "kept[name].take(last, 0) for name in self.entry.also",
+            )
+        ],
+    ),
+    Group(
+        "rollout/vector_environments.py",
+        "test_control_sampling.py -k 'rollout or resetting or dead or cut or real_end or both or trouble or finite'",
+        [
+            ("self.truncated &= ~self.terminated", "pass"),
             ("self.dead[:], self.any_dead = ended, True", "self.dead[:], self.any_dead = False, False"),
             ("self._length[begun] = 0", "pass"),
         ],
@@ -1100,6 +1149,11 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "core/updating.py",
+        "test_drafts.py -k 'ppo_trains_on_codes'",
+        [("if counted is not None and update.trains == self.models.acts:  # of what", "if False:  # of what")],
+    ),
+    Group(
         "core/update.py",
         "test_epochs.py -k 'source_fills'",
         [
@@ -1126,8 +1180,8 @@ GROUPS: list[Group] = [
         "parts/control.py",
         "test_epochs.py -k 'refused or weights_of_ppo or changes_nothing'",
         [
-            ('self.gives - {"behaviour_logprob"} | acting.acting_gives', "self.gives"),
-            ('critic.values(experience[f"final_{self.observation}"][cut])', "0.0"),
+            ('gives - {"behaviour_logprob"} | acting.acting_gives', "gives"),
+            ('critic.values(batch[f"final_{self.observation}"][cut])', "0.0"),
             ("if acting is not None and self.scale_reward and not acting.scales_rewards:", "if False:"),
         ],
     ),

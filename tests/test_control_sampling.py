@@ -19,8 +19,9 @@ from polyrl.models.distributions import distribution_of
 from polyrl.parts.control import MlpActorCritic
 from polyrl.parts.credit import gae
 from polyrl.rollout.control import Collector, Rollout
-from polyrl.rollout.environments import SingleEnvironments, environments_of
+from polyrl.rollout.environments import SingleEnvironments
 from polyrl.rollout.evaluation import Evaluator
+from polyrl.rollout.stepping import environments_of
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 

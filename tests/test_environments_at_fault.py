@@ -22,8 +22,8 @@ from polyrl.models.actor import DistributionActor
 from polyrl.models.control import ControlPolicy
 from polyrl.models.distributions import distribution_of
 from polyrl.models.mlp import mlp
-from polyrl.rollout.environments import follows_seed
 from polyrl.rollout.evaluation import Evaluator
+from polyrl.rollout.stepping import follows_seed
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.control.environment import ControlTask

@@ -465,6 +465,11 @@ BROKEN: list[tuple[str, Callable[[], Recipe], str]] = [
         "'state-values' asks the model 'policy' for values, and the recipe lists critic that gives some",
     ),
     (
+        "values in a stage",
+        lambda: listed(Epochs((PASS,), credit=(GAE(),)), credit=(StateValues(),)),
+        "part 'state-values' sees models by name: put it into an update",
+    ),
+    (
         "joint and a move",
         lambda: listed(Epochs((PASS, Move("old", "policy")), credit=CREDIT, joint_clip=1.0)),
         "'epochs' clips the gradients of several models by one norm (joint_clip), so it may hold one update for each",

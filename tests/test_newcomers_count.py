@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
 import pytest
-from gymnasium import spaces
 
 from polyrl import catalogue
 from polyrl.core.context import Context
@@ -20,9 +16,7 @@ from polyrl.data.replay import Replay
 from polyrl.models.actor import Actor
 from polyrl.rollout.environments import Environments
 from polyrl.run_state import language, operations, theory
-from polyrl.runs import make_loop
 from polyrl.runtime.budget import UNITS
-from polyrl.runtime.config import PythonObjects, RunConfig
 from test_docs import text
 
 ROOT = Path(__file__).parents[1]
@@ -68,26 +62,6 @@ def test_files_that_are_said_to_be_new_are_new_and_others_are_there() -> None:
     assert drafts | {"ppo_list"} == {file.stem for file in (ROOT / "tests" / "drafts").glob("*.py")}
 
 
-class Tells(gymnasium.Env[np.ndarray, int]):
-    """An environment that tells more than observation and reward."""
-
-    observation_space, action_space = spaces.Box(0, 1, (1,), np.float32), spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        return np.zeros(1, np.float32), {"post_decision": np.ones(3)}
-
-    def step(self, action: int) -> Any:
-        return np.zeros(1, np.float32), 0.0, False, False, {"post_decision": np.ones(3)}
-
-
-def fields_of_a_telling_environment() -> set[str]:
-    config = RunConfig(method="ppo", task="mine", budget="iterations=1", tensorboard=False)
-    config = dataclasses.replace(config, hyperparameters={"environments": "2", "steps_per_environment": "4"})
-    loop: Any = make_loop(config, given=PythonObjects(environment=Tells))[0]
-    return set(loop.recipe.collect(None, loop.context).fields())
-
-
 def source_of(module: Any) -> str:
     return Path(module.__file__).read_text(encoding="utf-8")
 
@@ -95,7 +69,6 @@ def source_of(module: Any) -> str:
 STILL: dict[str, Callable[[], bool]] = {
     "B": lambda: not any("recipe.models" in source_of(module) for module in (language, theory, operations)),
     "C": lambda: Recipe.__annotations__["collect"] == "Part | None",
-    "D": lambda: not any("post" in name for name in fields_of_a_telling_environment()),
     "E": lambda: not {"memory", "state", "save", "load"} & set(dir(Actor)),
     "F": lambda: Recipe.__annotations__["judged"] == "str",
     "G": lambda: not {"pretrained", "from-run", "given"} & set(catalogue.entries()),

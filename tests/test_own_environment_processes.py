@@ -17,7 +17,8 @@ import pytest
 from gymnasium import spaces
 
 from polyrl.errors import UserError
-from polyrl.rollout.environments import Environments, environments_of
+from polyrl.rollout.environments import Environments
+from polyrl.rollout.stepping import environments_of
 from polyrl.tasks.control.environment import ControlTask
 
 HERE = os.getpid()

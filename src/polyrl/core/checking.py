@@ -46,7 +46,7 @@ class _Walk:
         if isinstance(batch, Again):
             return
         self.fresh = not batch.reads()
-        known = [set(self.recipe.sources[name].fields) for name in batch.reads() if name in self.recipe.sources]
+        known = [set(self.recipe.sources[name].sampled()) for name in batch.reads() if name in self.recipe.sources]
         self.fields = set(self.given) if self.fresh else set.intersection(*known) if known else set()
 
     def _parts(self, step: Step, parts: tuple[Part, ...]) -> None:

@@ -142,6 +142,12 @@ class Recipe:
         """Fields that *collect* gives; none where all rows are given."""
         return self.collect.given_within(self) if self.collect else frozenset()
 
+    @property
+    def told(self) -> frozenset[str]:
+        """Fields that parts ask of the environment (`Part.told`)."""
+        stated = self._stated()
+        return frozenset[str]().union(*(p.told for p in stated), *(kind.told for p in stated for kind in p.derives))
+
     @functools.cached_property
     def improver(self) -> Improver:
         """What improves: `optimize`, or the list of updates."""
@@ -398,6 +404,8 @@ class Recipe:
             for part in parts:
                 if part.stage != stage:
                     raise UserError(f"{self.name}: part '{part.name}' works in stage {part.stage}, not in {stage}.")
+                if type(part).apply is not Part.apply and type(part).__call__ is Part.__call__:
+                    raise UserError(f"{self.name}: part '{part.name}' sees models by name: put it into an update.")
                 for missing in sorted(part.required() - given):
                     late = [p.name for p in self.parts() if missing in p.gives - p.required()]
                     # what sees models works within updates only

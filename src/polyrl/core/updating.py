@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from polyrl.models.base import Network
 
 
+LIKELIHOODS = frozenset({"logprob", "entropy"})
+"""Outputs that of fresh rows are the actor's: a wrapper may have its own."""
+
+
 class Means:
     """Averages of what is logged over the updates of an iteration."""
 
@@ -246,7 +250,11 @@ class _Turn:
         module: Network = self.models[update.trains]
         self.models.ask_gradients(update.trains, True)
         try:
-            outputs = module.outputs(batch, wants, see.draw)
+            outputs = dict[str, Tensor]()
+            if counted is not None and update.trains == self.models.acts:  # of what acted, its wrappers too
+                outputs = context.run_state.outputs(batch, wants & LIKELIHOODS)
+            if not wants <= outputs.keys():
+                outputs |= module.outputs(batch, wants - outputs.keys(), see.draw)
             if counted is not None:
                 if watched and update.trains not in self.changed:
                     limit = None if self.passing is None else self.passing.max_logprob_gap

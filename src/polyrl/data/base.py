@@ -82,6 +82,10 @@ class Source(Part):
     fields: ClassVar[frozenset[str]] = frozenset()
     from_dataset: ClassVar[bool] = False
 
+    def sampled(self) -> frozenset[str]:
+        """Fields of its rows with its present hyperparameters."""
+        return self.fields
+
     @abstractmethod
     def make(self, name: str, task: Any, config: Any) -> Rows:
         """The rows of a run.

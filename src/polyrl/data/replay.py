@@ -36,7 +36,11 @@ MASKS = ("action_mask", "next_action_mask")
 
 @dataclass(frozen=True)
 class Replay(Source):
-    """Keep the latest steps, and sample from them."""
+    """Keep the latest steps, and sample from them.
+
+    Attributes:
+        also: further fields `[B, T, ...]` of what a turn collects that its rows have.
+    """
 
     after: ClassVar[str] = "score"
     needs: ClassVar[frozenset[str]] = frozenset(KEPT)
@@ -50,6 +54,16 @@ class Replay(Source):
     n_step: int = hyperparameter(1, "steps whose rewards are summed before a value stands for the rest", low=1)
     priority_exponent: float = hyperparameter(0.0, "how much priorities count in sampling; 0 is uniform", low=0)
     importance_exponent: float = hyperparameter(0.4, "how much of the bias of priorities weights undo", low=0, high=1)
+
+    also: tuple[str, ...] = ()
+
+    def required(self) -> frozenset[str]:
+        """What it keeps."""
+        return self.needs | set(self.also)
+
+    def sampled(self) -> frozenset[str]:
+        """Fields of its rows."""
+        return self.fields | set(self.also)
 
     def make(self, name: str, task: Any, config: Any) -> Rows:
         """An empty buffer."""
@@ -97,7 +111,7 @@ class ReplayBuffer(Rows):
 
     def take(self, experience: Experience) -> None:
         """Write the steps `[B, T, ...]` over the oldest ones."""
-        names = [*KEPT, *(name for name in MASKS if name in experience)]
+        names = [*KEPT, *self.entry.also, *(name for name in MASKS if name in experience)]
         given = {name: experience[name].numpy().swapaxes(0, 1) for name in names}
         steps, lanes = given["mask"].shape[:2]
         if not self.arrays:
@@ -180,6 +194,7 @@ class ReplayBuffer(Rows):
             "reward": reward,
             "discount": np.where(kept["terminated"].take(last), np.float32(0), discount),
         }
+        found |= {name: kept[name].take(rows, 0) for name in self.entry.also}
         found |= {name: kept[name].take(x, 0) for name, x in zip(MASKS, (rows, last), strict=True) if name in kept}
         return Experience({name: torch.from_numpy(x).unsqueeze(1) for name, x in found.items()})
 

@@ -90,6 +90,7 @@ class Actor(ABC):
         is_policy: whether evaluations judge this actor, with no noise, in the place of the policy that it wraps.
         fields_read: fields of the experience that `outputs` needs beside observation and action.
         execute: what environments are given for actions `[B, ...]`, where that is not the action itself.
+        executed_shape: shape of what they are given for one action, where that is not the action's; it is float32.
     """
 
     action_shape: tuple[int, ...]
@@ -99,6 +100,7 @@ class Actor(ABC):
     is_policy: bool = False
     fields_read: frozenset[str] = frozenset()
     execute: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    executed_shape: tuple[int, ...] | None = None
 
     @abstractmethod
     def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import See
 from polyrl.errors import UserError
 from polyrl.models.actor import Actor, Making
 from polyrl.models.actor_critic import ORTHOGONAL_HELP, mlp_critic, mlp_policy
@@ -91,11 +92,12 @@ class StepEnvironments(Part):
     steps_per_environment: int = hyperparameter(128, "steps of each environment in one iteration", low=1)
 
     def given_within(self, recipe: Recipe) -> frozenset[str]:
-        """Without `behaviour_logprob` where the model that acts does not tell how likely its actions were."""
+        """What parts ask the environment to tell, too; no `behaviour_logprob` where the acting model tells none."""
+        gives = self.gives | recipe.told
         acting = recipe.models.get(recipe.acts)
         while acting is not None and acting.copied:
             acting = recipe.models.get(acting.copied)
-        return self.gives if acting is None else self.gives - {"behaviour_logprob"} | acting.acting_gives
+        return gives if acting is None else gives - {"behaviour_logprob"} | acting.acting_gives
 
     def actor(self, inner: Actor, making: Making) -> Actor:
         """What acts in training, made of the policy's own actor: here that itself; a paper's wrapper in its own part.
@@ -275,12 +277,12 @@ class StateValues(Part):
                 f"{', '.join(known) or 'none'} that gives some."
             )
 
-    def __call__(self, experience: Experience, context: Context) -> Experience:
+    def apply(self, batch: Experience, see: See) -> Experience:
         """Add values [B, T], and those after truncated steps [B, T], 0 at the others."""
-        critic: ValueModel = context.run_state.models[self.model]
-        cut = experience["truncated"]
+        critic: ValueModel = see[self.model]
+        cut = batch["truncated"]
         final = torch.zeros(cut.shape)
         if bool(cut.any()):
-            final[cut] = critic.values(experience[f"final_{self.observation}"][cut])
-        value = critic.values(experience[self.observation])
-        return experience.with_fields(**{self.value: value, f"final_{self.value}": final})
+            final[cut] = critic.values(batch[f"final_{self.observation}"][cut])
+        value = critic.values(batch[self.observation])
+        return batch.with_fields(**{self.value: value, f"final_{self.value}": final})

@@ -39,6 +39,8 @@ class Rollout:
     starts_episode: NDArray[np.bool_]
     rollout_end: NDArray[np.bool_]
     """`[B, T]`: the rollout ended here, and the episode goes on in the next one."""
+    told: dict[str, Floats]
+    """`[B, T, ...]`: what each step told beside observation and reward, of what is asked for."""
     masks: dict[str, NDArray[np.bool_]]
     """`action_mask` and `next_action_mask` `[B, T, A]`: what is allowed before and after each step; empty: all."""
     returns: list[float]
@@ -55,6 +57,7 @@ class EnvironmentState:
         return_so_far: return so far of each present episode.
         actions: what the environments were given in each present episode, for replay.
         observation: float64 `[B, D]`, what each environment shows, to see whether a replay came to the same.
+        lasting: what outlives episodes, by attribute, as it was when each present episode began; empty: nothing does.
         restarts: how often all episodes were started anew.
         running: false where episodes start anew at the next rollout.
     """
@@ -65,6 +68,7 @@ class EnvironmentState:
     observation: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     restarts: int = 0
     running: bool = False
+    lasting: list[dict[str, NDArray[Any]]] = field(default_factory=list)
 
     def copy(self) -> EnvironmentState:
         """A copy that later rollouts do not change."""
@@ -75,6 +79,7 @@ class EnvironmentState:
             self.observation.copy(),
             self.restarts,
             self.running,
+            [*self.lasting],
         )
 
 
@@ -92,6 +97,7 @@ class _Buffers:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     dead: NDArray[np.bool_]
+    told: dict[str, Floats]
     masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @classmethod
@@ -103,12 +109,30 @@ class _Buffers:
             observation=np.empty((steps + 1, environments.count, environments.observations.size), dtype=np.float32),
             records={name: np.empty((*shape, *of), dtype=kind) for name, (of, kind) in actor.recorded.items()},
             action=action,
-            executed=action if actor.execute is None else np.empty_like(action),
+            executed=action
+            if actor.execute is None
+            else np.empty((*shape, *executed_shape(actor)), executed_dtype(actor)),
+            told={name: np.zeros((*shape, *x.shape[1:]), dtype=np.float32) for name, x in environments.told.items()},
             reward=np.empty(shape),
             terminated=np.empty(shape, dtype=bool),
             truncated=np.empty(shape, dtype=bool),
             dead=np.empty(shape, dtype=bool),
         )
+
+
+def executed_shape(actor: Actor) -> tuple[int, ...]:
+    """Shape of what environments are given of one action."""
+    return actor.action_shape if actor.executed_shape is None else actor.executed_shape
+
+
+def executed_dtype(actor: Actor) -> Any:
+    """NumPy dtype of what environments are given."""
+    return actor.action_dtype if actor.executed_shape is None else np.float32
+
+
+def _like(present: NDArray[np.bool_], x: NDArray[Any]) -> NDArray[np.bool_]:
+    """`present` `[T, B]` with as many dimensions as `x`."""
+    return present.reshape(*present.shape, *(1,) * (x.ndim - 2))
 
 
 class Collector:
@@ -145,6 +169,8 @@ class Collector:
                     state.episode[i] += 1
                     state.actions[i], state.return_so_far[i] = actions[:0], 0.0
                     state.observation[i] = np.nan  # not known before the episode starts
+                    if state.lasting and isinstance(environments, SingleEnvironments):
+                        state.lasting[i] = environments.kept(i)
             self._ready = False
         return self.state
 
@@ -171,7 +197,7 @@ class Collector:
         environments, state = self.environments, self.state
         self._ready = True
         if not state.running or len(state.episode) != environments.count:
-            empty = np.zeros((0, *self.actor.action_shape), dtype=self.actor.action_dtype)
+            empty = np.zeros((0, *executed_shape(self.actor)), dtype=executed_dtype(self.actor))
             first = state.restarts if not environments.replayable else 0
             environments.start(self.seed, [first] * environments.count)
             self._begin([True] * environments.count)
@@ -182,6 +208,7 @@ class Collector:
                 observation=environments.observation.copy(),
                 restarts=state.restarts,
                 running=True,
+                lasting=self._lasting(),
             )
             return
         assert isinstance(environments, SingleEnvironments)
@@ -189,6 +216,8 @@ class Collector:
         strayed, fresh = [], []
         for i, (episode, actions) in enumerate(zip(state.episode, state.actions, strict=True)):
             known = bool(np.isfinite(state.observation[i]).all())
+            if state.lasting:
+                environments.restore(i, state.lasting[i])
             environments.replay(i, episode, actions)
             if not known:
                 fresh.append(i)
@@ -203,6 +232,11 @@ class Collector:
                 "to other numbers than without the interruption."
             )
         self._begin([i in strayed or i in fresh for i in range(environments.count)])
+
+    def _lasting(self) -> list[dict[str, NDArray[Any]]]:
+        """What outlives episodes, as it was when the present ones began."""
+        made = self.environments
+        return [*made.before] if isinstance(made, SingleEnvironments) and made.lasting else []
 
     def _begin(self, fresh: list[bool]) -> None:
         """Show the actor the first observations of new episodes."""
@@ -265,6 +299,8 @@ class Collector:
                 b.executed[t] = action = execute(action)
             ended = step(action)
             b.reward[t] = return_so_far
+            for name, told in environments.told.items():
+                b.told[name][t] = told
             if observe is None:
                 seen[t + 1][:] = shown
             else:
@@ -305,11 +341,13 @@ class Collector:
 
         self.state.episode = environments.episode.tolist()
         self.state.observation = environments.observation.copy()
+        self.state.lasting = self._lasting()
         return Rollout(
             observation=by_environment(b.observation[:-1]),
             action=by_environment(b.action),
             records={name: by_environment(x) for name, x in b.records.items()},
             reward=reward.astype(np.float32),
+            told={name: np.where(_like(present, x), x, 0).swapaxes(0, 1) for name, x in b.told.items()},
             terminated=by_environment(b.terminated),
             truncated=by_environment(b.truncated),
             present=by_environment(present),

@@ -1,23 +1,20 @@
-"""Stepping several environments together: single ones in turn, or a vector environment, each way of resetting alike."""
+"""Stepping several environments together: what all ways have in common, and single ones in turn."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from polyrl.errors import UserError
 from polyrl.runtime.seeding import stream_seed
-from polyrl.tasks.control.environment import ControlTask, Environment, Vector
+from polyrl.tasks.control.environment import Environment
 from polyrl.tasks.control.faults import MISFIT, misfit, no_reset, no_reward, no_step
 from polyrl.tasks.control.faults import failure as failure
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
-from polyrl.tasks.language.phrases import shortened
 from polyrl.tasks.user_code import raised
 
 
@@ -40,15 +37,26 @@ class Environments(ABC):
         episode: int64 `[B]`, number of the present episode, from 0.
         mask: bool `[B, A]`, actions that are allowed now, where `info["action_mask"]` tells it, else None.
         final_mask: the same where an episode ended, of the state that ended it.
+        told: float32 `[B, *shape]` by name, what the latest step told in its info, of what is asked for.
     """
 
     replayable = False
     """Whether each episode starts from a seed of its own, so that actions bring back its state."""
 
     def __init__(
-        self, spec: str, count: int, observations: ObservationEncoder, actions: ActionAdapter, masked: int = 0
+        self,
+        spec: str,
+        count: int,
+        observations: ObservationEncoder,
+        actions: ActionAdapter,
+        masked: int = 0,
+        told: Mapping[str, tuple[int, ...]] | None = None,
     ):
-        """`masked`: how many actions the environment tells the allowed ones of; 0 for one that tells nothing."""
+        """`masked`: how many actions the environment tells the allowed ones of; 0 for one that tells nothing.
+
+        `told`: entries of its info that are asked for, with their shapes.
+        """
+        self.told = {name: np.zeros((count, *shape), dtype=np.float32) for name, shape in (told or {}).items()}
         self.spec, self.count, self.masked = spec, count, masked
         self.mask = np.ones((count, masked), dtype=bool) if masked else None
         self.final_mask = np.ones((count, masked), dtype=bool)
@@ -107,6 +115,23 @@ class Environments(ABC):
             raise failure(self.spec, environment, step, "allows no action at all (its info['action_mask'] is all 0)")
         return allowed
 
+    def _take_told(self, i: int, step: int, info: Mapping[str, Any]) -> None:
+        """Take in what one environment told beside observation and reward.
+
+        Raises:
+            UserError: an entry is missing, of another shape, or not finite.
+        """
+        for name, rows in self.told.items():
+            found = info.get(name)
+            try:
+                value = np.asarray(found, dtype=np.float32)
+            except (TypeError, ValueError):
+                value = np.full((), np.nan, dtype=np.float32)
+            if found is None or value.shape != rows.shape[1:] or not np.isfinite(value).all():
+                shape = f"{rows.shape[1:]}".replace(",)", ")")
+                raise failure(self.spec, i, step, f"declares a finite info['{name}'] of shape {shape} and gave none")
+            rows[i] = value
+
     def _check_told(self, info: Any) -> None:
         """Refuse masks that nobody would look at.
 
@@ -140,10 +165,16 @@ class SingleEnvironments(Environments):
         observations: ObservationEncoder,
         actions: ActionAdapter,
         masked: int = 0,
+        told: Mapping[str, tuple[int, ...]] | None = None,
+        lasting: Sequence[str] = (),
     ):
-        super().__init__(spec, len(made), observations, actions, masked)
+        """`lasting`: attributes of each environment that outlive its episodes (`ControlTask.lasting`)."""
+        super().__init__(spec, len(made), observations, actions, masked, told)
         self.made = made
         self.seed = 0
+        self.lasting = tuple(lasting)
+        self.new = [self.kept(i) for i in range(len(made))]
+        self.before = list(self.new)  # replaced, never written into
         # looked up once and not at every step
         self._all = range(len(made))
         self._step = [environment.step for environment in made]
@@ -157,18 +188,44 @@ class SingleEnvironments(Environments):
         return np.array(self._length, dtype=np.int64)
 
     def start(self, seed: int, episodes: Sequence[int]) -> None:
-        """Start these episodes; each is a pure function of (seed, environment, episode, actions)."""
+        """Start these episodes, with what lasts as new; each is a pure function of it, and of (seed, environment,
+        episode, actions).
+        """
         self.seed = seed
         for i, episode in enumerate(episodes):
+            self.restore(i, self.new[i])
             self.begin(i, episode)
 
     def begin(self, i: int, episode: int) -> None:
         """Start an episode in one environment."""
         self.episode[i] = episode
-        self.reset(i, episode_seed(self.seed, i, episode))
+        if self.lasting:
+            self.before[i] = self.kept(i)
+        self._reset(i, episode_seed(self.seed, i, episode))
+
+    def kept(self, i: int) -> dict[str, NDArray[Any]]:
+        """Copies of what outlives the episodes of one environment.
+
+        Raises:
+            UserError: it is no NumPy array.
+        """
+        found = {name: vars(self.made[i].unwrapped).get(name) for name in self.lasting}
+        for name, array in found.items():
+            if not isinstance(array, np.ndarray):
+                raise failure(self.spec, i, 0, f"declares that '{name}' lasts, and it is no NumPy array of it")
+        return {name: array.copy() for name, array in found.items() if array is not None}
+
+    def restore(self, i: int, kept: Mapping[str, NDArray[Any]]) -> None:
+        """Bring back what `kept` gave."""
+        for name, array in kept.items():
+            vars(self.made[i].unwrapped)[name] = array.copy()
 
     def reset(self, i: int, seed: int) -> None:
-        """Reset one environment with a seed."""
+        """Reset one environment with a seed, what lasts to what it was when it was made."""
+        self.restore(i, self.new[i])
+        self._reset(i, seed)
+
+    def _reset(self, i: int, seed: int) -> None:
         self._length[i] = 0
         try:
             given = self.made[i].reset(seed=seed)
@@ -227,6 +284,8 @@ class SingleEnvironments(Environments):
                 raise self._misfit(i, error) from error
             if mask is not None and not ends:  # what ends has no action left
                 mask[i] = self._allowed(i, length[i], info.get("action_mask"))
+            if self.told:
+                self._take_told(i, length[i], info)
             if ends or cuts:
                 self.terminated[i], self.truncated[i] = ends, not ends
                 ended.append(i)
@@ -246,195 +305,3 @@ class SingleEnvironments(Environments):
         """Close every environment."""
         for environment in self.made:
             environment.close()
-
-
-class VectorEnvironments(Environments):
-    """A Gymnasium vector environment, in whichever way it resets the episodes that have ended."""
-
-    def __init__(
-        self, spec: str, made: Vector, observations: ObservationEncoder, actions: ActionAdapter, masked: int = 0
-    ):
-        super().__init__(spec, made.num_envs, observations, actions, masked)
-        self.made = made
-        self.mode = autoreset_mode(spec, made)
-        self._length = np.zeros(self.count, dtype=np.int64)
-
-    @property
-    def length(self) -> NDArray[np.int64]:
-        """Steps of the present episodes so far, `[B]`."""
-        return self._length
-
-    def start(self, seed: int, episodes: Sequence[int]) -> None:
-        """Start an episode everywhere; its randomness follows from `seed` and the first episode's number alone."""
-        self.episode[:], self._length[:], self.dead[:], self.any_dead = episodes, 0, False, False
-        info = self._reset(seed=episode_seed(seed, 0, int(episodes[0])))
-        self._show_masks(info, np.zeros(self.count, dtype=bool))
-
-    def step(self, action: NDArray[Any]) -> bool:
-        """Step all at once; ends of episodes are told in the same way for all three modes of resetting."""
-        begun = self.dead.copy() if self.any_dead else None  # those whose step is the reset
-        self._length += 1 if begun is None else ~begun
-        try:
-            observation, reward, terminated, truncated, info = self.made.step(self.actions.batch(action))
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"{self.spec} {raised(error)} at step {self._length.max()} of its longest episode; the run "
-                "stopped there."
-            ) from error
-        self._show(observation)
-        try:
-            self.reward[:] = reward
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{self.spec} gave the rewards {shortened(str(reward))}; the run stopped there.") from error
-        self.terminated[:] = terminated
-        self.truncated[:] = truncated
-        self.truncated &= ~self.terminated
-        if begun is not None:
-            self.episode += begun
-            self._length[begun] = 0
-            self.dead[:], self.any_dead = False, False
-        ended = self.terminated | self.truncated
-        same_step = self.mode is AutoresetMode.SAME_STEP
-        self._show_masks(info, np.zeros_like(ended) if same_step else self.terminated)
-        if not np.count_nonzero(ended):
-            return False
-        if self.mask is not None:
-            self.final_mask[ended] = self._last_masks(info)[ended] if same_step else self.mask[ended]
-        if self.mode is AutoresetMode.NEXT_STEP:
-            self.dead[:], self.any_dead = ended, True
-            self.final[ended] = self.observation[ended]
-            return True
-        if self.mode is AutoresetMode.SAME_STEP:
-            self._read_final(info, np.flatnonzero(ended))
-        else:
-            self.final[ended] = self.observation[ended]
-            self._show_masks(self._reset(options={"reset_mask": ended}), ~ended)
-        self.episode += ended
-        self._length[ended] = 0
-        return True
-
-    def _reset(self, **which: Any) -> dict[str, Any]:
-        try:
-            observation, info = self.made.reset(**which)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{self.spec} {raised(error)} when it was reset.") from error
-        self._show(observation)
-        told: dict[str, Any] = info
-        return told
-
-    def _last_masks(self, info: dict[str, Any]) -> NDArray[np.bool_]:
-        """The masks `[B, A]` of states that ended and were reset in the same step; all allowed where none is told."""
-        told = info.get("final_info", {}).get("action_mask")
-        found = np.ones((self.count, self.masked), dtype=bool)
-        for i in range(self.count if told is not None else 0):
-            if told[i] is not None and np.shape(told[i]) == (self.masked,) and np.any(told[i]):
-                found[i] = np.asarray(told[i]).astype(bool)
-        return found
-
-    def _show_masks(self, info: dict[str, Any], without: NDArray[np.bool_]) -> None:
-        """Take in the masks of all but the environments `without` `[B]`, which have none now or keep theirs."""
-        if self.mask is None:
-            self._check_told(info)
-            return
-        told = info.get("action_mask")
-        for i in np.flatnonzero(~without):
-            self.mask[i] = self._allowed(int(i), int(self._length[i]), None if told is None else told[i])
-
-    def _read_final(self, info: dict[str, Any], ended: NDArray[np.int64]) -> None:
-        found = info.get("final_obs", info.get("final_observation"))
-        if found is None:
-            raise UserError(
-                f"{self.spec} resets in the same step but gives no info['final_obs']: without it the value of what a "
-                "time limit cut off is unknown; let it give them, or use the mode NEXT_STEP."
-            )
-        self.final[:] = 0.0
-        for i in ended:
-            one = {key: value[i] for key, value in found.items()} if isinstance(found, dict) else found[i]
-            try:
-                self.observations.encode(one, self.final[i])
-            except MISFIT as error:
-                raise self._misfit(error) from error
-        self._check_finite(self.final)
-
-    def _show(self, observation: Any) -> None:
-        try:
-            self.observations.encode_batch(self.made.observation_space, observation, self.observation)
-        except MISFIT as error:
-            raise self._misfit(error) from error
-        self._check_finite(self.observation)
-
-    def _misfit(self, error: Exception) -> UserError:
-        return UserError(f"{self.spec} {misfit(error)}.")
-
-    def close(self) -> None:
-        """Close the vector environment."""
-        self.made.close()
-
-
-def autoreset_mode(spec: str, made: Vector) -> AutoresetMode:
-    """How a vector environment resets, from its metadata.
-
-    Raises:
-        UserError: it does not say.
-    """
-    stated = made.metadata.get("autoreset_mode")
-    try:
-        return stated if isinstance(stated, AutoresetMode) else AutoresetMode(stated)
-    except ValueError:
-        raise UserError(
-            f"{spec} does not say how it resets; set its metadata['autoreset_mode'] to a "
-            f"gymnasium.vector.AutoresetMode ({', '.join(m.name for m in AutoresetMode)})."
-        ) from None
-
-
-PROBED_STEPS = 16
-"""Steps in which an environment shows whether it follows its seed."""
-
-
-def follows_seed(task: ControlTask, actions: NDArray[Any]) -> bool:
-    """Whether the same seed and `actions` `[T, ...]` always bring the same observations and rewards.
-
-    It is made for this and closed again. One that fails is not judged: whoever steps it next tells what is wrong.
-    """
-    try:
-        if task.is_vector:
-            vector = task.create(count=1)
-            assert not isinstance(vector, gymnasium.Env)
-            made: Environments = VectorEnvironments(task.spec, vector, task.observations, task.actions, task.masked)
-        else:
-            made = SingleEnvironments(task.spec, task.singles(1), task.observations, task.actions, task.masked)
-    except UserError:
-        return True
-
-    def played() -> list[NDArray[np.float64]]:
-        made.start(0, [0] * made.count)
-        shown = [made.observation.copy()]
-        for action in actions:
-            made.step(np.repeat(action[None], made.count, 0))
-            shown += [made.observation.copy(), np.where(made.dead, 0.0, made.reward)]
-        return shown
-
-    def again() -> bool:
-        return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, played(), strict=True))
-
-    try:
-        first = played()
-        if not again():
-            return False
-        made.start(1, [0] * made.count)  # one episode more, should the environment repeat itself after a few
-        return again()
-    except UserError:
-        return True
-    finally:
-        made.close()
-
-
-def environments_of(task: ControlTask, count: int) -> Environments:
-    """Make the training environments of a task."""
-    if task.is_vector or task.stepping != "single":
-        return VectorEnvironments(task.spec, task.vector(count), task.observations, task.actions, task.masked)
-    return SingleEnvironments(task.spec, task.singles(count), task.observations, task.actions, task.masked)

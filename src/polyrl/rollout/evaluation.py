@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from polyrl.errors import NotFinite, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
-from polyrl.rollout.environments import Environments, SingleEnvironments, VectorEnvironments, episode_seed
+from polyrl.rollout.environments import Environments, SingleEnvironments, episode_seed
+from polyrl.rollout.vector_environments import VectorEnvironments
 from polyrl.tasks.control.environment import ControlTask, Environment
 
 Decide = Callable[[Environments], NDArray[Any]]
@@ -130,7 +131,9 @@ class Evaluator:
             else:
                 shown = [task.create(render_mode=self.render_mode) for _ in range(count)]
                 made = [environment for environment in shown if isinstance(environment, gymnasium.Env)]
-            self._made = SingleEnvironments(task.spec, made, task.observations, task.actions, task.masked)
+            self._made = SingleEnvironments(
+                task.spec, made, task.observations, task.actions, task.masked, lasting=task.lasting
+            )
         return self._made
 
     def _in_rounds(self, decide: Decide, episodes: int) -> list[Episode]:

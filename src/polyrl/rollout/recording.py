@@ -83,7 +83,7 @@ class Recorder:
                 "that makes single ones."
             )
         tape = Tape(task.singles(1)[0])
-        made = SingleEnvironments(task.spec, [tape], task.observations, task.actions, task.masked)
+        made = SingleEnvironments(task.spec, [tape], task.observations, task.actions, task.masked, lasting=task.lasting)
         try:
             for k in range(episodes):
                 for n, actor in enumerate(self.actors):

@@ -28,8 +28,8 @@ from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean
 from polyrl.parts.score import kl_estimate
 from polyrl.rollout.control import Collector, EnvironmentState
-from polyrl.rollout.environments import PROBED_STEPS, environments_of, follows_seed
 from polyrl.rollout.evaluation import Evaluator
+from polyrl.rollout.stepping import PROBED_STEPS, environments_of, follows_seed
 from polyrl.run_state.base import RunState
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control import task as named_task
@@ -82,6 +82,8 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
     if collect is not None and not isinstance(collect, StepEnvironments):
         raise UserError(f"{recipe.name} collects by '{collect.name}', which does not step environments.")
 
+    told = told_fields(task, recipe)
+
     def acting(inner: Actor, models: Mapping[str, Any]) -> Actor:
         return inner if collect is None else collect.actor(inner, Making(task, models, config.seed, say))
 
@@ -100,6 +102,7 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
             acts=recipe.acts,
             judges=judged,
             acting=acting,
+            told=told,
             evaluation=evaluation,
             say=say,
         )
@@ -111,9 +114,27 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
         seed=config.seed,
         critic="critic" in recipe.required_models(),
         acting=acting,
+        told=told,
         evaluation=evaluation,
         say=say,
     )
+
+
+def told_fields(task: ControlTask, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the recipe's parts ask the environment to tell.
+
+    Raises:
+        UserError: it does not declare that it tells them.
+    """
+    known = task.info_fields if recipe.told else {}
+    for name in sorted(recipe.told - known.keys()):
+        asks = next(p.name for p in recipe.parts() if name in p.told)
+        raise UserError(
+            f"{recipe.name}: part '{asks}' asks the environment for '{name}', and {task.spec} tells "
+            f"{', '.join(known) or 'nothing'} beside observation and reward; let its metadata['info_fields'] name it "
+            "with its shape, and what step returns as info hold it."
+        )
+    return {name: known[name] for name in sorted(recipe.told)}
 
 
 def training_seed(seed: int) -> int:
@@ -144,10 +165,12 @@ class ControlRunState(RunState):
         acts: str = "policy",
         judges: str = "policy",
         acting: Callable[[Actor, Mapping[str, Any]], Actor] = lambda inner, models: inner,
+        told: Mapping[str, tuple[int, ...]] | None = None,
         evaluation: Evaluation | None = None,
         say: Say = lambda _: None,
     ):
         self.task, self.architecture, self.seed, self.say = task, architecture, seed, say
+        self.told = dict(told or {})
         self.evaluation = evaluation or Evaluation(episodes=task.eval_episodes)
         self.models = models
         self._passes: ActorCriticPasses | None = None
@@ -188,7 +211,7 @@ class ControlRunState(RunState):
         if self.collector is None or self.collector.environments.count != environments:
             if self.collector is not None:
                 self.collector.environments.close()
-            made = environments_of(self.task, environments)
+            made = environments_of(self.task, environments, self.told)
             self.collector = Collector(made, self.actor, training_seed(self.seed), self.say)
             self.collector.load_state(self._environment_state)
         rollout = self.collector.collect(steps, generator, actor)
@@ -207,7 +230,7 @@ class ControlRunState(RunState):
                 "final_observation": torch.from_numpy(rollout.final_observation),
                 "starts_episode": torch.from_numpy(rollout.starts_episode),
                 "rollout_end": torch.from_numpy(rollout.rollout_end),
-                **{name: torch.from_numpy(x) for name, x in rollout.masks.items()},
+                **{name: torch.from_numpy(x) for name, x in (rollout.masks | rollout.told).items()},
             }
         )
         self.latest = batch
@@ -370,7 +393,8 @@ class ControlRunState(RunState):
         self.export(folder)
         state = self.collector.state_to_save() if self.collector else self._environment_state
         arrays = {f"actions/{i}": np.ascontiguousarray(a) for i, a in enumerate(state.actions)}
-        save_file({**arrays, "observation": state.observation}, folder / "environments.safetensors")
+        lasting = {f"lasting/{i}/{name}": x for i, kept in enumerate(state.lasting) for name, x in kept.items()}
+        save_file({**arrays, **lasting, "observation": state.observation}, folder / "environments.safetensors")
         facts = {
             "episode": state.episode,
             "return_so_far": state.return_so_far,
@@ -398,8 +422,17 @@ class ControlRunState(RunState):
                     facts["return_so_far"] = facts.pop("paid")
                 arrays = load_arrays(folder / "environments.safetensors")
                 actions = [arrays[f"actions/{i}"] for i in range(len(facts["episode"]))]
+                lasting: list[dict[str, np.ndarray[Any, Any]]] = [{} for _ in actions]
+                for name, x in arrays.items():
+                    kind, _, rest = name.partition("/")
+                    if kind == "lasting":
+                        number, _, attribute = rest.partition("/")
+                        lasting[int(number)][attribute] = x.copy()
                 self._environment_state = EnvironmentState(
-                    actions=actions, observation=arrays["observation"].copy(), **facts
+                    actions=actions,
+                    observation=arrays["observation"].copy(),
+                    lasting=lasting if any(lasting) else [],
+                    **facts,
                 )
         except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):
             raise UserError(f"The folder {folder} does not hold the models of this run.") from None

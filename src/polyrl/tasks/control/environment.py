@@ -135,6 +135,33 @@ class ControlTask:
 
         return read_recorded(self.data, self, skip_bad_rows=self.skip_bad_rows)
 
+    @cached_property
+    def info_fields(self) -> dict[str, tuple[int, ...]]:
+        """What `step` tells in its info beside observation and reward, by name with its shape.
+
+        An environment declares it: `metadata["info_fields"] = {"post_observation": (3,)}`.
+
+        Raises:
+            UserError: what is declared are no names with shapes.
+        """
+        declared = self._probed.metadata.get("info_fields", {})
+        try:
+            return {str(name): tuple(int(n) for n in shape) for name, shape in declared.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(
+                f"{self.spec} declares the info fields {declared!r}; write names with shapes, such as "
+                "{'post_observation': (3,)}."
+            ) from None
+
+    @cached_property
+    def lasting(self) -> tuple[str, ...]:
+        """NumPy arrays of the environment, by attribute, which outlive its episodes: `reset` leaves them as they are.
+
+        An environment declares them, `metadata["lasting"] = ("weights",)`, so that checkpoints hold them and every
+        episode of an evaluation begins with those of a new environment.
+        """
+        return tuple(self._probed.metadata.get("lasting", ()))
+
     @property
     def render_modes(self) -> list[str]:
         """How the environment can show itself."""
