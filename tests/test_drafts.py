@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
-from conftest import SEED, read_records
+from conftest import SEED, reached, read_records
 from polyrl import catalogue
 from polyrl.core.experience import Experience
 from polyrl.core.update import Move, Phase, Repeat, Sample, See, Update
@@ -25,26 +27,33 @@ from polyrl.runtime.config import PythonObjects, RunConfig
 
 torch.set_num_threads(1)
 DRAFTS = Path(__file__).parent / "drafts"
-EXPO, NPG_IGT = DRAFTS / "expo.py", DRAFTS / "npg_igt.py"
+EXPO, NPG_IGT, PPO_LIST, BQ_NCO, AIRLLM = (
+    DRAFTS / f"{name}.py" for name in ("expo", "npg_igt", "ppo_list", "bq_nco", "airllm")
+)
+TASKS = {BQ_NCO: f"{BQ_NCO}:Tour", AIRLLM: f"{AIRLLM}:Channel"}
 SIZES = {
+    PPO_LIST: {"environments": "2", "steps_per_environment": "30", "hidden": "8", "epochs": "2", "minibatches": "3"},
+    BQ_NCO: {"turns": "5", "instances": "20", "batch_size": "8", "width": "8"},
+    AIRLLM: {"learning_starts": "20", "batch_size": "8", "hidden": "8", "steps_per_environment": "11"},
     EXPO: {"turns": "30", "random_steps": "10", "learning_starts": "20", "hidden": "16x16", "batch_size": "8"},
     NPG_IGT: {"steps_per_environment": "30", "environments": "2"},
 }
 
 
-def config_of(method: str, sizes: dict[str, str], budget: str = "iterations=3") -> RunConfig:
+def config_of(method: str, sizes: dict[str, str], budget: str = "iterations=3", task: str = "") -> RunConfig:
+    task = task or next((task for draft, task in TASKS.items() if method.startswith(str(draft))), "Pendulum-v1")
     options: dict[str, Any] = {"evaluations": 1, "eval_episodes": 1, "tensorboard": False, "checkpoint_every": 1}
-    return RunConfig(method=method, task="Pendulum-v1", budget=budget, seed=SEED, hyperparameters=sizes, **options)
+    return RunConfig(method=method, task=task, budget=budget, seed=SEED, hyperparameters=sizes, **options)
 
 
 def loop_of(draft: Path, extra: str = "", **settings: str) -> Any:
     return make_loop(config_of(f"{draft}{extra}", {**SIZES[draft], **settings}))[0]
 
 
-@pytest.mark.parametrize("draft", [EXPO, NPG_IGT], ids=lambda d: d.stem)
+@pytest.mark.parametrize("draft", [EXPO, NPG_IGT, PPO_LIST, BQ_NCO, AIRLLM], ids=lambda d: d.stem)
 def test_a_draft_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, draft: Path) -> None:
     def numbers(folder: Path) -> list[dict[str, Any]]:
-        drop = ("seconds", "steps_per_second")
+        drop = ("seconds", "steps_per_second", "updates_per_second")
         return [{k: v for k, v in r.items() if not k.startswith(drop)} for r in read_records(folder)]
 
     start_run(config_of(str(draft), SIZES[draft]), tmp_path / "whole").run()
@@ -116,6 +125,171 @@ def test_npg_igt_acts_ahead_of_what_is_judged() -> None:
     assert loop.run_state.actor.policy is loop.run_state.models["ahead"]
 
 
+# ----------------------------------------------------------------------------------------------------------- BQ-NCO
+
+
+def names_of(loop: Any, what: str = "policy") -> dict[str, Any]:
+    """What stands in the file of a draft."""
+    return vars(sys.modules[type(loop.recipe.models[what]).__module__])
+
+
+def test_values_of_sub_problems_are_those_of_the_card() -> None:
+    optimal = names_of(loop_of(BQ_NCO))["optimal"]
+    square = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
+
+    def value(at: int, left: list[int]) -> float:
+        found: float = optimal(square[left], square[at], square[0])[0]
+        return found
+
+    assert value(0, [1, 2, 3]) == pytest.approx(4) and value(2, [1, 3]) == pytest.approx(3.41421, abs=1e-5)
+    assert value(1, [2, 3]) == pytest.approx(3) and value(2, [3]) == pytest.approx(2)
+
+
+def test_scores_are_of_tokens_alone_at_first_and_of_sets_always() -> None:
+    loop = loop_of(BQ_NCO)
+    names, policy = names_of(loop), loop.run_state.models["policy"].policy
+    stream = np.random.default_rng(0)
+    ends, nodes, left = stream.random((2, 2)), stream.random((3, 2)), np.ones(3, dtype=bool)
+
+    def scores(origin: Any, destination: Any, between: Any) -> torch.Tensor:
+        shown = torch.from_numpy(names["shown"](origin, destination, between, left))
+        with torch.no_grad():
+            found: torch.Tensor = policy.network(shown)[:3]
+        return found
+
+    assert torch.equal(scores(*ends, nodes), scores(*ends[::-1], nodes))  # alpha is 0: nobody looks at others
+    policy.network.alpha.data.fill_(1.0)
+    turned = [2, 0, 1]
+    torch.testing.assert_close(scores(*ends, nodes[turned]), scores(*ends, nodes)[turned])
+    assert not torch.allclose(scores(*ends, nodes), scores(*ends[::-1], nodes), atol=1e-4)
+    for parameter in (policy.network.score.weight, policy.network.score.bias):
+        parameter.data.zero_()
+    mask = torch.tensor([[[True] * 3 + [False] * (names["MOST"] - 3)]])
+    shown = torch.from_numpy(names["shown"](*ends, nodes, left))[None, None]
+    batch = Experience({"observation": shown, "action": torch.zeros(1, 1, dtype=torch.int64), "action_mask": mask})
+    logprob = loop.run_state.models["policy"].outputs(batch, {"logprob"}, None)["logprob"]
+    assert float(-logprob) == pytest.approx(1.09861, abs=1e-5)
+
+
+def test_every_row_is_the_first_decision_of_an_optimal_path() -> None:
+    loop = loop_of(BQ_NCO)
+    optimal, rows = names_of(loop)["optimal"], loop.context.sources["solutions"]
+    batch = rows.sample(40, torch.Generator().manual_seed(0))
+    sizes = set()
+    for shown, action, mask in zip(batch["observation"], batch["action"], batch["action_mask"], strict=True):
+        tokens = shown.reshape(-1, 3).double().numpy()
+        nodes, first = tokens[2:][mask[0].numpy(), :2], int(action)
+        assert int(tokens[:, 2].sum()) == len(nodes) + 2
+        others = np.delete(nodes, first, 0)
+        cost = np.linalg.norm(nodes[first] - tokens[0, :2]) + optimal(others, nodes[first], tokens[1, :2])[0]
+        assert cost == pytest.approx(optimal(nodes, tokens[0, :2], tokens[1, :2])[0], abs=1e-5)
+        sizes.add(len(nodes))
+    assert sizes == {2, 3, 4, 5, 6}
+
+
+def test_imitating_optimal_tours_comes_near_to_them_at_every_size() -> None:
+    sizes = {"turns": "120", "instances": "300", "batch_size": "64"}
+    loop = make_loop(dataclasses.replace(config_of(str(BQ_NCO), sizes), eval_episodes=60))[0]
+    names, judged = names_of(loop), loop.run_state.evaluate
+    best, environment = [], names["Tour"]()
+    for episode in range(60):
+        environment.reset(seed=loop.run_state.judge.seed_of(episode))
+        best.append(names["optimal"](environment.nodes, environment.start, environment.start)[0])
+    optimum = sum(best) / len(best)
+    before = -judged()[0]["eval/return"] / optimum - 1
+    for _ in range(3):
+        loop.iterate()
+    gap = -judged()[0]["eval/return"] / optimum - 1
+    assert before > 0.08 and gap > -1e-6
+    reached(-gap, -0.04)  # 0.01 to 0.02
+
+
+def test_the_network_of_sub_problems_also_learns_by_reward() -> None:
+    recipe = catalogue.build(f"{BQ_NCO}+entropy-bonus", {"entropy_coef": "0.1", **SIZES[BQ_NCO]})
+    (update,) = recipe.updates
+    assert [term.name for term in update.terms] == ["nll", "entropy-bonus"]  # the one update whose model gives it
+    loop_of(BQ_NCO, "+entropy-bonus").iterate()
+    passes = catalogue.build(str(PPO_LIST), SIZES[PPO_LIST])
+    models = {"policy": recipe.models["policy"], "critic": passes.models["critic"]}
+    by_reward = dataclasses.replace(passes, name="mine", models=models, score=())
+    config = config_of("mine", {}, task=TASKS[BQ_NCO])
+    loop = make_loop(config, given=PythonObjects(recipe=by_reward.check()))[0]
+    before = loop.run_state.flat["policy"].vector.detach().clone()
+    batch = loop.iterate()
+    assert bool(batch["action_mask"].gather(-1, batch["action"].unsqueeze(-1)).all())
+    assert not torch.equal(before, loop.run_state.flat["policy"].vector)
+
+
+# ----------------------------------------------------------------------------------------------------------- AirLLM
+
+
+def test_channels_ranks_and_chains_are_those_of_the_card() -> None:
+    loop = loop_of(AIRLLM)
+    names = names_of(loop)
+    assert [names["capacity"](snr, 1e8) for snr in (10, 0, -5)] == pytest.approx([3.459432e8, 1e8, 3.9641e7], rel=1e-5)
+    assert names["decoded"](np.array([-1, -0.5, 0, 0.5, 0.99, 1])).tolist() == [1, 2, 4, 6, 7, 8]
+    ranks = np.arange(1, 9)
+    assert np.array_equal(names["decoded"](2 * (ranks - 1) / 7 - 1), ranks)
+
+    class Says(names["DenoiserNetwork"]):  # type: ignore[misc]
+        def forward(self, noisy: torch.Tensor, step: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+            return torch.where(code.abs().sum(-1, keepdim=True) > 0, 0.4, 0.2).expand(noisy.shape)
+
+    network = Says(loop.run_state.models["denoiser"].network, 2)
+    network.kept = torch.tensor([0.64, 0.25])
+    code, noise = torch.ones(1, 3), torch.ones(1, 6)
+
+    def chain(eps: float) -> float:
+        start = min((1 - 0.75**0.5 * eps) / 0.5, 1.0)  # 1.133975 is cut at eps = 0.5
+        x = 0.8 * start + 0.6 * eps
+        return min((x - 0.6 * eps) / 0.8, 1.0)
+
+    for guidance, eps in ((1.5, 0.5), (1.0, 0.4), (0.0, 0.2), (2.5, 0.7)):
+        assert network.expand(code, noise, guidance).tolist() == [pytest.approx([chain(eps)] * 6, abs=1e-6)]
+    rewards = Experience({"reward": torch.tensor([[-1.0], [-0.5], [0.0]]), "weight": torch.ones(3, 1)})
+    weights = names["RewardWeights"]().apply(rewards, None)["weight"][:, 0].tolist()
+    assert weights == pytest.approx([0.9, 1.0, 1.1], abs=1e-6)  # the sample's deviation; 0.8775 and 1.1225 by n
+
+
+def test_ppo_trains_on_codes_and_the_denoiser_once_it_has_rows() -> None:
+    loop = loop_of(AIRLLM, steps_per_environment="15", epochs="2")
+    before = {name: flat.vector.detach().clone() for name, flat in loop.run_state.flat.items()}
+    batch = loop.iterate()
+    assert batch["action"].shape == (1, 15, 9) and batch["rank_code"].shape == (1, 15, 6)
+
+    def moved() -> set[str]:
+        return {name for name, flat in loop.run_state.flat.items() if not torch.equal(before[name], flat.vector)}
+
+    assert moved() == {"policy", "critic"} and loop.context.metrics["logprob_gap"] < 1e-5
+    again = loop.iterate()
+    assert moved() == {"policy", "critic", "denoiser"}
+    environment = loop.run_state.collector.environments.made[0].unwrapped
+    assert float(np.abs(environment.scale).sum()) > 0
+    steps = (again["rank_code"] + 1) * 3.5  # ranks less 1
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-5)
+
+
+def test_what_is_learned_sends_less_of_what_does_not_arrive() -> None:
+    def late_return(learning_rate: str) -> float:
+        sizes = {"environments": "8", "gradient_steps": "20", "reward_weight": "1", "learning_rate": learning_rate}
+        loop = make_loop(config_of(str(AIRLLM), sizes, "iterations=40"))[0]
+        returns = []
+        for _ in range(40):
+            loop.iterate()
+            returns.append(loop.context.metrics["episode/return"])
+        return sum(returns[-15:]) / 15
+
+    reached(late_return("3e-3") - late_return("0"), 4)  # the same episodes; 9 to 19
+
+
+def test_airllm_composes_with_another_objective() -> None:
+    recipe = catalogue.build(f"{AIRLLM}+unclipped-surrogate", {"code": "2", "guidance": "0"})
+    assert recipe.updates[0].of[0].terms[0].name == "unclipped-surrogate"
+    assert {recipe.models[name].code for name in ("policy", "denoiser")} == {2}
+    loop = loop_of(AIRLLM, "+unclipped-surrogate", code="2", guidance="0")
+    assert loop.iterate()["action"].shape == (1, 11, 8)
+
+
 # ----------------------------------------------------------------------------------------------------------- phases
 
 
@@ -145,8 +319,6 @@ def phased() -> Recipe:
 
 
 def test_each_of_several_phases_has_its_own_steps() -> None:
-    import dataclasses
-
     (_, last) = phased().updates
     critic = last.of[0]
     three = (Phase((critic,), optimizer_steps=4), Phase((critic,), optimizer_steps=5), last)
@@ -161,8 +333,6 @@ def test_each_of_several_phases_has_its_own_steps() -> None:
 
 
 def test_every_counts_repeats_over_turns() -> None:
-    import dataclasses
-
     critic = phased().updates[1].of[0]
     steps = (Repeat(3, (critic, Move("q_target", "q", every=2))),)
     recipe = dataclasses.replace(phased(), updates=steps, turns=8).check()
