@@ -13,7 +13,6 @@ from polyrl import catalogue
 from polyrl.core.context import Context
 from polyrl.core.recipe import Recipe
 from polyrl.data.replay import Replay
-from polyrl.models.actor import Actor
 from polyrl.rollout.environments import Environments
 from polyrl.run_state import language, operations, theory
 from polyrl.runtime.budget import UNITS
@@ -69,7 +68,6 @@ def source_of(module: Any) -> str:
 STILL: dict[str, Callable[[], bool]] = {
     "B": lambda: not any("recipe.models" in source_of(module) for module in (language, theory, operations)),
     "C": lambda: Recipe.__annotations__["collect"] == "Part | None",
-    "E": lambda: not {"memory", "state", "save", "load"} & set(dir(Actor)),
     "F": lambda: Recipe.__annotations__["judged"] == "str",
     "G": lambda: not {"pretrained", "from-run", "given"} & set(catalogue.entries()),
     "H": lambda: not {"reset_to", "restore", "set_state"} & set(dir(Environments)),

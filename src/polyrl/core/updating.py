@@ -250,11 +250,12 @@ class _Turn:
         module: Network = self.models[update.trains]
         self.models.ask_gradients(update.trains, True)
         try:
-            outputs = dict[str, Tensor]()
-            if counted is not None and update.trains == self.models.acts:  # of what acted, its wrappers too
+            if counted is None or update.trains != self.models.acts:
+                outputs = module.outputs(batch, wants, see.draw)
+            else:  # of what acted, its wrappers too
                 outputs = context.run_state.outputs(batch, wants & LIKELIHOODS)
-            if not wants <= outputs.keys():
-                outputs |= module.outputs(batch, wants - outputs.keys(), see.draw)
+                if not wants <= outputs.keys():
+                    outputs |= module.outputs(batch, wants - outputs.keys(), see.draw)
             if counted is not None:
                 if watched and update.trains not in self.changed:
                     limit = None if self.passing is None else self.passing.max_logprob_gap

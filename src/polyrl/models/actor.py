@@ -43,6 +43,7 @@ class Moment:
         mask: bool `[B, A]`, the actions that are allowed; None where all are.
         noise: `[B, ...]`, this step's part of the block that `Actor.noise` made; None while nothing is explored.
         records: where the actor writes what it says that it records, `[B, ...]` each; empty while nothing is stored.
+        memory: what the actor wrote there at the step before, `[B, ...]` each, and 0 where an episode begins.
     """
 
     seen: Floats
@@ -51,6 +52,7 @@ class Moment:
     noise: NDArray[Any] | None = None
     mask: NDArray[np.bool_] | None = None
     records: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    memory: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 Player = Callable[[Moment], NDArray[Any]]
@@ -85,6 +87,8 @@ class Actor(ABC):
         action_shape: shape of one action, `()` or `(A,)`.
         action_dtype: NumPy dtype of actions.
         recorded: name -> (shape, dtype) of what a player writes at every step, beside the action.
+        memory: name -> (shape, dtype) of what a player keeps from one step to the next, such as momentum or how far the
+            episode is: it writes into `Moment.memory`, which checkpoints hold. A wrapper's has its inner actor's in it.
         judged_as: where it is not the policy itself that acts, the name under which evaluations also tell its return;
             empty: only the policy is judged.
         is_policy: whether evaluations judge this actor, with no noise, in the place of the policy that it wraps.
@@ -96,6 +100,7 @@ class Actor(ABC):
     action_shape: tuple[int, ...]
     action_dtype: Any
     recorded: Mapping[str, tuple[tuple[int, ...], Any]]
+    memory: Mapping[str, tuple[tuple[int, ...], Any]] = {}
     judged_as: str = ""
     is_policy: bool = False
     fields_read: frozenset[str] = frozenset()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from polyrl.errors import Diverged, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
 from polyrl.models.normalization import Floats
+from polyrl.rollout.environment_state import EnvironmentState
 from polyrl.rollout.environments import Environments, SingleEnvironments, failure
 
 REPLAY_LIMIT = 50_000
@@ -46,41 +47,6 @@ class Rollout:
     returns: list[float]
     """Raw returns of the episodes that ended."""
     lengths: list[int]
-
-
-@dataclass
-class EnvironmentState:
-    """What environments are in between rollouts: what a checkpoint needs to go on to the same numbers.
-
-    Attributes:
-        episode: number of each environment's present episode.
-        return_so_far: return so far of each present episode.
-        actions: what the environments were given in each present episode, for replay.
-        observation: float64 `[B, D]`, what each environment shows, to see whether a replay came to the same.
-        lasting: what outlives episodes, by attribute, as it was when each present episode began; empty: nothing does.
-        restarts: how often all episodes were started anew.
-        running: false where episodes start anew at the next rollout.
-    """
-
-    episode: list[int] = field(default_factory=list)
-    return_so_far: list[float] = field(default_factory=list)
-    actions: list[NDArray[Any]] = field(default_factory=list)
-    observation: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
-    restarts: int = 0
-    running: bool = False
-    lasting: list[dict[str, NDArray[Any]]] = field(default_factory=list)
-
-    def copy(self) -> EnvironmentState:
-        """A copy that later rollouts do not change."""
-        return EnvironmentState(
-            [*self.episode],
-            [*self.return_so_far],
-            [*self.actions],
-            self.observation.copy(),
-            self.restarts,
-            self.running,
-            [*self.lasting],
-        )
 
 
 @dataclass
@@ -120,6 +86,11 @@ class _Buffers:
         )
 
 
+def memory_of(actor: Actor, count: int) -> dict[str, NDArray[Any]]:
+    """What an actor keeps from step to step in `count` environments, `[count, ...]` by name, at the beginning."""
+    return {name: np.zeros((count, *shape), dtype=kind) for name, (shape, kind) in actor.memory.items()}
+
+
 def executed_shape(actor: Actor) -> tuple[int, ...]:
     """Shape of what environments are given of one action."""
     return actor.action_shape if actor.executed_shape is None else actor.executed_shape
@@ -148,6 +119,7 @@ class Collector:
         self._before: tuple[EnvironmentState, list[torch.Tensor]] | None = None
         self._buffers: _Buffers | None = None
         self._current: Floats = np.zeros((0, 0), dtype=np.float32)
+        self._memory: dict[str, NDArray[Any]] = {}
 
     # ------------------------------------------------------------------------------------- between rollouts
 
@@ -196,6 +168,9 @@ class Collector:
         """Bring the environments to where they should stand."""
         environments, state = self.environments, self.state
         self._ready = True
+        self._memory = memory_of(self.actor, environments.count)
+        if state.running and state.memory.keys() == self._memory.keys() and len(state.episode) == environments.count:
+            self._memory = {name: x.copy() for name, x in state.memory.items()}
         if not state.running or len(state.episode) != environments.count:
             empty = np.zeros((0, *executed_shape(self.actor)), dtype=executed_dtype(self.actor))
             first = state.restarts if not environments.replayable else 0
@@ -282,9 +257,11 @@ class Collector:
         if environments.mask is not None:
             before, after = (np.empty((len(noise), *environments.mask.shape), dtype=bool) for _ in range(2))
             b.masks = {"action_mask": before, "next_action_mask": after}
-        moment = Moment(seen[0], shown, starts, mask=environments.mask)
+        moment, memory = Moment(seen[0], shown, starts, mask=environments.mask, memory=self._memory), self._memory
         for t, moment.noise in enumerate(noise):
             moment.seen = seen[t]
+            for kept in memory.values():
+                kept[moment.starts] = 0
             if rows:
                 moment.records = rows[t]
             if environments.any_dead:
@@ -342,6 +319,7 @@ class Collector:
         self.state.episode = environments.episode.tolist()
         self.state.observation = environments.observation.copy()
         self.state.lasting = self._lasting()
+        self.state.memory = {name: x.copy() for name, x in self._memory.items()}
         return Rollout(
             observation=by_environment(b.observation[:-1]),
             action=by_environment(b.action),

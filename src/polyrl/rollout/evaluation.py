@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from polyrl.errors import NotFinite, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
+from polyrl.rollout.control import memory_of
 from polyrl.rollout.environments import Environments, SingleEnvironments, episode_seed
 from polyrl.rollout.vector_environments import VectorEnvironments
 from polyrl.tasks.control.environment import ControlTask, Environment
@@ -59,12 +60,16 @@ class Evaluator:
         Raises:
             UserError: an environment cannot be made, or fails.
         """
-        play = actor.player()
+        play, memory = actor.player(), dict[str, NDArray[Any]]()
 
         def decide(made: Environments) -> NDArray[Any]:
             observation, starts, mask = made.observation, made.length == 0, made.mask
+            if actor.memory and not memory:
+                memory.update(memory_of(actor, made.count))
+            for kept in memory.values():
+                kept[starts] = 0
             try:
-                action = play(Moment(actor.normalize(observation), observation, starts, mask=mask))
+                action = play(Moment(actor.normalize(observation), observation, starts, mask=mask, memory=memory))
             except ActionNotFinite:
                 raise NotFinite(
                     f"What the policy says in some state of {self.task.spec} is not finite, so it could not be judged; "

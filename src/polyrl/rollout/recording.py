@@ -13,6 +13,7 @@ import torch
 
 from polyrl.errors import NotFinite, UserError
 from polyrl.models.actor import ActionNotFinite, Actor, Moment
+from polyrl.rollout.control import memory_of
 from polyrl.rollout.environments import SingleEnvironments, episode_seed
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control.environment import ControlTask
@@ -98,13 +99,15 @@ class Recorder:
         space.seed(stream_seed(self.seed, "record", "random", n, k) % 2**31)
         seed, starts, length = episode_seed(stream_seed(self.seed, "record"), n, k), np.ones(1, dtype=bool), 0
         made.reset(0, seed)
+        memory = memory_of(actor, 1)
         ended: list[int] = []
         while not ended and length < task.eval_limit:
             if length % BLOCK == 0:
                 noise, dice = actor.noise(BLOCK, 1, stream), torch.rand(BLOCK, generator=stream).tolist()
             at = length % BLOCK
             shown = made.observation
-            moment = Moment(actor.normalize(shown), shown, starts, noise[at] if self.sampled else None, made.mask)
+            drawn = noise[at] if self.sampled else None
+            moment = Moment(actor.normalize(shown), shown, starts, drawn, made.mask, memory=memory)
             try:
                 action = play(moment)
             except ActionNotFinite:

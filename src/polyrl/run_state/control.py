@@ -27,7 +27,8 @@ from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean
 from polyrl.parts.score import kl_estimate
-from polyrl.rollout.control import Collector, EnvironmentState
+from polyrl.rollout.control import Collector
+from polyrl.rollout.environment_state import EnvironmentState
 from polyrl.rollout.evaluation import Evaluator
 from polyrl.rollout.stepping import PROBED_STEPS, environments_of, follows_seed
 from polyrl.run_state.base import RunState
@@ -185,6 +186,7 @@ class ControlRunState(RunState):
             self.flat = {name: FlatParameters(module) for name, module in self.modules.items()}
             self.judged: Actor = (MaskedActor if task.masked else DistributionActor)(self.policy)
             self.actor = acting(self.judged, {})
+            self.judged = self.actor if self.actor.is_policy else self.judged
             if kernels.ENABLED:
                 self._passes = ActorCriticPasses.of(self.policy, self.critic, self.actor)
         else:
@@ -388,20 +390,8 @@ class ControlRunState(RunState):
 
     def save(self, folder: Path) -> None:
         """Write the models, and where the training environments stand."""
-        from safetensors.numpy import save_file
-
         self.export(folder)
-        state = self.collector.state_to_save() if self.collector else self._environment_state
-        arrays = {f"actions/{i}": np.ascontiguousarray(a) for i, a in enumerate(state.actions)}
-        lasting = {f"lasting/{i}/{name}": x for i, kept in enumerate(state.lasting) for name, x in kept.items()}
-        save_file({**arrays, **lasting, "observation": state.observation}, folder / "environments.safetensors")
-        facts = {
-            "episode": state.episode,
-            "return_so_far": state.return_so_far,
-            "restarts": state.restarts,
-            "running": state.running,
-        }
-        (folder / "environments.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        (self.collector.state_to_save() if self.collector else self._environment_state).save(folder)
 
     def load(self, folder: Path) -> None:
         """Read back what `save` or `export` wrote, in place.
@@ -410,30 +400,12 @@ class ControlRunState(RunState):
             UserError: the folder does not hold the models of such a run.
         """
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file as load_arrays
         from safetensors.torch import load_file
 
         try:
             for name, module in self.modules.items():
                 module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-            if (folder / "environments.json").is_file():
-                facts = json.loads((folder / "environments.json").read_text(encoding="utf-8"))
-                if "paid" in facts:  # as versions before 0.2 wrote it
-                    facts["return_so_far"] = facts.pop("paid")
-                arrays = load_arrays(folder / "environments.safetensors")
-                actions = [arrays[f"actions/{i}"] for i in range(len(facts["episode"]))]
-                lasting: list[dict[str, np.ndarray[Any, Any]]] = [{} for _ in actions]
-                for name, x in arrays.items():
-                    kind, _, rest = name.partition("/")
-                    if kind == "lasting":
-                        number, _, attribute = rest.partition("/")
-                        lasting[int(number)][attribute] = x.copy()
-                self._environment_state = EnvironmentState(
-                    actions=actions,
-                    observation=arrays["observation"].copy(),
-                    lasting=lasting if any(lasting) else [],
-                    **facts,
-                )
+            self._environment_state = EnvironmentState.load(folder) or self._environment_state
         except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):
             raise UserError(f"The folder {folder} does not hold the models of this run.") from None
         if self.collector is not None:
