@@ -229,7 +229,7 @@ def _step_lines(recipe: Recipe) -> Iterator[str]:
     for step, depth in walk(recipe.updates):
         space = "    " * depth
         yield f"{space}- **{step_words(step)}**"
-        for part in (*step.credit, *step.terms) if isinstance(step, Update) else ():
+        for part in step.inner if isinstance(step, Update) else ():
             line = f"[`{part.name}`](../reference/parts.md#{part.name}){_star(part, recipe)}"
             yield f"{space}    - {line}: {docstring(type(part)).partition(chr(10))[0]}"
 

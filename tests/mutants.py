@@ -257,9 +257,26 @@ GROUPS: list[Group] = [
             ("preferred[best] = True", "preferred[worst] = True"),
             ("index_add(0, second, 1 - probability)", "index_add(0, second, probability)"),
             ("won / games.clamp(min=1), torch.full((size,), 0.5))", "won / games.clamp(min=1), torch.zeros(size))"),
+        ],
+    ),
+    Group(
+        "data/pairs.py",
+        "test_preference_data.py test_language_lists.py -k 'epoch or source_are or stopped or gives_its_pairs'",
+        [
             ('generator=generator(seed, "pairs", epoch)', 'generator=generator(seed, "pairs")'),
             ('generator=generator(seed, "pairs", epoch)', 'generator=generator(0, "pairs", epoch)'),
             ("[i % size] for i in range", "[0] for i in range"),
+            ("self.taken += count", "pass"),
+            ("self.taken = self._committed\n", "pass\n"),
+        ],
+    ),
+    Group(
+        "models/language/named.py",
+        "test_language_lists.py",
+        [
+            ("moved.lerp_(goal, tau)", "moved.lerp_(goal, 1 - tau)"),
+            ("copy.deepcopy(self._models[entry.copied])", "self._models[entry.copied]"),
+            ("if isinstance(self.entries[name], Trained)", ""),
         ],
     ),
     Group(
@@ -816,7 +833,7 @@ GROUPS: list[Group] = [
         "run_state/language_run_state.py",
         "test_kto.py -k 'never_answered or asked_once'",
         [
-            ('if "example" not in experience:\n            return', "if False:\n            return"),
+            ('if "example" not in experience or', "if"),
             ('self.labelled("train") if "desirable" in experience else self.pairs("train")', 'self.pairs("train")'),
         ],
     ),
@@ -1120,13 +1137,32 @@ GROUPS: list[Group] = [
             ("elif (number + 1) % step.every == 0:", "elif number % step.every == 0:"),
             ("self.take(inner, number * step.gradient_steps + again)", "self.take(inner, number)"),
             ("if limit is not None and size > limit:", "if False:"),
-            ("vector.grad.zero_()", "pass"),
+            ("self.models.zero_gradients(update.trains)", "pass"),
             ("self.models.ask_gradients(update.trains, False)", "pass"),
             (
                 'if not math.isfinite(value):\n                raise NotFinite(\n                    f"The loss',
                 'if False:\n                raise NotFinite(\n                    f"The loss',
             ),
             ("taken -= phase.optimizer_steps", "pass"),
+        ],
+    ),
+    Group(
+        "core/updating.py",
+        "test_language_lists.py",
+        [
+            ("(weight if rows is None else weight[rows])", "weight.mean()"),
+            ("counts |= self._objective(update, on, see)", "pass"),
+            ("self.batch, self.sampled, self.computed = own\n", "pass\n"),
+            ("found[name][rows] = x.detach()", "pass"),
+        ],
+    ),
+    Group(
+        "run_state/language_run_state.py",
+        "test_language_lists.py",
+        [
+            ('or "reference" in self._moved:', "or False:"),
+            ("self._act_by(self.models.policy(self._judged))", "pass"),
+            ("            self._act_by(acting)", "            pass"),
         ],
     ),
     Group(
@@ -1145,10 +1181,7 @@ GROUPS: list[Group] = [
             ("again = () if self.passes == 0 else (self.passes,)", "again = ()"),
             ("(number * step.epochs + epoch) * step.minibatches + k", "k"),
             ('self.means.since("approx_kl", before) > step.target_kl', "False"),
-            (
-                "if not bool(counted.any()):  # momentum alone moves nothing",
-                "if False:  # momentum alone moves nothing",
-            ),
+            ("if not bool(counted.any()):", "if False:"),
             ("if watched and update.trains not in self.changed:", "if False:"),
             (
                 "if watched and update.trains not in self.changed:",
@@ -1173,14 +1206,9 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "core/updating.py",
+        "models/base.py",
         "test_drafts.py -k 'ppo_trains_on_codes'",
-        [
-            (
-                "if counted is None or update.trains != self.models.acts:\n                outputs",
-                "if True:\n                outputs",
-            )
-        ],
+        [("if own and name == self.acts and self.actor is not None:", "if False:")],
     ),
     Group(
         "core/update.py",

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from polyrl.core.experience import Experience
+from polyrl.data.pairs import numbers_of_step
 from polyrl.errors import UserError
 from polyrl.models.language.pairs import FixedPairs, ReferenceLogprobCache, encode_pair, encode_response
 from polyrl.models.language.policy import LanguagePolicy
-from polyrl.parts.pairs import best_versus_worst, numbers_of_step, win_shares
+from polyrl.parts.pairs import best_versus_worst, win_shares
 from polyrl.tasks.language.base import Preference
 from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.dataset import DatasetTask

@@ -193,6 +193,8 @@ def make_loop(
     run_state: RunState = domain_module(config, given).make_run_state(config, task, recipe, say)
     context = Context(run_state=run_state, seed=config.seed, budget=budget)
     context.sources = {name: source.make(name, task, config) for name, source in recipe.sources.items()}
+    for rows in context.sources.values():
+        rows.begin(run_state)
     for said in filter(None, (rows.sentence() for rows in context.sources.values())):
         say(said)
     loop = Loop(

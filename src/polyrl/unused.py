@@ -118,7 +118,7 @@ def _is_given(recipe: Recipe, pairs_given: bool, labelled: bool) -> bool:
 
 
 def _reads_pairs(recipe: Recipe) -> bool:
-    return recipe.collect is not None and recipe.collect.fixed_pairs
+    return recipe.fixed_pairs
 
 
 def _reads_labels(recipe: Recipe) -> bool:

@@ -55,7 +55,7 @@ def models_table(recipe: Recipe) -> Padding:
         facts += [
             f"moved towards {m.towards}" for m in flat(recipe.updates) if isinstance(m, Move) and m.target == name
         ]
-        parts = [p for u in updates for p in (*u.credit, *u.terms)]
+        parts = [p for u in updates for p in u.inner]
         parts += [p for step in recipe.update_steps() if isinstance(step, Epochs) for p in step.credit]
         readers = [p.name for p in parts if name in p.required_models()]
         facts += [f"read by {', '.join(dict.fromkeys(readers))}"] if readers else []
@@ -117,7 +117,8 @@ def step_words(step: Step) -> str:
     if isinstance(step, Move):
         how = "becomes" if step.tau == 1 else f"moves {step.tau:g} of the way to"
         return f"{step.target} {how} {step.towards}{_numbered(step.every)}"
-    return f"train {step.trains} on {batch_words(step.batch)}{_numbered(step.every)}"
+    rows = " and on ".join(batch_words(on.batch) for on in step.objectives)
+    return f"train {step.trains} on {rows}{_numbered(step.every)}"
 
 
 def walk(steps: Sequence[Step], depth: int = 0) -> Iterator[tuple[Step, int]]:
@@ -137,7 +138,9 @@ def updates_table(recipe: Recipe) -> Padding:
         _option_rows(table, step.name, step)
         if isinstance(step, Update | Epochs):
             _option_rows(table, step.batch.name, step.batch)
-            for part in (*step.credit, *(step.terms if isinstance(step, Update) else ())):
+            for on in step.also if isinstance(step, Update) else ():
+                _option_rows(table, on.batch.name, on.batch)
+            for part in step.inner if isinstance(step, Update) else step.credit:
                 said = _starred(part.name, part.name, recipe)
                 said.append(f"  {_first_sentence(type(part))}", style="not bold")
                 table.add_row("", Text("  ").append_text(said))
@@ -150,8 +153,9 @@ WATCHED = ("approx_kl", "entropy", "logprob_gap")
 
 
 def _given(step: Update | Epochs) -> str:
-    gives = sorted({field for part in step.credit for field in part.gives})
-    return f"{', '.join(p.name for p in step.credit)} gives {', '.join(gives)}" if gives else ""
+    credit = [p for on in step.objectives for p in on.credit] if isinstance(step, Update) else step.credit
+    gives = sorted({field for part in credit for field in part.gives})
+    return f"{', '.join(p.name for p in credit)} gives {', '.join(gives)}" if gives else ""
 
 
 def traced(recipe: Recipe, models: Any, sources: Mapping[str, Any], metrics: Mapping[str, float]) -> Iterator[Text]:
@@ -171,7 +175,8 @@ def traced(recipe: Recipe, models: Any, sources: Mapping[str, Any], metrics: Map
             facts = [_given(step), *(f"{key} {metrics[key]:.3g}" for key in WATCHED if key in metrics)]
             line.append("".join(f"; {fact}" for fact in facts if fact), style="dim")
         elif isinstance(step, Update):
-            keys = {t.name: improver.logged(f"loss/{t.name}", t, step.trains) for t in step.terms}
+            terms = [t for on in step.objectives for t in on.terms]
+            keys = {t.name: improver.logged(f"loss/{t.name}", t, step.trains) for t in terms}
             losses = [f"{name} {metrics[key]:+.4f}" for name, key in keys.items() if key in metrics]
             norm = metrics.get(f"grad_norm/{step.trains}")
             facts_ = [

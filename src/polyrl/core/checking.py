@@ -38,7 +38,15 @@ class _Walk:
                 self.steps(step.of)
                 self.fields, self.fresh = fields, fresh
                 continue
-            self._parts(step, (step,) if isinstance(step, OwnUpdate) else (*step.credit, *step.terms))
+            if isinstance(step, OwnUpdate):
+                self._parts(step, (step,))
+                continue
+            self._parts(step, (*step.credit, *step.terms))
+            before = set(self.fields), self.fresh
+            for on in step.also:
+                self._begin(on.batch)
+                self._parts(step, (*on.credit, *on.terms))
+            self.fields, self.fresh = before
             if step.trains in self.recipe.models:
                 self.fields |= self.recipe.models[step.trains].outputs
 
@@ -118,13 +126,14 @@ def check_updates(recipe: Recipe, given: set[str]) -> None:
                 if recipe.models[name].copied:
                     raise UserError(f"{recipe.name}: a phase resets the optimizer of '{name}', which has none.")
         if isinstance(step, Update | OwnUpdate | Epochs):
-            for name in step.batch.reads():
+            own = step.objectives if isinstance(step, Update) else (step,)
+            for name in frozenset[str]().union(*(on.batch.reads() for on in own)):
                 known(name, "source", recipe.sources, step.name)
             if isinstance(step.batch, Fresh) and recipe.collect is None:
                 raise UserError(f"{recipe.name}: the {step.name} is on fresh rows, and nothing is collected.")
         if isinstance(step, Update | OwnUpdate):
             known(step.trains, "model", recipe.models, step.name)
-        parts = (*step.credit, *step.terms) if isinstance(step, Update) else ()
+        parts = step.inner if isinstance(step, Update) else ()
         parts += step.credit if isinstance(step, Epochs) else (step,) if isinstance(step, OwnUpdate) else ()
         for part in parts:
             for name in sorted(part.required_models()):
@@ -132,7 +141,7 @@ def check_updates(recipe: Recipe, given: set[str]) -> None:
             part.check_within(recipe)
         if isinstance(step, Update):
             outputs = recipe.models[step.trains].outputs
-            for term in step.terms:
+            for term in (t for on in step.objectives for t in on.terms):
                 for output in sorted(term.wants - outputs):
                     raise UserError(
                         f"{recipe.name}: the term '{term.name}' wants the output '{output}' of the model "

@@ -16,7 +16,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.settings import american, parse_value
 
 if TYPE_CHECKING:
-    from polyrl.core.update import Batch, Epochs, Step, Update
+    from polyrl.core.update import Epochs, Step, Update
     from polyrl.data.base import Source
     from polyrl.models.base import Model
 
@@ -24,29 +24,6 @@ MOST_NAMED = 4
 """Parts that an error names as those that would give a missing field."""
 OUTPUTS = frozenset({"logprob", "entropy", "value", "cost", "score"})
 """What terms of an objective on the fresh batch may want of policy, critic and reward model."""
-
-
-def _rebuilt(
-    step: Step, changed: Callable[[Part], Part], within: Callable[[tuple[Step, ...]], tuple[Step, ...]]
-) -> Step:
-    """An update, move or repeat whose parts are changed."""
-    from polyrl.core.update import Epochs, OwnUpdate, Phase, Repeat, Update
-
-    if isinstance(step, Repeat | Phase):
-        return dataclasses.replace(step, of=within(step.of))
-    if isinstance(step, Epochs):
-        around: dict[str, Any] = {"batch": changed(step.batch), "credit": tuple(map(changed, step.credit))}
-        return dataclasses.replace(step, of=within(step.of), **around)
-    if isinstance(step, OwnUpdate):
-        return dataclasses.replace(step, batch=typing.cast("Batch", changed(step.batch)))
-    if isinstance(step, Update):
-        inner: dict[str, Any] = {
-            "batch": changed(step.batch),
-            "credit": tuple(map(changed, step.credit)),
-            "terms": tuple(map(changed, step.terms)),
-        }
-        return dataclasses.replace(step, **inner)
-    return step
 
 
 @dataclass(frozen=True)
@@ -109,8 +86,8 @@ class Recipe:
                     needed = needed_of_stages(self)
                 for name in sorted(needed - given):
                     kind = measuring(name, self._stated())
-                    # what asks the run state for its critic or reference asks in vain where models have names
-                    if kind is None or (self.models and kind.models):
+                    # where models have names, a critic is asked by a part that says which
+                    if kind is None or (self.models and kind.models - ({"reference"} & self.models.keys())):
                         continue
                     measure = kind()
                     chain = chains[measure.stage]
@@ -136,6 +113,18 @@ class Recipe:
     def collected_by(self, name: str, default: Any) -> Any:
         """The hyperparameter `name` of *collect*, or `default` where it has none or nothing is collected."""
         return self.collect.setting(name, default) if self.collect else default
+
+    @property
+    def fixed_pairs(self) -> bool:
+        """Whether it learns from preference pairs that are given."""
+        return any(part.fixed_pairs for part in (self.collect, *self.sources.values()) if part)
+
+    @property
+    def moved(self) -> frozenset[str]:
+        """Models that moves of its updates change."""
+        from polyrl.core.update import Move
+
+        return frozenset(step.target for step in self.update_steps() if isinstance(step, Move))
 
     @property
     def collected(self) -> frozenset[str]:
@@ -179,8 +168,8 @@ class Recipe:
         found: list[tuple[str, Part]] = [*self.models.items(), *self.sources.items()]
         for step in self.update_steps():
             if isinstance(step, Update):
-                found.append((step.batch.name, step.batch))
-                found += [(part.name, part) for part in (*step.credit, *step.terms)]
+                found += [(on.batch.name, on.batch) for on in step.objectives]
+                found += [(part.name, part) for part in step.inner]
             elif isinstance(step, Epochs):
                 found += [(part.name, part) for part in (step.batch, *step.credit)]
             elif isinstance(step, OwnUpdate):
@@ -272,19 +261,27 @@ class Recipe:
         """
         from polyrl.core.update import Epochs, Update
 
+        updates = [u for u in self.update_steps() if isinstance(u, Update)]
+        rivals = {
+            t.grouped_by for u in updates for on in u.objectives for t in on.terms if part.slot and t.slot == part.slot
+        }
+
         def alike(other: Part) -> bool:
-            return type(other) is type(part) or (bool(part.slot) and other.slot == part.slot)
+            if type(other) is type(part):
+                return True
+            if not part.slot or other.slot != part.slot:
+                return False
+            if len(rivals) > 1 and isinstance(part, Term) and isinstance(other, Term):
+                return other.grouped_by == part.grouped_by  # of two streams: that of pairs, or that of single rows
+            return True
 
         def placed(step: Update | Epochs) -> Update | Epochs:
-            step = dataclasses.replace(step, credit=tuple(part if alike(p) else p for p in step.credit))
-            if isinstance(step, Epochs):
-                return step
-            terms = typing.cast("tuple[Term, ...]", tuple(part if alike(t) else t for t in step.terms))
-            return dataclasses.replace(step, terms=terms)
+            if isinstance(step, Update):
+                return step.changed(lambda p: part if alike(p) else p)
+            return dataclasses.replace(step, credit=tuple(part if alike(p) else p for p in step.credit))
 
-        updates = [u for u in self.update_steps() if isinstance(u, Update)]
         passes = [step for step in self.update_steps() if isinstance(step, Epochs)]
-        if any(alike(p) for u in updates for p in (*u.credit, *u.terms)) or any(
+        if any(map(alike, (p for u in updates for p in u.inner))) or any(
             alike(p) for step in passes for p in step.credit
         ):
             return self._with_updates(placed)
@@ -359,7 +356,9 @@ class Recipe:
             return part
 
         def within(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-            return tuple(typing.cast("Step", changed(_rebuilt(step, changed, within))) for step in steps)
+            from polyrl.core.update import rebuilt
+
+            return tuple(typing.cast("Step", changed(rebuilt(step, changed, within))) for step in steps)
 
         result = dataclasses.replace(
             self,

@@ -15,11 +15,11 @@ the case of one update on the fresh batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.part import Part, Stage, Term, hyperparameter
 
 if TYPE_CHECKING:
-    from polyrl.models.base import Models
+    from polyrl.models.base import NamedModels
 
 # ------------------------------------------------------------------------------------------------------- batches
 
@@ -97,6 +97,25 @@ class Again(Batch):
 
 
 @dataclass(frozen=True)
+class On(Part):
+    """Terms on a batch of their own, whose gradients join those of an update before its step is taken.
+
+    So one objective has two streams: fresh samples, and pairs or demonstrations beside them.
+
+    Attributes:
+        batch: where its rows come from.
+        terms: summands of the objective, averaged over this batch.
+        credit: parts that run on this batch before the terms.
+    """
+
+    stage: ClassVar[Stage] = "improve"
+
+    batch: Batch
+    terms: tuple[Term, ...]
+    credit: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
 class Update(Part):
     """One optimizer step of one model, on the sum of its terms over a batch.
 
@@ -105,6 +124,7 @@ class Update(Part):
         terms: the objective.
         batch: where its rows come from.
         credit: parts that run on this batch before the terms, such as targets.
+        also: terms on other batches.
     """
 
     stage: ClassVar[Stage] = "improve"
@@ -113,6 +133,7 @@ class Update(Part):
     terms: tuple[Term, ...]
     batch: Batch
     credit: tuple[Part, ...] = ()
+    also: tuple[On, ...] = ()
     every: int = hyperparameter(1, "turns, or repeats of them, from one of these updates to the next", low=1)
 
     @property
@@ -120,9 +141,28 @@ class Update(Part):
         """Such as `q-update`."""
         return f"{self.trains.replace('_', '-')}-update"
 
-    def wants(self) -> frozenset[str]:
-        """Outputs of the trained model that its terms read."""
-        return frozenset[str]().union(*(t.wants for t in self.terms))
+    @property
+    def objectives(self) -> tuple[On, ...]:
+        """Each batch with its credit and its terms, the update's own first."""
+        return (On(self.batch, self.terms, self.credit), *self.also)
+
+    @property
+    def inner(self) -> tuple[Part, ...]:
+        """Credit and terms of all its batches."""
+        return tuple(part for on in self.objectives for part in (*on.credit, *on.terms))
+
+    def changed(self, change: Callable[[Part], Part], *, batches: bool = False) -> Update:
+        """The update with all credit and terms changed, and where asked the batches."""
+
+        def of(on: On) -> On:
+            return On(
+                cast("Batch", change(on.batch)) if batches else on.batch,
+                cast("tuple[Term, ...]", tuple(map(change, on.terms))),
+                tuple(map(change, on.credit)),
+            )
+
+        own, *also = map(of, self.objectives)
+        return replace(self, batch=own.batch, terms=own.terms, credit=own.credit, also=tuple(also))
 
 
 @dataclass(frozen=True)
@@ -234,6 +274,20 @@ class Phase(Part):
 Step = Update | Move | Repeat | Epochs | OwnUpdate | Phase
 
 
+def rebuilt(
+    step: Step, changed: Callable[[Part], Part], within: Callable[[tuple[Step, ...]], tuple[Step, ...]]
+) -> Step:
+    """A step whose batches, credit and terms are changed; `within` changes the steps that it runs."""
+    if isinstance(step, Repeat | Phase):
+        return replace(step, of=within(step.of))
+    if isinstance(step, Epochs):
+        around: dict[str, Any] = {"batch": changed(step.batch), "credit": tuple(map(changed, step.credit))}
+        return replace(step, of=within(step.of), **around)
+    if isinstance(step, OwnUpdate):
+        return replace(step, batch=cast("Batch", changed(step.batch)))
+    return step.changed(changed, batches=True) if isinstance(step, Update) else step
+
+
 def flat(steps: tuple[Step, ...]) -> Iterator[Update | Move | OwnUpdate]:
     """Every update and move, repeats, epochs and phases opened, in their order."""
     for step in steps:
@@ -248,6 +302,8 @@ def batches(steps: tuple[Step, ...]) -> Iterator[Batch]:
     for step in steps:
         if isinstance(step, Update | OwnUpdate | Epochs):
             yield step.batch
+        if isinstance(step, Update):
+            yield from (on.batch for on in step.also)
         if isinstance(step, Repeat | Epochs | Phase):
             yield from batches(step.of)
 
@@ -266,7 +322,7 @@ def fresh_alone(steps: tuple[Step, ...]) -> tuple[Step, ...]:
                 found += [dataclasses.replace(step, of=inner)] if inner else []
             else:
                 on_fresh = on_fresh if isinstance(step.batch, Again) else not step.batch.reads()
-                if not on_fresh:
+                if not on_fresh or (isinstance(step, Update) and any(on.batch.reads() for on in step.also)):
                     continue
                 if isinstance(step, Epochs):
                     step = dataclasses.replace(step, of=kept(step.of, True))
@@ -306,7 +362,7 @@ class See:
         name: of the update, which its random stream is named after.
     """
 
-    models: Models
+    models: NamedModels
     context: Context
     name: str
 
@@ -326,9 +382,7 @@ class See:
     @contextmanager
     def gradients(self, model: str) -> Iterator[Any]:
         """Let what is computed within carry gradients to a model's parameters; gives the model, its gradient at 0."""
-        flat_parameters = self.models.flat[model]
-        assert flat_parameters.vector.grad is not None
-        flat_parameters.vector.grad.zero_()
+        self.models.zero_gradients(model)
         self.models.ask_gradients(model, True)
         try:
             yield self.models[model]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from polyrl.core.update import (
     Epochs,
     Mix,
     Move,
+    On,
     OwnUpdate,
     Phase,
     Repeat,
@@ -35,13 +36,6 @@ from polyrl.core.update import (
     fresh_alone,
 )
 from polyrl.errors import NotFinite
-
-if TYPE_CHECKING:
-    from polyrl.models.base import Network
-
-
-LIKELIHOODS = frozenset({"logprob", "entropy"})
-"""Outputs that of fresh rows are the actor's: a wrapper may have its own."""
 
 
 class Means:
@@ -81,7 +75,7 @@ class UpdateList(Improver):
         """Names of terms that train several models: what they log says which."""
         owners: dict[str, set[str]] = {}
         for step in (s for s in flat(self.updates) if isinstance(s, Update)):
-            for term in step.terms:
+            for term in (t for on in step.objectives for t in on.terms):
                 owners.setdefault(term.name, set()).add(step.trains)
         return frozenset(name for name, models in owners.items() if len(models) > 1)
 
@@ -232,52 +226,68 @@ class _Turn:
 
     def update(self, update: Update) -> None:
         """One optimizer step."""
-        context = self.context
         see = self._see(update.name)
-        batch = self._rows(update.batch, see)
-        with torch.no_grad():
-            for part in update.credit:
-                batch = part.apply(batch, see)
-        wants = update.wants()
-        counted = None if self.sampled else steps_that_count(update.terms, batch)
-        if counted is not None:
-            if not bool(counted.any()):  # momentum alone moves nothing
-                self.batch = batch
-                return
-            watched = update.trains == self.models.acts and "logprob" in wants and "behaviour_logprob" in batch
-            if watched and "entropy" in self.models.entries[update.trains].outputs:
-                wants |= {"entropy"}  # nearly free beside the log-probabilities, and worth watching
-        module: Network = self.models[update.trains]
-        self.models.ask_gradients(update.trains, True)
-        try:
-            if counted is None or update.trains != self.models.acts:
-                outputs = module.outputs(batch, wants, see.draw)
-            else:  # of what acted, its wrappers too
-                outputs = context.run_state.outputs(batch, wants & LIKELIHOODS)
-                if not wants <= outputs.keys():
-                    outputs |= module.outputs(batch, wants - outputs.keys(), see.draw)
-            if counted is not None:
-                if watched and update.trains not in self.changed:
-                    limit = None if self.passing is None else self.passing.max_logprob_gap
-                    check_logprob_gap(outputs["logprob"], batch, limit, context)
-                outputs, batch = self._counted_alone(outputs, batch, counted)
-            parts = [(term.summand(outputs, batch, see) * term.step_weights(batch)).sum() for term in update.terms]
-            total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-            self._add_losses(update, parts)
-            optimizer = context.optimizer[update.trains]
-            vector = optimizer.vector
-            vector.grad.zero_()
-            total.backward()  # type: ignore[no-untyped-call]
-        finally:
-            self.models.ask_gradients(update.trains, False)
+        self.models.zero_gradients(update.trains)
+        counts = self._objective(update, update.objectives[0], see)
+        if update.also:
+            own = self.batch, self.sampled, self.computed
+            for on in update.also:
+                counts |= self._objective(update, on, see)
+            self.batch, self.sampled, self.computed = own
+        if not counts:  # momentum alone moves nothing
+            return
         if self.passing is not None and self.passing.joint_clip is not None:
             self.waiting.append(update)
         else:
-            self._step(update, optimizer)
-        constants = {name: x.detach() for name, x in outputs.items()}
-        if update.batch.reads():
-            self._feed_back(update, constants, batch)
-        self._add_statistics(update, constants, batch, counted)
+            self._step(update)
+
+    def _objective(self, update: Update, on: On, see: See) -> bool:
+        """Add the gradients of terms on a batch; whether some of its steps count."""
+        batch = self._rows(on.batch, see)
+        with torch.no_grad():
+            for part in on.credit:
+                batch = part.apply(batch, see)
+        wants = frozenset[str]().union(*(t.wants for t in on.terms))
+        counted = None if self.sampled else steps_that_count(on.terms, batch)
+        watched = False
+        if counted is not None:
+            if not bool(counted.any()):
+                self.batch = batch
+                return False
+            watched = update.trains == self.models.acts and "logprob" in wants and "behaviour_logprob" in batch
+            if watched and "entropy" in self.models.entries[update.trains].outputs:
+                wants |= {"entropy"}  # nearly free beside the log-probabilities, and worth watching
+        weights = [term.step_weights(batch) for term in on.terms]  # of the whole batch, before its rows are parted
+        losses, constants = [0.0] * len(on.terms), dict[str, Tensor]()
+        grouped_by = next((term.grouped_by for term in on.terms if term.grouped_by), "")
+        self.models.ask_gradients(update.trains, True)
+        try:
+            with self.models.passes(
+                update.trains, batch, wants, see.draw, grouped_by, own=counted is not None
+            ) as passes:
+                for rows, outputs in passes:
+                    micro = batch if rows is None else batch.rows(rows)
+                    if counted is not None:
+                        if watched and update.trains not in self.changed:
+                            limit = None if self.passing is None else self.passing.max_logprob_gap
+                            check_logprob_gap(outputs["logprob"], micro, limit, self.context)
+                        outputs, micro = self._counted_alone(outputs, micro, counted if rows is None else counted[rows])
+                    parts = [
+                        (term.summand(outputs, micro, see) * (weight if rows is None else weight[rows])).sum()
+                        for term, weight in zip(on.terms, weights, strict=True)
+                    ]
+                    losses = [loss + float(part.detach()) for loss, part in zip(losses, parts, strict=True)]
+                    total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+                    total.backward()  # type: ignore[no-untyped-call]
+                    _put(constants, outputs, rows, len(batch))
+        finally:
+            self.models.ask_gradients(update.trains, False)
+        self._add_losses(update, on, losses)
+        if counted is not None and not bool(counted.all()):
+            batch = batch.with_fields(**blanked(batch.data, counted))
+        if on.batch.reads():
+            self._feed_back(on, constants, batch)
+        self._add_statistics(update, on, constants, batch, counted)
         shape = batch["weight"].shape
         given = {
             name: x
@@ -286,6 +296,7 @@ class _Turn:
         }
         self.computed |= given.keys()
         self.batch = batch.with_fields(**given)
+        return True
 
     def _counted_alone(
         self, outputs: dict[str, Tensor], batch: Experience, counted: Tensor
@@ -296,10 +307,10 @@ class _Turn:
         return blanked(outputs, counted), batch.with_fields(**blanked(batch.data, counted))
 
     def _add_statistics(
-        self, update: Update, outputs: dict[str, Tensor], batch: Experience, counted: Tensor | None
+        self, update: Update, on: On, outputs: dict[str, Tensor], batch: Experience, counted: Tensor | None
     ) -> None:
         """Log what is watched beside the losses; of fresh rows over the steps that count."""
-        for term in update.terms:
+        for term in on.terms:
             for key, value in term.statistics(outputs, batch).items():
                 called = self.updates.logged(key, term, update.trains)
                 if counted is None:
@@ -342,16 +353,15 @@ class _Turn:
         assert rows is not None
         return rows
 
-    def _feed_back(self, update: Update, outputs: Mapping[str, Tensor], batch: Experience) -> None:
-        for name, place in update.batch.places().items():
+    def _feed_back(self, on: On, outputs: Mapping[str, Tensor], batch: Experience) -> None:
+        for name, place in on.batch.places().items():
             if self.context.sources[name].wants_feedback and len(batch["row"][place]):
-                for term in update.terms:
+                for term in on.terms:
                     if (found := term.priority(outputs, batch)) is not None:
                         self.context.sources[name].feedback(batch["row"][place], found[place])
 
-    def _add_losses(self, update: Update, parts: list[Tensor]) -> None:
-        for term, part in zip(update.terms, parts, strict=True):
-            value = float(part.detach())
+    def _add_losses(self, update: Update, on: On, losses: list[float]) -> None:
+        for term, value in zip(on.terms, losses, strict=True):
             if not math.isfinite(value):
                 raise NotFinite(
                     f"The loss of term '{term.name}' of the model '{update.trains}' became {value} in iteration "
@@ -360,13 +370,14 @@ class _Turn:
                 )
             self.means.add(self.updates.logged(f"loss/{term.name}", term, update.trains), value)
 
-    def _step(self, update: Update, optimizer: Any) -> None:
-        gradient = optimizer.vector.grad
-        size = self._size(update.trains, [gradient])
+    def _step(self, update: Update) -> None:
+        gradients = self.models.gradients(update.trains)
+        size = self._size(update.trains, gradients)
         limit = self.models.entries[update.trains].max_grad_norm
         if limit is not None and size > limit:
-            gradient.mul_(limit / (size + 1e-6))
-        self._take(update.trains, optimizer)
+            for gradient in gradients:
+                gradient.mul_(limit / (size + 1e-6))
+        self._take(update.trains, self.context.optimizer[update.trains])
 
     def _step_together(self) -> None:
         """The steps of a minibatch whose gradients are clipped by one norm over all models."""
@@ -375,7 +386,7 @@ class _Turn:
         assert self.passing is not None and self.passing.joint_clip is not None
         optimizers = {update.trains: self.context.optimizer[update.trains] for update in self.waiting}
         self.waiting = []
-        gradients = [optimizer.vector.grad for optimizer in optimizers.values()]
+        gradients = [gradient for name in optimizers for gradient in self.models.gradients(name)]
         size, limit = self._size("joint", gradients), self.passing.joint_clip
         for gradient in gradients if size > limit else ():
             gradient.mul_(limit / (size + 1e-6))
@@ -404,6 +415,17 @@ class _Turn:
         self.context.params_updated = True
         optimizer.step()
         self.context.spent.updates += 1
+
+
+def _put(found: dict[str, Tensor], outputs: Mapping[str, Tensor], rows: Tensor | None, size: int) -> None:
+    """Put the outputs of some rows, as constants, into those of all `size` rows."""
+    for name, x in outputs.items():
+        if rows is None:
+            found[name] = x.detach()
+        else:
+            if name not in found:
+                found[name] = x.new_zeros((size, *x.shape[1:]))
+            found[name][rows] = x.detach()
 
 
 def joined(tables: list[Experience]) -> Experience:

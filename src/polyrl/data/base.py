@@ -23,13 +23,19 @@ class Rows(ABC):
 
     wants_feedback: bool = False
 
+    def begin(self, run_state: Any) -> None:  # noqa: B027 - nothing by default
+        """Be told of the run's task and models, before anything is sampled."""
+
     @abstractmethod
     def ready(self) -> bool:
         """Whether updates may begin to sample."""
 
     @abstractmethod
     def sample(self, count: int, stream: torch.Generator) -> Experience:
-        """`count` rows of one step, `[count, 1, ...]`, with `weight` and `row`, the number that `feedback` is told."""
+        """`count` rows of one step, `[count, 1, ...]`, with `weight`, and `row`, the number that `feedback` is told.
+
+        Of language they are whole responses, `[rows, T]`.
+        """
 
     def take(self, experience: Experience) -> None:  # noqa: B027 - nothing by default
         """Take in what a turn has collected `[B, T, ...]`; nothing for a source that is given."""

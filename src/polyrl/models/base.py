@@ -8,8 +8,9 @@ random stream of its own, so that one model more changes no other; each trained 
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -147,7 +148,83 @@ class Copy(Model):
         raise AssertionError("a copy is made of the model that it copies")
 
 
-class Models(Mapping[str, Network]):
+LIKELIHOODS = frozenset({"logprob", "entropy"})
+"""Outputs that are an actor's own of the rows that it collected: a wrapper's are not its model's."""
+Passes = Iterator[tuple[Tensor | None, dict[str, Tensor]]]
+"""Row numbers `[b]` of a batch, None for all of it, and what a model gives of them, `[b, T, ...]`."""
+
+
+class NamedModels(Mapping[str, Any], ABC):
+    """The models of a run, by name, as a list of updates needs them.
+
+    No model's parameters ask for gradients but while an update trains it, so that nothing is computed for the others.
+
+    Attributes:
+        entries: what the recipe says of each.
+        acts: name of the model that acts.
+    """
+
+    entries: dict[str, Model]
+    acts: str
+
+    @abstractmethod
+    def ask_gradients(self, name: str, asked: bool) -> None:
+        """Whether what is computed from now on carries gradients to the parameters of this model."""
+
+    @abstractmethod
+    def zero_gradients(self, name: str) -> None:
+        """Forget the gradients of a model."""
+
+    @abstractmethod
+    def gradients(self, name: str) -> list[Tensor]:
+        """The gradients of a model."""
+
+    @abstractmethod
+    def passes(
+        self,
+        name: str,
+        batch: Experience,
+        wants: Collection[str],
+        draw: Draws,
+        grouped_by: str = "",
+        *,
+        own: bool = False,
+    ) -> AbstractContextManager[Passes]:
+        """Forward passes of a batch, a part of its rows at a time: each must go backward before the next one is taken.
+
+        Gradients of what the parts share are whole at a clean exit.
+
+        Args:
+            name: of the model.
+            batch: rows.
+            wants: names among the model's `outputs`.
+            draw: random numbers of the update's own stream.
+            grouped_by: a field; rows with equal values of it stay together.
+            own: whether the run collected these rows: then the likelihoods of what acted are those of its actor.
+        """
+
+    @abstractmethod
+    def optimizers(self) -> Mapping[str, Any]:
+        """One optimizer for each trained model."""
+
+    @abstractmethod
+    def move(self, target: str, towards: str, tau: float) -> None:
+        """Move the parameters of `target` the share `tau` of the way `towards` another model's."""
+
+    @abstractmethod
+    def distance(self, one: str, other: str) -> float:
+        """Euclidean distance of two models' parameters."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write each model into a checkpoint's folder."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, in place."""
+
+
+class Models(NamedModels):
     """The modules of a run, by name, with their flat vectors.
 
     No module's parameters ask for gradients but while an update trains it, so that nothing is computed for the others.
@@ -155,11 +232,12 @@ class Models(Mapping[str, Network]):
     Attributes:
         entries: what the recipe says of each.
         flat: each module's parameters as one vector; none for a module without parameters.
-        acts: name of the model that acts.
+        actor: what acts with it, once that is known.
     """
 
     def __init__(self, entries: Mapping[str, Model], interface: Interface, seed: int, acts: str = "policy"):
         self.entries, self.acts = dict(entries), acts
+        self.actor: Actor | None = None
         self._modules: dict[str, Network] = {}
         self.flat: dict[str, FlatParameters] = {}
         for name, entry in self.entries.items():
@@ -179,6 +257,37 @@ class Models(Mapping[str, Network]):
         """Whether what is computed from now on carries gradients to the parameters of this model."""
         for parameter in self._parameters[name]:
             parameter.requires_grad = asked
+
+    def zero_gradients(self, name: str) -> None:
+        """Forget the gradients, which stay where they are: those of the layers are views of them."""
+        gradient = self.flat[name].vector.grad
+        assert gradient is not None
+        gradient.zero_()
+
+    def gradients(self, name: str) -> list[Tensor]:
+        """The gradient of all parameters as one vector."""
+        gradient = self.flat[name].vector.grad
+        assert gradient is not None
+        return [gradient]
+
+    @contextmanager
+    def passes(
+        self,
+        name: str,
+        batch: Experience,
+        wants: Collection[str],
+        draw: Draws,
+        grouped_by: str = "",
+        *,
+        own: bool = False,
+    ) -> Iterator[Passes]:
+        """All rows at once."""
+        found, asked = dict[str, Tensor](), frozenset(wants)
+        if own and name == self.acts and self.actor is not None:
+            found = self.actor.outputs(batch, asked & LIKELIHOODS)
+        if not asked <= found.keys():
+            found |= self[name].outputs(batch, asked - found.keys(), draw)
+        yield iter([(None, found)])
 
     def __getitem__(self, name: str) -> Network:
         return self._modules[name]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.data.pairs import numbers_of_step
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.improve import AGGREGATION_HELP, Aggregation, Averaged
-from polyrl.parts.pairs import OfflinePairs, numbers_of_step
+from polyrl.parts.pairs import OfflinePairs
 from polyrl.pretrain.demonstrations import Demonstration, demonstration_ids, demonstrations
 from polyrl.recipe import hyperparameter
 from polyrl.tasks.language.base import Row

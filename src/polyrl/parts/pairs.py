@@ -6,7 +6,6 @@ is as in sampled responses, so a pair is never found by the place of its rows.
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -18,12 +17,12 @@ from torch.nn.functional import softplus
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
+from polyrl.data.pairs import numbers_of_step
 from polyrl.errors import UserError
 from polyrl.models.language.pairs import by_pair, sequence_log_ratio, sequence_logprob
 from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
 from polyrl.parts.credit import check_groups
 from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
-from polyrl.runtime.seeding import generator
 
 Reference = Literal["start", "round"]
 
@@ -94,17 +93,6 @@ def win_shares(probability: Tensor, first: Tensor, second: Tensor, size: int) ->
     won = won.index_add(0, first, probability).index_add(0, second, 1 - probability)
     games = games.index_add(0, first, torch.ones(len(first))).index_add(0, second, torch.ones(len(second)))
     return torch.where(games > 0, won / games.clamp(min=1), torch.full((size,), 0.5))
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, size: int) -> tuple[int, ...]:
-    """Order of the pairs in an epoch: a pure function of these, so that nothing has to be remembered."""
-    return tuple(torch.randperm(size, generator=generator(seed, "pairs", epoch)).tolist())
-
-
-def numbers_of_step(seed: int, size: int, start: int, count: int) -> list[int]:
-    """Numbers of the pairs `start` to `start + count - 1` of the endless stream: epoch after epoch, each reshuffled."""
-    return [epoch_order(seed, i // size, size)[i % size] for i in range(start, start + count)]
 
 
 # ----------------------------------------------------------------------------------------------------- collect

@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from polyrl.core.context import Context
     from polyrl.core.experience import Experience
-    from polyrl.models.base import Models
+    from polyrl.models.base import NamedModels
 
 
 class ClosedForm(Protocol):
@@ -44,7 +44,7 @@ class RunState(ABC):
     """
 
     task: Any
-    models: Models | None = None
+    models: NamedModels | None = None
     """What the recipe's updates train, where it states its models."""
     device: str = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -193,7 +193,7 @@ class ControlRunState(RunState):
             self.modules, self.flat = {**models}, models.trained()
             policy, judged = models[acts], models[judges]
             assert isinstance(policy, PolicyNetwork) and isinstance(judged, PolicyNetwork)
-            self.actor = acting(policy.actor(), models)
+            self.actor = models.actor = acting(policy.actor(), models)
             self.judged = self.actor if self.actor.is_policy else judged.actor()
         self.reads = ActorCriticPasses.reads | self.actor.fields_read
         self.collector: Collector | None = None

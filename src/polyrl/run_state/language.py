@@ -13,6 +13,7 @@ from polyrl.errors import UserError
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.policy import Backbone, LanguagePolicy
 from polyrl.pretrain.start import start_model
+from polyrl.recipe import Term
 from polyrl.run_state.joint_reward import JointReward
 from polyrl.run_state.language_evaluation import EVALUATION_SEED, Evaluation
 from polyrl.run_state.language_run_state import CHECKED_ROWS, LanguageRunState
@@ -30,7 +31,7 @@ from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task, give_pa
 from polyrl.tasks.language.rewards import load_reward, unloaded_reward
 
 if TYPE_CHECKING:
-    from polyrl.recipe import Recipe, Term
+    from polyrl.recipe import Recipe
 
 __all__ = [
     "EVALUATION_SEED",
@@ -96,7 +97,7 @@ def make_run_state(
 ) -> LanguageRunState | RewardModelRunState:
     """Load the models, and find what is wrong with prompts, pairs and rewards."""
     needs_labels = recipe.collect is not None and "desirable" in recipe.collect.gives
-    needs_pairs = (recipe.collect is not None and recipe.collect.fixed_pairs) or (needs_labels and not task.labelled)
+    needs_pairs = recipe.fixed_pairs or (needs_labels and not task.labelled)
     if needs_pairs:
         own = any(not reward.checker for reward in task.rewards) or bool(config.rewards)
         check_pairs_can_be_made(task, config.arm, judged=own or task.preference is not None, labels=needs_labels)
@@ -108,11 +109,13 @@ def make_run_state(
         if isinstance(task, DatasetTask):
             _fit(config, task, LanguagePolicy.load(model), room)
         give_pairs(task, model, say=say)
-    terms = [t for t in recipe.terms if {"preferred", "desirable"} & t.required()]
+    terms = [t for t in recipe.parts() if isinstance(t, Term) and {"preferred", "desirable"} & t.required()]
     if "reward-model" in recipe.required_models():
         return load_reward_model(config, task, model, terms)
     torch.manual_seed(config.seed)  # for what transformers and peft initialize (adapters); sampling has its own streams
     run_state = load_run_state(config, task, model, critic=_critic(recipe, task, model), terms=terms)
+    if recipe.models:
+        run_state.take_models(recipe.models, recipe.acts, recipe.judged or recipe.acts, recipe.moved)
     run_state.keeps_reference = "reference" in recipe.required_models()
     _fit(config, task, run_state.policy, room)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]

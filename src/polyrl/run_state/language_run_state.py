@@ -19,6 +19,7 @@ from polyrl.errors import UserError
 from polyrl.models.language import last_layer
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.frozen import load_frozen
+from polyrl.models.language.named import LanguageModels
 from polyrl.models.language.policy import Backbone, LanguagePolicy, Precision
 from polyrl.models.language.prefix import SharedPrompts
 from polyrl.models.language.rows import micro_batches_of
@@ -27,19 +28,18 @@ from polyrl.pretrain.solutions import supervised_gradient
 from polyrl.rollout.continuations import go_on, states_of
 from polyrl.rollout.language import Engine, Sampling, TransformersEngine
 from polyrl.run_state.joint_reward import JointReward
-from polyrl.run_state.language_evaluation import Evaluation, evaluate, scores_by_reward, seen_rows, told
-from polyrl.run_state.user_data import UserDataRunState
+from polyrl.run_state.language_evaluation import Evaluation, evaluate, seen_rows
+from polyrl.run_state.language_rewards import RewardedRunState
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.memory import keep_freed_memory
 from polyrl.tasks.language import LanguageTask, Row
 from polyrl.tasks.language.base import replayed, reports, sessions
 from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.columns import told_columns
-from polyrl.tasks.language.judge import PreferenceRunner
-from polyrl.tasks.language.reward_runner import RewardRunner, Scores
 from polyrl.tasks.language.rewards import check_signature
 
 if TYPE_CHECKING:
+    from polyrl.models.base import Model
     from polyrl.recipe import Term
 
 CHECKED_ROWS = 64
@@ -49,9 +49,10 @@ READ = frozenset({"prompt_ids", "prompt_mask", "action", "present", "mask", "tem
 """Fields that a model's forward passes need."""
 
 
-class LanguageRunState(UserDataRunState):
+class LanguageRunState(RewardedRunState):
     """A language task, the policy that answers it, and its reference, critic and rewards."""
 
+    models: LanguageModels | None = None
     keeps_reference = True
     """Whether the reference stays in memory; false where nothing is trained with it."""
 
@@ -76,14 +77,8 @@ class LanguageRunState(UserDataRunState):
             raise UserError(f"micro_batch_tokens must be at least 1, not {micro_batch_tokens}.")
         if str(device) == "cpu":
             keep_freed_memory()
-        self.calls = calls or CallPolicy(seed=seed)
-        self.rewards: RewardRunner | None = None
-        self._ensembles: dict[int, RewardRunner] = {}
-        if task.rewards or not (task.fixed_pairs or task.labelled):  # these can be learned from and judged by without
-            self.rewards = RewardRunner(task.rewards, self.calls)
-            self.rewards.start()  # before models are loaded, so that the user's functions' processes hold none
-        self._judge = None if task.preference is None else PreferenceRunner(task.preference, self.calls).start()
-        self.task, self.model_name, self.seed = task, str(model), seed
+        super().__init__(task, calls or CallPolicy(seed=seed))
+        self.model_name, self.seed = str(model), seed
         self.reference_name = reference or str(model)
         self.device, self.precision = device, precision
         self.micro_batch_tokens = micro_batch_tokens
@@ -96,6 +91,30 @@ class LanguageRunState(UserDataRunState):
         self._frozen: dict[str, LanguagePolicy] = {}
         self.joint_reward: JointReward | None = None
         self.pair_terms = tuple(pair_terms)
+        self._judged = ""
+        self._moved: frozenset[str] = frozenset()
+
+    def take_models(self, entries: Mapping[str, Model], acts: str, judged: str, moved: frozenset[str]) -> None:
+        """Make the models that a recipe names, of the one that it starts from.
+
+        Args:
+            entries: what the recipe says of each.
+            acts, judged: names of the one that answers prompts in training and of the one in evaluation.
+            moved: names of those that moves change.
+
+        Raises:
+            UserError: one is not of language, or cannot act.
+        """
+        models = LanguageModels(
+            entries, self.policy, acts=acts, micro_batch_tokens=self.micro_batch_tokens, lora=self.lora
+        )
+        self.models, self._judged, self._moved = models, judged, moved
+        models.policy(judged)
+        self._act_by(models.policy(acts))
+
+    def _act_by(self, policy: LanguagePolicy) -> None:
+        if policy is not self.policy:
+            self.policy, self.engine = policy, TransformersEngine(policy)
 
     # ------------------------------------------------------------------------------------------ collect and score
 
@@ -180,54 +199,6 @@ class LanguageRunState(UserDataRunState):
         """The policy."""
         return self.policy
 
-    def prefer(self, experience: Experience, first: Sequence[int], second: Sequence[int]) -> list[float]:
-        """Probability that the response in row `first[i]` beats that in row `second[i]`, by the task's preference.
-
-        NaN where it failed and such comparisons are to be dropped.
-
-        Raises:
-            UserError: the task has no preference function, or it fails and the run is to stop.
-        """
-        if self._judge is None:
-            raise UserError(
-                f"The part 'preference-label' needs a preference function, and the task '{self.task.name}' has none; "
-                "give --preference file.py:function."
-            )
-        winners = experience.rows(first)
-        prompts, a = winners.columns["prompt"], winners.columns["completion"]
-        b = [experience.columns["completion"][i] for i in second]
-        return self._judge(prompts, a, b, told(winners))
-
-    def scores(self, experience: Experience) -> Scores:
-        """What the rewards say of all responses; raises `UserError` where the run has none."""
-        if self.rewards is None:
-            raise UserError(
-                "There is no reward, and the data has none by itself; give --reward with file.py:function, a reward "
-                "model's folder, or one of numeric, exact and contains."
-            )
-        return self.rewards(experience.columns["prompt"], experience.columns["completion"], **told(experience))
-
-    def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Scores `[B]` (NaN: dropped), the parts of each reward function `[B]`, and how many samples were scored."""
-        scores = self.scores(experience)
-        return torch.tensor(scores.total, dtype=torch.float32), scores_by_reward(scores), scores.calls
-
-    def member_scores(self, experience: Experience, members: int) -> tuple[Tensor, int]:
-        """Scores of the task's reward ensemble, float32 `[B, k]` (NaN: dropped), and how many samples were scored."""
-        if members not in self._ensembles:
-            rewards = self.task.ensemble(members)
-            self._ensembles[members] = RewardRunner(rewards, self.calls)
-        columns = experience.columns
-        scores = self._ensembles[members](columns["prompt"], columns["completion"], **told(experience))
-        found = torch.tensor([*scores.parts.values()], dtype=torch.float32).T
-        return found.nan_to_num(0.0) if self.calls.on_error == "zero" else found, scores.calls
-
-    def measures(self, experience: Experience) -> dict[str, Tensor]:
-        """What the task measures beside the reward, float32 `[B]` each: to be logged, never trained on."""
-        pairs = zip(seen_rows(experience), experience.columns["completion"], strict=True)
-        found = [self.task.measures(row, text) for row, text in pairs]
-        return {name: torch.tensor([f[name] for f in found], dtype=torch.float32) for name in found[0]}
-
     # ------------------------------------------------------------------------------------------- forward passes
 
     def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
@@ -305,7 +276,7 @@ class LanguageRunState(UserDataRunState):
 
         Of rows of a data set, which the field `example` numbers, it is measured once: pairs, or labelled responses.
         """
-        if "example" not in experience:
+        if "example" not in experience or "reference" in self._moved:
             return self.reference_of(experience)
         given = self.labelled("train") if "desirable" in experience else self.pairs("train")
         return given.reference_cache.of(experience, self.reference_of)
@@ -313,6 +284,8 @@ class LanguageRunState(UserDataRunState):
     @torch.no_grad()
     def reference_of(self, experience: Experience) -> Tensor:
         """The same, always measured."""
+        if self.models is not None and "reference" in self.models:
+            return self._measured(experience, self.models["reference"])
         if self.lora is not None:
             with self.policy.model.disable_adapter():
                 return self._measured(experience, self.policy)
@@ -391,12 +364,20 @@ class LanguageRunState(UserDataRunState):
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """What `polyrl.run_state.language_evaluation.evaluate` measures, and the first few responses."""
-        return evaluate(self)
+        acting = self.policy
+        if self.models is not None:
+            self._act_by(self.models.policy(self._judged))
+        try:
+            return evaluate(self)
+        finally:
+            self._act_by(acting)
 
     # -------------------------------------------------------------------------------------------------- folders
 
     def parameters(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
-        """Trained parameters by model: "policy", and "critic" if there is one."""
+        """Trained parameters by model: those that the recipe names, or "policy", and "critic" if there is one."""
+        if self.models is not None:
+            return self.models.trained()
         models: dict[str, torch.nn.Module] = {"policy": self.policy}
         if self.critic is not None:
             models["critic"] = self.critic
@@ -406,7 +387,10 @@ class LanguageRunState(UserDataRunState):
 
     def save(self, folder: Path) -> None:
         """Write `policy/` (an ordinary model or adapter folder) and `critic/`."""
-        self.policy.save(folder / "policy")
+        if self.models is not None:
+            self.models.save(folder)
+        else:
+            self.policy.save(folder / "policy")
         if self.critic is not None:
             self.critic.save(folder / "critic")
         if self.joint_reward is not None:
@@ -419,7 +403,9 @@ class LanguageRunState(UserDataRunState):
         from safetensors.torch import load_file
 
         try:
-            if self.lora is None:
+            if self.models is not None:
+                self.models.load(folder)
+            elif self.lora is None:
                 self.policy.load_state_dict(LanguagePolicy.load(folder / "policy").state_dict())
             else:
                 from peft import set_peft_model_state_dict
@@ -443,5 +429,6 @@ class LanguageRunState(UserDataRunState):
         return {**dataclasses.asdict(self.evaluation), "split": "test"}
 
     def export(self, folder: Path) -> None:
-        """Write the trained policy as an ordinary model folder that transformers loads (adapters merged)."""
-        self.policy.save(folder, merge=True)
+        """Write the policy that is judged as an ordinary model folder that transformers loads (adapters merged)."""
+        policy = self.policy if self.models is None else self.models.policy(self._judged)
+        policy.save(folder, merge=True)

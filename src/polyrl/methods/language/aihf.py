@@ -24,12 +24,12 @@ from torch.nn.functional import logsigmoid
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import SpecialRows, scored_rows
+from polyrl.data.pairs import numbers_of_step
 from polyrl.errors import UserError
 from polyrl.methods.language.rloo import LeaveOneOut
 from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimize import Optimize
-from polyrl.parts.pairs import numbers_of_step
 from polyrl.parts.score import JUDGED, TokenKLPenalty, assign_reward, of_finished
 from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 

@@ -23,11 +23,11 @@ from torch import Tensor
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
+from polyrl.data.pairs import numbers_of_step
 from polyrl.errors import UserError
 from polyrl.models.language.pairs import sequence_log_ratio, sequence_logprob
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.parts.optimize import Optimize
-from polyrl.parts.pairs import numbers_of_step
 from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 
 SLUG = "kto"

@@ -1,0 +1,84 @@
+"""What a run of language asks of rewards, of the task's checker and of preference functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from polyrl.core.experience import Experience
+from polyrl.errors import UserError
+from polyrl.run_state.language_evaluation import scores_by_reward, seen_rows, told
+from polyrl.run_state.user_data import UserDataRunState
+from polyrl.tasks.language import LanguageTask
+from polyrl.tasks.language.call_policy import CallPolicy
+from polyrl.tasks.language.judge import PreferenceRunner
+from polyrl.tasks.language.reward_runner import RewardRunner, Scores
+
+
+class RewardedRunState(UserDataRunState):
+    """A run whose responses are scored or compared.
+
+    Attributes:
+        task: what is answered.
+        calls: what happens where a function of the user fails or is slow.
+        rewards: the task's reward functions; None where preference pairs are learned from and judged by without any.
+    """
+
+    def __init__(self, task: LanguageTask, calls: CallPolicy):
+        self.task, self.calls = task, calls
+        self.rewards: RewardRunner | None = None
+        self._ensembles: dict[int, RewardRunner] = {}
+        if task.rewards or not (task.fixed_pairs or task.labelled):
+            self.rewards = RewardRunner(task.rewards, self.calls)
+            self.rewards.start()  # before models are loaded, so that the user's functions' processes hold none
+        self._judge = None if task.preference is None else PreferenceRunner(task.preference, self.calls).start()
+
+    def prefer(self, experience: Experience, first: Sequence[int], second: Sequence[int]) -> list[float]:
+        """Probability that the response in row `first[i]` beats that in row `second[i]`, by the task's preference.
+
+        NaN where it failed and such comparisons are to be dropped.
+
+        Raises:
+            UserError: the task has no preference function, or it fails and the run is to stop.
+        """
+        if self._judge is None:
+            raise UserError(
+                f"The part 'preference-label' needs a preference function, and the task '{self.task.name}' has none; "
+                "give --preference file.py:function."
+            )
+        winners = experience.rows(first)
+        prompts, a = winners.columns["prompt"], winners.columns["completion"]
+        b = [experience.columns["completion"][i] for i in second]
+        return self._judge(prompts, a, b, told(winners))
+
+    def scores(self, experience: Experience) -> Scores:
+        """What the rewards say of all responses; raises `UserError` where the run has none."""
+        if self.rewards is None:
+            raise UserError(
+                "There is no reward, and the data has none by itself; give --reward with file.py:function, a reward "
+                "model's folder, or one of numeric, exact and contains."
+            )
+        return self.rewards(experience.columns["prompt"], experience.columns["completion"], **told(experience))
+
+    def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Scores `[B]` (NaN: dropped), the parts of each reward function `[B]`, and how many samples were scored."""
+        scores = self.scores(experience)
+        return torch.tensor(scores.total, dtype=torch.float32), scores_by_reward(scores), scores.calls
+
+    def member_scores(self, experience: Experience, members: int) -> tuple[Tensor, int]:
+        """Scores of the task's reward ensemble, float32 `[B, k]` (NaN: dropped), and how many samples were scored."""
+        if members not in self._ensembles:
+            rewards = self.task.ensemble(members)
+            self._ensembles[members] = RewardRunner(rewards, self.calls)
+        columns = experience.columns
+        scores = self._ensembles[members](columns["prompt"], columns["completion"], **told(experience))
+        found = torch.tensor([*scores.parts.values()], dtype=torch.float32).T
+        return found.nan_to_num(0.0) if self.calls.on_error == "zero" else found, scores.calls
+
+    def measures(self, experience: Experience) -> dict[str, Tensor]:
+        """What the task measures beside the reward, float32 `[B]` each: to be logged, never trained on."""
+        pairs = zip(seen_rows(experience), experience.columns["completion"], strict=True)
+        found = [self.task.measures(row, text) for row, text in pairs]
+        return {name: torch.tensor([f[name] for f in found], dtype=torch.float32) for name in found[0]}
