@@ -210,6 +210,31 @@ def test_only_whole_sampled_rows_of_other_prompts_are_mismatched() -> None:
     assert "example" not in found and "desirable" not in found
 
 
+def test_rows_that_are_no_samples_or_that_a_selection_left_out_count_for_nothing() -> None:
+    """As if they were not there: a greedy baseline for z0, and a row of weight 0 for the loss and what is logged."""
+    run_state, batch = taught_state(1.0), labelled_batch()
+    greedy = torch.arange(9) == 4
+    seen = ReferencePoint()(batch.with_fields(greedy=greedy), make_context(run_state))["reference_point"]
+    kept = (~greedy).nonzero()[:, 0]
+    alone = ReferencePoint()(batch.rows(kept), make_context(run_state))["reference_point"]
+    assert torch.equal(seen[kept], alone) and float(alone.min()) > 0.1 and float(seen[4]) == 0
+    left_out = batch.with_fields(weight=batch["weight"] * ~greedy[:, None])  # where another term counts the row
+    assert KTOLoss().step_weights(left_out).tolist() == [1 / 8] * 4 + [0] + [1 / 8] * 4
+    found = []
+    for rows, weight in ((batch, batch["weight"] * ~greedy[:, None]), (batch.rows(kept), batch["weight"][kept])):
+        context = make_context(run_state)
+        optimize = Optimize(learning_rate=0.0, max_grad_norm=1e9)
+        context.optimizer = optimize.optimizers(run_state)
+        reference = run_state.reference_logprob(rows)
+        point = torch.full((len(rows),), 0.3, dtype=torch.float64)
+        rows = rows.with_fields(weight=weight, ref_logprob=reference, reference_point=point)
+        optimize.run((KTOLoss(),), rows, context)
+        assert run_state.table.grad is not None
+        found.append((run_state.table.grad.clone(), context.metrics))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-12)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-9)
+
+
 def test_a_mismatched_response_is_cut_where_the_context_ends() -> None:
     batch = labelled_batch()
     found = mismatched(batch, torch.ones(9, dtype=torch.bool), 4)
@@ -432,8 +457,9 @@ def test_kinds_that_outweigh_each_other_are_told(taught: Path) -> None:
         run_state.pair_terms = tuple(build("kto", settings).terms)
         said = " ".join(run_state.notices())
         assert ("training responses are desirable" in said) == told, (settings, said)
-    run_state.pair_terms = tuple(build("kto").terms)
-    (sentence,) = run_state.notices()
-    weight = float(sentence.rpartition("--desirable-weight ")[2].split()[0])
-    run_state.pair_terms = tuple(build("kto", {"desirable_weight": weight}).terms)
-    assert run_state.notices() == []
+    for before in (1.0, 4.0):
+        run_state.pair_terms = tuple(build("kto", {"desirable_weight": before}).terms)
+        (sentence,) = run_state.notices()
+        weight = float(sentence.rpartition("--desirable-weight ")[2].split()[0])
+        run_state.pair_terms = tuple(build("kto", {"desirable_weight": weight}).terms)
+        assert run_state.notices() == []

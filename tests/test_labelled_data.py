@@ -16,7 +16,7 @@ from polyrl.models.language.policy import LanguagePolicy
 from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.language.base import Reward
-from polyrl.tasks.language.dataset import DatasetTask, held_out
+from polyrl.tasks.language.dataset import DatasetTask, held_out, prompt_hash
 from polyrl.tasks.language.labelled import LabelledDataset, labelled_of_pairs
 from polyrl.tasks.language.left_out import UNUSABLE
 from polyrl.tasks.language.preferences import PairDataset, dataset_task
@@ -278,6 +278,20 @@ def test_prompts_stay_together_and_both_splits_have_both_kinds() -> None:
             usual = held_out(rows, "rows")[1]
             assert {r["completion"] for r in usual} <= {r["completion"] for r in task.test_rows}
             assert len({r["prompt"] for r in task.test_rows}) - len({r["prompt"] for r in usual}) in (0, 1)
+
+
+def test_a_prompt_that_training_cannot_spare_stays_there() -> None:
+    """The next one by its hash has the only undesirable response of training; the one after it does as well."""
+    found = 0
+    for i in range(40):
+        low, middle, high = sorted((f"{i} {letter}" for letter in "abc"), key=lambda p: prompt_hash({"prompt": p}))
+        kinds = [(low, False), (middle, True), (middle, False), (high, True)]
+        rows = [{"prompt": p, "completion": "yes", "label": kind} for p, kind in kinds]
+        if {row["prompt"] for row in held_out(rows, "rows")[1]} == {low}:
+            task = LabelledDataset(rows)
+            assert [row["prompt"] for row in task.test_rows] == [low, high]
+            found += 1
+    assert found > 10
 
 
 def test_responses_of_one_kind_are_refused() -> None:
