@@ -536,7 +536,6 @@ GROUPS: list[Group] = [
         "test_actor_memory.py test_told.py",
         [
             ('arrays |= {f"memory/{name}"', '_ = {f"memory/{name}"'),
-            ("{name: x.copy() for name, x in self.memory.items()},\n        )", "self.memory,\n        )"),
             ("lasting=lasting if any(lasting) else [],", "lasting=[],"),
         ],
     ),

@@ -88,7 +88,9 @@ SMALL = {"environments": "3", "steps_per_environment": "5", "hidden": "8", "norm
 
 def loop_of(make: Any = Walk, guided_steps: int = 2) -> Any:
     recipe = catalogue.build("ppo", SMALL, domain="control") + GuideFirst(guided_steps=guided_steps)
-    config = RunConfig(method="mine", task="mine", budget="iterations=9", seed=SEED, tensorboard=False, eval_episodes=9)
+    config = RunConfig(
+        method="mine", task="mine", budget="iterations=9", seed=SEED, tensorboard=False, eval_episodes=25
+    )
     return make_loop(config, given=PythonObjects(recipe=recipe.check(), environment=make))[0]
 
 

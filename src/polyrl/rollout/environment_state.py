@@ -47,7 +47,7 @@ class EnvironmentState:
             self.restarts,
             self.running,
             [*self.lasting],
-            {name: x.copy() for name, x in self.memory.items()},
+            self.memory,  # replaced, never written into
         )
 
     def save(self, folder: Path) -> None:
