@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.loop import Loop
 from polyrl.errors import Diverged, UserError
+from polyrl.models.stored import Stored, StoredTables
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.select import AllSteps
@@ -39,6 +41,9 @@ class Trouble:
     in_evaluation: dict[int, Exception] = field(default_factory=dict)
 
 
+FILE = "policy.safetensors"
+
+
 class OneNumber(RunState):
     """The policy is one weight; the return is how large it is."""
 
@@ -47,8 +52,11 @@ class OneNumber(RunState):
         self.rewound = self.evaluated = 0
         self.monitored: list[bool] = []
 
-    def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        return {"policy": [("weight", self.weight)]}
+    def stored(self) -> dict[str, Stored]:
+        return {"policy": StoredTables(FILE, lambda: {"weight": self.weight}, self.take, [("weight", self.weight)])}
+
+    def take(self, read: dict[str, Tensor]) -> None:
+        self.weight.copy_(read["weight"])
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         return {"logprob": self.weight * experience["action"], "entropy": 0 * self.weight * experience["action"]}
@@ -64,14 +72,6 @@ class OneNumber(RunState):
 
     def rewind(self) -> None:
         self.rewound += 1
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        save_file({"weight": self.weight.detach().clone()}, folder / "policy.safetensors")
-
-    def load(self, folder: Path) -> None:
-        with torch.no_grad():
-            self.weight.copy_(load_file(folder / "policy.safetensors")["weight"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,3 +277,24 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     (folder / "state.json").write_text(json.dumps({**state, "format": "somebody-elses-1"}))
     with pytest.raises(UserError, match="is not a checkpoint of this version"):
         read_state(folder)
+
+
+def test_what_is_stored_goes_by_one_way_in_every_domain(tmp_path: Path) -> None:
+    """Save, load and the list of parameters are made of what a run state lists."""
+    state, other = OneNumber(Trouble()), OneNumber(Trouble())
+    state.weight.data.fill_(2.5)
+    state.save(tmp_path)
+    other.load(tmp_path)
+    assert other.weight.item() == 2.5 and [*other.parameters()] == ["policy"]
+    assert other.parameters()["policy"][0][1] is other.weight
+    save_file({"weight": torch.zeros(2)}, tmp_path / FILE)
+    with pytest.raises(UserError, match="are of another task: 'weight' does not fit"):
+        other.load(tmp_path)
+    (tmp_path / FILE).write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=f"has no readable {FILE}; it is not the state of such a run"):
+        other.load(tmp_path)
+    overridden = {"save", "load", "parameters"}
+    for module in ("language_run_state", "reward_model", "operations", "theory"):
+        home = importlib.import_module(f"polyrl.run_state.{module}")
+        kinds = [kind for kind in vars(home).values() if isinstance(kind, type) and issubclass(kind, RunState)]
+        assert kinds and not any(overridden & vars(kind).keys() for kind in kinds if kind is not RunState), module

@@ -370,11 +370,11 @@ def test_a_mistake_is_one_sentence(command: list[str], said: str, polyrl: Comman
 
 def test_a_run_of_other_weights_is_refused(finished: Path, tmp_path: Path) -> None:
     run_state, _ = made("lost-sales")
-    with pytest.raises(UserError, match="does not hold a policy"):
+    with pytest.raises(UserError, match="are of another task"):
         run_state.load(finished / "model")
     broken = shutil.copytree(finished / "model", tmp_path / "model")
     (broken / "policy.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="does not hold a policy"):
+    with pytest.raises(UserError, match="has no readable policy"):
         run_state.load(broken)
 
 

@@ -99,8 +99,9 @@ class Part:
         return self.models
 
     def setting(self, name: str, default: Any) -> Any:
-        """The hyperparameter `name`, or `default` where the part has none of that name."""
-        return getattr(self, name) if any(f.name == name for f in dataclasses.fields(self)) else default
+        """The hyperparameter or constant `name`, or `default` where the part's class declares none of that name."""
+        declared = any(name in vars(kind).get("__annotations__", {}) for kind in type(self).__mro__)
+        return getattr(self, name) if declared else default
 
     def prepare(self, task: Any, model: str, say: Callable[[str], None] = lambda _: None) -> Any:
         """Make what the part needs beside the run's models, such as frozen ones that it judges by, and return it.

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -26,6 +25,7 @@ from polyrl.errors import UserError
 from polyrl.kernels.flat import FlatParameters, VectorAdamW
 from polyrl.models.actor import Actor
 from polyrl.models.normalization import RunningMoments
+from polyrl.models.stored import Stored, StoredModule
 from polyrl.recipe import Part, Stage, hyperparameter
 from polyrl.runtime.seeding import generator
 
@@ -216,12 +216,8 @@ class NamedModels(Mapping[str, Any], ABC):
         """Euclidean distance of two models' parameters."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write each model into a checkpoint's folder."""
-
-    @abstractmethod
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, in place."""
+    def stored(self) -> Mapping[str, Stored]:
+        """Each model as a checkpoint holds it."""
 
 
 class Models(NamedModels):
@@ -333,23 +329,13 @@ class Models(NamedModels):
             return 0.0
         return float((self.flat[one].vector.data - self.flat[other].vector.data).norm())
 
-    def save(self, folder: Path) -> None:
-        """Write `NAME.safetensors` for each."""
-        from safetensors.torch import save_file
-
-        for name, module in self._modules.items():
-            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
-
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, in place.
-
-        Raises:
-            OSError, RuntimeError, SafetensorError: a file is missing, or is of another model.
-        """
-        from safetensors.torch import load_file
-
-        for name, module in self._modules.items():
-            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    def stored(self) -> dict[str, Stored]:
+        """`NAME.safetensors` for each."""
+        learns = self.trained()
+        return {
+            name: StoredModule(name, module, [("parameters", learns[name].vector)] if name in learns else ())
+            for name, module in self._modules.items()
+        }
 
 
 class PolicyNetwork(Network):

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from polyrl.errors import UserError
+from polyrl.models.stored import Named, Stored
+
 if TYPE_CHECKING:
     from polyrl.core.context import Context
     from polyrl.core.experience import Experience
@@ -57,23 +60,32 @@ class RunState(ABC):
         """Metrics (`eval/...`, the task's metric among them), and a few samples to be read by a person."""
 
     @abstractmethod
+    def stored(self) -> Mapping[str, Stored]:
+        """What a checkpoint holds, by name: models, tables, statistics, the state of environments."""
+
     def save(self, folder: Path) -> None:
-        """Write everything that going on to the same numbers needs into a folder that does not exist yet or is empty.
+        """Write what going on to the same numbers needs into a folder that does not exist yet or is empty."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for held in self.stored().values():
+            held.save(folder)
 
-        Models, statistics of normalization, tables, the state of environments: safetensors and JSON.
-        """
-
-    @abstractmethod
     def load(self, folder: Path) -> None:
         """Read back what `save` wrote, in place.
 
         Raises:
             UserError: the folder does not hold the state of such a run.
         """
+        from safetensors import SafetensorError
 
-    def parameters(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
+        try:
+            for held in self.stored().values():
+                held.load(folder)
+        except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):  # other names or shapes
+            raise UserError(f"The folder {folder} does not hold the models of this run.") from None
+
+    def parameters(self) -> dict[str, Named]:
         """Parameters that are trained by gradient, by model ("policy", "critic"); none for tables."""
-        return {}
+        return {name: named for name, held in self.stored().items() if (named := held.parameters())}
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable "logprob", "entropy", "value", "cost" of the experience's steps, `[B, T]` each, as wanted."""

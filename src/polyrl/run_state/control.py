@@ -24,6 +24,7 @@ from polyrl.models.control import ControlCritic, ControlPolicy
 from polyrl.models.distributions import distribution_of
 from polyrl.models.normalization import RunningMoments
 from polyrl.models.policies import RandomActor
+from polyrl.models.stored import Stored, StoredBy, StoredModule
 from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean
 from polyrl.parts.score import kl_estimate
@@ -249,10 +250,6 @@ class ControlRunState(RunState):
 
     # --------------------------------------------------------------------------------------------- forward passes
 
-    def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Trained parameters by model, as one vector each: "policy", and "critic" if there is one."""
-        return {name: [("parameters", flat.vector)] for name, flat in self.flat.items()}
-
     def zero_gradients(self) -> None:
         """Forget the gradients, which stay where they are: those of the layers are views of them."""
         for flat in self.flat.values():
@@ -375,11 +372,12 @@ class ControlRunState(RunState):
 
     def export(self, folder: Path) -> None:
         """Write the policy with its statistics, and the critic: `policy.safetensors`, `critic.safetensors`."""
-        from safetensors.torch import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in self.modules.items():
-            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
+            StoredModule(name, module).save(folder)
+        self._write_about(folder)
+
+    def _write_about(self, folder: Path) -> None:
         about = {
             "task": self.task.name,
             **self._stated(),
@@ -388,26 +386,26 @@ class ControlRunState(RunState):
         }
         (folder / "policy.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
+    def stored(self) -> dict[str, Stored]:
+        """The models, and the state of the training environments."""
+        models: Mapping[str, Stored]
+        if self.models is not None:
+            models = self.models.stored()
+        else:
+            vectors = {name: [("parameters", flat.vector)] for name, flat in self.flat.items()}
+            models = {name: StoredModule(name, module, vectors[name]) for name, module in self.modules.items()}
+        return {**models, "environments": StoredBy(self._save_environments, self._load_environments)}
+
     def save(self, folder: Path) -> None:
-        """Write the models, and where the training environments stand."""
-        self.export(folder)
+        """What is stored, and what it is of."""
+        super().save(folder)
+        self._write_about(folder)
+
+    def _save_environments(self, folder: Path) -> None:
         (self.collector.state_to_save() if self.collector else self._environment_state).save(folder)
 
-    def load(self, folder: Path) -> None:
-        """Read back what `save` or `export` wrote, in place.
-
-        Raises:
-            UserError: the folder does not hold the models of such a run.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            for name, module in self.modules.items():
-                module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-            self._environment_state = EnvironmentState.load(folder) or self._environment_state
-        except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):
-            raise UserError(f"The folder {folder} does not hold the models of this run.") from None
+    def _load_environments(self, folder: Path) -> None:
+        self._environment_state = EnvironmentState.load(folder) or self._environment_state
         if self.collector is not None:
             self.collector.load_state(self._environment_state)
 

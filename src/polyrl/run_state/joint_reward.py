@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,10 +26,6 @@ class JointReward:
         self.run_state = run_state
         head = generator(run_state.seed, "joint reward head")
         self.model = RewardModel.like(run_state.policy, head).to(torch.device(run_state.device))
-
-    def load(self, folder: Path) -> None:
-        """Read back the model, in place."""
-        self.model.load_state_dict(RewardModel.load(folder).state_dict())
 
     def encoded(
         self, prompts: list[Any], completions: list[Any], rows: Sequence[Mapping[str, Any]] | None = None

@@ -19,11 +19,12 @@ from polyrl.errors import UserError
 from polyrl.models.language import last_layer
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.frozen import load_frozen
-from polyrl.models.language.named import LanguageModels
+from polyrl.models.language.named import LanguageModels, stored_policy, trained
 from polyrl.models.language.policy import Backbone, LanguagePolicy, Precision
 from polyrl.models.language.prefix import SharedPrompts
 from polyrl.models.language.rows import micro_batches_of
-from polyrl.models.language.scalar import Critic
+from polyrl.models.language.scalar import Critic, RewardModel
+from polyrl.models.stored import Stored, StoredFile, StoredFolder
 from polyrl.pretrain.solutions import supervised_gradient
 from polyrl.rollout.continuations import go_on, states_of
 from polyrl.rollout.language import Engine, Sampling, TransformersEngine
@@ -374,51 +375,19 @@ class LanguageRunState(RewardedRunState):
 
     # -------------------------------------------------------------------------------------------------- folders
 
-    def parameters(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
-        """Trained parameters by model: those that the recipe names, or "policy", and "critic" if there is one."""
+    def stored(self) -> dict[str, Stored]:
+        """The models, and what the reference said of rows that are given."""
+        found: dict[str, Stored] = {"policy": stored_policy("policy", self.policy, self.lora, trained(self.policy))}
         if self.models is not None:
-            return self.models.trained()
-        models: dict[str, torch.nn.Module] = {"policy": self.policy}
+            found = {**self.models.stored()}
         if self.critic is not None:
-            models["critic"] = self.critic
+            found["critic"] = StoredFolder("critic", self.critic, Critic.load, trained(self.critic))
         if self.joint_reward is not None:
-            models["reward"] = self.joint_reward.model
-        return {m: [(n, p) for n, p in module.named_parameters() if p.requires_grad] for m, module in models.items()}
-
-    def save(self, folder: Path) -> None:
-        """Write `policy/` (an ordinary model or adapter folder) and `critic/`."""
-        if self.models is not None:
-            self.models.save(folder)
-        else:
-            self.policy.save(folder / "policy")
-        if self.critic is not None:
-            self.critic.save(folder / "critic")
-        if self.joint_reward is not None:
-            self.joint_reward.model.save(folder / "reward")
+            reward = self.joint_reward.model
+            found["reward"] = StoredFolder("reward", reward, RewardModel.load, trained(reward))
         for name, cache in self.reference_caches().items():
-            cache.save(folder / name)
-
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, in place."""
-        from safetensors.torch import load_file
-
-        try:
-            if self.models is not None:
-                self.models.load(folder)
-            elif self.lora is None:
-                self.policy.load_state_dict(LanguagePolicy.load(folder / "policy").state_dict())
-            else:
-                from peft import set_peft_model_state_dict
-
-                set_peft_model_state_dict(self.policy.model, load_file(folder / "policy" / "adapter_model.safetensors"))
-            if self.critic is not None:
-                self.critic.load_state_dict(Critic.load(folder / "critic").state_dict())
-            if self.joint_reward is not None:
-                self.joint_reward.load(folder / "reward")
-            for name, cache in self.reference_caches().items():
-                cache.load(folder / name)
-        except (OSError, RuntimeError):  # other names or shapes
-            raise UserError(f"The checkpoint {folder} does not hold the models of this run.") from None
+            found[name] = StoredFile(name, cache)
+        return found
 
     def start(self) -> str:
         """Fingerprint of the starting model."""

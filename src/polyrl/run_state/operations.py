@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from polyrl.core.experience import Experience
 from polyrl.errors import Diverged, UserError
+from polyrl.models.stored import Stored, StoredBy, StoredModule, StoredTables
 from polyrl.parts.operations import OrderingPolicy
 from polyrl.run_state.base import RunState
 from polyrl.runtime.seeding import generator
@@ -68,11 +69,6 @@ class OperationsRunState(RunState):
         self._judged: tuple[dict[str, float], list[dict[str, Any]]] | None = None  # of `kept`, until it changes
 
     # ------------------------------------------------------------------------------------------------- training
-
-    def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """The policy's parameters, the noise among them."""
-        noise = [] if self.log_noise is None else [("log_noise", self.log_noise)]
-        return {"policy": [*self.policy.named_parameters(), *noise]}
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Those of these that are wanted, `[B, T]`.
@@ -211,36 +207,38 @@ class OperationsRunState(RunState):
 
     # -------------------------------------------------------------------------------------------------- folders
 
-    def save(self, folder: Path) -> None:
-        """Write `policy.safetensors` (in training), `kept.safetensors` and `kept.json` (best on the dev traces)."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        state = dict(self.policy.state_dict())
+    def stored(self) -> dict[str, Stored]:
+        """The policy in training, and the one that was best on the dev traces."""
+        trained = [*self.policy.named_parameters()]
         if self.log_noise is not None:
-            state["log_noise"] = self.log_noise.detach()
-        save_file(state, folder / "policy.safetensors")
-        save_file(dict(self.best_policy.state_dict()), folder / "kept.safetensors")
+            trained.append(("log_noise", self.log_noise))
+        return {
+            "policy": StoredTables("policy.safetensors", self._tensors, self._take, trained, frozenset({"log_noise"})),
+            "kept": StoredBy(self._save_best, self._load_best),
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        noise = {} if self.log_noise is None else {"log_noise": self.log_noise}
+        return {**self.policy.state_dict(), **noise}
+
+    def _take(self, read: dict[str, Tensor]) -> None:
+        noise = read.pop("log_noise", None)
+        self.policy.load_state_dict(read)
+        if self.log_noise is not None and noise is not None:
+            self.log_noise.data.copy_(noise)
+
+    def _save_best(self, folder: Path) -> None:
+        StoredModule("kept", self.best_policy).save(folder)
         best = self.best_dev if math.isfinite(self.best_dev) else None
         (folder / "kept.json").write_text(json.dumps({"dev_cost": best}), encoding="utf-8")
 
-    def load(self, folder: Path) -> None:
-        """Read back what `save` or `export` wrote, in place."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            state = load_file(folder / "policy.safetensors")
-            noise = state.pop("log_noise", None)
-            self.policy.load_state_dict(state)
-            if self.log_noise is not None and noise is not None:
-                self.log_noise.data.copy_(noise)
-            best_policy, best = folder / "kept.safetensors", None
-            if best_policy.is_file():
-                state, best = load_file(best_policy), json.loads((folder / "kept.json").read_text("utf-8"))["dev_cost"]
-            self.best_policy.load_state_dict(state)
-        except (OSError, RuntimeError, SafetensorError, KeyError, ValueError):
-            raise UserError(f"The folder {folder} does not hold a policy of this run.") from None
+    def _load_best(self, folder: Path) -> None:
+        best = None
+        if (folder / "kept.safetensors").is_file():
+            StoredModule("kept", self.best_policy).load(folder)
+            best = json.loads((folder / "kept.json").read_text("utf-8"))["dev_cost"]
+        else:  # an exported policy is the best one
+            self.best_policy.load_state_dict(self.policy.state_dict())
         self.best_dev, self._judged = math.inf if best is None else float(best), None
 
     def export(self, folder: Path) -> None:

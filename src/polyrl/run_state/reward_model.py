@@ -15,6 +15,7 @@ from polyrl.errors import UserError
 from polyrl.models.language.policy import LanguagePolicy, Precision
 from polyrl.models.language.rows import micro_batches_of
 from polyrl.models.language.scalar import RewardModel
+from polyrl.models.stored import Stored, StoredFolder
 from polyrl.pretrain.reward_training import normalize
 from polyrl.run_state.pairs import judged_pairs
 from polyrl.run_state.user_data import UserDataRunState
@@ -91,20 +92,10 @@ class RewardModelRunState(UserDataRunState):
         ]
         return metrics, samples
 
-    def parameters(self) -> dict[str, list[tuple[str, torch.nn.Parameter]]]:
-        """The reward model's, backbone and head."""
-        return {FOLDER: [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]}
-
-    def save(self, folder: Path) -> None:
-        """Write `reward-model/`."""
-        self.model.save(folder / FOLDER)
-
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, in place."""
-        try:
-            self.model.load_state_dict(RewardModel.load(folder / FOLDER).state_dict())
-        except (OSError, RuntimeError):  # other names or shapes
-            raise UserError(f"The checkpoint {folder} does not hold the reward model of this run.") from None
+    def stored(self) -> dict[str, Stored]:
+        """The reward model, backbone and head."""
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        return {FOLDER: StoredFolder(FOLDER, self.model, RewardModel.load, trained)}
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:

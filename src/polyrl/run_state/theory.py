@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
+from polyrl.models.stored import Named, Stored, StoredTables
 from polyrl.parts.theory import RobustBackup
 from polyrl.run_state.base import RunState
 from polyrl.tasks.theory import task as built_in_task
@@ -44,25 +42,13 @@ class TableRunState(RunState):
     def __init__(self) -> None:
         self.tables: dict[str, Tensor] = {}
 
-    def save(self, folder: Path) -> None:
-        """Write every table to one safetensors file."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach().contiguous().clone() for name, t in self.tables.items()}, folder / FILE)
+    def stored(self) -> dict[str, Stored]:
+        """Every table, in one file."""
+        return {"policy": StoredTables(FILE, lambda: self.tables, self._take, self._trained(), of="a theory run")}
 
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote.
-
-        Raises:
-            UserError: the folder has no readable tables, or they are of another task.
-        """
-        try:
-            read = load_file(folder / FILE)
-        except (OSError, SafetensorError):
-            raise UserError(f"{folder} has no readable {FILE}; it is not the state of a theory run.") from None
-        for name, mine in self.tables.items():
-            if name not in read or read[name].shape != mine.shape:
-                raise UserError(f"The tables in {folder} are of another task: '{name}' does not fit.")
-        self._take(read)
+    def _trained(self) -> Named:
+        """Parameters among the tables."""
+        return ()
 
     def _take(self, tables: dict[str, Tensor]) -> None:
         self.tables = tables
@@ -109,9 +95,9 @@ class GameRunState(TableRunState):
         """Log-probabilities `[n]` of what the method would return now."""
         return self.tables.get("answer", self.log_policy)
 
-    def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    def _trained(self) -> Named:
         """The logits."""
-        return {"policy": [("logits", self.logits)]}
+        return [("logits", self.logits)]
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Log-probability and entropy of the answers, `[B, 1]`, differentiable."""

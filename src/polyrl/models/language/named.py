@@ -23,6 +23,7 @@ from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.models.language.rows import micro_batches_of
 from polyrl.models.language.scalar import Critic
+from polyrl.models.stored import Named, Stored, StoredFolder
 from polyrl.recipe import hyperparameter
 
 
@@ -194,24 +195,36 @@ class LanguageModels(NamedModels):
         pairs = zip(self._trained[one], self._trained[other], strict=True)
         return float(torch.stack([(a - b).square().sum() for (_, a), (_, b) in pairs]).sum().sqrt())
 
-    def save(self, folder: Path) -> None:
-        """Write a folder of its name for each: policies as ordinary model or adapter folders."""
-        for name, model in self._models.items():
-            model.save(folder / name)
+    def stored(self) -> dict[str, Stored]:
+        """A folder of its name for each: policies as ordinary model or adapter folders."""
+        learns = self.trained()
+        return {
+            name: stored_policy(name, model, self.lora, learns.get(name, ()))
+            if isinstance(model, LanguagePolicy)
+            else StoredFolder(name, model, Critic.load, learns.get(name, ()))
+            for name, model in self._models.items()
+        }
+
+
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a model that ask for gradients; with adapters those alone."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class StoredAdapters(StoredFolder):
+    """The adapters of a policy, in an adapter folder."""
 
     def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, in place.
+        """Read them back."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
 
-        Raises:
-            OSError, RuntimeError: a folder is missing, or is of another model.
-        """
-        for name, model in self._models.items():
-            if isinstance(model, Critic):
-                model.load_state_dict(Critic.load(folder / name).state_dict())
-            elif self.lora is None:
-                model.load_state_dict(LanguagePolicy.load(folder / name).state_dict())
-            else:
-                from peft import set_peft_model_state_dict
-                from safetensors.torch import load_file
+        assert isinstance(self.model, LanguagePolicy)
+        set_peft_model_state_dict(self.model.model, load_file(folder / self.name / "adapter_model.safetensors"))
 
-                set_peft_model_state_dict(model.model, load_file(folder / name / "adapter_model.safetensors"))
+
+def stored_policy(name: str, policy: LanguagePolicy, lora: LoraSettings | None, learns: Named) -> Stored:
+    """A policy as an ordinary folder, or with adapters as an adapter folder."""
+    kind = StoredFolder if lora is None else StoredAdapters
+    return kind(name, policy, LanguagePolicy.load, learns)
