@@ -13,13 +13,13 @@ _BRITISH = re.compile(r"(optim|normal|regular|initial|quant)is(?=e|ation|ing)")
 
 
 def american(name: str) -> str:
-    """A name in American spelling: `normalize_score`, as versions before 0.2 wrote it, is `normalize_score`."""
+    """A name in American spelling: `normalise_score`, as versions before 0.2 wrote it, is `normalize_score`."""
     return _BRITISH.sub(r"\1iz", name)
 
 
 def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
     """The contents of a config.yaml, with what versions before 0.2 called otherwise under the names of today."""
-    return {"domain" if key == "domain" and "domain" not in config else key: value for key, value in config.items()}
+    return {"domain" if key == "wing" and "domain" not in config else key: value for key, value in config.items()}
 
 
 def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:

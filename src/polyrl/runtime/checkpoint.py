@@ -224,7 +224,7 @@ def load_optimizers(folder: Path, optimizers: dict[str, torch.optim.Optimizer], 
         told = f"The checkpoint {folder} has no readable optimizer for the {model}; it cannot be resumed."
         file = folder / _of_optimizer(model)
         if not file.exists():
-            file = folder / f"optimizer-{model}.safetensors"  # as versions before 0.2 wrote it
+            file = folder / f"optimiser-{model}.safetensors"  # as versions before 0.2 wrote it
         tensors = _read(file, told)
         for name, parameter in zip(names[model], _parameters(optimizer), strict=True):
             state = {k.rpartition("/")[2]: v for k, v in tensors.items() if k.rpartition("/")[0] == name}
