@@ -141,7 +141,7 @@ class Update(Part):
         """Such as `q-update`."""
         return f"{self.trains.replace('_', '-')}-update"
 
-    @property
+    @cached_property  # asked in every update, and a part is checked when it is made
     def objectives(self) -> tuple[On, ...]:
         """Each batch with its credit and its terms, the update's own first."""
         return (On(self.batch, self.terms, self.credit), *self.also)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -266,7 +266,6 @@ class Models(NamedModels):
         assert gradient is not None
         return [gradient]
 
-    @contextmanager
     def passes(
         self,
         name: str,
@@ -276,14 +275,14 @@ class Models(NamedModels):
         grouped_by: str = "",
         *,
         own: bool = False,
-    ) -> Iterator[Passes]:
+    ) -> AbstractContextManager[Passes]:
         """All rows at once."""
         found, asked = dict[str, Tensor](), frozenset(wants)
         if own and name == self.acts and self.actor is not None:
             found = self.actor.outputs(batch, asked & LIKELIHOODS)
         if not asked <= found.keys():
             found |= self[name].outputs(batch, asked - found.keys(), draw)
-        yield iter([(None, found)])
+        return nullcontext(iter([(None, found)]))
 
     def __getitem__(self, name: str) -> Network:
         return self._modules[name]
