@@ -22,6 +22,7 @@ PACKAGES = {
     "control": CONTROL,
     "off_policy": CONTROL,
     "off_policy_learning": CONTROL,
+    "offline_mixtures": CONTROL,
     "start": (*LANGUAGE, *CONTROL),
     "gpu": LANGUAGE,
 }
