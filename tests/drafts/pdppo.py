@@ -1,0 +1,257 @@
+"""PDPPO: PPO with a second critic, of the state between the decision and what chance makes of it.
+
+A draft of arXiv:2504.05150: the environment tells the post-decision state, the policy is trained on the larger of two
+critics' advantages, and both critics by one regression of the lesser of them. Several machines decide at once, each
+with a probability ratio of its own. The card's lot-sizing problem is here too. Unlike the authors' code the whole actor
+is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyrl.core.experience import Experience
+from polyrl.core.update import Again, Draws, Epochs, Fresh, See, Update
+from polyrl.errors import UserError
+from polyrl.models.actor import DistributionActor
+from polyrl.models.actor_critic import MlpCritic, MlpCriticNetwork, MlpPolicy, MlpPolicyNetwork
+from polyrl.models.base import Interface
+from polyrl.models.distributions import Distribution, MultiCategorical
+from polyrl.parts.control import StateValues, StepEnvironments
+from polyrl.parts.credit import gae, masked_mean, masked_std
+from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, clipped_surrogate
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+
+SLUG = "pdppo-draft"
+TITLE = "Post-Decision Proximal Policy Optimization with Dual Critic Networks"
+PAPER = "arXiv:2504.05150"
+YEAR = 2025
+FORMULA = "A = R - min(V(s), V'(s')), s' = f(s, a); loss of the critics = (min(V, V') - R)^2 / 2"
+
+
+# ------------------------------------------------------------------------------------------------------------ the task
+
+
+class LotSizing(gymnasium.Env[np.ndarray, Any]):
+    """Machines make items for a demand that is not known before; setting up costs, and so do lost sales and stock."""
+
+    production = np.array([[20, 15, 0], [0, 15, 20]])
+    setup_cost = np.array([[2, 1, 2], [2, 2, 1]])
+    setup_loss, holding, lost_sale, room, periods = 1, 0.01, 0.2, 100, 100
+    items, machines = 3, 2
+    metadata: ClassVar[dict[str, Any]] = {"info_fields": {"post_observation": (5,)}}
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-99, 999, (self.items + self.machines,), np.float32)
+        self.action_space = spaces.MultiDiscrete([self.items + 1] * self.machines)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        draw = self.np_random
+        self.stock = draw.integers(0, self.room, self.items)
+        self.setup = np.array([1 + draw.choice(np.flatnonzero(made)) for made in self.production])
+        self.demand, self.t = draw.binomial(20, 0.4, (self.periods, self.items)), 0
+        return self._shown(self.stock, self.setup), {}
+
+    @staticmethod
+    def _shown(stock: NDArray[Any], setup: NDArray[Any]) -> NDArray[np.float32]:
+        return np.concatenate([stock, setup]).astype(np.float32)
+
+    def decided(self, action: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], float]:
+        """f(s, a): stock and setup after production, and what was paid for setting up. Changes nothing."""
+        stock, setup, cost = self.stock.copy(), self.setup.copy(), 0.0
+        for machine, item in enumerate(np.asarray(action)):
+            if item > 0:
+                changed = setup[machine] != item
+                cost += changed * self.setup_cost[machine, item - 1]
+                stock[item - 1] += self.production[machine, item - 1] - changed * self.setup_loss
+            setup[machine] = item
+        return stock, setup, float(cost)
+
+    def step(self, action: Any) -> Any:
+        stock, self.setup, cost = self.decided(action)
+        told = {"post_observation": self._shown(stock, self.setup)}
+        left = stock - self.demand[self.t]
+        self.stock, self.t = left.clip(0, self.room), self.t + 1
+        cost += self.lost_sale * float(-left.clip(max=0).sum()) + self.holding * float(self.stock.sum())
+        return self._shown(self.stock, self.setup), -cost, self.t >= self.periods, False, told
+
+
+# ---------------------------------------------------------------------------------------------- a ratio for each head
+
+
+def head_logprobs(family: Distribution, params: Tensor, action: Tensor) -> Tensor:
+    """Log-probability of each choice, `[..., M]`; of other actions that of the whole, `[..., 1]`."""
+    if not isinstance(family, MultiCategorical):
+        return family.log_prob(params, action).unsqueeze(-1)
+    logs = [piece.log_softmax(-1) for piece in params.split(family.choices, -1)]
+    return torch.cat([log.gather(-1, action[..., i, None]) for i, log in enumerate(logs)], -1)
+
+
+class HeadActor(DistributionActor):
+    """Also notes the log-probability of each choice."""
+
+    def fields(self, records: Any, action: Tensor) -> dict[str, Tensor]:
+        heads = head_logprobs(self.distribution, torch.from_numpy(records["params"]), action)
+        return {**super().fields(records, action), "behaviour_head_logprob": heads}
+
+
+class HeadPolicyNetwork(MlpPolicyNetwork):
+    """Also gives "head_logprob" `[B, T, M]`."""
+
+    def actor(self) -> HeadActor:
+        return HeadActor(self.policy)
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        params = self.policy.network(batch["observation"])
+        return {"head_logprob": head_logprobs(self.policy.distribution, params, batch["action"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadPolicy(MlpPolicy):
+    """A policy of several choices at once that tells how likely each was."""
+
+    outputs: ClassVar[frozenset[str]] = MlpPolicy.outputs | {"head_logprob"}
+    acting_gives: ClassVar[frozenset[str]] = MlpPolicy.acting_gives | {"behaviour_head_logprob"}
+
+    def make(self, interface: Interface, stream: torch.Generator) -> HeadPolicyNetwork:
+        if interface.masked:
+            raise UserError(f"{SLUG} takes every action for allowed, and {interface.task} says which are; take ppo.")
+        return HeadPolicyNetwork(super().make(interface, stream).policy, masked=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSurrogate(ClippedSurrogate):
+    """PPO's clip on the ratio of each choice, averaged over the choices."""
+
+    needs: ClassVar[frozenset[str]] = ClippedSurrogate.needs | {"behaviour_head_logprob"}
+    wants: ClassVar[frozenset[str]] = frozenset({"logprob", "head_logprob"})
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        ratio = torch.exp(outputs["head_logprob"] - experience["behaviour_head_logprob"])
+        high = self.clip_range if self.clip_range_high is None else self.clip_range_high
+        advantage = experience["advantage"].unsqueeze(-1)
+        return clipped_surrogate(ratio, advantage, self.clip_range, high, self.dual_clip).mean(-1)
+
+
+# --------------------------------------------------------------------------------------------------------- two critics
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostCritic(MlpCritic):
+    """A critic of post-decision states."""
+
+    def make(self, interface: Interface, stream: torch.Generator) -> MlpCriticNetwork:
+        made = super().make(interface, stream)
+        made.observes = "post_state"
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostValues(Part):
+    """What the second critic says of post-decision states, which are normalized like what is observed.
+
+    What an environment tells is raw. A cut needs no value of its own here, because nothing is bootstrapped.
+    """
+
+    stage: ClassVar[Stage] = "credit"
+    needs: ClassVar[frozenset[str]] = frozenset({"observation", "post_observation"})
+    gives: ClassVar[frozenset[str]] = frozenset({"post_state", "post_value"})
+    told: ClassVar[frozenset[str]] = frozenset({"post_observation"})
+    models: ClassVar[frozenset[str]] = frozenset({"policy", "post_critic"})
+
+    after_decision: bool = hyperparameter(True, "false shows the second critic the state before, as a control")
+
+    def apply(self, batch: Experience, see: See) -> Experience:
+        """Add `post_state` `[B, T, D]` and `post_value` `[B, T]`."""
+        state = batch["observation"]
+        if self.after_decision:
+            told = batch["post_observation"].double().numpy()
+            state = torch.from_numpy(see["policy"].actor().normalize(told))
+        return batch.with_fields(post_state=state, post_value=see["post_critic"].values(state))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualAdvantage(Part):
+    """The larger of two critics' advantages: standardized returns less the lesser value."""
+
+    stage: ClassVar[Stage] = "credit"
+    slot: ClassVar[str] = "advantage"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "terminated", "truncated", "mask", "value", "post_value"})
+    gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
+
+    gamma: float = hyperparameter(0.99, "discount of later rewards, per step", low=0, high=1)
+    standardize: bool = hyperparameter(True, "returns with mean 0 and deviation 1 over the batch")
+    critics: Literal["both", "pre", "post"] = hyperparameter("both", "whose values advantages are taken over")
+
+    def apply(self, batch: Experience, see: See) -> Experience:
+        """Add `advantage` and `value_target`, the return, `[B, T]`; nothing follows an end, a cut, or the rollout."""
+        mask = batch["mask"]
+        ends = (batch["terminated"], batch["truncated"], mask)
+        returns = gae(batch["reward"], torch.zeros_like(batch["reward"]), *ends, gamma=self.gamma, gae_lambda=1.0)
+        if self.standardize:
+            returns = (returns - masked_mean(returns, mask)) / (masked_std(returns, mask, 1) + 1e-7)
+        values = {"pre": batch["value"], "post": batch["post_value"]}
+        least = torch.minimum(*values.values()) if self.critics == "both" else values[self.critics]
+        return batch.with_fields(advantage=(returns - least) * mask, value_target=returns)
+
+
+@dataclass(frozen=True)
+class LesserValueLoss(Averaged):
+    """Regress the lesser of two critics on the return: of each step one of them learns."""
+
+    slot: ClassVar[str] = "value-objective"
+    needs: ClassVar[frozenset[str]] = frozenset({"value_target", "weight", "observation", "post_state"})
+    wants: ClassVar[frozenset[str]] = frozenset({"value"})
+
+    other: str
+    value_coef: float = hyperparameter(0.5, "weight of the squared error", low=0)
+    regress: Literal["lesser", "each"] = hyperparameter("lesser", "what is regressed: the lesser value, or each")
+
+    def required_models(self) -> frozenset[str]:
+        return frozenset({self.other})
+
+    def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
+        value = outputs["value"]
+        if self.regress == "lesser":
+            other = see[self.other]
+            value = torch.minimum(value, other(batch[other.observes]))
+        return self.value_coef * (value - batch["value_target"]).square()
+
+
+def recipe() -> Recipe:
+    """The settings of the card for a laptop; the entropy of the paper's code is a mean over two machines, 0.012 / 2."""
+    return Recipe(
+        name=SLUG,
+        models={
+            "policy": HeadPolicy(learning_rate=5e-4, activation="relu"),
+            "critic": MlpCritic(learning_rate=1e-3),
+            "post_critic": PostCritic(learning_rate=1e-3),
+        },
+        collect=StepEnvironments(environments=10, steps_per_environment=200),
+        updates=(
+            Epochs(
+                (
+                    Update("policy", (HeadSurrogate(), EntropyBonus(entropy_coef=0.006)), Again()),
+                    Update("critic", (LesserValueLoss("post_critic"),), Again()),
+                    Update("post_critic", (LesserValueLoss("critic"),), Again()),
+                ),
+                Fresh(),
+                credit=(StateValues("critic"), PostValues(), DualAdvantage()),
+                epochs=20,
+                minibatch_of="steps",
+                joint_clip=1.0,
+            ),
+        ),
+        adds=("policy", "post_critic", "post-values", "dual-advantage", "head-surrogate", "lesser-value-loss"),
+        notes={"credit": "the larger of two advantages, one of which is over what the decision has come to"},
+    )
