@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -64,3 +65,38 @@ def test_features_of_our_own_objects_are_declared() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr":
                 found[name] = found.get(name, 0) + 1
     assert found == FOREIGN
+
+
+SHAPES = re.compile(r"\[[^\]]*\]|[Aa]ny shape|[Ss]hape of|shaped like|of these shapes|of this shape")
+SHOWN_ONLY = ("cli/", "report/", "reproduction/", "claims/")
+
+
+def test_public_functions_of_tensors_state_shapes() -> None:
+    """A method need not say again what one of its name says in a base class."""
+    said: set[str] = set()
+    silent: list[tuple[str, str, bool]] = []
+    for file, text in sources().items():
+        if file.startswith(SHOWN_ONLY):
+            continue
+        tree = ast.parse(text)
+        owners = [(tree, False), *((n, True) for n in tree.body if isinstance(n, ast.ClassDef))]
+        for owner, method in owners:
+            for node in owner.body:
+                if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                    continue
+                notes = [a.annotation for a in (*node.args.args, *node.args.kwonlyargs)] + [node.returns]
+                if not any(note and re.search(r"\bTensor\b", ast.unparse(note)) for note in notes):
+                    continue
+                if SHAPES.search(ast.get_docstring(node) or ""):
+                    said.add(node.name)
+                else:
+                    silent.append((file, node.name, method))
+    found = [f"{file}: {name}" for file, name, method in silent if not (method and name in said)]
+    assert [line for line in found if line.partition(": ")[2] not in WITHOUT_SHAPE] == []
+
+
+WITHOUT_SHAPE = {
+    *("tensors", "moments", "take_models", "load_stores", "save_checkpoint", "get_or_create", "ask_gradients"),
+    *("stored", "compare_with_autograd", "log_group_metrics", "make", "differs", "update"),
+}
+"""Functions to which tensors of whatever shape are handed on."""

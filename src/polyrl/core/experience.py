@@ -201,7 +201,7 @@ class Experience:
         return [Experience({name: piece[i] for name, piece in pieces.items()}) for i in range(count)]
 
     def rows(self, index: Tensor | Sequence[int]) -> Experience:
-        """Return the rows at `index` (integers, in that order)."""
+        """Return the rows at `index` [n] (integers, in that order)."""
         where = torch.as_tensor(index)
         if where.dtype == torch.bool:
             raise TypeError("rows() takes row numbers; turn a mask into them with mask.nonzero()[:, 0]")

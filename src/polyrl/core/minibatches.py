@@ -33,7 +33,7 @@ def steps_that_count(terms: tuple[Term, ...], experience: Experience) -> Tensor:
 
 
 def rows_of_units(picked: Tensor, unit: Tensor, rows: Tensor) -> Tensor:
-    """The numbers among `rows` whose unit is one of `picked`."""
+    """The numbers among `rows` [n] whose unit [B] is one of `picked` [m]."""
     return rows[torch.isin(unit[rows], picked)]
 
 

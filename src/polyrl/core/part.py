@@ -213,7 +213,7 @@ class Term(Part):
         return None
 
     def step_weights(self, experience: Experience) -> Tensor:
-        """Return weights, shaped like the loss, that turn its sum into the term's average over all rows given."""
+        """Return weights, `[B, T]` or `[B]` like the loss, that turn its sum into the average over all rows given."""
         raise NotImplementedError
 
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether `F.linear(x, weight)` is a product that oneDNN does faster."""
+    """Whether `F.linear(x, weight)`, of `[..., k]` and `[n, k]`, is a product that oneDNN does faster."""
     return (
         x.dtype is torch.float32
         and weight.dtype is torch.float32

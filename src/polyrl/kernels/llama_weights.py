@@ -21,13 +21,14 @@ class _Order:
     scale: float = 1.0
 
     def laid_out(self, parameter: Tensor) -> Tensor:
+        """The parameter `[n, ...]` with its rows in this order."""
         x = parameter.detach()
         if self.head:
             x = x.view(-1, 2, self.head // 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
         return x * self.scale if self.scale != 1 else x
 
     def taken_back(self, grad_output: Tensor) -> Tensor:
-        """The parameter's gradient, given that of what was laid out."""
+        """The parameter's gradient `[n, ...]`, given that of what was laid out."""
         if self.head:
             grad_output = (
                 grad_output.view(-1, self.head // 2, 2, *grad_output.shape[1:])
@@ -112,7 +113,7 @@ class _HeadGains:
         self._grad: Tensor | None = None
 
     def add(self, grad_output: Tensor) -> None:
-        """Keep a gradient by `value`."""
+        """Keep a gradient by `value`, `[...]` as that is."""
         self._grad = _sum(self._grad, grad_output)
 
     def finish(self) -> None:
@@ -175,7 +176,7 @@ class Weights:
         return x * inverse_rms(x, self.eps) * gain
 
     def normed_backward(self, grad_output: Tensor, x: Tensor) -> Tensor:
-        """Gradient by `x` of `normed`, given that by its result; the gain's is kept."""
+        """Gradient by `x` [m, d] of `normed`, given that by its result [m, d]; the gain's is kept."""
         inverse = inverse_rms(x, self.eps)
         normed = x * inverse
         self._last_gain = _sum(self._last_gain, (grad_output * normed).sum(0))
@@ -186,7 +187,7 @@ class Weights:
         return F.embedding(ids, self.backbone.embed_tokens.weight.detach())
 
     def embedded_backward(self, grad_output: Tensor, ids: Tensor) -> None:
-        """Keep the gradient of the embeddings: none for the padding token, as in `nn.Embedding`."""
+        """Keep the gradient [m, d] of the embeddings of `ids` [m]: none for the padding token, as in `nn.Embedding`."""
         table = self.backbone.embed_tokens
         if not table.weight.requires_grad:
             return
@@ -218,6 +219,6 @@ def turn(heads: Tensor, turn: Tensor) -> None:
 
 
 def through_norm(grad_output: Tensor, normed: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient by x, given that by `normed` = x * `inverse`; `gradient` is overwritten."""
+    """Gradient by x [m, d], given that by `normed` = x * `inverse`; `grad_output` is overwritten."""
     along = (grad_output * normed).sum(-1, keepdim=True).div_(-normed.shape[-1])
     return grad_output.addcmul_(normed, along).mul_(inverse)

@@ -79,7 +79,7 @@ class StackedLayers(torch.autograd.Function):
 
 
 def outputs_only(x: Tensor, activation: str, parameters: tuple[Tensor, ...]) -> Tensor:
-    """What `StackedLayers` gives, with nothing kept to go back: all members write their layers into the same memory."""
+    """What `StackedLayers` gives `[K, N, O]`, with nothing kept to go back: all members share one memory."""
     members, rows = len(parameters[0]), len(x)
     hidden = [x.new_empty(rows, weight.shape[2]) for weight in parameters[:-2:2]]
     found = x.new_empty(members, rows, parameters[-2].shape[2])
@@ -142,7 +142,7 @@ def member_backward(
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """`a @ b`, of matrices, into `out` where there is one."""
+    """`a @ b`, `[m, k]` by `[k, n]`, into `out` where there is one."""
     if b.shape[1] >= NARROW:
         return torch.mm(a, b, out=out)
     if out is None:

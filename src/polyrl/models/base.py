@@ -177,7 +177,7 @@ class NamedModels(Mapping[str, Any], ABC):
 
     @abstractmethod
     def gradients(self, name: str) -> list[Tensor]:
-        """The gradients of a model."""
+        """The gradients of a model, each `[...]` as its parameter."""
 
     @abstractmethod
     def passes(

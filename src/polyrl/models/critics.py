@@ -141,7 +141,7 @@ class ActionValues(PolicyNetwork):
         return self.valued(batch)
 
     def valued(self, batch: Experience) -> dict[str, Tensor]:
-        """The same, which need no draws."""
+        """The same `[...]`, which need no draws."""
         values = self(batch["observation"])
         return {"action_values": values, "q": values.gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)}
 

@@ -18,12 +18,12 @@ from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` over the true entries of `mask`, of equal shape; 0 if there are none."""
+    """Mean of `x` [...] over the true entries of `mask`, of equal shape; 0 if there are none."""
     return torch.where(mask, x, torch.zeros_like(x)).sum() / mask.sum().clamp(min=1)
 
 
 def masked_std(x: Tensor, mask: Tensor, correction: int = 0) -> Tensor:
-    """Standard deviation of `x` over the true entries of `mask`, of equal shape; 1 in `correction` is the sample's."""
+    """Standard deviation of `x` [...] over the true entries of `mask` [...]; 1 in `correction` is the sample's."""
     variance = masked_mean((x - masked_mean(x, mask)).square(), mask)
     if correction:
         variance = variance * mask.sum() / (mask.sum() - correction).clamp(min=1)

@@ -51,7 +51,7 @@ def aggregation_weights(weight: Tensor, how: Aggregation, length_limit: Tensor |
 def clipped_surrogate(
     ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> Tensor:
-    """PPO's loss per step, -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (arXiv:1707.06347, equation 7).
+    """PPO's loss a step `[...]`, -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (arXiv:1707.06347, eq. 7).
 
     `dual_clip` caps the loss of negative advantages at -dual_clip * A (arXiv:1912.09729, equation 5). Any shape.
     """

@@ -38,7 +38,7 @@ def at_last_step(score: Tensor, mask: Tensor) -> Tensor:
 
 
 def kl_estimate(logprob: Tensor, ref_logprob: Tensor, estimator: str) -> Tensor:
-    """Per-sample estimate of KL(pi || ref) from log-probabilities of actions drawn from pi, any shape, nats.
+    """Per-sample estimate of KL(pi || ref) from log-probabilities `[...]` of actions drawn from pi, nats.
 
     With d = ref_logprob - logprob: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - 1 - d (Schulman, "Approximating KL
     divergence", 2020). Values of k1 and k3 are unbiased. As losses under on-policy sampling, the expected gradient of

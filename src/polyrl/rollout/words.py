@@ -39,7 +39,7 @@ class StopStringTracker:
         self.generated[number] = [token for token in tokens if token not in self.hidden][-self.window :]
 
     def force_tokens(self, rows: list[int], token: Tensor, alive: Tensor) -> Tensor:
-        """Replace tokens of rows inside a tool's reply, in place; return which tokens the policy chose."""
+        """Replace tokens [n] of rows inside a tool's reply, in place; return which the policy chose [n]."""
         chosen = alive.clone()
         for i, row in enumerate(rows):
             if row in self.replies:
@@ -50,7 +50,7 @@ class StopStringTracker:
         return chosen
 
     def on_token(self, row: Tensor, token: Tensor, chosen: Tensor, action: Tensor, step: int) -> Tensor:
-        """Take in one token a row; return which rows said a stop string, and ask the tools that were called."""
+        """Take in one token a row [n]; return which said a stop string [n], and ask the tools that were called."""
         ended = torch.zeros_like(chosen)
         tokens = zip(row.tolist(), token.tolist(), chosen.tolist(), strict=True)
         for i, (number, word, mine) in enumerate(tokens):

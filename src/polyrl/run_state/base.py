@@ -101,7 +101,7 @@ class RunState(ABC):
 
     @torch.no_grad()
     def measured_outputs(self, batch: Experience, wants: Collection[str], grouped_by: str = "") -> dict[str, Tensor]:
-        """What `outputs` gives of all rows, without gradients and a micro-batch at a time."""
+        """What `outputs` gives of all rows `[B, ...]`, without gradients and a micro-batch at a time."""
         found: dict[str, Tensor] = {}
         with self.updating(batch, wants) as forward:
             for index in self.micro_batches(batch, grouped_by):

@@ -284,7 +284,7 @@ class LanguageRunState(RewardedRunState):
 
     @torch.no_grad()
     def reference_of(self, experience: Experience) -> Tensor:
-        """The same, always measured."""
+        """The same `[B, T]`, always measured."""
         if self.models is not None and "reference" in self.models:
             return self._measured(experience, self.models["reference"])
         if self.lora is not None:
@@ -294,7 +294,7 @@ class LanguageRunState(RewardedRunState):
 
     @torch.no_grad()
     def frozen_logprob(self, experience: Experience, folder: str) -> Tensor:
-        """The same under the model in a folder, which is loaded once and never trained."""
+        """The same `[B, T]` under the model in a folder, which is loaded once and never trained."""
         if folder not in self._frozen:
             self._frozen[folder] = load_frozen(folder, self.policy)
         return self._measured(experience, self._frozen[folder])

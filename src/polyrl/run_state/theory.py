@@ -127,7 +127,7 @@ class GameRunState(TableRunState):
 
 
 def answers(task: PreferenceGame, log_policy: Tensor, shown: int = 10) -> list[dict[str, Any]]:
-    """The most probable answers of a policy with how often each beats it."""
+    """The most probable answers of a policy `[n]` with how often each beats it."""
     rates = task.preference @ log_policy.exp()
     order = log_policy.argsort(descending=True)[:shown].tolist()
     return [
@@ -216,7 +216,7 @@ def _draw(probabilities: Tensor, uniform: Tensor) -> int:
 
 
 def choices(task: RobustMDP, policy: Tensor, shown: int = 6) -> list[dict[str, Any]]:
-    """What a policy does in the first states, and how probably."""
+    """What a policy `[H, S, A]` does in the first states, and how probably."""
     rows = []
     plan = task.judge(policy)
     for step, state in _reached(task, policy)[:shown]:

@@ -45,7 +45,7 @@ def distinct_prompts(experience: Experience, rows: Index | None = None) -> tuple
 
 
 def worth_sharing(prompts: list[list[int]], source: Tensor, responses: int) -> bool:
-    """Whether reading `prompts` once, not once for each entry of `source`, saves enough of all the tokens."""
+    """Whether reading `prompts` once, not once for each entry of `source` [B], saves enough of all the tokens."""
     lengths = torch.tensor([len(p) for p in prompts])
     whole, once = int(lengths[source].sum()), int(lengths.sum())
     return whole - once >= WORTH * (whole + responses)

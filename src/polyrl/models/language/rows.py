@@ -62,7 +62,7 @@ def lay_out(
 
 
 def check_prompts(prompt_mask: Tensor) -> None:
-    """Refuse a batch with an empty prompt: nothing would precede its first action."""
+    """Refuse a batch with an empty prompt in `prompt_mask` [B, P]: nothing would precede its first action."""
     if not bool(prompt_mask.any(1).all()):
         raise ValueError("a row has an empty prompt: nothing predicts its first response token")
 
@@ -140,7 +140,7 @@ def micro_batches_of(
 
 
 def take(value: Tensor, rows: Index | None) -> Tensor:
-    """The given rows of a tensor, or all of it."""
+    """The given rows [b, ...] of a tensor [B, ...], or all of it."""
     return value if rows is None else value[torch.as_tensor(rows, dtype=torch.long, device=value.device)]
 
 

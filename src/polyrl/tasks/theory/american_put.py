@@ -57,7 +57,7 @@ class AmericanPut(RobustMDP):
 
     @cached_property
     def prices(self) -> Tensor:
-        """Price in each node."""
+        """Price in each node, `[S - 1]`."""
         return torch.tensor([self.start_price * 1.02**u * 0.98**d for u, d in self.nodes], dtype=torch.float64)
 
     @cached_property

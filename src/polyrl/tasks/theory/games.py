@@ -31,7 +31,7 @@ def win_rates(preference: Tensor, log_opponent: Tensor) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats of two policies given by log-probabilities over the last dimension."""
+    """KL(p || q) in nats of two policies given by log-probabilities `[..., n]`."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -41,7 +41,7 @@ def best_response(preference: Tensor, log_opponent: Tensor, log_reference: Tenso
 
 
 def exploitability(preference: Tensor, log_policy: Tensor, log_reference: Tensor, beta: float) -> Tensor:
-    """Duality gap of the symmetric game: max_mu P_beta(mu > pi) - 1/2, at least 0, and 0 at the Nash policy only.
+    """Duality gap of a policy `[n]`: max_mu P_beta(mu > pi) - 1/2, at least 0, and 0 at the Nash policy only.
 
     The maximum is beta log sum_y ref(y) exp((P pi)(y) / beta) + beta KL(pi || ref), in closed form.
     """
@@ -135,7 +135,7 @@ class PreferenceGame:
         return nash_policy(self.preference, self.log_reference, self.beta)
 
     def measures(self, log_policy: Tensor) -> dict[str, float]:
-        """What a policy is judged by: KL(nash || policy) in nats, its exploitability, and the same KL backwards."""
+        """What a policy `[n]` is judged by: KL(nash || policy), nats, its exploitability, and the same KL backwards."""
         return {
             "eval/kl_to_nash": max(0.0, float(kl(self.nash, log_policy))),
             "eval/exploitability": max(

@@ -45,7 +45,7 @@ def soft_policy(q: Tensor, log_reference: Tensor, eta: float) -> tuple[Tensor, T
 
 
 def regularized_value(policy: Tensor, q: Tensor, log_reference: Tensor, eta: float) -> Tensor:
-    """<pi, q> - eta KL(pi || ref) over the last dimension; probabilities of 0 are fine."""
+    """<pi, q> - eta KL(pi || ref) over the last dimension of `[..., A]`; probabilities of 0 are fine."""
     value = (policy * q).sum(-1)
     if eta:
         value = value - eta * (torch.xlogy(policy, policy) - policy * log_reference).sum(-1)
@@ -236,5 +236,5 @@ class RobustMDP:
         return float(self.plan().value[0, 0])
 
     def suboptimality(self, policy: Tensor) -> float:
-        """How much worse than the best policy a policy is in the worst case, exactly; at least 0."""
+        """How much worse than the best policy `[H, S, A]` is in the worst case, exactly; at least 0."""
         return max(0.0, self.optimum - float(self.judge(policy).value[0, 0]))

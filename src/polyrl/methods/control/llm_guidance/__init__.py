@@ -120,7 +120,7 @@ class GuidedEnvironments(StepEnvironments):
         return UncertainAdvice(found, describe, self.weigher(0.0), passes, seed)
 
     def weigher(self, progress: float) -> Callable[[Tensor], Tensor]:
-        """What turns Hbar into the advice's weight at a share of the run."""
+        """What turns Hbar `[...]` into the advice's weight at a share of the run."""
         return lambda entropy: advice_weight(entropy, self.shaper, progress, self.advice_share, self.entropy_floor)
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
