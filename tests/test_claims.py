@@ -649,9 +649,14 @@ def test_plain_return_is_the_reward_to_go_and_nothing_else() -> None:
     from polyrl.parts.credit import PlainReturn
 
     mask = torch.tensor([[True, True, True], [True, True, False]])
+    never = torch.zeros_like(mask)
     batch = Experience({"reward": torch.tensor([[1.0, 0.0, 4.0], [2.0, 2.0, 9.0]]), "mask": mask})
+    batch = batch.with_fields(terminated=never, truncated=never)
     assert PlainReturn()(batch, None)["advantage"].tolist() == [[5.0, 4.0, 4.0], [4.0, 2.0, 0.0]]  # type: ignore[arg-type]
     assert PlainReturn(gamma=0.5)(batch, None)["advantage"].tolist()[0] == [2.0, 2.0, 4.0]  # type: ignore[arg-type]
+    for cut in ("terminated", "truncated"):  # rewards of the next episode in the row are not this one's
+        ends = torch.tensor([[True, False, False], [False, True, False]])
+        assert PlainReturn()(batch.with_fields(**{cut: ends}), None)["advantage"].tolist() == [[1, 4, 4], [4, 2, 0]]  # type: ignore[arg-type]
     recipe = build("rloo(completions_per_prompt=1)+plain-return")
     assert [p.name for p in recipe.credit] == ["plain-return"]  # and no complaint about groups of one
 

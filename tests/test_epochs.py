@@ -580,3 +580,95 @@ def test_while_a_source_fills_updates_on_fresh_rows_go_on() -> None:
     # 128 steps are too few, 256 are enough: then two updates of the critics follow the two of policy and critic
     assert steps == [2, 6, 10] and moves == [2, 2, 3, 3]
     assert WhitenAdvantage() in flat(recipe.updates).__next__().credit
+
+
+# --------------------------------------------------------------------------------------- what a fresh reader ran into
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(EntropyBonus):
+    """Reads no log-probability, and is told of the ends of iterations."""
+
+    def on_update_end(self, metrics: dict[str, float], context: Context) -> None:
+        context.memory(self.name).setdefault("told", []).append(sorted(metrics))
+
+
+def test_terms_of_lists_are_told_when_their_updates_are_done() -> None:
+    loop = loop_of(ppo_list(of=(Update("policy", (Told(),), Again()), Update("critic", (ValueLoss(),), Again()))))
+    for _ in range(2):
+        loop.iterate()
+    told = loop.context.memory("told")["told"]
+    assert len(told) == 2 and all({"loss/told", "loss/value-loss", "approx_kl"} <= set(keys) for keys in told)
+
+
+def test_sampler_and_trainer_are_compared_whatever_the_terms_read() -> None:
+    """So a target of the KL stops epochs although no term looks at a log-probability."""
+    policy = Update("policy", (EntropyBonus(entropy_coef=1.0),), Again())
+    loop = loop_of(ppo_list(of=(policy,), epochs=30, minibatches=1, target_kl=1e-9, joint_clip=None))
+    loop.iterate()
+    metrics = loop.context.metrics
+    assert loop.context.spent.updates == 2  # the first move shows in the second pass
+    assert metrics["approx_kl"] > 1e-9 and metrics["logprob_gap"] < 1e-5 and "entropy" in metrics
+
+
+def test_credit_is_added_behind_the_credit_that_it_needs() -> None:
+    plain = ppo_list(of=(Update("policy", (ClippedSurrogate(),), Again()), Update("critic", (ValueLoss(),), Again())))
+    recipe = (plain + WhitenAdvantage()).check()
+    passes = recipe.updates[0]
+    assert isinstance(passes, Epochs) and [p.name for p in passes.credit] == ["state-values", "gae", "whiten-advantage"]
+    assert recipe.credit == plain.credit
+    loop = loop_of(recipe)
+    batch = loop.iterate()
+    assert batch is not None and loop.context.spent.updates > 0
+
+
+def test_a_model_that_replaces_nothing_is_told_by_what_there_is() -> None:
+    with pytest.raises(UserError, match="ppo lists no models by name, so 'mlp-policy', which is to be its 'policy'"):
+        catalogue.build(f"ppo+{PPO_LIST}")
+    with pytest.raises(UserError, match="lists policy, critic, so 'q-network', which is to be its 'q'"):
+        ppo_list() + dataclasses.replace(catalogue.build("dqn"), models={"q": QNetwork()}, adds=("q",))
+
+
+@dataclass(frozen=True)
+class Beside(StateValues):
+    """Values of what the environment tells, for which nothing is seen after a time limit."""
+
+    gives: ClassVar[frozenset[str]] = frozenset({"beside"})
+    observation: ClassVar[str] = "shown"
+    value: ClassVar[str] = "beside"
+    bootstraps: ClassVar[bool] = False
+
+
+def test_values_without_a_bootstrap_look_at_no_final_observation() -> None:
+    part = Beside("critic")
+    assert part.required() == {"shown"} and StateValues("critic").required() >= {"final_observation", "truncated"}
+    loop = loop_of(ppo_list())
+    batch = loop.iterate()
+    found = part.apply(batch.with_fields(shown=batch["observation"]), See(loop.run_state.models, loop.context, "x"))
+    assert "final_beside" not in found
+    assert torch.equal(found["beside"], loop.run_state.models["critic"].values(batch["observation"]))
+
+
+def test_weights_of_a_model_decay() -> None:
+    found = []
+    for decay in ("0", "0.5"):
+        loop = loop_of(ppo_list(), **{"policy.weight_decay": decay, "learning_rate": "1e-2"})
+        loop.iterate()
+        found.append(float(weights_of(loop, "policy").norm()))
+    assert found[1] < found[0] - 0.5
+
+
+def test_constants_of_a_method_may_be_assigned_together(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text('SLUG, PAPER = "mine", "arXiv:1"\nTITLE = NAME = "Mine"\n\n\ndef recipe():\n    ...\n')
+    info = catalogue.describe(str(file))
+    assert info is not None and (info.slug, info.paper, info.title, info.year) == ("mine", "arXiv:1", "Mine", 0)
+
+
+def test_runs_of_a_method_file_are_found_wherever_it_lies(tmp_path: Path) -> None:
+    from polyrl.report.runs import load_comparison
+    from run_folders import write_run
+
+    write_run(tmp_path / "mine-seed0", iterations=2, config={"label": "mine", "method": "/far/mine.py", "seed": 0})
+    (tmp_path / "compare.yaml").write_text("methods: [/far/mine.py]\nseeds: [0]\n")
+    assert not [text for text in load_comparison(tmp_path).problems if "No run folder" in text]

@@ -110,7 +110,13 @@ def title(spec: str, recipe: Recipe) -> Panel:
         if recipe.dropped:
             text += f" Dropped, because what they need is no longer given: {', '.join(recipe.dropped)}."
         return Panel(Text(text), title=Text(spec, "bold"), title_align="left", border_style="blue")
-    head = Text.assemble((info.summary, ""), "\n", (info.formula, "bold"), "\n", (f"{info.paper} ({info.year})", "dim"))
+    head = Text.assemble(
+        (info.summary, ""),
+        "\n",
+        (info.formula, "bold"),
+        "\n",
+        (f"{info.paper} ({info.year})" if info.year else info.paper, "dim"),
+    )
     if info.slug in claims():
         said = verdict(info.slug) or "not yet re-tested"
         head.append_text(

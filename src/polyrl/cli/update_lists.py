@@ -168,7 +168,7 @@ def traced(recipe: Recipe, models: Any, sources: Mapping[str, Any], metrics: Map
         said = f"{name} holds {held:,.0f} steps" + ("" if full is None else f", {full:.1%} of its capacity")
         yield Text(said if rows.ready() else f"{said}: too few to begin, so nothing was trained", style="dim")
     for step, depth in walk(recipe.updates):
-        line = Text("  " * depth).append(step_words(step), style="bold")
+        line = Text("  " * depth).append(step_words(step).removesuffix(":"), style="bold")
         if isinstance(step, Move):
             line.append(f"; {models.distance(step.target, step.towards):.3g} apart now", style="dim")
         elif isinstance(step, Epochs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.settings import american, parse_value
 
 if TYPE_CHECKING:
-    from polyrl.core.update import Epochs, Step, Update
+    from polyrl.core.update import Step
     from polyrl.data.base import Source
     from polyrl.models.base import Model
 
@@ -226,7 +226,8 @@ class Recipe:
         """Put a model into the place of one of the same name, which must give what is read of it."""
         old = self.models.get(name)
         if old is None:
-            raise UserError(f"{self.name} has no model '{name}', so '{model.name}' has nothing to replace.")
+            what = f"lists {', '.join(self.models)}" if self.models else "lists no models by name"
+            raise UserError(f"{self.name} {what}, so '{model.name}', which is to be its '{name}', replaces nothing.")
         shared = {f.name for f in options(model)} & {f.name for f in options(old)}
         model = dataclasses.replace(model, **{f: getattr(old, f) for f in shared})
         return dataclasses.replace(self, models={**self.models, name: model})
@@ -234,8 +235,12 @@ class Recipe:
     def _with(self, part: Part) -> Recipe:
         if isinstance(part, Change):
             return part.change(self)
-        if self.updates and (found := self._within_updates(part)) is not None:
-            return found
+        if self.updates:
+            from polyrl.core.composing import within_updates
+
+            found = within_updates(self, part)
+            if found is not None:
+                return found
         which = "optimize" if isinstance(part, Improver) else part.stage
         if which in ("policy", "collect", "optimize"):
             old = getattr(self, which)
@@ -253,61 +258,6 @@ class Recipe:
         else:
             chain = (*chain, part)
         return self._changed(where, chain)._without_orphans(replaced)
-
-    def _within_updates(self, part: Part) -> Recipe | None:
-        """Put a part where one of its slot stands in an update, or a term into the one update that gives what it wants.
-
-        None where it is neither: then it belongs to a stage.
-        """
-        from polyrl.core.update import Epochs, Update
-
-        updates = [u for u in self.update_steps() if isinstance(u, Update)]
-        rivals = {
-            t.grouped_by for u in updates for on in u.objectives for t in on.terms if part.slot and t.slot == part.slot
-        }
-
-        def alike(other: Part) -> bool:
-            if type(other) is type(part):
-                return True
-            if not part.slot or other.slot != part.slot:
-                return False
-            if len(rivals) > 1 and isinstance(part, Term) and isinstance(other, Term):
-                return other.grouped_by == part.grouped_by  # of two streams: that of pairs, or that of single rows
-            return True
-
-        def placed(step: Update | Epochs) -> Update | Epochs:
-            if isinstance(step, Update):
-                return step.changed(lambda p: part if alike(p) else p)
-            return dataclasses.replace(step, credit=tuple(part if alike(p) else p for p in step.credit))
-
-        passes = [step for step in self.update_steps() if isinstance(step, Epochs)]
-        if any(map(alike, (p for u in updates for p in u.inner))) or any(
-            alike(p) for step in passes for p in step.credit
-        ):
-            return self._with_updates(placed)
-        if not isinstance(part, Term):
-            return None
-        able = [u for u in updates if part.wants <= self.models[u.trains].outputs]
-        if len(able) != 1:
-            which = f"the updates of {', '.join(u.trains for u in able)} all do" if able else "no update does"
-            raise UserError(
-                f"{self.name}: the term '{part.name}' belongs to an update of a model that gives "
-                f"{' and '.join(sorted(part.wants))}, and {which}; say where it belongs in a method file."
-            )
-        joined = dataclasses.replace(able[0], terms=(*able[0].terms, part))
-        return self._with_updates(lambda update: joined if update == able[0] else update)
-
-    def _with_updates(self, changed: Callable[[Update | Epochs], Update | Epochs]) -> Recipe:
-        """The recipe with every update and every pass over epochs changed, those in repeats too."""
-        from polyrl.core.update import Epochs, Phase, Repeat, Update
-
-        def walk(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-            opened = (
-                dataclasses.replace(s, of=walk(s.of)) if isinstance(s, Repeat | Epochs | Phase) else s for s in steps
-            )
-            return tuple(changed(s) if isinstance(s, Update | Epochs) else s for s in opened)
-
-        return dataclasses.replace(self, updates=walk(self.updates))
 
     def _without_orphans(self, replaced: Sequence[Part]) -> Recipe:
         """Drop terms whose needs only a replaced part gave: without GAE's targets a value loss has nothing to learn."""

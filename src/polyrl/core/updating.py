@@ -141,6 +141,9 @@ class UpdateList(Improver):
             run.take(step, context.turns_done)
         if context.turn is None or context.turn + 1 == context.turns:
             context.metrics.update(run.means.found())
+            for update in (s for s in flat(steps) if isinstance(s, Update)):
+                for term in (t for on in update.objectives for t in on.terms):
+                    term.on_update_end(context.metrics, context)
 
 
 class _Turn:
@@ -254,9 +257,10 @@ class _Turn:
             if not bool(counted.any()):
                 self.batch = batch
                 return False
-            watched = update.trains == self.models.acts and "logprob" in wants and "behaviour_logprob" in batch
-            if watched and "entropy" in self.models.entries[update.trains].outputs:
-                wants |= {"entropy"}  # nearly free beside the log-probabilities, and worth watching
+            given = self.models.entries[update.trains].outputs
+            watched = update.trains == self.models.acts and "logprob" in given and "behaviour_logprob" in batch
+            if watched:  # whatever the terms read: sampler and trainer are compared, and the move is measured
+                wants |= {"logprob", "entropy"} & given
         weights = [term.step_weights(batch) for term in on.terms]  # of the whole batch, before its rows are parted
         losses, constants = [0.0] * len(on.terms), dict[str, Tensor]()
         grouped_by = next((term.grouped_by for term in on.terms if term.grouped_by), "")

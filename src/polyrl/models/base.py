@@ -129,6 +129,7 @@ class Trained(Model):
     learning_rate: float = hyperparameter(3e-4, "Adam step size", low=0, high=1e37)
     schedule: Schedule = hyperparameter("constant", "learning rate over the budget")
     adam_epsilon: float = hyperparameter(1e-8, "Adam's epsilon", above=0)
+    weight_decay: float = hyperparameter(0.0, "AdamW weight decay", low=0)
     max_grad_norm: float | None = hyperparameter(None, "norm at which the gradient is clipped; none is off", above=0)
 
 
@@ -304,7 +305,11 @@ class Models(NamedModels):
             entry = self.entries[name]
             assert isinstance(entry, Trained)
             found[name] = VectorAdamW(
-                flat.vector, lr=entry.learning_rate, eps=entry.adam_epsilon, weight_decay=0.0, betas=(0.9, 0.999)
+                flat.vector,
+                lr=entry.learning_rate,
+                eps=entry.adam_epsilon,
+                weight_decay=entry.weight_decay,
+                betas=(0.9, 0.999),
             )
         return found
 

@@ -241,7 +241,8 @@ class StateValues(Part):
     """Measure what a named critic says of the state before every step, in recipes that list their models.
 
     A paper with another critic derives from it and names the fields: the one that is looked at (`observation`), and
-    those that the values (`value`) and the values after truncated steps (`final_`) go to.
+    those that the values (`value`) and the values after truncated steps (`final_`) go to. Where nothing tells what is
+    seen after a truncated step, as of what an environment tells by itself, `bootstraps` is false and there are none.
 
     Attributes:
         model: the critic's name.
@@ -253,12 +254,14 @@ class StateValues(Part):
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     observation: ClassVar[str] = "observation"
     value: ClassVar[str] = "value"
+    bootstraps: ClassVar[bool] = True
 
     model: str = "critic"
 
     def required(self) -> frozenset[str]:
         """What it looks at."""
-        return frozenset({self.observation, f"final_{self.observation}", "truncated"})
+        after = {f"final_{self.observation}", "truncated"} if self.bootstraps else set[str]()
+        return frozenset({self.observation}) | after
 
     def required_models(self) -> frozenset[str]:
         """The critic."""
@@ -280,6 +283,8 @@ class StateValues(Part):
     def apply(self, batch: Experience, see: See) -> Experience:
         """Add values [B, T], and those after truncated steps [B, T], 0 at the others."""
         critic: ValueModel = see[self.model]
+        if not self.bootstraps:
+            return batch.with_fields(**{self.value: critic.values(batch[self.observation])})
         cut = batch["truncated"]
         final = torch.zeros(cut.shape)
         if bool(cut.any()):

@@ -92,12 +92,18 @@ def gae(
     return torch.tensor(result, dtype=reward.dtype, device=reward.device).reshape(reward.shape)
 
 
-def return_to_go(reward: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
-    """Discounted sum of this and all later rewards of the row, `[B, T]`; steps outside `mask` do not discount."""
+def return_to_go(reward: Tensor, mask: Tensor, gamma: float = 1.0, ends: Tensor | None = None) -> Tensor:
+    """Discounted sum of this and all later rewards of the row, `[B, T]`; steps outside `mask` do not discount.
+
+    Nothing behind a step of `ends` `[B, T]` bool belongs to it or to a step before it.
+    """
     result = []
-    for rewards, counted in zip(reward.tolist(), mask.tolist(), strict=True):
+    cuts = torch.zeros_like(mask) if ends is None else ends
+    for rewards, counted, last in zip(reward.tolist(), mask.tolist(), cuts.tolist(), strict=True):
         total, row = 0.0, [0.0] * len(rewards)
         for t in range(len(row) - 1, -1, -1):
+            if last[t]:
+                total = 0.0
             if counted[t]:
                 row[t] = total = rewards[t] + gamma * total
         result.append(row)
@@ -229,12 +235,15 @@ class GAE(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainReturn(Part):
-    """Judge every step by the reward from it on, with no baseline: REINFORCE as it was first written."""
+    """Judge every step by the reward from it on to its episode's end, with no baseline: REINFORCE as first written.
+
+    Where an episode is cut, by a time limit or because the rollout ends, what would have followed counts as 0.
+    """
 
     stage: ClassVar[Stage] = "credit"
     scope: ClassVar[Scope] = "episode"
     slot: ClassVar[str] = "advantage"
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask", "terminated", "truncated"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
@@ -242,7 +251,9 @@ class PlainReturn(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T]."""
-        return experience.with_fields(advantage=return_to_go(experience["reward"], experience["mask"], self.gamma))
+        ends = experience["terminated"] | experience["truncated"]
+        to_go = return_to_go(experience["reward"], experience["mask"], self.gamma, ends)
+        return experience.with_fields(advantage=to_go)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -355,7 +355,8 @@ def _metrics(metric: Metric, problems: Sequence[Problem], runs: Sequence[Run]) -
 
 
 def _build(path: Path, stated: Mapping[str, Any], runs: list[Run], problems: list[str]) -> Comparison:
-    planned = [str(m) for m in stated.get("methods") or []]
+    # runs of a method file are labelled by its name, wherever it lies
+    planned = [Path(m).stem if m.endswith(".py") else m for m in map(str, stated.get("methods") or [])]
     _, runs = _by_method(runs, planned)
     seeds = sorted({run.seed for run in runs} | {s for s in stated.get("seeds") or [] if isinstance(s, int)})
     present = {(run.label, run.seed) for run in runs}

@@ -32,7 +32,6 @@ class OfLanguage(Trained):
     """A model of language, trained by AdamW."""
 
     learning_rate: float = hyperparameter(1e-4, "AdamW step size", low=0, high=1e37)
-    weight_decay: float = hyperparameter(0.0, "AdamW weight decay", low=0)
     max_grad_norm: float | None = hyperparameter(1.0, "norm at which the gradient is clipped; none is off", above=0)
 
     def make(self, interface: Interface, stream: torch.Generator) -> Network:

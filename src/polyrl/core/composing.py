@@ -1,0 +1,76 @@
+"""Composing where a recipe lists its updates: in which of them a part belongs that is added with `+`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from polyrl.core.part import Part, Term
+from polyrl.core.update import Epochs, Phase, Repeat, Step, Update
+from polyrl.errors import UserError
+
+if TYPE_CHECKING:
+    from polyrl.core.recipe import Recipe
+
+
+def within_updates(recipe: Recipe, part: Part) -> Recipe | None:
+    """Put a part where one of its slot stands in an update, or a term into the one update that gives what it wants.
+
+    None where it is neither: then it belongs to a stage.
+    """
+    updates = [u for u in recipe.update_steps() if isinstance(u, Update)]
+    rivals = {
+        t.grouped_by for u in updates for on in u.objectives for t in on.terms if part.slot and t.slot == part.slot
+    }
+
+    def alike(other: Part) -> bool:
+        if type(other) is type(part):
+            return True
+        if not part.slot or other.slot != part.slot:
+            return False
+        if len(rivals) > 1 and isinstance(part, Term) and isinstance(other, Term):
+            return other.grouped_by == part.grouped_by  # of two streams: that of pairs, or that of single rows
+        return True
+
+    def placed(step: Update | Epochs) -> Update | Epochs:
+        if isinstance(step, Update):
+            return step.changed(lambda p: part if alike(p) else p)
+        return dataclasses.replace(step, credit=tuple(part if alike(p) else p for p in step.credit))
+
+    passes = [step for step in recipe.update_steps() if isinstance(step, Epochs)]
+    if any(map(alike, (p for u in updates for p in u.inner))) or any(alike(p) for step in passes for p in step.credit):
+        return with_updates(recipe, placed)
+    if not isinstance(part, Term):
+        return _behind_credit(recipe, part, steps=[*updates, *passes])
+    able = [u for u in updates if part.wants <= recipe.models[u.trains].outputs]
+    if len(able) != 1:
+        which = f"the updates of {', '.join(u.trains for u in able)} all do" if able else "no update does"
+        raise UserError(
+            f"{recipe.name}: the term '{part.name}' belongs to an update of a model that gives "
+            f"{' and '.join(sorted(part.wants))}, and {which}; say where it belongs in a method file."
+        )
+    joined = dataclasses.replace(able[0], terms=(*able[0].terms, part))
+    return with_updates(recipe, lambda update: joined if update == able[0] else update)
+
+
+def _behind_credit(recipe: Recipe, part: Part, steps: Sequence[Update | Epochs]) -> Recipe | None:
+    """Put a part of *credit* behind the credit of the one step that gives what no stage does, else None."""
+    given = recipe.collected.union(*(p.gives for p in (*recipe.score, *recipe.credit)))
+    wanted = part.required() - given
+    able = [s for s in steps if wanted & frozenset[str]().union(*(p.gives for p in s.credit))]
+    if part.stage != "credit" or len(able) != 1:
+        return None
+    (home,) = able
+    behind = dataclasses.replace(home, credit=(*home.credit, part))
+    return with_updates(recipe, lambda step: behind if step == home else step)
+
+
+def with_updates(recipe: Recipe, changed: Callable[[Update | Epochs], Update | Epochs]) -> Recipe:
+    """The recipe with every update and every pass over epochs changed, those in repeats too."""
+
+    def walk(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        opened = (dataclasses.replace(s, of=walk(s.of)) if isinstance(s, Repeat | Epochs | Phase) else s for s in steps)
+        return tuple(changed(s) if isinstance(s, Update | Epochs) else s for s in opened)
+
+    return dataclasses.replace(recipe, updates=walk(recipe.updates))
