@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from polyrl import catalogue, method_files
+from polyrl import catalogue, method_files, names_elsewhere
 from polyrl.claims import claims
 from polyrl.cli.update_lists import step_words, walk
 from polyrl.core import special_rows
@@ -39,6 +39,7 @@ SPEED = DOCS / "speed.md"
 COMPOSITION = DOCS / "composition.md"
 COMPOSED = DOCS / "composition.json"
 """What tests/test_composition.py found when it built every pair and ran one iteration of it."""
+COMING = DOCS / "coming-from.md"
 RESULTS = DOCS.parent / "benchmarks" / "results"
 METHODS, MEASURED, PAIRS = "methods", "measured", "pairs"
 """Names of the tables between markers."""
@@ -454,6 +455,22 @@ def with_table(text: str, name: str = METHODS, made: str | None = None) -> str:
     return f"{before}{first}\n{method_table() if made is None else made}{last}{after}"
 
 
+# ----------------------------------------------------------------------------------------------------- other libraries
+
+
+def with_names_elsewhere(text: str) -> str:
+    """The page with its tables of what other libraries call things."""
+    for name, found in names_elsewhere.tables().items():
+        text = with_table(text, name, "".join(f"| {' | '.join(row)} |\n" for row in _lines(found)))
+    return text
+
+
+def _lines(found: names_elsewhere.Table) -> Iterator[Sequence[str]]:
+    yield found.head
+    yield ["---"] * len(found.head)
+    yield from found.rows
+
+
 # ------------------------------------------------------------------------------------------------------- composition
 
 
@@ -679,3 +696,4 @@ if __name__ == "__main__":
     pairs = with_table(COMPOSITION.read_text(encoding="utf-8"), PAIRS, composition_table())
     COMPOSITION.write_text(pairs, encoding="utf-8")
     SPEED.write_text(with_table(SPEED.read_text(encoding="utf-8"), MEASURED, measured_tables()), encoding="utf-8")
+    COMING.write_text(with_names_elsewhere(COMING.read_text(encoding="utf-8")), encoding="utf-8")

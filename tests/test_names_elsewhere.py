@@ -1,8 +1,10 @@
-"""What docs/coming-from.md and docs/control.md say of names and commands: each is a hyperparameter, option or part."""
+"""Names of other libraries: errors answer with ours, docs/coming-from.md says the same, and ours exist."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,14 @@ from conftest import SEED, read_records
 from polyrl import catalogue
 from polyrl.catalogue import build
 from polyrl.cli.main import polyrl
+from polyrl.errors import UserError
+from polyrl.names_elsewhere import method_elsewhere, option_elsewhere, tables
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
-from test_docs import logged, text, titled
+from polyrl.stated_names import stated_names
+from test_docs import hooks, logged, text, titled
+
+__all__ = ["hooks"]
 
 torch.set_num_threads(1)
 CONTROL = ("ppo", "sac", "td3", "dqn", "rlpd")
@@ -94,6 +101,102 @@ def test_commands_of_the_pages_build(line: str, tmp_path: Path, monkeypatch: pyt
             full = plain(name)
             found = [v for k, v in values.items() if full in (plain(k), k.rpartition(".")[2])]
             assert found and all(str(v) == value or float(v) == float(value) for v in found), name
+
+
+def test_the_page_shows_the_tables_that_errors_read(hooks: Any) -> None:
+    page = text("coming-from.md")
+    assert hooks.with_names_elsewhere(page) == page, "run: python docs/hooks.py"
+
+
+def test_every_method_that_the_table_of_methods_names_builds() -> None:
+    for row in tables()["methods"].rows:
+        for ours in re.findall(r"`([^`]+)`", row[-1]):
+            if not ours.startswith("--") and ours not in ("double=false", "label_smoothing", "loss_type"):
+                build(ours)
+
+
+ANSWERS = {
+    "train grpo --num-generations 4": "TRL's num_generations is our --completions-per-prompt.",
+    "train grpo --lr 1e-5": "verl's lr is our --learning-rate.",
+    "train sac --lr 1e-5": "lr is our --learning-rate.",
+    "train grpo --beta 0.1": "TRL's beta is our --kl-loss-coef (KL in the loss;",
+    "train ppo --task CartPole-v1 --n-envs 4": "Stable-Baselines3's n_envs is our --environments",
+    "train sac --total-timesteps 100": "Stable-Baselines3's total_timesteps is our --budget steps=...",
+    "train grpo --report-to wandb": "metrics.jsonl and TensorBoard files (unless --no-tensorboard)",
+    "train grpo --use-vllm": "TRL's use_vllm is not there yet.",
+    "train grpo --use-vllm --seed 3": "TRL's use_vllm is not there yet.",
+    "train grpo --loss-type dr_grpo": "TRL's loss_type is our --aggregation constant.",
+    "train grpo --loss-type=cispo": "is the method 'cispo'",
+    "train grpo --lr-scheduler-type cosine": "TRL's lr_scheduler_type is our --schedule.",
+    "train ppo --task CartPole-v1 --vf-coef 1": "CleanRL's vf_coef is our --value-coef; both have the half",
+    "trace grpo --actor.optim.lr 1": "verl's actor.optim.lr is our --learning-rate.",
+    "compare grpo ppo --max-completion-length 9": "TRL's max_completion_length is our --max-tokens.",
+    "train GRPOTrainer": "GRPOTrainer is our 'grpo'.",
+    "train dr-grpo": "is our 'grpo(scale=none,aggregation=constant)'.",
+    "train grpo+sft": "no method or part 'sft'. sft is not built: start from a model",
+    "train grpo --tsak addition": "Did you mean 'task'?",
+    "train grpo --gae-lambda 1": "no hyperparameter of grpo. `polyrl show grpo` lists them.",
+    "train grpo --clip-range": "--clip-range has no value",
+    "train grpo --scale none more": "Do not know what to do with 'more'",
+}
+"""What is typed -> what the answer holds."""
+
+
+@pytest.mark.parametrize("line", ANSWERS)
+def test_an_error_names_our_word(line: str) -> None:
+    with pytest.raises(UserError) as error:
+        polyrl.main(line.split(), standalone_mode=False)
+    assert ANSWERS[line] in str(error.value)
+
+
+def test_a_wrong_option_or_method_is_told_before_torch_is_imported() -> None:
+    """In one process, one after another: it would stay imported."""
+    code = (
+        "import sys\nfrom polyrl.cli.main import polyrl\nfrom polyrl.errors import UserError\n"
+        f"for line in {[*ANSWERS]!r}:\n"
+        "    try:\n        polyrl.main(line.split(), standalone_mode=False)\n"
+        "    except UserError:\n        assert 'torch' not in sys.modules, line\n"
+        "    else:\n        raise SystemExit('no error: ' + line)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_exists_here_keeps_its_meaning_and_what_nobody_knows_gets_no_answer() -> None:
+    assert option_elsewhere("no_such_thing", None) == "" and method_elsewhere("no-such-thing") == ""
+    assert "'inverse_temperature'" in option_elsewhere("beta", "control")
+    assert "kl_loss_coef" not in option_elsewhere("beta", "control")  # TRL's, which has no control
+
+
+def test_python_keywords_are_answered_too() -> None:
+    with pytest.raises(UserError, match=r"TRL's num_generations is our 'completions_per_prompt'\."):
+        build("grpo", {"num_generations": 4})
+
+
+@pytest.mark.parametrize("slug", catalogue.methods())
+def test_names_read_from_the_sources_hold_all_hyperparameters(slug: str) -> None:
+    for info in catalogue.variants()[slug]:
+        real = {key.rpartition(".")[2] for key in build(slug, domain=info.domain or None).hyperparameters()}
+        read = stated_names(slug, info.domain or None)
+        assert read is not None and real <= read and len(read - real) < 30
+
+
+@pytest.mark.parametrize("name", catalogue.parts())
+def test_and_those_of_parts_that_are_added(name: str) -> None:
+    for method in ("grpo", "ppo", "sac", "iql", "bc", "online-dpo", "reinforce", "reward-model"):
+        info = catalogue.methods()[method]
+        try:
+            recipe = build(f"{method}+{name}", domain=info.domain or None)
+        except UserError:
+            continue
+        real = {key.rpartition(".")[2] for key in recipe.hyperparameters()}
+        read = stated_names(f"{method}+{name}", info.domain or None)
+        assert read is not None and real <= read
+
+
+def test_of_a_file_of_the_users_own_nothing_is_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from elsewhere import recipe\n", encoding="utf-8")
+    assert stated_names(str(tmp_path / "mine.py")) is None
 
 
 def loop_of(method: str, task: str, **settings: str) -> Any:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.method_files import FAMILIES, MethodInfo, PartInfo, method_info, part_infos
+from polyrl.names_elsewhere import method_elsewhere
 from polyrl.recipe import STAGES, Change, Recipe
 from polyrl.settings import american, parse_settings
 from polyrl.tasks import DOMAINS, domain_of
@@ -246,6 +247,11 @@ def method_files(spec: str) -> list[Path]:
     return [path.absolute() for path in paths]
 
 
+def names_in(spec: str) -> list[str]:
+    """The methods, parts and files that a composition names."""
+    return [name for name, _ in _split(spec)]
+
+
 def check_names(spec: str) -> None:
     """Refuse names that nothing bears, at once: nothing is imported.
 
@@ -254,10 +260,8 @@ def check_names(spec: str) -> None:
     """
     for name, _ in _split(spec):
         if not (name.endswith(".py") or name in methods() or name in parts()):
-            raise UserError(
-                f"There is no method or part '{name}'.{nearest(name, [*methods(), *parts()])} "
-                "`polyrl list` shows what there is."
-            )
+            said = method_elsewhere(name) or nearest(name, [*methods(), *parts()])
+            raise UserError(f"There is no method or part '{name}'.{said} `polyrl list` shows what there is.")
 
 
 def _load(name: str, domain: str | None) -> Recipe | Part:

@@ -17,7 +17,6 @@ from polyrl.cli.options import (
     HOW,
     TRUST,
     WHAT,
-    check_options,
     config_of,
     read_hyperparameters,
     read_seeds,
@@ -73,8 +72,7 @@ def train(ctx: click.Context, /, method: str, out: Path | None, overwrite: bool,
 
     Besides the options below, any hyperparameter of the method: --learning-rate 1e-4.
     """
-    hyperparameters = read_hyperparameters(ctx.args, ctx)
-    check_options((method,), hyperparameters, ctx)
+    hyperparameters = read_hyperparameters((method,), ctx.args, ctx)
     config = config_of((method,), given, hyperparameters)
     from polyrl.cli.commands import run_training
 
@@ -105,8 +103,7 @@ def compare(
     An arm may have its own hyperparameters: polyrl compare grpo 'grpo(clip_range=0.1)'.
     """
     names, rest = split_methods(methods, ctx.args)
-    hyperparameters = read_hyperparameters(rest, ctx)
-    check_options(names, hyperparameters, ctx)
+    hyperparameters = read_hyperparameters(names, rest, ctx)
     chosen = read_seeds(seeds)
     from polyrl.comparison import run_comparison
 
@@ -203,8 +200,7 @@ def show(method: str, task: str | None) -> None:
 @click.pass_context
 def trace(ctx: click.Context, /, method: str, iteration: int, profile: bool, **given: Any) -> None:
     """Run one iteration of METHOD and explain it stage by stage: fields, shapes, ranges, seconds."""
-    hyperparameters = read_hyperparameters(ctx.args, ctx)
-    check_options((method,), hyperparameters, ctx)
+    hyperparameters = read_hyperparameters((method,), ctx.args, ctx)
     config = config_of((method,), given, hyperparameters)
     if profile:
         from polyrl.cli.profiling import profile_method

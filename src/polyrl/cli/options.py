@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from polyrl.errors import UserError, nearest
+from polyrl.names_elsewhere import option_elsewhere
 from polyrl.settings import american
 
 
@@ -73,48 +74,76 @@ FOLDER = options(
 )
 
 
-def read_hyperparameters(rest: list[str], ctx: click.Context) -> dict[str, str]:
+def read_hyperparameters(methods: tuple[str, ...], rest: list[str], ctx: click.Context) -> dict[str, str]:
     """`["--clip-range", "0.1"]` -> {"clip_range": "0.1"}.
 
     Raises:
-        UserError: a word that belongs to no option, or an option without a value.
+        UserError: a word that belongs to no option, an option that the methods do not have, or one without a value.
     """
-    found: dict[str, str] = {}
-    items = iter(rest)
-    for item in items:
-        if not item.startswith("--"):
-            raise UserError(f"Do not know what to do with '{item}'; `polyrl {ctx.info_name} --help` shows the usage.")
-        name, eq, value = item[2:].partition("=")
-        if not eq:
-            try:
-                value = next(items)
-            except StopIteration:
-                raise UserError(f"The option --{name} has no value; write --{name} VALUE.") from None
-        found[american(name.replace("-", "_"))] = value
-    return found
-
-
-def check_options(methods: tuple[str, ...], given: dict[str, str], ctx: click.Context) -> None:
-    """Name the nearest option of the command or hyperparameter where a word is neither."""
-    from polyrl.catalogue import build, check_names, default_task
-    from polyrl.tasks import domain_of
+    from polyrl.catalogue import build, check_names
+    from polyrl.stated_names import stated_names
 
     for method in methods:
         check_names(method)
-    if not given:
-        return
+    found: dict[str, str] = {}
+    without: list[str] = []
+    odd: list[str] = []
+    items = [*rest]
+    while items:
+        item = items.pop(0)
+        if not item.startswith("--"):
+            odd.append(item)
+            continue
+        name, eq, value = item[2:].partition("=")
+        if not eq and (not items or items[0].startswith("--")):
+            without.append(name)
+        elif not eq:
+            value = items.pop(0)
+        found[american(name.replace("-", "_"))] = value
+    domains = _domains(methods, ctx) if found else {}
+    stated = [stated_names(m, domain) for m, domain in domains.items()]
+    if None not in stated:  # what there is not has neither value nor words behind it, and nothing is imported to say so
+        _check_known(domains, found, {n for names in stated for n in names or ()}, ctx, whole=False)
+    if odd:
+        raise UserError(f"Do not know what to do with '{odd[0]}'; `polyrl {ctx.info_name} --help` shows the usage.")
+    if without:
+        raise UserError(f"The option --{without[0]} has no value; write --{without[0]} VALUE.")
+    if found:
+        recipes = [build(m, domain=domain) for m, domain in domains.items()]
+        known = {k for r in recipes for key in r.hyperparameters() for k in (key, key.rpartition(".")[2])}
+        _check_known(domains, found, known, ctx, whole=True)
+    return found
+
+
+def _domains(methods: tuple[str, ...], ctx: click.Context) -> dict[str, str]:
+    """The kind of task that each method is to run on."""
+    from polyrl.catalogue import default_task
+    from polyrl.tasks import domain_of
 
     task = ctx.params.get("task")
-    recipes = [build(m, domain=domain_of(task or default_task(m))) for m in methods]
-    known = {k for r in recipes for key in r.hyperparameters() for k in (key, key.rpartition(".")[2])}
-    known = known | {k.replace("-", "_") for k in known}
+    return {method: domain_of(task or default_task(method)) for method in methods}
+
+
+def _check_known(
+    domains: dict[str, str], given: dict[str, str], names: set[str], ctx: click.Context, *, whole: bool
+) -> None:
+    """Refuse what is not among the names of hyperparameters; only its last word is looked up, unless `whole`.
+
+    Raises:
+        UserError: there is none of that name; with what another library means by it, or the nearest one.
+    """
+    known = names | {k.replace("-", "_") for k in names}
     own = [o.lstrip("-") for p in ctx.command.params for o in p.opts if o.startswith("--")]
-    for name in given:
-        if name not in known:
-            near = nearest(name.replace("_", "-"), [*own, *(k.replace("_", "-") for k in known)])
-            raise UserError(
-                f"--{name.replace('_', '-')} is no option and no hyperparameter of {' or '.join(methods)}.{near}"
-            )
+    for name, value in given.items():
+        if name in known or (not whole and name.rpartition(".")[2] in known):
+            continue
+        typed, methods = name.replace("_", "-"), [*domains]
+        kinds = {*domains.values()}
+        shown = {*known, *(o.replace("-", "_") for o in own)}
+        said = option_elsewhere(name, kinds.pop() if len(kinds) == 1 else None, shown, value)
+        said = said or nearest(typed, [*own, *(k.replace("_", "-") for k in known)])
+        said = said or f" `polyrl show {methods[0]}` lists them."
+        raise UserError(f"--{typed} is no option and no hyperparameter of {' or '.join(methods)}.{said}")
 
 
 def config_of(methods: tuple[str, ...], given: dict[str, Any], hyperparameters: dict[str, str]) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from polyrl.core.derived import DERIVED, measuring
 from polyrl.core.part import STAGES, Architecture, Change, Improver, Part, Stage, Term, kebab, options
 from polyrl.errors import UserError, nearest
+from polyrl.names_elsewhere import option_elsewhere
 from polyrl.runtime.metric import Metric
 from polyrl.settings import american, parse_value
 
@@ -325,7 +326,7 @@ class Recipe:
         )
         if not hits:
             names = [k for key in self.hyperparameters() for k in (key, key.rpartition(".")[2])]
-            near = nearest(name.replace("-", "_"), dict.fromkeys(names))
+            near = option_elsewhere(name, None) or nearest(name.replace("-", "_"), dict.fromkeys(names))
             raise UserError(
                 f"{self.name} has no hyperparameter '{name}'.{near} `polyrl show {self.name}` lists them all."
             )
