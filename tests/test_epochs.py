@@ -672,3 +672,24 @@ def test_runs_of_a_method_file_are_found_wherever_it_lies(tmp_path: Path) -> Non
     write_run(tmp_path / "mine-seed0", iterations=2, config={"label": "mine", "method": "/far/mine.py", "seed": 0})
     (tmp_path / "compare.yaml").write_text("methods: [/far/mine.py]\nseeds: [0]\n")
     assert not [text for text in load_comparison(tmp_path).problems if "No run folder" in text]
+
+
+def test_trace_shows_what_credit_within_a_list_gave(capsys: pytest.CaptureFixture[str]) -> None:
+    assert loop_of(ppo_list()).context.credited is None  # nobody looks, so nothing is held
+    trace_method(RunConfig(method=str(PPO_LIST), task="CartPole-v1", hyperparameters=SMALL), iteration=1)
+    improve = " ".join(capsys.readouterr().out.partition("5 IMPROVE")[2].split())
+    places = [improve.rindex(f"{part} gives") for part in ("state-values", "gae", "whiten-advantage")]
+    assert places == sorted(places)
+    assert "[4, 32]" in improve and "[26, 1]" in improve and ":;" not in improve
+
+
+def test_a_method_file_may_hold_its_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    file = folder / "mine.py"
+    file.write_text('TASK = "mine.py:make"\n\n\ndef recipe():\n    ...\n')
+    monkeypatch.chdir(tmp_path)
+    place, _, name = catalogue.default_task("paper/mine.py").rpartition(":")
+    assert Path(place).resolve() == file and name == "make"
+    monkeypatch.chdir(folder)
+    assert catalogue.default_task("mine.py") == "mine.py:make"

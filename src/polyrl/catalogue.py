@@ -114,10 +114,16 @@ def method_for(name: str, domain: str | None) -> MethodInfo:
 
 
 def default_task(spec: str) -> str:
-    """The task that a method or composition runs on when none is named."""
+    """The task that a method or composition runs on when none is named.
+
+    A file that a method file names lies beside it, where there is none of that name in the present folder.
+    """
     name = _split(spec)[0][0] if spec else ""
     info = describe(name)
-    return (info.task if info else "") or "addition"
+    task = (info.task if info else "") or "addition"
+    file, colon, function = task.rpartition(":")
+    beside = info.path.parent / file if info and colon and file.endswith(".py") else None
+    return f"{beside}:{function}" if beside and beside.is_file() and not Path(file).is_file() else task
 
 
 def task_with_data(task: str | None, specs: Sequence[str]) -> str | None:

@@ -17,6 +17,7 @@ from polyrl.cli.explain import console, first_sentence, part_name, stage_heading
 from polyrl.cli.fields import field_table
 from polyrl.cli.update_lists import written
 from polyrl.core.experience import FIELDS, Experience
+from polyrl.core.update import Step
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.tools import turns
 from polyrl.recipe import STAGES, Part, Recipe, Stage, Term
@@ -114,6 +115,14 @@ class Tracer:
             self.out.print(field_table(before, after, changed, self.out.width))
         if said := self._news():
             self._say(f"measured: {said}")
+
+    def _credit_of(self, step: Step | None) -> None:
+        """What parts of credit within a step of the list gave, the first time that it ran."""
+        for (owner, name), (before, after) in (self.loop.context.credited or {}).items():
+            if step is not None and owner == step.name:
+                changed = [f for f in after.fields() if f not in before or after[f] is not before[f]]
+                self._say(name, style="dim")
+                self.out.print(field_table(before, after, changed, self.out.width))
 
     def _news(self, skip: frozenset[str] = frozenset()) -> str:
         """Metrics that are new since this was asked last, in words."""
@@ -220,8 +229,9 @@ class Tracer:
             self._say(_term_facts(term, metrics), style="dim")
         if recipe.updates:
             context = self.loop.context
-            for line in update_lists.traced(recipe, context.run_state.models, context.sources, metrics):
+            for line, step in update_lists.traced(recipe, context.run_state.models, context.sources, metrics):
                 self._say(line, 2)
+                self._credit_of(step)
             if news := self._news(frozenset(k for k in metrics if k.startswith(TOLD))):
                 self._say(f"measured, as means over the iteration: {news}")
             return
@@ -324,6 +334,7 @@ def trace_method(config: RunConfig, iteration: int = 1) -> None:
     for _ in range(iteration - 1):
         loop.iterate()
     before = dict(loop.seconds)
+    loop.context.credited = {}
     loop.iterate(Tracer(out, loop, domain, spent=loop.context.spent.updates).observe)
     seconds = {s: loop.seconds.get(s, 0.0) - before.get(s, 0.0) for s in STAGES}
     total = sum(seconds.values()) or 1.0

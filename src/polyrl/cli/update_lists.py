@@ -158,22 +158,27 @@ def _given(step: Update | Epochs) -> str:
     return f"{', '.join(p.name for p in credit)} gives {', '.join(gives)}" if gives else ""
 
 
-def traced(recipe: Recipe, models: Any, sources: Mapping[str, Any], metrics: Mapping[str, float]) -> Iterator[Text]:
-    """What the updates of an iteration did, a line each, from the means that it logged."""
+def traced(
+    recipe: Recipe, models: Any, sources: Mapping[str, Any], metrics: Mapping[str, float]
+) -> Iterator[tuple[Text, Step | None]]:
+    """What the updates of an iteration did, a line each with its step, from the means that it logged."""
     improver = recipe.improver
     assert isinstance(improver, UpdateList)
     for name, rows in sources.items():
-        held, full = (rows.facts().get(f"{name}/{what}") for what in ("steps", "full"))
-        held = held or 0.0
-        said = f"{name} holds {held:,.0f} steps" + ("" if full is None else f", {full:.1%} of its capacity")
-        yield Text(said if rows.ready() else f"{said}: too few to begin, so nothing was trained", style="dim")
+        facts = rows.facts()
+        held, full = (facts.get(f"{name}/{what}") for what in ("steps", "full"))
+        if held is None:
+            said = f"{name}: " + ", ".join(f"{key.rpartition('/')[2]} {value:.3g}" for key, value in facts.items())
+        else:
+            said = f"{name} holds {held:,.0f} steps" + ("" if full is None else f", {full:.1%} of its capacity")
+        yield Text(said if rows.ready() else f"{said}: too few to begin, so nothing was trained", style="dim"), None
     for step, depth in walk(recipe.updates):
         line = Text("  " * depth).append(step_words(step).removesuffix(":"), style="bold")
         if isinstance(step, Move):
             line.append(f"; {models.distance(step.target, step.towards):.3g} apart now", style="dim")
         elif isinstance(step, Epochs):
-            facts = [_given(step), *(f"{key} {metrics[key]:.3g}" for key in WATCHED if key in metrics)]
-            line.append("".join(f"; {fact}" for fact in facts if fact), style="dim")
+            told = [_given(step), *(f"{key} {metrics[key]:.3g}" for key in WATCHED if key in metrics)]
+            line.append("".join(f"; {fact}" for fact in told if fact), style="dim")
         elif isinstance(step, Update):
             terms = [t for on in step.objectives for t in on.terms]
             keys = {t.name: improver.logged(f"loss/{t.name}", t, step.trains) for t in terms}
@@ -185,4 +190,4 @@ def traced(recipe: Recipe, models: Any, sources: Mapping[str, Any], metrics: Map
                 "" if norm is None else f"gradient norm {norm:.3g}",
             ]
             line.append("".join(f"; {fact}" for fact in facts_ if fact), style="dim")
-        yield line
+        yield line, step

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from polyrl.core.experience import Experience
     from polyrl.data.base import Rows
 
 
@@ -32,13 +33,15 @@ class Context:
         memories: state that parts keep between iterations (plain numbers), saved in checkpoints.
         stores: the same for tensors, by part and name. Replace a tensor; do not write into it.
         optimizer: the trained models' optimizers, by model.
-        touched: whether this iteration has already changed a model.
+        params_updated: whether this iteration has already changed a model.
         compared: whether written derivatives were compared with autograd's, which a process does once.
         sources: rows beside the fresh ones, by name (`polyrl.data.base.Rows`).
         turn: number of the present pass through the stages, from 0; None where an iteration is one pass.
         turns: passes in one iteration.
         means: averages over the updates of this iteration.
         ended: returns and lengths of the episodes that ended in this iteration.
+        credited: batches before and after each part of credit within a list of updates, by step and part, the first
+            time that it ran since somebody asked; None where nobody does.
     """
 
     run_state: Any
@@ -58,6 +61,7 @@ class Context:
     turns: int = 1
     means: Any = None
     ended: dict[str, list[float]] = field(default_factory=dict)
+    credited: dict[tuple[str, str], tuple[Experience, Experience]] | None = None
 
     @property
     def turns_done(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from polyrl.core.agreement import check_logprob_gap
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.minibatches import blanked, rows_of_units, steps_that_count, units_of
-from polyrl.core.part import Improver, Term
+from polyrl.core.part import Improver, Part, Term
 from polyrl.core.schedules import schedule_factor
 from polyrl.core.update import (
     Again,
@@ -200,9 +200,7 @@ class _Turn:
         """Several passes over one batch in shuffled minibatches."""
         see, context = self._see(step.name), self.context
         whole = self._rows(step.batch, see)
-        with torch.no_grad():
-            for part in step.credit:
-                whole = part.apply(whole, see)
+        whole = self._credited(step.name, step.credit, whole, see)
         sampled, terms = self.sampled, tuple(t for u in flat(step.of) if isinstance(u, Update) for t in u.terms)
         table = whole.steps() if step.minibatch_of == "steps" else whole
         rows = steps_that_count(terms, table).any(1).nonzero()[:, 0]
@@ -247,9 +245,7 @@ class _Turn:
     def _objective(self, update: Update, on: On, see: See) -> bool:
         """Add the gradients of terms on a batch; whether some of its steps count."""
         batch = self._rows(on.batch, see)
-        with torch.no_grad():
-            for part in on.credit:
-                batch = part.apply(batch, see)
+        batch = self._credited(update.name, on.credit, batch, see)
         wants = frozenset[str]().union(*(t.wants for t in on.terms))
         counted = None if self.sampled else steps_that_count(on.terms, batch)
         watched = False
@@ -301,6 +297,15 @@ class _Turn:
         self.computed |= given.keys()
         self.batch = batch.with_fields(**given)
         return True
+
+    @torch.no_grad()
+    def _credited(self, owner: str, parts: Sequence[Part], batch: Experience, see: See) -> Experience:
+        """A batch after the credit of a step."""
+        for part in parts:
+            before, batch = batch, part.apply(batch, see)
+            if self.context.credited is not None:
+                self.context.credited.setdefault((owner, part.name), (before, batch))
+        return batch
 
     def _counted_alone(
         self, outputs: dict[str, Tensor], batch: Experience, counted: Tensor
