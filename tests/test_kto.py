@@ -418,7 +418,8 @@ def test_held_out_responses_are_judged_by_their_log_ratios(taught: Path) -> None
         for i, (_, p) in enumerate(run_state.parameters()["policy"]):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
     held = run_state.labelled("test")
-    metrics = judged_labels(run_state, held, build("kto").terms, most=16)
+    metrics, shown = judged_labels(run_state, held, build("kto").terms, most=16, shown=3)
+    assert len(shown) == 3 and {"prompt", "completion", "score", "label"} <= set(shown[0])
     numbers = held.some(16)
     kinds = [held.rows[n]["label"] for n in numbers]
     share = sum(row["label"] for row in held.rows) / len(held)

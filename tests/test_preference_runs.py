@@ -277,21 +277,28 @@ def pairs_file(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_pairs_of_the_user_need_no_reward(pairs_file: Path, taught: Path, tmp_path: Path, polyrl: Command) -> None:
+def test_pairs_of_the_user_need_no_reward(
+    pairs_file: Path, taught: Path, tmp_path: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     line = ["--dataset", pairs_file, "--model", taught, "--max-tokens", 12, "--no-tensorboard", "--quiet"]
     told = polyrl("train", "dpo", *line, "--budget", "samples=1600", "--evaluations", 1, "--out", run)
     assert (told.code, told.err) == (0, "")
     start, final = (read_records(run)[i] for i in (0, -1))
     assert start["eval/pair_accuracy"] == 0.5 and final["eval/pair_accuracy"] > 0.6
-    assert final["eval/margin"] > 0 and final["eval/loss"] < start["eval/loss"] and final["eval/mean_length"] > 0
-    assert "eval/reward" not in final and "eval/accuracy" not in final
+    assert final["eval/margin"] > 0 and final["eval/loss"] < start["eval/loss"]
+    assert "eval/reward" not in final and "eval/mean_length" not in final and "eval/accuracy" not in final
     assert "eval/pair_accuracy" in (run / "config.yaml").read_text()
-    assert {"prompt", "completion"} <= set(read_records(run, "samples.jsonl")[0])
+    shown = read_records(run, "samples.jsonl")
+    assert {"prompt", "completion", "rejected"} <= set(shown[0]) and shown[0]["score"] == shown[0][
+        "score_rejected"
+    ] == 0
+    assert all(row["correct"] == (row["score"] > row["score_rejected"]) for row in shown)
     told = polyrl("report", run, "--out", tmp_path / "page.html")
     assert told.code == 0, told.err
     told = polyrl("play", run, "--prompts", 2)
     assert told.code == 0, told.err
+    monkeypatch.setattr(LanguageRunState, "sample", lambda *_, **__: pytest.fail("nothing is to be answered"))
     judged = polyrl_evaluate(run, prompts=200)
     assert judged["eval/pair_accuracy"] == pytest.approx(final["eval/pair_accuracy"])
     assert judged["eval/margin"] == pytest.approx(final["eval/margin"], rel=1e-4)

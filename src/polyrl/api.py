@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from polyrl.run_state.base import RunState
     from polyrl.runtime.config import PythonObjects
 
+ALL = 2**31
+"""Prompts of an evaluation that leaves none out."""
 RewardFunction = Callable[..., list[float | None]]
 PreferenceFunction = Callable[..., list[float]]
 
@@ -198,22 +200,31 @@ def resume(
     reward: RewardFunction | Sequence[Any] | None = None,
     preference: PreferenceFunction | None = None,
     task: Callable[[], Any] | None = None,
+    budget: str | Mapping[str, float] = "",
     trust_code: bool = False,
     quiet: bool = False,
 ) -> RunResult:
-    """Go on with a run that was interrupted, to the same numbers.
+    """Go on with a run that was interrupted, to the same numbers; with `budget`, with a finished one too.
+
+    `budget` is of the whole run, what it has spent included. A run whose schedules are constant then ends as one that
+    had it from the start; what follows the budget, such as a falling learning rate, goes on where the new one puts it.
 
     A recipe, rows, reward functions or an environment's maker that were given as Python objects must be given again:
     a folder cannot hold them. `trust_code` runs the files that the folder names though you have not run them before.
     """
+    from polyrl.core.more_budget import finished
     from polyrl.runs import resume_run
     from polyrl.runtime.progress import Progress
 
     folder = Path(run)
     progress = Progress(folder.name, "", quiet=quiet)
     given = _given(method, dataset, reward, task, preference)[1]
-    loop = resume_run(folder, given=given, progress=progress, say=_say(quiet), trust_code=trust_code)
+    loop = resume_run(
+        folder, given=given, progress=progress, say=_say(quiet), trust_code=trust_code, budget=_budget_text(budget)
+    )
     progress.label = loop.recipe.name
+    if loop.context.progress >= 1:
+        _say(quiet)(finished(loop))
     return _finish(loop, progress, folder)
 
 
@@ -298,24 +309,86 @@ def reproduce(
 def evaluate(
     run: str | Path,
     *,
-    prompts: int = 500,
+    prompts: int | None = None,
     greedy: bool = True,
     episodes: int | None = None,
-    dataset: Sequence[dict[str, Any]] | None = None,
-    reward: RewardFunction | Sequence[Any] | None = None,
+    dataset: str | Path | Sequence[dict[str, Any]] | None = None,
+    reward: str | RewardFunction | Sequence[Any] | None = None,
+    checker: str | None = None,
+    max_tokens: int | None = None,
     task: Callable[[], Any] | None = None,
     trust_code: bool = False,
 ) -> dict[str, float]:
-    """Judge a run's policy apart from training; returns `eval/...` metrics, the task's own among them.
+    """Judge a run's policy, or a model folder, apart from training; returns `eval/...` metrics.
 
     Language runs answer `prompts` test prompts, greedily or not; others go through `episodes` of their task's
     evaluation. Rows, reward functions and environments that were given as Python objects must be given again.
-    `trust_code` runs the files that the folder names though you have not run them before.
+
+    Args:
+        run: a run's folder; with `dataset` also a model's.
+        prompts: how many; none is 500, and with `dataset` all of its rows.
+        dataset: a file, hub id or rows to judge on in the place of the run's own test prompts, all of them. Rows for a
+            run that was itself begun with rows are its own, given again.
+        reward: what judges answers; none is the run's.
+        checker, max_tokens: with `dataset`, others than the run's.
+        trust_code: run the files that the folder names though you have not run them before.
+
+    Raises:
+        UserError: the folder is no run, or something in the arguments or the data is wrong.
     """
-    given = _given(None, dataset, reward, task)[1]
-    options: dict[str, Any] = {"eval_prompts": prompts, "eval_greedy": greedy, "eval_episodes": episodes}
-    metrics: dict[str, float] = open_policy(run, given=given, trust_code=trust_code, **options).evaluate()[0]
+    metrics: dict[str, float] = open_to_judge(
+        run,
+        prompts=prompts,
+        greedy=greedy,
+        episodes=episodes,
+        dataset=dataset,
+        reward=reward,
+        checker=checker,
+        max_tokens=max_tokens,
+        task=task,
+        trust_code=trust_code,
+    ).evaluate()[0]
     return metrics
+
+
+def open_to_judge(
+    run: str | Path,
+    *,
+    prompts: int | None = None,
+    greedy: bool = True,
+    episodes: int | None = None,
+    dataset: Any = None,
+    reward: Any = None,
+    checker: str | None = None,
+    max_tokens: int | None = None,
+    task: Callable[[], Any] | None = None,
+    trust_code: bool = False,
+) -> RunState:
+    """What `evaluate` judges, with the same arguments."""
+    from polyrl.other_data import is_model, open_on
+    from polyrl.runtime.run_folder import RunFolder
+
+    folder = Path(run)
+    specs, given = _given(None, dataset, reward, task)
+    model = is_model(folder)
+    begun = () if model else RunConfig.from_dict(RunFolder(folder).read_config()["run"]).from_python
+    elsewhere = dataset is not None and (isinstance(dataset, str | os.PathLike) or "dataset" not in begun)
+    if not elsewhere:
+        if model:
+            raise UserError(f"{folder} is a model and no run, so say what it is judged on: --dataset FILE.")
+        for name, value in (("checker", checker), ("max-tokens", max_tokens), ("reward", specs)):
+            if value:
+                raise UserError(f"--{name} is for data of your own; give --dataset too.")
+        options: dict[str, Any] = {"eval_prompts": prompts or 500, "eval_greedy": greedy, "eval_episodes": episodes}
+        return open_policy(folder, given=given, trust_code=trust_code, **options)
+    if episodes is not None:
+        raise UserError("--episodes means nothing beside --dataset, whose rows are answered once each.")
+    asked = {"rewards": specs, "checker": checker, "max_tokens": max_tokens}
+    changed = {name: value for name, value in asked.items() if value}
+    data = given.dataset if given.dataset is not None else os.fspath(dataset)
+    return open_on(
+        folder, data, given, trust_code=trust_code, eval_prompts=prompts or ALL, eval_greedy=greedy, **changed
+    )
 
 
 def open_policy(

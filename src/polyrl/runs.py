@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from polyrl import catalogue
 from polyrl.core.context import Context
 from polyrl.core.loop import Loop
+from polyrl.core.more_budget import go_on_with
 from polyrl.errors import UserError
 from polyrl.problem import CODE, CONTENT, changed, gone_on, refusal, state_problem
 from polyrl.runtime.budget import Budget
@@ -342,20 +343,24 @@ def resume_run(
     say: Say = lambda _: None,
     trust_code: bool = False,
     chosen: RunConfig | None = None,
+    budget: str = "",
 ) -> Loop:
     """Prepare a run to go on from its newest checkpoint.
 
     Args:
+        budget: what the whole run may now spend, where that is more than it was given.
         trust_code: whether the user said to run what code the folder names (`polyrl.trust`).
         chosen: what the user asked for in this very command, whose code needs no record.
 
     Raises:
-        UserError: no run folder, no usable checkpoint, a starting model or data that have changed, or code that the
-            user has not chosen.
+        UserError: no run folder, no usable checkpoint, a starting model or data that have changed, code that the
+            user has not chosen, or a budget that is spent already.
     """
     run = RunFolder(folder)
     facts = run.read_config()
     config = RunConfig.from_dict(facts["run"], folder / "config.yaml")
+    if budget:
+        config = dataclasses.replace(config, budget=str(Budget.parse(budget)))
     check_given(config, given, folder)
     check_code(config, folder, trust_code=trust_code, chosen=chosen)
     run.hold()
@@ -371,6 +376,11 @@ def resume_run(
             raise UserError(refusal(differing, folder, "run", "start again with --overwrite"))
         loop.folder = run
         loop.resume()
+        if budget:
+            facts, said = go_on_with(loop, facts)
+            loop.warnings += said
+            loop.notices += said
+            run.write_config(facts)
     except BaseException:
         run.release()
         raise

@@ -14,9 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polyrl.api import open_policy
+from polyrl.api import open_to_judge
+from polyrl.core.more_budget import finished
 from polyrl.core.throughput import throughput
 from polyrl.errors import UserError
+from polyrl.other_data import is_model
+from polyrl.run_state.language_evaluation import answers
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
@@ -90,8 +93,19 @@ def time_lines(summary: dict[str, Any]) -> list[str]:
     return [f"time    {shares}", *([f"speed   {rates}"] if rates else [])]
 
 
-def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False) -> None:
-    """Go on with a run or a comparison."""
+def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget: str = "") -> None:
+    """Go on with a run or a comparison; a run with more budget where that is named.
+
+    Raises:
+        UserError: it cannot go on; or the budget is of a comparison, whose runs have one.
+    """
+    if budget:
+        for place in (folder, folder.absolute().parent):
+            if (place / "compare.yaml").is_file():
+                raise UserError(
+                    f"The runs of the comparison {place} have one budget, so none gets more; compare again with "
+                    "another --out and --budget."
+                )
     if (folder / "compare.yaml").is_file():
         from polyrl.comparison import run_comparison
         from polyrl.comparison_folder import read_comparison
@@ -108,9 +122,11 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False) -> Non
 
     console = Terminal()
     progress = Progress(folder.name, "", quiet=quiet, console=console)
-    loop = resume_run(folder, progress=progress, trust_code=trust_code)
+    loop = resume_run(folder, progress=progress, trust_code=trust_code, budget=budget)
     progress.label = loop.recipe.name
-    if not quiet:
+    if loop.context.progress >= 1 and not quiet:
+        console.print(finished(loop), soft_wrap=True)
+    elif not quiet:
         console.print(f"going on from iteration {loop.context.iteration}")
     with progress:
         loop.run()
@@ -136,42 +152,56 @@ def domain_of_run(folder: Path) -> str:
 
 
 def run_evaluation(
-    folder: Path, *, prompts: int | None, sampled: bool, episodes: int | None, trust_code: bool = False
+    folder: Path,
+    *,
+    prompts: int | None,
+    sampled: bool,
+    episodes: int | None,
+    dataset: str | None = None,
+    trust_code: bool = False,
+    **asked: Any,
 ) -> None:
-    """Judge a run's policy and print the numbers; of an accuracy with its interval.
+    """Judge a run's policy, or a model on data of its own, and print the numbers; of an accuracy with its interval.
 
     Raises:
         UserError: the run has no policy yet, or an option means nothing for this kind of run.
     """
     from polyrl.run_state.reward_model import RewardModelRunState
 
-    domain = domain_of_run(folder)
+    domain = "language" if dataset is not None or is_model(folder) else domain_of_run(folder)
     language = domain == "language"
-    asked = {"prompts": prompts is not None, "sampled": sampled, "episodes": episodes is not None}
+    said = {"prompts": prompts is not None, "sampled": sampled, "episodes": episodes is not None}
     meant = ("prompts", "sampled") if language else ("episodes",) if domain != "theory" else ()
-    for name, there in asked.items():
+    for name, there in said.items():
         if there and name not in meant:
             raise UserError(f"--{name} means nothing for {folder}, which is a run of {domain}.")
-    prompts = 500 if prompts is None else prompts
-    if prompts < 1:
+    if prompts is not None and prompts < 1:
         raise UserError(f"--prompts is {prompts} but must be at least 1.")
     if episodes is not None and episodes < 1:
         raise UserError(f"--episodes is {episodes} but must be at least 1.")
-    options: dict[str, Any] = {"eval_prompts": prompts, "eval_greedy": not sampled, "eval_episodes": episodes}
-    run_state: Any = open_policy(folder, trust_code=trust_code, **options)
+    how: dict[str, Any] = {"prompts": prompts, "greedy": not sampled, "episodes": episodes, "dataset": dataset}
+    run_state: Any = open_to_judge(folder, **how, trust_code=trust_code, **asked)
     metrics, _ = run_state.evaluate()
     console = Terminal()
-    count = prompts
+    for text in run_state.notices() if dataset is not None else ():
+        console.print(Text(text, style="dim"), soft_wrap=True)
+    count = 0
     if isinstance(run_state, RewardModelRunState):
         if sampled:
             raise UserError(f"--sampled means nothing for {folder}, a reward model, which answers nothing.")
         pairs = run_state.evaluation_facts()["pairs"]
-        console.print(f"{folder}: a reward model, on {pairs} held-out pairs of {run_state.task.name}")
+        console.print(f"{folder}: a reward model, on {pairs} held-out pairs of {dataset or run_state.task.name}")
     elif language:
         mode = "greedy" if run_state.evaluation.greedy else "sampled at temperature 1"
         size = run_state.task.size("test")
-        count = prompts if size is None else min(prompts, size)
-        console.print(f"{folder}: {count} test prompts of {run_state.task.name}, {mode}")
+        count = run_state.evaluation.prompts if size is None else min(run_state.evaluation.prompts, size)
+        what = f"{count} test prompts of {run_state.task.name}, {mode}"
+        if dataset is not None:
+            what = f"{count} prompts of {dataset}, {mode}"
+        if not answers(run_state):
+            kind = "labelled responses" if run_state.task.labelled else "pairs"
+            what = f"{count} held-out {kind} of {dataset or run_state.task.name}, told apart and not answered"
+        console.print(f"{folder}: {what}", soft_wrap=True)
     else:
         facts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in run_state.evaluation_facts().items())
         console.print(f"{folder}: {run_state.task.name}{', ' if facts else ''}{facts}", soft_wrap=True)

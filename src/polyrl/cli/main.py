@@ -214,15 +214,21 @@ def trace(ctx: click.Context, /, method: str, iteration: int, profile: bool, **g
 
 @polyrl.command("eval", context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompts", type=int, help="test prompts of a language run  [500]")
+@click.option("--prompts", type=int, help="test prompts of a language run  [500; of --dataset all]")
 @click.option("--sampled", is_flag=True, help="sampled instead of greedy responses")
 @click.option("--episodes", type=int, help="episodes or scenarios of any other run  [the task's]")
+@click.option(
+    "--dataset", help="judge on all rows of this file or hub data set, in the place of the run's test prompts"
+)
+@click.option("--reward", multiple=True, help="with --dataset: what judges answers  [the run's, or the data's answers]")
+@click.option("--checker", help="with --dataset: how its answers are compared  [the run's]")
+@click.option("--max-tokens", type=int, help="with --dataset: longest response  [the run's]")
 @TRUST
-def eval_(run: Path, prompts: int | None, sampled: bool, episodes: int | None, trust_code: bool) -> None:
-    """Judge the trained policy of RUN apart from training."""
+def eval_(run: Path, trust_code: bool, **given: Any) -> None:
+    """Judge the trained policy of RUN apart from training; with --dataset, RUN may be a model's folder."""
     from polyrl.cli.commands import run_evaluation
 
-    run_evaluation(run, prompts=prompts, sampled=sampled, episodes=episodes, trust_code=trust_code)
+    run_evaluation(run, trust_code=trust_code, **given)
 
 
 @polyrl.command(context_settings=HELP)
@@ -266,13 +272,14 @@ def record(runs: tuple[Path, ...], trust_code: bool, **given: Any) -> None:
 
 @polyrl.command(context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option("--budget", default="", help="more for the whole run, spent and to come: samples=, tokens=, steps=, ...")
 @TRUST
 @click.option("--quiet", is_flag=True, help="show warnings only")
-def resume(run: Path, trust_code: bool, quiet: bool) -> None:
-    """Go on with an interrupted RUN or comparison, to the same numbers."""
+def resume(run: Path, budget: str, trust_code: bool, quiet: bool) -> None:
+    """Go on with an interrupted RUN or comparison, to the same numbers; with --budget, with a finished RUN too."""
     from polyrl.cli.commands import resume_folder
 
-    resume_folder(run, quiet=quiet, trust_code=trust_code)
+    resume_folder(run, quiet=quiet, trust_code=trust_code, budget=budget)
 
 
 @polyrl.command(context_settings=HELP)

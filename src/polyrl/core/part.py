@@ -103,6 +103,10 @@ class Part:
         declared = any(name in vars(kind).get("__annotations__", {}) for kind in type(self).__mro__)
         return getattr(self, name) if declared else default
 
+    def follows_budget(self) -> tuple[str, ...]:
+        """Hyperparameters by which it changes over the budget, so that more budget later is not more from the start."""
+        return ()
+
     def prepare(self, task: Any, model: str, say: Callable[[str], None] = lambda _: None) -> Any:
         """Make what the part needs beside the run's models, such as frozen ones that it judges by, and return it.
 

@@ -132,6 +132,10 @@ class Trained(Model):
     weight_decay: float = hyperparameter(0.0, "AdamW weight decay", low=0)
     max_grad_norm: float | None = hyperparameter(None, "norm at which the gradient is clipped; none is off", above=0)
 
+    def follows_budget(self) -> tuple[str, ...]:
+        """The schedule, where it is not constant."""
+        return () if self.schedule == "constant" else ("schedule",)
+
 
 @dataclass(frozen=True)
 class Copy(Model):

@@ -54,6 +54,10 @@ class DemonstratedPairs(OfflinePairs):
         0.0, "share of the budget for demonstrations alone; after it pairs alone; 0 mixes", low=0, high=1
     )
 
+    def follows_budget(self) -> tuple[str, ...]:
+        """The share of demonstrations alone."""
+        return ("sft_share",) if self.sft_share else ()
+
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return two rows a pair and one a demonstration, which is in no pair (`pair` -1)."""
         run_state, iteration = context.run_state, context.iteration - 1

@@ -372,6 +372,11 @@ class Optimize(Improver):
             step = float(state.get("step", 0)) + 1
             group["eps"] = self.adam_epsilon / math.sqrt(1 - group["betas"][1] ** step)
 
+    def follows_budget(self) -> tuple[str, ...]:
+        """Schedules that are not constant, and warm-ups."""
+        found = [n for n in ("schedule", "critic_schedule") if getattr(self, n) not in ("constant", None)]
+        return (*found, *(n for n in ("warmup", "critic_warmup") if getattr(self, n)))
+
     def set_rates(self, context: Context) -> None:
         """Set the learning rates of this iteration's steps, which are the same for all of them."""
         critic = self._factor(self.critic_schedule or self.schedule, self.critic_warmup, context)

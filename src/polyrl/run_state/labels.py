@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from polyrl.models.language.labelled import LabelledResponses
 from polyrl.models.language.pairs import sequence_log_ratio
 from polyrl.run_state.pairs import EQUAL
 from polyrl.runtime.budget import Budget
+from polyrl.tasks.language.base import content
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -31,15 +32,17 @@ def auc(good: Tensor, bad: Tensor) -> float:
 
 @torch.no_grad()
 def judged_labels(
-    run_state: LanguageRunState, responses: LabelledResponses, terms: Sequence[Term], *, most: int
-) -> dict[str, float]:
+    run_state: LanguageRunState, responses: LabelledResponses, terms: Sequence[Term], *, most: int, shown: int = 0
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics of `most` held-out labelled responses, of each kind as many as its share.
 
     Returns "eval/log_ratio_desirable" and "eval/log_ratio_undesirable", mean log-ratios to the reference (nats a
     response), "eval/margin", their difference, "eval/auc" of these log-ratios, and "eval/loss", the sum of those
-    `terms` that can be computed on given responses, if there are any.
+    `terms` that can be computed on given responses, if there are any. And the first `shown` responses with their
+    log-ratios and labels, to be read by a person.
     """
-    batch = responses.batch(responses.some(most))
+    numbers = responses.some(most)
+    batch = responses.batch(numbers)
     batch = batch.with_fields(weight=batch["mask"].float())
     outputs = {name: x.float() for name, x in run_state.measured_outputs(batch, {"logprob"}).items()}
     reference = responses.reference_cache.of(batch, run_state.reference_of)
@@ -56,7 +59,13 @@ def judged_labels(
     able = [t for t in terms if t.required() <= set(batch.fields())]
     if able:
         metrics["eval/loss"] = sum(float((t.loss(outputs, batch) * t.step_weights(batch)).sum()) for t in able)
-    return metrics
+    rows = [responses.rows[n] for n in numbers[:shown]]
+    samples: list[dict[str, Any]] = [
+        {"split": "test", "prompt": row["prompt"], "completion": content(row["completion"]), "score": ratio}
+        | {"label": row["label"]}
+        for row, ratio in zip(rows, r.tolist(), strict=False)
+    ]
+    return metrics, samples
 
 
 def _derived(run_state: LanguageRunState, batch: Experience, terms: Sequence[Term]) -> Experience:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -15,7 +15,7 @@ from polyrl.models.language.policy import Backbone, LanguagePolicy
 from polyrl.pretrain.start import start_model
 from polyrl.recipe import Term
 from polyrl.run_state.joint_reward import JointReward
-from polyrl.run_state.language_evaluation import EVALUATION_SEED, Evaluation
+from polyrl.run_state.language_evaluation import EVALUATION_SEED, Evaluation, answers
 from polyrl.run_state.language_run_state import CHECKED_ROWS, LanguageRunState
 from polyrl.run_state.reward_model import FOLDER as REWARD_MODEL
 from polyrl.run_state.reward_model import RewardModelRunState
@@ -43,6 +43,7 @@ __all__ = [
     "make_task",
     "open_trained",
     "prepare",
+    "task_on",
 ]
 
 Say = Callable[[str], None]
@@ -69,6 +70,23 @@ def make_task(config: RunConfig, given: PythonObjects, *, load_code: bool = True
     task.calls = CallPolicy(config.on_reward_error, config.reward_timeout, config.reward_process, config.seed)
     if config.max_tokens:
         task.max_tokens = config.max_tokens
+    return task
+
+
+def task_on(config: RunConfig, given: PythonObjects, data: Any) -> LanguageTask:
+    """The rows of `data` to be judged on, all of them, answered under the limits of the run's own task."""
+    rewards = [*(load_reward(spec) for spec in config.rewards), *given.rewards]
+    task = dataset_task(data, None, rewards, config.checker, config.skip_bad_rows, judged_whole=True)
+    if config.task not in ("", "dataset"):
+        own = built_in_task(config.task)
+        task.max_tokens, task.stop = own.max_tokens, tuple(own.stop)
+    task.calls = CallPolicy(config.on_reward_error, config.reward_timeout, config.reward_process, config.seed)
+    task.max_tokens = config.max_tokens or task.max_tokens
+    if not (task.rewards or task.fixed_pairs or task.labelled):
+        raise UserError(
+            "Nothing judges answers on this data: it has no column 'answer', 'solution' or 'completion', and no pairs; "
+            "give --reward."
+        )
     return task
 
 
@@ -193,15 +211,16 @@ def load_run_state(
 
 
 def open_trained(
-    folder: Path, config: RunConfig, task: LanguageTask, *, judged: bool = True
+    folder: Path, config: RunConfig, task: LanguageTask, *, judged: bool = True, start: str = ""
 ) -> LanguageRunState | RewardModelRunState:
     """The run state of a run whose policy is the model in `folder`: a checkpoint, or the run's `model/`.
 
-    Without `judged` the policy only acts, and what the task's rewards need is not made.
+    Without `judged` the policy only acts, and what the task's rewards need is not made. `start` is the model that the
+    run started from, where the task does not tell it.
     """
     own = bool(config.rewards or config.preference)
     if task.needs_model and (judged or not own):  # of the model that the run started from, not of what it has trained
-        task.prepare(make_model(config, task))
+        task.prepare(start or make_model(config, task))
     for scores in (folder / REWARD_MODEL, folder):
         if (scores / "head.safetensors").is_file():
             if not judged:
@@ -209,12 +228,13 @@ def open_trained(
                     f"{folder} is a reward model, which answers nothing; its run's samples.jsonl has scores."
                 )
             if not task.fixed_pairs:
-                give_pairs(task, make_model(config, task))
+                give_pairs(task, start or make_model(config, task))
             task.metric = PAIR_METRIC
             return load_reward_model(config, task, str(scores))
     model = folder / "policy" if (folder / "policy").is_dir() else folder
     # how far it went and how it tells responses apart is told against the start
-    reference = make_model(config, task) if task.fixed_pairs or task.labelled else None
+    reference = start or make_model(config, task) if task.fixed_pairs or task.labelled else None
     run_state = load_run_state(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
-    _fit(config, task, run_state.policy, task.max_tokens)  # the test rows that the run was judged on
+    only_read = isinstance(task, DatasetTask) and task.judged_whole and not answers(run_state)
+    _fit(config, task, run_state.policy, 0 if only_read else task.max_tokens)  # the test rows that it was judged on
     return run_state

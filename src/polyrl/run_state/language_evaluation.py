@@ -62,11 +62,40 @@ def seen_rows(experience: Experience) -> list[Row]:
 
 @torch.no_grad()
 def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Accuracy, reward and length on the fixed test prompts, and the first few responses.
+    """How well the policy does on the fixed test prompts, and the first few responses or pairs.
 
-    Where the task has preference pairs or labelled responses, also how well held-out ones are told apart, and of
-    sampled responses the KL to the start. Without rewards there is neither accuracy nor reward.
+    Where there are rewards, accuracy, reward and length of one response to each. Where the task has preference pairs or
+    labelled responses, how well held-out ones are told apart, and of sampled responses the KL to the start: without
+    rewards nothing is answered for that, unless responses are to be sampled.
     """
+    how, task, terms = run_state.evaluation, run_state.task, run_state.pair_terms
+    given = bool(task.fixed_pairs or task.labelled)
+    metrics: dict[str, float] = {}
+    samples: list[dict[str, Any]] = []
+    if answers(run_state):
+        metrics, samples, batch = _answered(run_state)
+        if given and not how.greedy:
+            log_ratio = (batch["behaviour_logprob"] - run_state.reference_of(batch)) * batch["mask"]
+            metrics["eval/kl"] = float(log_ratio.sum(1).mean())
+    if task.labelled or (task.fixed_pairs and any("desirable" in term.required() for term in terms)):
+        most = how.prompts if task.labelled else 2 * how.prompts  # the responses of as many pairs
+        labels, shown = judged_labels(run_state, run_state.labelled("test"), terms, most=most, shown=how.shown)
+        metrics, samples = metrics | labels, samples or shown
+    if task.fixed_pairs:
+        paired, shown = judged_pairs(run_state, run_state.pairs("test"), terms, most=how.prompts, shown=how.shown)
+        metrics, samples = metrics | paired, samples or shown
+    if given:
+        run_state.release_reference()
+    return metrics, samples
+
+
+def answers(run_state: LanguageRunState) -> bool:
+    """Whether an evaluation answers prompts: not where pairs or labels are all that a run is judged by."""
+    return run_state.rewards is not None or not run_state.evaluation.greedy
+
+
+def _answered(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[str, Any]], Experience]:
+    """Metrics of one response to each test prompt, the first few responses, and all of them."""
     how = run_state.evaluation
     size = run_state.task.size("test")  # no prompt of a small test set is counted twice
     rows = run_state.task.rows("test", how.seed, 0, how.prompts if size is None else min(how.prompts, size))
@@ -87,18 +116,7 @@ def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[s
     metrics |= {f"eval/{name}": float(values.mean()) for name, values in run_state.measures(batch).items()}
     summary = run_state.task.summary(rows, batch.columns["completion"])
     metrics |= {f"eval/{name}": value for name, value in summary.items()}
-    task, terms = run_state.task, run_state.pair_terms
-    if task.fixed_pairs or task.labelled:
-        if not how.greedy:
-            log_ratio = (batch["behaviour_logprob"] - run_state.reference_of(batch)) * batch["mask"]
-            metrics["eval/kl"] = float(log_ratio.sum(1).mean())
-        if task.labelled or any("desirable" in term.required() for term in terms):
-            most = how.prompts if task.labelled else 2 * how.prompts  # the responses of as many pairs
-            metrics |= judged_labels(run_state, run_state.labelled("test"), terms, most=most)
-        if task.fixed_pairs:
-            metrics |= judged_pairs(run_state, run_state.pairs("test"), terms, most=how.prompts)
-        run_state.release_reference()
-    return metrics, samples
+    return metrics, samples, batch
 
 
 def _judged(

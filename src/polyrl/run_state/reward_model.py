@@ -21,7 +21,7 @@ from polyrl.run_state.pairs import judged_pairs
 from polyrl.run_state.user_data import UserDataRunState
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.seeding import generator
-from polyrl.tasks.language.base import LanguageTask, content
+from polyrl.tasks.language.base import LanguageTask
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
@@ -73,24 +73,7 @@ class RewardModelRunState(UserDataRunState):
     @torch.no_grad()
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Accuracy, margin and loss on held-out pairs, and the scores of the first few."""
-        pairs = self.pairs("test")
-        metrics = judged_pairs(self, pairs, self.terms, most=self.prompts, output="score")
-        rows = [pairs.rows[i] for i in range(min(self.shown, len(pairs)))]
-        scores = self.outputs(pairs.batch(range(len(rows))), {"score"})["score"].tolist()
-        samples = [
-            {
-                "split": "test",
-                "prompt": row["prompt"],
-                "completion": content(row["chosen"]),
-                "score": scores[2 * i],
-                "correct": scores[2 * i] > scores[2 * i + 1],
-                "expected": None,
-                "rejected": content(row["rejected"]),
-                "score_rejected": scores[2 * i + 1],
-            }
-            for i, row in enumerate(rows)
-        ]
-        return metrics, samples
+        return judged_pairs(self, self.pairs("test"), self.terms, most=self.prompts, shown=self.shown, output="score")
 
     def stored(self) -> dict[str, Stored]:
         """The reward model, backbone and head."""

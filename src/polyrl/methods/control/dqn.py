@@ -106,6 +106,10 @@ class ExploreEnvironments(StepAndKeep):
     exploration_initial: float = hyperparameter(1.0, "share of random actions at first", low=0, high=1)
     exploration_final: float = hyperparameter(0.04, "share of random actions after that", low=0, high=1)
 
+    def follows_budget(self) -> tuple[str, ...]:
+        """The falling share of random actions."""
+        return ("exploration_fraction",) if self.exploration_fraction else ()
+
     def actor(self, inner: Actor, making: Making) -> Actor:
         """The greedy actor with random actions between."""
         space = making.task.actions.space

@@ -93,6 +93,10 @@ class VariedRollouts(Part):
                 "responses, which have none; set --of advantage, or sample whole responses."
             )
 
+    def follows_budget(self) -> tuple[str, ...]:
+        """The share of responses, where it changes."""
+        return ("rollouts_end",) if self.rollouts_start != self.rollouts_end else ()
+
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 in the other responses."""
         weight, draws = experience["weight"], context.generator("varied-rollouts")
@@ -145,6 +149,10 @@ class TellingTokens(Part):
         names = [p.name for p in recipe.select]
         if "varied-rollouts" in names[names.index(self.name) :]:
             raise UserError(f"{recipe.name}: put 'varied-rollouts' before '{self.name}'; tokens are chosen last.")
+
+    def follows_budget(self) -> tuple[str, ...]:
+        """The share of tokens, where it changes."""
+        return ("tokens_end",) if self.tokens_start != self.tokens_end else ()
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Set `weight` [B, T] to 0 at the other tokens."""

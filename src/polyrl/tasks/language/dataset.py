@@ -150,6 +150,8 @@ class DatasetTask(LanguageTask):
     texts if there are none."""
     skip_bad_rows: bool = False
     """Leave out and count rows that cannot be used; otherwise the first one is an error."""
+    judged_whole: bool = False
+    """Nothing is trained: all rows are test rows, in both splits."""
     max_tokens: int = 256
     """Limit of a completion in tokens."""
     stop: tuple[str, ...] = ()
@@ -182,7 +184,9 @@ class DatasetTask(LanguageTask):
                 f"The checkers are {', '.join(CHECKERS)}."
             )
         rows, label = _loaded(self.data, "the data", self.skipped)
-        if self.test_data is None:
+        if self.judged_whole:
+            self.train_rows = self.test_rows = rows
+        elif self.test_data is None:
             self.train_rows, self.test_rows = self.hold_out(rows, label)
         else:
             self.test_rows, _ = _loaded(self.test_data, "the test data", self.skipped)
@@ -194,13 +198,18 @@ class DatasetTask(LanguageTask):
         return held_out(rows, label)
 
     @property
+    def all_rows(self) -> list[Row]:
+        """Rows of both splits, each once."""
+        return [*self.test_rows] if self.judged_whole else [*self.train_rows, *self.test_rows]
+
+    @property
     def skipped(self) -> LeftOut | None:
         """Where rows that cannot be used are counted; None where they are an error."""
         return self.left_out if self.skip_bad_rows else None
 
     def _set_checker(self, label: str) -> None:
         """Choose how answers are compared, and leave out rows that have none where nothing else could judge them."""
-        given, rows = bool(self.rewards), [*self.train_rows, *self.test_rows]
+        given, rows = bool(self.rewards), self.all_rows
         self._truth = truth_column(rows[0])
         if self._truth == "completion" and unpaired(rows):
             self._truth = None  # a response that somebody has judged, good or bad, is no truth
@@ -213,7 +222,7 @@ class DatasetTask(LanguageTask):
         own = {reward.checker for reward in self.rewards}
         if own != {""} or not given or self.checker is not None:
             self._check_answers({*own, self.checker or ""} - {""})
-        rows = [*self.train_rows, *self.test_rows]
+        rows = self.all_rows
         known = [answers for row in rows if (answers := self._answers(row))]
         numbers = [all(map(is_number, answers)) for answers in known]
         if self.checker is None and known:

@@ -87,8 +87,9 @@ def dataset_task(
     rewards: Sequence[Reward] = (),
     checker: str | None = None,
     skip_bad_rows: bool = False,
+    judged_whole: bool = False,
 ) -> DatasetTask:
-    """The user's data as a task.
+    """The user's data as a task; with `judged_whole` all rows are test rows.
 
     A `PairDataset` where it has the columns `chosen` and `rejected`, a `LabelledDataset` where it has `completion` and
     a `label` that is true or false.
@@ -97,7 +98,8 @@ def dataset_task(
     rows = load_rows(str(data), passed) if isinstance(data, str | Path) else list(data)
     paired = any(isinstance(row, dict) and all(row.get(side) is not None for side in SIDES) for row in rows)
     kind = PairDataset if paired else LabelledDataset if unpaired(rows) else DatasetTask
-    return kind(data, test_data=test_data, rewards=list(rewards), checker=checker, skip_bad_rows=skip_bad_rows)
+    how = {"checker": checker, "skip_bad_rows": skip_bad_rows, "judged_whole": judged_whole}
+    return kind(data, test_data=test_data, rewards=list(rewards), **how)  # type: ignore[arg-type]
 
 
 def _checked(data: Any, label: str, left_out: LeftOut | None) -> list[Row]:

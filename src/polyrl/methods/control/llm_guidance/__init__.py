@@ -119,6 +119,10 @@ class GuidedEnvironments(StepEnvironments):
         passes = 0 if self.shaper == "uncalibrated" else self.dropout_passes
         return UncertainAdvice(found, describe, self.weigher(0.0), passes, seed)
 
+    def follows_budget(self) -> tuple[str, ...]:
+        """The share of the run in which advice counts."""
+        return ("advice_share",)
+
     def weigher(self, progress: float) -> Callable[[Tensor], Tensor]:
         """What turns Hbar `[...]` into the advice's weight at a share of the run."""
         return lambda entropy: advice_weight(entropy, self.shaper, progress, self.advice_share, self.entropy_floor)
