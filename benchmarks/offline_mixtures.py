@@ -35,7 +35,7 @@ EPISODES = 50
 """Of a data set, and of the judging."""
 MIXED = 10
 """Policies in the replay-like set."""
-BATCHES = 8_000
+BATCHES = 6_000
 SHARED = {"hidden": "64x64", "batch_size": 128}
 """The same for all methods; everything else is as their files have it."""
 SETS = ("random", "medium", "replay", "expert")
