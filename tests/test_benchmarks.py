@@ -22,6 +22,7 @@ import language_work  # noqa: E402
 import learning  # noqa: E402
 import off_policy_learning  # noqa: E402
 import off_policy_work  # noqa: E402
+import offline_mixtures  # noqa: E402
 import results  # noqa: E402
 import turns  # noqa: E402
 
@@ -177,6 +178,38 @@ def test_curves_of_off_policy_are_of_seeds_that_both_sides_have(
     ends = {library: side["curve"][-1] for library, side in found["sides"].items()}
     assert ends["polyrl"]["by_seed"] == [-1, -2] and ends["sb3"]["by_seed"] == [-5, -3]
     assert ends["sb3"]["steps"] == 9 and ends["sb3"]["interquartile_mean"] == -4
+
+
+def test_the_medium_policy_is_the_nearest_to_the_middle_of_first_and_last() -> None:
+    assert offline_mixtures.halfway({500: -1000.0, 1000: -1400.0, 1500: -500.0, 2000: -650.0, 2500: -200.0}) == 2000
+
+
+def test_a_table_of_data_is_of_seeds_that_all_methods_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline_mixtures, "KEPT", tmp_path)
+    monkeypatch.setattr(
+        offline_mixtures, "returns_of", lambda folder: [-30.0, -10.0] if folder.name == "medium" else []
+    )
+    assert offline_mixtures.summarize("medium", 9) == {}
+    ends = {"bc": {0: -5.0, 1: -7.0}, "iql": {0: -4.0, 1: -2.0, 2: 0.0}, "cql": {1: -9.0, 0: -8.0}}
+    for method, by_seed in ends.items():
+        for seed, end in by_seed.items():
+            run = {"return": end, "curve": [[3, end]], "cpu_seconds": 2.0, "commit": "c"}
+            (tmp_path / f"{method}-medium-seed{seed}-batches9.json").write_text(json.dumps(run))
+    found = offline_mixtures.summarize("medium", 9)
+    assert found["seeds"] == [0, 1] and found["data"] == {"mean": -20, "best": -10, "episodes": 2}
+    assert {name: side["by_seed"] for name, side in found["methods"].items()} == {
+        "bc": [-5, -7],
+        "iql": [-4, -2],
+        "cql": [-8, -9],
+    }
+    assert offline_mixtures.row("medium", found) == [
+        "medium",
+        "-20",
+        "-10",
+        "-6 (-5, -7)",
+        "-3 (-4, -2)",
+        "-8 (-8, -9)",
+    ]
 
 
 def test_sides_that_do_other_work_are_refused() -> None:
