@@ -1165,6 +1165,63 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "core/composing.py",
+        "test_language_lists.py test_epochs.py -k 'belong or behind'",
+        [
+            ("return other.grouped_by == part.grouped_by", "return True"),
+            ("credit=(*home.credit, part)", "credit=(part, *home.credit)"),
+            ('if part.stage != "credit" or len(able) != 1:', "if True:"),
+        ],
+    ),
+    Group(
+        "core/updating.py",
+        "test_epochs.py -k 'compared_whatever or are_told_when'",
+        [
+            ('wants |= {"logprob", "entropy"} & given', "pass"),
+            ("term.on_update_end(context.metrics, context)", "pass"),
+        ],
+    ),
+    Group(
+        "models/base.py",
+        "test_epochs.py -k 'decay'",
+        [("weight_decay=entry.weight_decay", "weight_decay=0.0")],
+    ),
+    Group(
+        "parts/credit.py",
+        "test_claims.py -k 'plain_return'",
+        [
+            ("if last[t]:\n                total = 0.0", "if False:\n                total = 0.0"),
+            ('ends = experience["terminated"] | experience["truncated"]', 'ends = experience["terminated"]'),
+        ],
+    ),
+    Group(
+        "settings.py",
+        "test_earlier_names.py",
+        [
+            ('"domain" if key == "wing"', '"domain" if key == "wings"'),
+            ('return _BRITISH.sub(r"\\1iz", name)', "return name"),
+            ("if text not in arguments and american(text) in arguments:", "if False:"),
+        ],
+    ),
+    Group(
+        "runtime/checkpoint.py",
+        "test_earlier_names.py -k 'goes_on'",
+        [("if not file.exists():", "if False:")],
+    ),
+    Group(
+        "core/part.py",
+        "test_theory_methods.py -k 'bad_input and both'",
+        [("return getattr(self, name) if declared else default", "return default")],
+    ),
+    Group(
+        "models/stored.py",
+        "test_loop.py test_operations_run_state.py -k 'one_way or other_weights'",
+        [
+            ("if name not in read or read[name].shape != mine.shape:", "if name not in read:"),
+            ("if name in self.optional and name not in read:", "if name not in read:"),
+        ],
+    ),
+    Group(
         "core/agreement.py",
         "test_update.py test_epochs.py -k 'not language_model and gap or must_agree or sampler'",
         [
