@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import polyrl
-from polyrl import api
+from polyrl import arguments
 from polyrl.errors import UserError
 from polyrl.runtime.run_folder import RunFolder
 from tiny_models import save_model
@@ -87,7 +87,7 @@ def test_a_run_with_paths_and_numbers_of_numpy(tmp_path: Path, model: Path) -> N
     ],
 )
 def test_values_become_plain(given: Any, plain: Any) -> None:
-    found = api._plain(given)
+    found = arguments.plain(given)
     assert found == plain and type(found) is type(plain)
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from polyrl.core.experience import Experience
     from polyrl.errors import UserError
     from polyrl.recipe import Architecture, Improver, Part, Recipe, Term, hyperparameter
+    from polyrl.results import ComparisonResult, RunResult
     from polyrl.runtime.metric import Metric
 
 _HOMES = {
@@ -19,6 +20,8 @@ _HOMES = {
     "resume": "api",
     "evaluate": "api",
     "reproduce": "api",
+    "RunResult": "results",
+    "ComparisonResult": "results",
     "UserError": "errors",
     "Experience": "core.experience",
     "Metric": "runtime.metric",
@@ -31,11 +34,13 @@ _HOMES = {
 }
 __all__ = [
     "Architecture",
+    "ComparisonResult",
     "Experience",
     "Improver",
     "Metric",
     "Part",
     "Recipe",
+    "RunResult",
     "Term",
     "UserError",
     "__version__",
@@ -46,6 +51,11 @@ __all__ = [
     "resume",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

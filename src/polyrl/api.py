@@ -6,12 +6,26 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyrl.arguments import (
+    budget_text,
+    check_hyperparameters,
+    make_config,
+    method_name,
+    model_name,
+    named,
+    objects,
+    out_folder,
+    seed_list,
+    split_options,
+    task_of,
+    texts,
+)
 from polyrl.errors import UserError
 from polyrl.plain_text import printable
+from polyrl.results import ComparisonResult, RunResult
 from polyrl.runtime.config import RunConfig
 
 if TYPE_CHECKING:
@@ -26,167 +40,74 @@ RewardFunction = Callable[..., list[float | None]]
 PreferenceFunction = Callable[..., list[float]]
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run leaves.
-
-    Attributes:
-        folder: the run's folder; `folder / "model"` is an ordinary Hugging Face model folder.
-        start, final: evaluation metrics before and after training.
-        spent: samples, tokens, steps, reward_calls, seconds, updates, iterations.
-    """
-
-    folder: Path
-    start: dict[str, float]
-    final: dict[str, float]
-    spent: dict[str, float]
-
-
-def _budget_text(budget: str | Mapping[str, float]) -> str:
-    return budget if isinstance(budget, str) else ",".join(f"{k}={_plain(v)!r}" for k, v in budget.items())
-
-
-def _plain(value: Any) -> Any:
-    """The value as a config holds it: paths as text, numbers of NumPy and torch as Python's."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {_plain(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(v) for v in value) if type(value) in (list, tuple) else value
-    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
-        return value.item()
-    return value
-
-
-def _config(function: str, options: Mapping[str, Any] | None, **asked: Any) -> RunConfig:
-    """The config of what was asked for.
-
-    Raises:
-        UserError: an option that there is not, or a value of another type.
-    """
-    twice = sorted(asked.keys() & (options or {}).keys())
-    if twice:
-        raise UserError(f"polyrl.{function} takes {' and '.join(twice)} by itself; leave it out of options.")
-    values = {**asked, **(options or {})}
-    return RunConfig.from_dict({k: _plain(v) for k, v in values.items()}, f"polyrl.{function}")
-
-
-def _texts(hyperparameters: Mapping[str, Any]) -> dict[str, str]:
-    """Hyperparameters as they would be typed."""
-    return {k: str(_plain(v)) for k, v in hyperparameters.items()}
-
-
-def _name(function: Any, given: Sequence[str]) -> str:
-    """What a function is called; several partials or objects of one kind are numbered."""
-    from polyrl.tasks.user_code import called_name
-
-    name = called_name(function)
-    if hasattr(function, "__name__"):
-        return name
-    numbered = [name, *(f"{name}-{n}" for n in range(2, len(given) + 2))]
-    return next(candidate for candidate in numbered if candidate not in given)
-
-
-def _given(
-    method: Any, dataset: Any, reward: Any, task: Any = None, preference: Any = None
-) -> tuple[tuple[str, ...], PythonObjects]:
-    """Split what the user gave into reward names, which a config can hold, and objects, which it cannot."""
-    from polyrl.recipe import Recipe
-    from polyrl.runtime.config import PythonObjects
-    from polyrl.tasks.language import Preference, Reward
-    from polyrl.tasks.language.phrases import shortened
-    from polyrl.tasks.language.rewards import check_signature
-    from polyrl.tasks.user_code import called_name
-
-    alone = isinstance(reward, str | os.PathLike) or callable(reward) or _weighted(reward)
-    items = [] if reward is None else [reward] if alone else list(reward)
-    specs: list[str] = []
-    objects: list[Reward] = []
-    for item in items:
-        if isinstance(item, str | os.PathLike):
-            specs.append(os.fspath(item))
-            continue
-        function, weight = item if _weighted(item) else (item, 1.0)
-        if not callable(function):
-            raise UserError(f"A reward must be a function, its name or (function, weight), not {shortened(str(item))}.")
-        name = _name(function, [reward.name for reward in objects])
-        check_signature(name, function)
-        objects.append(Reward(name, function, float(weight)))
-    rows = None if dataset is None or isinstance(dataset, str | os.PathLike) else list(dataset)
-    recipe = method if isinstance(method, Recipe) else None
-    environment = task if callable(task) else None
-    judge = Preference(called_name(preference), preference) if callable(preference) else None
-    return tuple(specs), PythonObjects(
-        recipe=recipe, dataset=rows, rewards=objects, preference=judge, environment=environment
-    )
-
-
-def _weighted(item: Any) -> bool:
-    """Whether this is `(function, weight)`."""
-    return isinstance(item, tuple) and len(item) == 2 and callable(item[0]) and not callable(item[1])
-
-
 def train(
     method: str | Path | Recipe,
     *,
-    task: str | Callable[[], Any] | None = None,
-    model: str | Path | None = None,
+    task: Any = None,
+    model: Any = None,
     reward: str | RewardFunction | Sequence[Any] | None = None,
     preference: str | PreferenceFunction | None = None,
     dataset: str | Path | Sequence[dict[str, Any]] | None = None,
+    test_dataset: str | Path | Sequence[dict[str, Any]] | None = None,
     budget: str | Mapping[str, float] = "",
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     options: Mapping[str, Any] | None = None,
-    **hyperparameters: Any,
+    **keywords: Any,
 ) -> RunResult:
-    """Train a policy and return what came of it.
+    """Train a policy and return what came of it, which a notebook shows as a table and a curve.
 
     Args:
         method: a method or composition such as "grpo+drop-equal-groups", a method file, or a `Recipe`.
-        task: built-in task, Gymnasium environment such as "CartPole-v1", or a function that makes an environment; the
-            method's own if neither it nor a dataset is given.
-        model: model folder or hub id; none makes the task's tiny model.
+        task: built-in task, Gymnasium environment such as "CartPole-v1", an environment object, or a function that
+            makes one; the method's own if neither it nor a dataset is given.
+        model: model folder or hub id, a model of transformers, or (model, tokenizer); none makes the task's tiny model.
         reward: reward functions with TRL's signature `f(prompts, completions, **columns) -> list[float | None]`, or
             their names "module:function"; a list mixes them, `(function, weight)` weighs one.
         preference: which of two responses is better, for methods that ask: a function `f(prompts, completions_a,
             completions_b, **columns) -> list[float]` that returns the probability that a beats b, or its name.
-        dataset: file, hub id, or rows with a `prompt`; of control a file or folder of recorded transitions.
+        dataset: file, hub id, a `datasets.Dataset` or rows with a `prompt`; of control a file or folder of recorded
+            transitions.
+        test_dataset: the same, to be judged on; none holds out a share of `dataset`.
         budget: what ends the run, such as "samples=20000,seconds=600" or {"steps": 100000}; the task's own if empty.
-        options: any other field of `polyrl.runtime.config.RunConfig`, such as {"precision": "bfloat16"}.
-        hyperparameters: of the recipe's parts, `clip_range=0.1`.
+        keywords: every option of the command line under its name (`max_tokens=64`, `lora=16`, `device="cuda"`,
+            `evaluations=4`), and hyperparameters of the recipe's parts (`clip_range=0.1`).
+        options: the options among them as a mapping.
 
     Raises:
         UserError: something in the arguments or the data is wrong.
     """
     from polyrl.catalogue import task_with_data
-    from polyrl.runs import default_folder, start_run
+    from polyrl.runs import completed, default_folder, domain, make_recipe, start_run
     from polyrl.runtime.progress import Progress
-    from polyrl.tasks.user_code import called_name
 
-    specs, given = _given(method, dataset, reward, task, preference)
-    called = os.fspath(method) if isinstance(method, str | os.PathLike) else method.name
-    named = called_name(task) if callable(task) else task or ""
-    if dataset is not None and not callable(task):
-        named = task_with_data(named, [called]) or ""
-    config = _config(
+    called = method_name(method)
+    chosen, hyperparameters = split_options("train", options, keywords)
+    specs, given = objects(method, dataset, reward, task, preference, test_dataset)
+    named_task = task_of(task)[0]
+    if dataset is not None and given.environment is None:
+        named_task = task_with_data(named_task, [called]) or ""
+    config = make_config(
         "train",
-        options,
+        {"test_dataset": named(test_dataset), **chosen},
         method=called,
-        task=named,
-        dataset=dataset if isinstance(dataset, str | os.PathLike) else None,
+        task=named_task,
+        dataset=named(dataset),
         rewards=specs,
-        preference=preference if isinstance(preference, str) else None,
-        model=str(model) if model is not None else None,
-        budget=_budget_text(budget),
+        preference=named(preference),
+        model=model_name(model),
+        budget=budget_text(budget),
         seed=seed,
-        hyperparameters=_texts(hyperparameters),
+        hyperparameters=texts(hyperparameters),
         from_python=given.names(),
     )
-    folder = Path(out) if out else default_folder(config)
+    if hyperparameters:
+        whole = completed(dataclasses.replace(config, hyperparameters={}), given)
+        recipe = make_recipe(whole, given)
+        check_hyperparameters("train", [recipe], hyperparameters, domain(whole, given))
+    folder = out_folder(out) or default_folder(config)
     progress = Progress(config.arm, config.budget, quiet=quiet)
     loop = start_run(config, folder, given=given, progress=progress, overwrite=overwrite, say=_say(quiet))
     return _finish(loop, progress, folder)
@@ -197,9 +118,10 @@ def resume(
     *,
     method: Recipe | None = None,
     dataset: Sequence[dict[str, Any]] | None = None,
+    test_dataset: Sequence[dict[str, Any]] | None = None,
     reward: RewardFunction | Sequence[Any] | None = None,
     preference: PreferenceFunction | None = None,
-    task: Callable[[], Any] | None = None,
+    task: Any = None,
     budget: str | Mapping[str, float] = "",
     trust_code: bool = False,
     quiet: bool = False,
@@ -218,9 +140,9 @@ def resume(
 
     folder = Path(run)
     progress = Progress(folder.name, "", quiet=quiet)
-    given = _given(method, dataset, reward, task, preference)[1]
+    given = objects(method, dataset, reward, task, preference, test_dataset)[1]
     loop = resume_run(
-        folder, given=given, progress=progress, say=_say(quiet), trust_code=trust_code, budget=_budget_text(budget)
+        folder, given=given, progress=progress, say=_say(quiet), trust_code=trust_code, budget=budget_text(budget)
     )
     progress.label = loop.recipe.name
     if loop.context.progress >= 1:
@@ -239,47 +161,77 @@ def _finish(loop: Loop, progress: Any, folder: Path) -> RunResult:
 
 
 def compare(
-    methods: Sequence[str],
+    methods: str | Path | Recipe | Sequence[Any],
     *,
-    task: str | None = None,
-    model: str | Path | None = None,
-    reward: str | Sequence[str] = (),
-    dataset: str | None = None,
+    task: Any = None,
+    model: Any = None,
+    reward: str | RewardFunction | Sequence[Any] | None = None,
+    preference: str | PreferenceFunction | None = None,
+    dataset: str | Path | Sequence[dict[str, Any]] | None = None,
+    test_dataset: str | Path | Sequence[dict[str, Any]] | None = None,
     budget: str | Mapping[str, float] = "",
     seeds: int | Sequence[int] = 5,
     out: str | Path | None = None,
+    overwrite: bool = False,
     workers: int | None = None,
     quiet: bool = False,
     options: Mapping[str, Any] | None = None,
-    **hyperparameters: Any,
-) -> Path:
-    """Train every method with every seed at the same budget and return the comparison's folder, with `report.html`.
+    **keywords: Any,
+) -> ComparisonResult:
+    """Train every method with every seed at the same budget; what comes back stands for the folder with `report.html`.
 
-    Arguments are those of `train`, but data and rewards are named, because every run is a process of its own.
-    Hyperparameters are set in every method that has them, and a method's own are given
-    in its name: `compare(["grpo", "grpo(clip_range=0.1)"])`.
+    Arguments are those of `train`. Every run is a process of its own, to which objects are sent: a function must not
+    hold what cannot be copied. Hyperparameters are set in every method that has them, and a method's own are given in
+    its name or its recipe: `compare(["grpo", "grpo(clip_range=0.1)", my_recipe])`.
+
+    Raises:
+        UserError: something in the arguments or the data is wrong, or every run failed.
     """
     from polyrl.catalogue import task_with_data
     from polyrl.comparison import run_comparison
+    from polyrl.recipe import Recipe
+    from polyrl.runs import default_task, domain, make_recipe
 
-    seeds = _plain(seeds)
-    names = [*range(seeds)] if isinstance(seeds, int) else [_plain(seed) for seed in seeds]
-    if dataset is not None:
-        task = task_with_data(task, [os.fspath(method) for method in methods])
-    base = _config(
+    alone = isinstance(methods, str | os.PathLike | Recipe) or not isinstance(methods, Sequence)
+    arms = [methods] if alone else list(methods)  # type: ignore[arg-type]
+    names = [method_name(method) for method in arms]
+    chosen, hyperparameters = split_options("compare", options, keywords)
+    specs, given = objects(None, dataset, reward, task, preference, test_dataset)
+    named_task = task_of(task)[0]
+    if dataset is not None and given.environment is None and names:
+        named_task = task_with_data(named_task, names) or ""
+    base = make_config(
         "compare",
-        options,
+        {"test_dataset": named(test_dataset), **chosen},
         method="",
-        task=task or "",
-        dataset=dataset,
-        rewards=(reward,) if isinstance(reward, str | os.PathLike) else tuple(reward),
-        model=str(model) if model is not None else None,
-        budget=_budget_text(budget),
-        hyperparameters=_texts(hyperparameters),
+        task=named_task,
+        dataset=named(dataset),
+        rewards=specs,
+        preference=named(preference),
+        model=model_name(model),
+        budget=budget_text(budget),
+        hyperparameters=texts(hyperparameters),
+        from_python=given.names() + (("method",) if any(isinstance(arm, Recipe) for arm in arms) else ()),
     )
-    return run_comparison(
-        [os.fspath(method) for method in methods], base, names, Path(out) if out else None, workers=workers, quiet=quiet
+    if len(set(names)) < len(names):
+        raise UserError("A method is named twice; give each arm once, or give a recipe another name.")
+    recipes = {name: arm for name, arm in zip(names, arms, strict=True) if isinstance(arm, Recipe)}
+    own = {name: dataclasses.replace(given, recipe=recipes.get(name)) for name in names}
+    if hyperparameters and names:
+        bare = dataclasses.replace(base, hyperparameters={}, task=base.task or default_task(names))
+        made = [make_recipe(dataclasses.replace(bare, method=name), own[name]) for name in names]
+        check_hyperparameters("compare", made, hyperparameters, domain(bare, given))
+    folder = run_comparison(
+        names,
+        base,
+        seed_list(seeds),
+        out_folder(out),
+        workers=workers,
+        quiet=quiet,
+        overwrite=overwrite,
+        given=own,
     )
+    return ComparisonResult(folder)
 
 
 def reproduce(
@@ -369,7 +321,7 @@ def open_to_judge(
     from polyrl.runtime.run_folder import RunFolder
 
     folder = Path(run)
-    specs, given = _given(None, dataset, reward, task)
+    specs, given = objects(None, dataset, reward, task)
     model = is_model(folder)
     begun = () if model else RunConfig.from_dict(RunFolder(folder).read_config()["run"]).from_python
     elsewhere = dataset is not None and (isinstance(dataset, str | os.PathLike) or "dataset" not in begun)

@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -31,7 +32,7 @@ from polyrl.problem import CODE, CONTENT, changed, refusal
 from polyrl.report.scale import mean
 from polyrl.runtime import ownership
 from polyrl.runtime.budget import Budget, Spent
-from polyrl.runtime.config import RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.runtime.figures import format_value
 from polyrl.runtime.files import LONGEST_NAME, writing
 from polyrl.runtime.interrupt import stopped_by_signals
@@ -53,6 +54,7 @@ class Arm:
 
     config: RunConfig
     folder: Path
+    given: PythonObjects = dataclasses.field(default_factory=PythonObjects)
 
     @property
     def key(self) -> str:
@@ -70,12 +72,14 @@ def run_comparison(
     quiet: bool = False,
     overwrite: bool = False,
     sentences: bool = True,
+    given: Mapping[str, PythonObjects] | None = None,
 ) -> Path:
     """Run what is missing of a comparison, write its page, and return its folder.
 
     Args:
         methods: the arms; as a mapping, what each is called -> its method.
         sentences: whether to print what the comparison shows, besides its progress.
+        given: what only Python can give, by arm; it is sent to the processes of the runs.
 
     Raises:
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
@@ -89,11 +93,18 @@ def run_comparison(
 
     called = dict(methods) if isinstance(methods, Mapping) else {method: method for method in methods}
     task = base.task or default_task(list(called.values()))
-    base = dataclasses.replace(completed(dataclasses.replace(base, task=task), methods=[*called.values()]), method="")
+    own = {name: (given or {}).get(name, PythonObjects()) for name in called}
+    shared = next(iter(own.values()))
+    base = dataclasses.replace(base, task=task)
+    arms_given = {called[name]: objects for name, objects in own.items()}
+    base = dataclasses.replace(completed(base, shared, [*called.values()], arms_given), method="")
     labels = {name: "" if name == method else name for name, method in called.items()}
-    configs = [dataclasses.replace(base, method=called[n], label=labels[n], seed=s) for s in seeds for n in called]
     folder = out or _free_folder(base)
-    arms = [Arm(c, folder / arm_folder(c.label or c.method, c.seed)) for c in configs]
+    arms = []
+    for seed, name in ((seed, name) for seed in seeds for name in called):
+        config = dataclasses.replace(base, method=called[name], label=labels[name], seed=seed)
+        config = dataclasses.replace(config, from_python=own[name].names())
+        arms.append(Arm(config, folder / arm_folder(config.label or config.method, seed), own[name]))
     for key, count in Counter(a.key for a in arms).items():
         if count > 1:
             raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
@@ -101,7 +112,7 @@ def run_comparison(
     if any(len(name.encode()) > LONGEST_NAME for name in called) and not quiet:
         console.print("Some names are too long for folders: a hash stands for their ends.", style="dim")
     with stopped_by_signals():
-        prepared = _prepare(configs, console, quiet, begins="problem" not in stated)
+        prepared = _prepare(arms, console, quiet, begins="problem" not in stated)
         _check_problem(folder, stated.get("problem"), prepared["problem"], console)
         stated |= prepared
         with writing(folder):
@@ -133,19 +144,21 @@ def _free_folder(base: RunConfig) -> Path:
     return root / f"compare-{plain(base.task)}-{stamp}"
 
 
-def _prepare(configs: Sequence[RunConfig], console: Console, quiet: bool, *, begins: bool) -> dict[str, Any]:
+def _prepare(all_arms: Sequence[Arm], console: Console, quiet: bool, *, begins: bool) -> dict[str, Any]:
     """Find every mistake, and make what the runs share once, before the first run; return how they are judged.
 
     What no arm would use is a mistake where the comparison begins, and not where it goes on.
     """
     from polyrl.runs import make_recipe, prepare
 
-    arms = [*{c.method: c for c in configs}.values()]
-    for config in arms:
-        make_recipe(config)
+    arms = [(a.config, a.given) for a in {a.config.method: a for a in all_arms}.values()]
+    for config, given in arms:
+        make_recipe(config, given)
+        sent(given)
     metric, problem = prepare(
-        configs[0],
+        all_arms[0].config,
         (lambda _: None) if quiet else (lambda t: console.print(Text(t, style="dim"))),
+        given=all_arms[0].given,
         arms=arms if begins else (),
     )
     return {**metric.stated(), "problem": problem}
@@ -176,20 +189,39 @@ def _error(arm: Arm) -> str:
     return str(RunFolder(arm.folder).read_summary().get("error", "it was killed"))
 
 
-def work(values: dict[str, Any], folder: str) -> str:
+def sent(given: PythonObjects) -> bytes:
+    """What only Python can give, as it goes to another process; empty where there is nothing.
+
+    Raises:
+        UserError: one of the objects cannot go there.
+    """
+    if not given.names():
+        return b""
+    try:
+        return bytes(cloudpickle.dumps(given))
+    except Exception as error:  # whatever an object of the user's raises
+        raise UserError(
+            f"The {' and '.join(given.names())} given from Python cannot be sent to the processes of the runs "
+            f"({type(error).__name__}: {error}); give a file or a name, as in --reward file.py:function."
+        ) from error
+
+
+def work(values: dict[str, Any], folder: str, sent_objects: bytes = b"") -> str:
     """Do one run in a worker process; return its error, or an empty string."""
     from polyrl.runs import resume_run, start_run
     from polyrl.runtime.checkpoint import checkpoints
     from polyrl.runtime.progress import Progress
 
     config, path = RunConfig.from_dict(values), Path(folder)
+    given = cloudpickle.loads(sent_objects) if sent_objects else None
     progress = Progress(config.arm, config.budget, quiet=True, console=Terminal(file=open(os.devnull, "w")))  # noqa: SIM115
     begun = False
     try:
         if checkpoints(path / "checkpoints") and (path / "config.yaml").is_file():
-            loop = resume_run(path, progress=progress, chosen=config)
+            loop = resume_run(path, given=given, progress=progress, chosen=config)
         else:
-            loop = start_run(config, path, progress=progress, overwrite=True, asked=False)  # of all arms together
+            # what is asked was looked at for all arms together
+            loop = start_run(config, path, given=given, progress=progress, overwrite=True, asked=False)
         begun = True
         loop.run()
     except KeyboardInterrupt:
@@ -290,7 +322,7 @@ class _Slots:
             )
             self.all.append(process)
         try:
-            return process.submit(work, arm.config.as_dict(), str(arm.folder)).result()
+            return process.submit(work, arm.config.as_dict(), str(arm.folder), sent(arm.given)).result()
         except BrokenProcessPool:
             self.own.process = None
             return KILLED

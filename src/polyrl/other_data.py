@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError
-from polyrl.runs import check_given, domain
+from polyrl.runs import domain
 from polyrl.runtime.checkpoint import checkpoints
-from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig, check_given
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.trust import check_code, choose
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from polyrl.errors import UserError
 from polyrl.problem import CODE, CONTENT, changed, gone_on, refusal, state_problem
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.checkpoint import checkpoints
-from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig, check_given
 from polyrl.runtime.device import make_device
 from polyrl.runtime.files import short_name
 from polyrl.runtime.health import Health
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from polyrl.run_state.base import RunState
 
 Say = Callable[[str], None]
-GIVEN = ("method", "dataset", "reward", "preference", "task")
-"""What Python can give and a folder cannot hold."""
 
 
 def domain_module(config: RunConfig, given: PythonObjects | None = None) -> Any:
@@ -53,13 +51,19 @@ def domain(config: RunConfig, given: PythonObjects | None = None) -> str:
     return "control" if given and given.environment else domain_of(config.task)
 
 
-def completed(config: RunConfig, given: PythonObjects | None = None, methods: Sequence[str] = ()) -> RunConfig:
+def completed(
+    config: RunConfig,
+    given: PythonObjects | None = None,
+    methods: Sequence[str] = (),
+    arms: Mapping[str, PythonObjects] | None = None,
+) -> RunConfig:
     """The same run with what was not said filled in: the method's own task, the method's or the task's own budget.
 
     Args:
         config: what was said.
         given: what Python gave.
         methods: those of a comparison, which must have one budget.
+        arms: what Python gave of each of them.
 
     Raises:
         UserError: the task is unknown, or the methods have different budgets of their own.
@@ -69,7 +73,11 @@ def completed(config: RunConfig, given: PythonObjects | None = None, methods: Se
     if config.budget:
         return config
     named = methods or [config.method]
-    own = {make_recipe(dataclasses.replace(config, method=method), given).budget: method for method in named}
+    arms = arms or {}
+    own = {
+        make_recipe(dataclasses.replace(config, method=method), arms.get(method, given)).budget: method
+        for method in named
+    }
     if len(own) > 1:
         said = " and ".join(f"{budget or 'that of the task'} ({method})" for budget, method in own.items())
         raise UserError(f"These methods have different budgets of their own, {said}; name one with --budget.")
@@ -87,21 +95,6 @@ def default_task(methods: Sequence[str]) -> str:
         said = " and ".join(f"{task} ({method})" for task, method in tasks.items())
         raise UserError(f"These methods have different tasks of their own, {said}; name one with --task.")
     return next(iter(tasks))
-
-
-def check_given(config: RunConfig, given: PythonObjects | None, run: Path, needs: Sequence[str] = GIVEN) -> None:
-    """Refuse to go on with a run that needs Python objects which are not here.
-
-    Raises:
-        UserError: the run was started from Python with objects that its folder cannot hold.
-    """
-    missing = [n for n in config.from_python if n in needs and n not in (given or PythonObjects()).names()]
-    if missing:
-        raise UserError(
-            f"The run {run} was started from Python with its own {' and '.join(missing)}, which a folder cannot hold; "
-            f"go on in Python and give {'it' if len(missing) == 1 else 'them'} again, as "
-            f"polyrl.resume(run, {', '.join(f'{name}=...' for name in missing)})."
-        )
 
 
 def make_task(config: RunConfig, given: PythonObjects | None = None) -> Any:
@@ -151,26 +144,31 @@ def make_budget(config: RunConfig, recipe: Recipe) -> Budget:
 
 
 def prepare(
-    config: RunConfig, say: Say = lambda _: None, *, arms: Sequence[RunConfig] = ()
+    config: RunConfig,
+    say: Say = lambda _: None,
+    *,
+    given: PythonObjects | None = None,
+    arms: Sequence[tuple[RunConfig, PythonObjects]] = (),
 ) -> tuple[Metric, dict[str, Any]]:
     """Find every mistake that shows before a run, make once what several runs share.
 
     Args:
         config: of the first run.
         say: is told what is going on.
-        arms: of all methods, where what none of them uses is to be refused.
+        given: what Python gave of the first run.
+        arms: of all methods, and what Python gave of each, where what none of them uses is to be refused.
 
     Returns:
         What judges the runs, and the problem that they are given (`state_problem`, without its evaluation).
     """
-    recipe = make_recipe(config)
+    recipe = make_recipe(config, given)
     make_budget(config, recipe)
     make_device(config.device)
-    task = make_task(config)
+    task = make_task(config, given)
     if arms:
-        refuse_unused(config, [make_recipe(arm) for arm in arms], task, domain(config))
-    if domain(config) == "language":
-        domain_module(config).prepare(config, task, say)
+        refuse_unused(config, [make_recipe(*arm) for arm in arms], task, domain(config, given))
+    if domain(config, given) == "language":
+        domain_module(config, given).prepare(config, task, say)
     metric = recipe.metric or task.metric
     return metric, state_problem(task, metric, {}, config.task)
 
@@ -266,7 +264,7 @@ def open_run_state(
     if trained is None:
         raise UserError(f"The run {folder} has no model yet: neither model/ nor a checkpoint.")
     scoring = ("reward",) if judged else ()
-    check_given(config, given, folder, needs=("dataset", *scoring, "task"))
+    check_given(config, given, folder, needs=("dataset", "test_dataset", *scoring, "task"))
     module = domain_module(config, given)
     if domain(config, given) == "language":  # the folder says by itself what acts
         check_code(config, folder, ("task", "reward", "preference") if judged else ("task",), trust_code=trust_code)

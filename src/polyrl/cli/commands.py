@@ -20,7 +20,7 @@ from polyrl.core.throughput import throughput
 from polyrl.errors import UserError
 from polyrl.other_data import is_model
 from polyrl.run_state.language_evaluation import answers
-from polyrl.runtime.config import RunConfig
+from polyrl.runtime.config import RunConfig, check_given
 from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
@@ -113,6 +113,7 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
 
         question = read_comparison(folder)["question"]
         base = RunConfig.from_dict(question["base"], folder / "compare.yaml")
+        check_given(base, None, folder, "compare")
         named = question["methods"]
         for method in named.values() if isinstance(named, dict) else named:
             check_code(dataclasses.replace(base, method=str(method)), folder, trust_code=trust_code)

@@ -58,8 +58,9 @@ def make_task(config: RunConfig, given: PythonObjects, *, load_code: bool = True
     load = load_reward if load_code else unloaded_reward
     rewards = [*(load(spec) for spec in config.rewards), *given.rewards]
     data = given.dataset if given.dataset is not None else config.dataset
+    test = given.test_dataset if given.test_dataset is not None else config.test_dataset
     if data is not None:
-        task: LanguageTask = dataset_task(data, config.test_dataset, rewards, config.checker, config.skip_bad_rows)
+        task: LanguageTask = dataset_task(data, test, rewards, config.checker, config.skip_bad_rows)
     else:
         settings = {} if config.difficulty is None else {"difficulty": config.difficulty}
         task = built_in_task(config.task, **settings)

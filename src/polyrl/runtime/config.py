@@ -23,6 +23,7 @@ class PythonObjects:
 
     recipe: Recipe | None = None
     dataset: Sequence[Row] | None = None
+    test_dataset: Sequence[Row] | None = None
     rewards: Sequence[Reward] = ()
     preference: Preference | None = None
     environment: Callable[[], Any] | None = None
@@ -32,6 +33,7 @@ class PythonObjects:
         found = {
             "method": self.recipe is not None,
             "dataset": self.dataset is not None,
+            "test_dataset": self.test_dataset is not None,
             "reward": bool(self.rewards),
             "preference": self.preference is not None,
             "task": self.environment is not None,
@@ -179,3 +181,29 @@ class RunConfig:
             raise UserError(f"{source} does not name a method.")
         tuples = {name: tuple(values.get(name, ())) for name in ("rewards", "from_python")}
         return cls(**{**values, **tuples})
+
+
+GIVEN = ("method", "dataset", "test_dataset", "reward", "preference", "task")
+"""What Python can give and a folder cannot hold."""
+
+
+def check_given(
+    config: RunConfig,
+    given: PythonObjects | None,
+    run: Path,
+    way: str = "resume",
+    *,
+    needs: Sequence[str] = GIVEN,
+) -> None:
+    """Refuse to go on with a run that needs Python objects which are not here.
+
+    Raises:
+        UserError: the run was started from Python with objects that its folder cannot hold.
+    """
+    missing = [n for n in config.from_python if n in needs and n not in (given or PythonObjects()).names()]
+    if missing:
+        raise UserError(
+            f"The run {run} was started from Python with its own {' and '.join(missing)}, which a folder cannot hold; "
+            f"go on in Python and give {'it' if len(missing) == 1 else 'them'} again, as "
+            f"polyrl.{way}({'run' if way == 'resume' else 'methods'}, {', '.join(f'{name}=...' for name in missing)})."
+        )

@@ -1,0 +1,323 @@
+"""Arguments of the Python API as a config holds them: plain values, names, and objects that no config can hold."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyrl.errors import UserError, nearest
+from polyrl.runtime.config import PythonObjects, RunConfig
+
+if TYPE_CHECKING:
+    from polyrl.recipe import Recipe
+
+NOT_OPTIONS = frozenset(
+    {"method", "label", "task", "dataset", "rewards", "preference", "model", "seed", "budget"}
+    | {"hyperparameters", "from_python", "test_dataset"}
+)
+"""Fields of a config that are arguments of their own, or none."""
+OPTIONS = frozenset(f.name for f in dataclasses.fields(RunConfig)) - NOT_OPTIONS
+"""Keywords that are options of a run, whatever the method; every other one is a hyperparameter."""
+TURNED = {"eval_sampled": "eval_greedy", "no_tensorboard": "tensorboard"}
+"""Options of the command line that say the opposite of a config's field."""
+
+
+def split_options(
+    function: str, options: Mapping[str, Any] | None, keywords: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a run and hyperparameters of the method.
+
+    Raises:
+        UserError: an option is given twice.
+    """
+    given = dict(options or {})
+    twice = sorted(given.keys() & keywords.keys())
+    if twice:
+        raise UserError(f"polyrl.{function} is given {' and '.join(twice)} twice, as a keyword and in options.")
+    hyperparameters = {}
+    for name, value in keywords.items():
+        if name in TURNED:
+            given[TURNED[name]] = not value
+        elif name in OPTIONS:
+            given[name] = value
+        else:
+            hyperparameters[name] = value
+    return given, hyperparameters
+
+
+def check_hyperparameters(function: str, recipes: Iterable[Recipe], given: Iterable[str], domain: str | None) -> None:
+    """Refuse a keyword that is neither an option nor a hyperparameter.
+
+    Raises:
+        UserError: names the nearest one, or what a name of another library is here.
+    """
+    from polyrl.names_elsewhere import option_elsewhere
+
+    recipes = [*recipes]
+    known = {k for r in recipes for key in r.hyperparameters() for k in (key, key.rpartition(".")[2])}
+    own = {*OPTIONS, *TURNED, "task", "model", "reward", "preference", "dataset", "test_dataset", "budget", "out"}
+    own |= {"seed" if function == "train" else "seeds", "overwrite", "quiet"}
+    for name in given:
+        if name in known or name.replace("_", "-") in known:
+            continue
+        said = option_elsewhere(name, domain, {*known, *own}) or nearest(name, [*own, *known])
+        names = " or ".join(r.name for r in recipes)
+        raise UserError(f"polyrl.{function} has no option '{name}', and {names} no hyperparameter of that name.{said}")
+
+
+def budget_text(budget: Any) -> str:
+    """A budget as it would be typed.
+
+    Raises:
+        UserError: it is neither text nor units with amounts.
+    """
+    if isinstance(budget, str):
+        return budget
+    if not isinstance(budget, Mapping) or not all(isinstance(plain(v), int | float | str) for v in budget.values()):
+        raise UserError(f"The budget is {_seen(budget)}; write it like 'samples=4000' or {{'samples': 4000}}.")
+    return ",".join(f"{unit}={amount}" for unit, amount in ((k, plain(v)) for k, v in budget.items()))
+
+
+def plain(value: Any) -> Any:
+    """The value as a config holds it: paths as text, numbers of NumPy and torch as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(v) for v in value) if type(value) in (list, tuple) else value
+    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
+        return value.item()
+    return value
+
+
+def make_config(function: str, options: Mapping[str, Any], **asked: Any) -> RunConfig:
+    """The config of what was asked for.
+
+    Raises:
+        UserError: an option that there is not, or a value of another type.
+    """
+    twice = sorted(asked.keys() & options.keys())
+    if twice:
+        raise UserError(f"polyrl.{function} takes {' and '.join(twice)} by itself; leave it out of options.")
+    return RunConfig.from_dict({k: plain(v) for k, v in {**asked, **options}.items()}, f"polyrl.{function}")
+
+
+def texts(hyperparameters: Mapping[str, Any]) -> dict[str, str]:
+    """Hyperparameters as they would be typed."""
+    return {
+        k: ",".join(map(str, plain(v))) if isinstance(v, list | tuple) else str(plain(v))
+        for k, v in hyperparameters.items()
+    }
+
+
+def method_name(method: Any) -> str:
+    """What a method is called: its name, its file, or a recipe's own name.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    from polyrl.recipe import Recipe
+
+    if isinstance(method, Recipe):
+        return method.name
+    if isinstance(method, str | os.PathLike):
+        return os.fspath(method)
+    if callable(method):
+        raise UserError(
+            f"The method is the function {_called(method)}, not what it makes; give a name, a file or a Recipe, as in "
+            f"{_called(method)}()."
+        )
+    raise UserError(f"The method is {_seen(method)}; give a name such as 'grpo', a method file or a Recipe.")
+
+
+def model_name(model: Any) -> str | None:
+    """The folder or hub id of a model; an object of transformers is written to polyrl's cache first.
+
+    Args:
+        model: a name, a path, None, a model of transformers that knows where its tokenizer lies, or (model, tokenizer).
+
+    Raises:
+        UserError: it is none of these, or has no tokenizer.
+    """
+    if model is None or isinstance(model, str | os.PathLike):
+        return None if model is None else os.fspath(model)
+    from polyrl.models.language.given import is_model, kept
+
+    found, tokenizer = model if isinstance(model, tuple) and len(model) == 2 else (model, None)
+    if not is_model(found):
+        raise UserError(
+            f"The model is {_seen(model)}; give a folder, a hub id, a model of transformers or (model, tokenizer)."
+        )
+    return str(kept(found, tokenizer))
+
+
+def rows_of(data: Any, what: str = "dataset") -> Sequence[Any] | None:
+    """Rows of a data set that was given as an object; None where it is a name, a path or nothing.
+
+    Raises:
+        UserError: it is no sequence of rows.
+    """
+    if data is None or isinstance(data, str | os.PathLike):
+        return None
+    if type(data).__module__.partition(".")[0] == "pandas":
+        return list(data.to_dict("records"))
+    if isinstance(data, Mapping):
+        kinds = f"the splits or columns {', '.join(map(str, data))}"
+        raise UserError(f"The {what} has {kinds}, and rows are needed; give one split, or a list of rows.")
+    if not isinstance(data, Iterable):
+        raise UserError(f"The {what} is {_seen(data)}; give a file, a hub id, a Dataset or a list of rows.")
+    return list(data)
+
+
+def task_of(task: Any) -> tuple[str, Callable[[], Any] | None]:
+    """The name of a task, and the function that makes its environments where it is no name.
+
+    An environment object stands for its id where it is nothing else, and is copied for each use otherwise.
+
+    Raises:
+        UserError: it is neither a name nor an environment nor a function.
+    """
+    import gymnasium
+
+    from polyrl.tasks.user_code import called_name
+
+    if task is None or isinstance(task, str | os.PathLike):
+        return "" if task is None else os.fspath(task), None
+    if isinstance(task, gymnasium.Env):
+        spec = task.spec
+        if spec is not None and not spec.kwargs.keys() - {"render_mode"} and not spec.additional_wrappers:
+            return spec.id, None
+        return type(task.unwrapped).__name__, Copies(task)
+    if isinstance(task, gymnasium.vector.VectorEnv):
+        raise UserError("The task is a vector environment, which cannot be copied; give a function that makes one.")
+    if callable(task):
+        return called_name(task), task
+    raise UserError(f"The task is {_seen(task)}; give a name, an environment or a function that makes one.")
+
+
+class Copies:
+    """Makes environments like one that was given: by its spec where it has one, else as deep copies of it."""
+
+    def __init__(self, environment: Any):
+        self.environment = environment
+
+    def __call__(self) -> Any:
+        """A new environment."""
+        import gymnasium
+
+        spec = self.environment.spec
+        if spec is None:
+            return copy.deepcopy(self.environment)
+        return gymnasium.make(dataclasses.replace(spec, kwargs={**spec.kwargs, "render_mode": None}))
+
+
+def objects(
+    method: Any, dataset: Any, reward: Any, task: Any = None, preference: Any = None, test_dataset: Any = None
+) -> tuple[tuple[str, ...], PythonObjects]:
+    """Split what the user gave into reward names, which a config can hold, and objects, which it cannot.
+
+    Raises:
+        UserError: one of them is not what it must be.
+    """
+    from polyrl.recipe import Recipe
+    from polyrl.tasks.language import Preference, Reward
+    from polyrl.tasks.language.rewards import check_signature
+    from polyrl.tasks.user_code import called_name
+
+    alone = isinstance(reward, str | os.PathLike) or callable(reward) or _weighted(reward)
+    if not alone and reward is not None and not isinstance(reward, Iterable):
+        raise UserError(f"A reward must be a function, its name or (function, weight), not {_seen(reward)}.")
+    items = [] if reward is None else [reward] if alone else list(reward)
+    specs: list[str] = []
+    found: list[Reward] = []
+    for item in items:
+        function, weight = item if _weighted(item) else (item, None)
+        if isinstance(function, str | os.PathLike):
+            specs.append(os.fspath(function) if weight is None else f"{os.fspath(function)}={float(weight):g}")
+            continue
+        if not callable(function):
+            raise UserError(f"A reward must be a function, its name or (function, weight), not {_seen(item)}.")
+        name = _name(function, [reward.name for reward in found])
+        check_signature(name, function)
+        found.append(Reward(name, function, 1.0 if weight is None else float(weight)))
+    if preference is not None and not isinstance(preference, str | os.PathLike) and not callable(preference):
+        raise UserError(f"The preference is {_seen(preference)}; give a function or its name.")
+    return tuple(specs), PythonObjects(
+        recipe=method if isinstance(method, Recipe) else None,
+        dataset=rows_of(dataset),
+        test_dataset=rows_of(test_dataset, "test_dataset"),
+        rewards=found,
+        preference=Preference(called_name(preference), preference) if callable(preference) else None,
+        environment=task_of(task)[1],
+    )
+
+
+def named(value: Any) -> str | None:
+    """A name or path as text; None where an object was given, or nothing."""
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else None
+
+
+def _weighted(item: Any) -> bool:
+    """Whether this is `(function, weight)` or `(name, weight)`."""
+    if not isinstance(item, tuple) or len(item) != 2 or callable(item[1]):
+        return False
+    return callable(item[0]) or (isinstance(item[0], str | os.PathLike) and isinstance(plain(item[1]), int | float))
+
+
+def _name(function: Any, given: Sequence[str]) -> str:
+    """What a function is called; several partials or objects of one kind are numbered."""
+    from polyrl.tasks.user_code import called_name
+
+    name = called_name(function)
+    if hasattr(function, "__name__"):
+        return name
+    numbered = [name, *(f"{name}-{n}" for n in range(2, len(given) + 2))]
+    return next(candidate for candidate in numbered if candidate not in given)
+
+
+def _called(function: Any) -> str:
+    from polyrl.tasks.user_code import called_name
+
+    return called_name(function)
+
+
+def _seen(value: Any) -> str:
+    """An object that was given in the place of another, as a phrase."""
+    from polyrl.tasks.language.phrases import shortened
+
+    return f"{shortened(str(value))} ({type(value).__name__})"
+
+
+def out_folder(out: Any) -> Path | None:
+    """The folder to write.
+
+    Raises:
+        UserError: it is no path.
+    """
+    if out is None or isinstance(out, str | os.PathLike):
+        return Path(out) if out else None
+    raise UserError(f"out is {_seen(out)}; give a folder.")
+
+
+def seed_list(seeds: Any) -> list[int]:
+    """How many seeds from 0, or which.
+
+    Raises:
+        UserError: it is neither.
+    """
+    seeds = plain(seeds)
+    found = [*range(seeds)] if type(seeds) is int else [plain(s) for s in seeds] if _is_numbers(seeds) else []
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"seeds is {_seen(seeds)}; give how many (5) or which ([3, 7]).")
+    return found
+
+
+def _is_numbers(seeds: Any) -> bool:
+    if isinstance(seeds, str | Mapping) or not isinstance(seeds, Iterable):
+        return False
+    return all(type(plain(seed)) is int for seed in seeds)

@@ -1,0 +1,161 @@
+"""What `train` and `compare` return: folders and numbers, which a notebook shows as a table, a curve and the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polyrl.runtime.figures import format_value
+from polyrl.runtime.metric import Metric
+from polyrl.runtime.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from polyrl.report.runs import Comparison
+
+WIDE, HIGH = 420, 120
+"""Pixels of a curve."""
+PAGE_HEIGHT = 820
+"""Pixels of the page within a notebook."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves.
+
+    Attributes:
+        folder: the run's folder; `folder / "model"` is an ordinary Hugging Face model folder.
+        start, final: evaluation metrics before and after training.
+        spent: samples, tokens, steps, reward_calls, seconds, updates, iterations.
+    """
+
+    folder: Path
+    start: dict[str, float]
+    final: dict[str, float]
+    spent: dict[str, float]
+
+    def curve(self) -> list[tuple[int, float]]:
+        """What the run is judged by, at each evaluation: (iteration, value)."""
+        key = self._metric.key
+        return [(r["iteration"], float(r[key])) for r in RunFolder(self.folder).readable_records() if key in r]
+
+    @property
+    def _metric(self) -> Metric:
+        stated = RunFolder(self.folder).read_config().get("metric")
+        return Metric(**stated) if isinstance(stated, dict) else Metric()
+
+    def _repr_html_(self) -> str:
+        """A table of the evaluations before and after, and the curve between them."""
+        rows = [
+            (name.removeprefix("eval/"), _number(self.start.get(name)), _number(value))
+            for name, value in self.final.items()
+        ]
+        spent = ", ".join(f"{_number(amount)} {unit}" for unit, amount in self.spent.items() if amount)
+        metric = self._metric
+        return (
+            f"<p><b>{escape(str(self.folder))}</b><br>{escape(spent)}</p>"
+            f"{table(('', 'start', 'end'), rows)}<p>{escape(metric.label)}</p>{_curve(self.curve())}"
+        )
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What a comparison leaves; it stands for its folder where a path is asked for.
+
+    Attributes:
+        folder: the comparison's folder, with a run folder for each method and seed.
+    """
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """The comparison's page."""
+        return self.folder / "report.html"
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.folder)
+
+    def __truediv__(self, name: str | os.PathLike[str]) -> Path:
+        return self.folder / name
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The runs as the page reads them."""
+        from polyrl.report.runs import load_comparison
+
+        return load_comparison(self.folder)
+
+    @property
+    def finals(self) -> dict[str, dict[int, float]]:
+        """Final value of what the runs are judged by, by method and seed; finished runs only."""
+        return self.comparison.finals
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the comparison shows, in sentences."""
+        from polyrl.report.findings import verdict
+
+        return list(verdict(self.comparison))
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def _repr_html_(self) -> str:
+        """A table of the methods, what the comparison shows, and the page."""
+        from polyrl.report.scale import mean
+
+        found = self.comparison
+        metric = found.metric
+        rows = []
+        for method in found.methods:
+            values, before = [*found.finals[method].values()], [*found.starts[method].values()]
+            ends = (format_value(metric, mean(metric, v).value) if v else "-" for v in (before, values))
+            rows.append((method, str(len(values)), *ends))
+        head = ("method", "runs", f"{metric.label} at the start", "at the end")
+        said = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences)
+        page = ""
+        if self.page.is_file():
+            text = escape(self.page.read_text(encoding="utf-8"), quote=True)
+            page = f'<iframe srcdoc="{text}" width="100%" height="{PAGE_HEIGHT}" frameborder="0"></iframe>'
+        return f"{table(head, rows)}{said}{page}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table."""
+    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{''.join(lines)}</table>"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _curve(points: Sequence[tuple[int, float]]) -> str:
+    """A curve as SVG, with its first and last value."""
+    if len(points) < 2:
+        return ""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    (left, right), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))
+    place = [
+        (
+            10 + (WIDE - 20) * (x - left) / max(right - left, 1),
+            HIGH - 20 - (HIGH - 40) * (y - low) / ((high - low) or 1),
+        )
+        for x, y in points
+    ]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in place)
+    texts = "".join(
+        f'<text x="{x:.1f}" y="{max(y - 6, 10):.1f}" font-size="11" text-anchor="{anchor}" fill="currentColor">'
+        f"{_number(value)}</text>"
+        for (x, y), value, anchor in ((place[0], ys[0], "start"), (place[-1], ys[-1], "end"))
+    )
+    axis = f'<text x="10" y="{HIGH - 4}" font-size="11" fill="currentColor">iteration {left} to {right}</text>'
+    return (
+        f'<svg width="{WIDE}" height="{HIGH}" role="img"><polyline points="{line}" fill="none" stroke="#2a6fbb" '
+        f'stroke-width="2"/>{texts}{axis}</svg>'
+    )
