@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -441,6 +442,23 @@ def test_long_rows_take_the_model_s_own_attention(tmp_path: Path, monkeypatch: p
     assert tokens["own"] == 0 and tokens["cache"] >= needed(batch)
     with plainly(run_state):
         close(found, gradients(run_state, batch, {"logprob"})[0])
+
+
+@pytest.mark.parametrize(
+    ("hidden", "prompt", "response", "paid"),
+    [
+        *((128, 12, 100, True), (128, 12, 116, False), (128, 208, 32, True), (128, 208, 64, False)),
+        *((256, 12, 180, True), (256, 12, 244, False), (256, 400, 32, True)),
+        *((32, 12, 56, True), (2048, 12, 1020, False)),
+    ],
+)
+def test_the_passes_are_taken_where_they_were_measured_to_pay(
+    hidden: int, prompt: int, response: int, paid: bool
+) -> None:
+    """Rows of which the longest decides, prompts counting a third; never beyond what one layer's attention may take."""
+    backbone = SimpleNamespace(config=SimpleNamespace(hidden_size=hidden))
+    lengths = torch.tensor([prompt, 3]), torch.tensor([response, 1])
+    assert llama.pays(backbone, *lengths) is paid
 
 
 def test_frozen_weights_stay_without_a_gradient(tmp_path: Path) -> None:

@@ -34,7 +34,24 @@ FAMILIES = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Model classes whose layers are known here, each of them exactly: a subclass may compute something else."""
 
 LONGEST = 1024
-"""Most tokens of a row: attention is computed whole, which takes the square of them in memory for one layer."""
+"""Most tokens of a row, whatever the model: attention is computed whole, and for one layer takes the square of them."""
+
+SHORT = 64
+"""Tokens of a row that are few for every model."""
+
+
+def pays(backbone: Any, prompt: Tensor, response: Tensor) -> bool:
+    """Whether the passes cost less than the model's own for rows of `prompt` [B] and `response` [B] tokens.
+
+    Attention is written out here, and the longer the rows are the more a flash kernel gains on that; the products,
+    which are fewer here, weigh the more the wider the model is. A prompt that rows share is read once. Measured on one
+    thread (benchmarks/passes.py): both ways cost the same where responses, and a third of prompts, have about as many
+    tokens as the model has dimensions.
+    """
+    if int((prompt + response).max()) > LONGEST:
+        return False
+    few: float = max(SHORT, 0.9 * backbone.config.hidden_size)
+    return float((response + prompt / 3).max()) <= few
 
 
 def refusal(backbone: Any) -> str | None:

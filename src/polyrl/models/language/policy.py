@@ -182,9 +182,8 @@ class Backbone(TextEncoding, nn.Module):
         """Read a batch's prompts as planned; gradients are whole at a clean exit, and of no use after an error."""
         shared = None
         if plan is not None:
-            own = self.has_own_passes and plan.longest <= llama.LONGEST
             dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-            weights = Weights(self.backbone, dtype) if own else None
+            weights = Weights(self.backbone, dtype) if plan.own else None
             shared = SharedPrompts(self, plan, weights)
         # weights are cast to bfloat16 once and not for every pass: the outermost context keeps what is cast in it
         with torch.autocast(self.device.type, enabled=False):
@@ -198,7 +197,9 @@ class Backbone(TextEncoding, nn.Module):
             return None
         if self.changes_rope(self._longest(experience, None)):
             return None
-        return make_plan(experience, max_tokens, even=self.shares_even_only, always=self.has_own_passes)
+        prompt, response = experience["prompt_mask"].sum(1), experience["present"].sum(1)
+        own = self.has_own_passes and llama.pays(self.backbone, prompt, response)
+        return make_plan(experience, max_tokens, even=self.shares_even_only, own=own)
 
     @cached_property
     def has_own_passes(self) -> bool:

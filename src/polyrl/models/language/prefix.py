@@ -61,17 +61,17 @@ class Plan:
     """`[B]`, the chunk that each row's prompt is in."""
     place: Tensor
     """`[B]`, and its place there."""
-    longest: int
-    """Tokens of the longest row, prompt and response."""
+    own: bool
+    """Whether the passes of `llama` read them."""
 
 
-def make_plan(experience: Experience, max_tokens: int, *, even: bool = False, always: bool = False) -> Plan | None:
+def make_plan(experience: Experience, max_tokens: int, *, even: bool = False, own: bool = False) -> Plan | None:
     """Chunks of at most `max_tokens` padded tokens, all of one length if `even`.
 
-    None where sharing gains nothing, unless it is to be done `always`.
+    None where sharing gains nothing, unless the passes of `llama` read the prompts (`own`).
     """
     prompts, source = distinct_prompts(experience)
-    if not always and not worth_sharing(prompts, source, int(experience["present"].sum())):
+    if not own and not worth_sharing(prompts, source, int(experience["present"].sum())):
         return None
     lengths = torch.tensor([len(p) for p in prompts])
     groups = micro_batches(lengths, max_tokens)
@@ -80,8 +80,7 @@ def make_plan(experience: Experience, max_tokens: int, *, even: bool = False, al
     chunk, place = torch.zeros_like(lengths), torch.zeros_like(lengths)
     for number, group in enumerate(groups):
         chunk[group], place[group] = number, torch.arange(len(group))
-    longest = int((lengths[source] + experience["present"].sum(1)).max())
-    return Plan([[prompts[i] for i in group.tolist()] for group in groups], chunk[source], place[source], longest)
+    return Plan([[prompts[i] for i in group.tolist()] for group in groups], chunk[source], place[source], own)
 
 
 class Prompts:
