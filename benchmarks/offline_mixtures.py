@@ -1,6 +1,6 @@
 """BC, IQL and CQL on data of four kinds that polyrl recorded itself, on Pendulum: what the data is worth to whom.
 
-    python benchmarks/offline_mixtures.py                        everything, 2 seeds: a quarter of an hour on one core
+    python benchmarks/offline_mixtures.py                        everything, 2 seeds: 12 CPU minutes on one core
     python benchmarks/offline_mixtures.py --sets medium --methods bc iql --seeds 0
     python benchmarks/offline_mixtures.py --tables               no runs: the table of what is there
 
