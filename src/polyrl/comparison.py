@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -23,23 +23,19 @@ from typing import Any
 import cloudpickle
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from polyrl.comparison_folder import arm_folder, begin, clear, write
+from polyrl.comparison_table import Watch
 from polyrl.errors import UserError
 from polyrl.problem import CODE, CONTENT, changed, refusal
-from polyrl.report.scale import mean
 from polyrl.runtime import ownership
-from polyrl.runtime.budget import Budget, Spent
 from polyrl.runtime.config import PythonObjects, RunConfig
-from polyrl.runtime.figures import format_value
 from polyrl.runtime.files import LONGEST_NAME, writing
 from polyrl.runtime.interrupt import stopped_by_signals
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.parent import end_with_parent
-from polyrl.runtime.progress import duration, sparkline
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 
@@ -259,7 +255,7 @@ def _run_all(
     # the workers inherit this: numerical libraries read it when they are first imported
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     began = time.perf_counter()
-    slots = _Slots()
+    slots, watch = _Slots(), Watch(arms, metric)
     with slots, ThreadPoolExecutor(count) as pool:
         jobs = {pool.submit(slots.work, a): a for a in todo}
         try:
@@ -267,17 +263,17 @@ def _run_all(
                 _await(jobs)
             elif console.is_terminal:
                 with Live(console=console, refresh_per_second=2) as live:
-                    _await(jobs, lambda: live.update(_table(arms, metric, began)))
+                    _await(jobs, lambda: live.update(watch.table(began)))
             else:
                 last = [0.0]
 
                 def line() -> None:
                     if time.perf_counter() - last[0] > 15:
                         last[0] = time.perf_counter()
-                        console.print(_line(arms, metric, began))
+                        console.print(watch.line(began))
 
                 _await(jobs, line)
-                console.print(_line(arms, metric, began))
+                console.print(watch.line(began))
         except BaseException:
             slots.stop()  # each run ends with a checkpoint, and only then this process
             pool.shutdown(wait=False, cancel_futures=True)
@@ -339,76 +335,16 @@ def _await(jobs: dict[Future[str], Arm], show: Any = None) -> None:
         show()
 
 
-def _last_record(arm: Arm, metric: Metric) -> tuple[dict[str, Any], list[float]]:
-    records = list(RunFolder(arm.folder).readable_records())
-    values = [r.get(metric.key) for r in records]
-    return (records[-1] if records else {}), [float(v) for v in values if isinstance(v, int | float)]
-
-
-def _share(arm: Arm, record: dict[str, Any]) -> float:
-    if not record or _status(arm) in ("finished", "failed"):
-        return float(_status(arm) in ("finished", "failed"))
-    known = {f.name for f in dataclasses.fields(Spent)}
-    counts: dict[str, Any] = {k: v for k, v in record.items() if k in known and isinstance(v, int | float)}
-    spent = Spent(**counts, iterations=record["iteration"])
-    return Budget.parse(arm.config.budget).progress(spent)
-
-
-def _left(shares: Sequence[float], began: float) -> str:
-    done = sum(shares)
-    return duration((time.perf_counter() - began) * (len(shares) - done) / done) if done > 0.02 * len(shares) else "-"
-
-
-def _line(arms: list[Arm], metric: Metric, began: float) -> str:
-    shares = [_share(a, _last_record(a, metric)[0]) for a in arms]
-    ended = sum(s >= 1 for s in shares)
-    return f"{ended} of {len(arms)} runs done, {100 * sum(shares) / len(arms):.0f}%, {_left(shares, began)} left"
-
-
-def _table(arms: list[Arm], metric: Metric, began: float) -> Table:
-    methods = list(dict.fromkeys(a.config.arm for a in arms))
-    shares = []
-    table = Table(box=None, padding=(0, 2), title_justify="left", title_style="bold")
-    for column in ("method", "runs", f"{metric.label} at the start, now", "last curve", "seconds a run"):
-        table.add_column(column, header_style="dim")
-    for method in methods:
-        mine = [a for a in arms if a.config.arm == method]
-        read = [_last_record(a, metric) for a in mine]
-        shares += [_share(a, record) for a, (record, _) in zip(mine, read, strict=True)]
-        curves = [c for _, c in read if c]
-        first, last = (_shown(metric, [c[i] for c in curves]) for i in (0, -1))
-        now = f"{first} -> {last}" if curves else "-"
-        seconds = [r["seconds"] for r, _ in read if isinstance(r.get("seconds"), int | float)]
-        table.add_row(
-            method,
-            f"{sum(_finished(a) for a in mine)}/{len(mine)}",
-            now,
-            sparkline(curves[-1], metric) if curves else "",
-            f"{_mean(seconds):.0f}" if seconds else "-",
-        )
-    table.title = f"{100 * sum(shares) / len(arms):.0f}% done, {_left(shares, began)} left"
-    return table
-
-
-def _shown(metric: Metric, values: Sequence[float]) -> str:
-    """The mean of a few runs, geometric for a log metric."""
-    return format_value(metric, mean(metric, values).value) if values else "-"
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = [float(v) for v in values]
-    return sum(found) / len(found)
-
-
 def _conclude(folder: Path, arms: list[Arm], console: Console, quiet: bool) -> None:
     from polyrl.report.findings import verdict
     from polyrl.report.page import write_report
     from polyrl.report.runs import load_comparison
 
-    page = write_report([folder], folder / "report.html")
+    read = load_comparison(folder)
+    page = write_report([folder], folder / "report.html", read)
     if quiet:
         return
     console.print()
-    for sentence in verdict(load_comparison(folder)):
+    for sentence in verdict(read):
         console.print(Text(sentence), soft_wrap=True)
     console.print(Text.assemble("\nThe comparison: ", (str(page.resolve()), "bold")), soft_wrap=True)

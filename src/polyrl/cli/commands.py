@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -236,16 +235,3 @@ def play_run(folder: Path, options: dict[str, Any], *, trust_code: bool = False)
         if name not in known:
             raise UserError(f"--{name} means nothing for {folder}, which is a run of {domain}.")
     play(folder, trust_code=trust_code, **options)
-
-
-def write_page(runs: Sequence[Path], out: Path | None) -> None:
-    """Write a comparison page and print its verdict."""
-    from polyrl.report.findings import verdict
-    from polyrl.report.page import write_report
-    from polyrl.report.runs import load_folders
-
-    console = Terminal()
-    page = write_report(list(runs), out or Path(runs[0]) / "report.html")
-    for sentence in verdict(load_folders(list(runs))):
-        console.print(Text(sentence), soft_wrap=True)
-    console.print(Text.assemble("\nThe page: ", (str(page.resolve()), "bold")), soft_wrap=True)

@@ -287,7 +287,7 @@ def resume(run: Path, budget: str, trust_code: bool, quiet: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="page to write  [report.html in the first folder]")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write the comparison page of RUNS: run folders, or one comparison."""
-    from polyrl.cli.commands import write_page
+    from polyrl.cli.report import write_page
 
     write_page(runs, out)
 

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jinja2
 from markupsafe import Markup, escape
@@ -25,6 +25,7 @@ from polyrl.errors import UserError
 from polyrl.report.findings import cautions, headline, metric_digits, verdict, ways
 from polyrl.report.labels import budget_words
 from polyrl.report.payload import build_payload, spending_columns
+from polyrl.report.records import Records
 from polyrl.report.runs import Comparison, load_folders
 from polyrl.report.settings import ABSENT, Settings, compare_settings
 from polyrl.runtime.figures import format_factor
@@ -199,15 +200,33 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def metrics_csv(comparison: Comparison) -> str:
-    """Return every logged iteration of every run as CSV: method, seed, status, then one column a metric."""
-    keys = list(dict.fromkeys(key for run in comparison.runs for row in run.metrics for key in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def write_metrics(comparison: Comparison, out: TextIO) -> None:
+    """Write every logged iteration of every run as CSV: method, seed, status, then one column a metric."""
+    keys = list(dict.fromkeys(key for run in comparison.runs for key in run.records.keys))
+    writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["method", "seed", "status", *keys])
     for run in comparison.runs:
-        for row in run.metrics:
-            writer.writerow([_cell(run.label), run.seed, run.status, *(row.get(key, "") for key in keys)])
+        count = len(run.records)
+        front = ([_cell(run.label)] * count, [run.seed] * count, [run.status] * count)
+        have = {*run.records.keys}
+        columns = (_texts(run.records.series(key), run.records, key) if key in have else [""] * count for key in keys)
+        writer.writerows(zip(*front, *columns, strict=True))
+
+
+def _texts(values: list[float], records: Records, key: str) -> list[Any]:
+    """A column, with an empty text where a row has no number."""
+    if len(values) == len(records):
+        return list(values)
+    found: list[Any] = [""] * len(records)
+    for row, value in zip(records.where(key).tolist(), values, strict=True):
+        found[row] = value
+    return found
+
+
+def metrics_csv(comparison: Comparison) -> str:
+    """What `write_metrics` writes, as text."""
+    text = io.StringIO()
+    write_metrics(comparison, text)
     return text.getvalue()
 
 
@@ -232,23 +251,25 @@ def _check_replaceable(path: Path) -> None:
         raise UserError(f"'{path}' is no report of polyrl's, so it is not replaced: choose another name with --out.")
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, write: Callable[[TextIO], Any]) -> None:
     """Write under another name first, so that a full disk or a kill leaves the old file whole."""
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(text.encode("utf-8", "replace"))
+        with part.open("w", encoding="utf-8", errors="replace", newline="") as out:
+            write(out)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"The report cannot be written to '{path}' ({error.strerror}): choose another place.") from None
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
+def write_report(folders: Sequence[Path], out: Path, comparison: Comparison | None = None) -> Path:
     """Write the page of these run or comparison folders to `out`, and every logged number to a CSV file beside it.
 
+    `comparison` is what they hold, where somebody has read it already.
     Returns the path of the page. Raises `UserError` for a folder that is no run and for a place that cannot be written.
     """
-    comparison = load_folders([Path(folder) for folder in folders])
+    comparison = comparison or load_folders([Path(folder) for folder in folders])
     out = Path(out)
     if out.suffix != ".html":
         raise UserError(f"The report is a page: give a file name that ends in .html instead of '{out}'.")
@@ -260,6 +281,6 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder '{out.parent}' cannot be made ({error.strerror}): choose another place.") from None
-    _write(csv_path, metrics_csv(comparison))
-    _write(out, page)
+    _write(csv_path, lambda file: write_metrics(comparison, file))
+    _write(out, lambda file: file.write(page))
     return out

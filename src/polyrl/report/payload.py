@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from polyrl.report.findings import Gap, Pair, final_summary, gap_words, gaps, improvement, metric_digits, pairs
 from polyrl.report.labels import AXIS_KEYS, axis_label, axis_order, metric_label, metric_order, panels
+from polyrl.report.records import Records
 from polyrl.report.runs import Comparison, Run
 from polyrl.report.scale import FLOOR, unlogged
 from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND, Estimate, t_factor
 from polyrl.runtime.figures import format_value, whole
+
+Rows = npt.NDArray[np.intp]
 
 STAGES = ("collect", "score", "credit", "select", "improve", "evaluate", "monitor", "checkpoint")
 """The order of stages in a drawing; others follow."""
@@ -46,7 +51,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 def metric_table(comparison: Comparison) -> list[dict[str, Any]]:
     """List the metrics that some run logged: key, label, unit, group and log axis, the deciding metric first."""
     first, domain = comparison.metric, comparison.domain
-    logged = {key for run in comparison.runs for row in run.metrics for key in row}
+    logged = {key for run in comparison.runs for key in run.records.keys}
     table = []
     for key in metric_order(logged, first.key):
         label, unit, group = metric_label(domain, key)
@@ -73,35 +78,41 @@ def axis_table(comparison: Comparison) -> list[dict[str, str]]:
     order = axis_order(domain)
     units = ["iteration" if key == "iterations" else key for key in comparison.budget]
     budget = next((key for key in units if key in order), order[0])
-    moved = {key for run in comparison.runs for key in order if len(set(run.series(key))) > 1}
+    moved = {key for run in comparison.runs for key in order if _moved(run.series(key))}
     keys = sorted((key for key in order if key in moved), key=lambda key: key != budget) or ["iteration"]
     return [dict(zip(("key", "label", "unit"), (key, *axis_label(domain, key)), strict=True)) for key in keys]
 
 
+def _moved(values: Sequence[float]) -> bool:
+    return bool(values) and min(values) != max(values)
+
+
 def _bucketed(
-    rows: Sequence[dict[str, float]], axes: Sequence[str], keys: Sequence[str], most: int, logs: Collection[str]
+    records: Records, where: Rows, axes: Sequence[str], keys: Sequence[str], most: int, logs: Collection[str]
 ) -> dict[str, Any]:
-    """Columns of `rows`, averaged over neighbours when there are more than `most`; axes take the end of a bucket.
+    """Columns of the rows `where` [n], averaged over neighbours when there are more than `most`.
 
-    Metrics in `logs` are averaged geometrically.
+    Axes take the end of a bucket. All rows have all `keys`; those in `logs` are averaged geometrically.
     """
-    size = max(1, math.ceil(len(rows) / most))
-    first = len(rows) % size or size  # the short bucket comes first, so that the last point is a full one
-    cuts = [0, *range(first, len(rows) + 1, size)]
-    buckets = [rows[a:b] for a, b in itertools.pairwise(cuts)]
+    size = max(1, math.ceil(len(where) / most))
+    first = len(where) % size or size  # the short bucket comes first, so that the last point is a full one
+    cuts = np.array([0, *range(first, len(where), size)])
+    ends = np.array([*cuts[1:], len(where)])
 
-    def mean(bucket: Sequence[dict[str, float]], key: str) -> float | int | None:
-        values = [row[key] for row in bucket if key in row]
-        if not values:
-            return None
-        if key in logs and len(values) > 1:
-            return _figures(10 ** statistics.fmean(math.log10(max(value, FLOOR)) for value in values))
-        return _figures(sum(values) / len(values))
+    def mean(key: str) -> list[float | int]:
+        values = records.column(key)[where]
+        if size == 1:
+            return [_figures(value) for value in values.tolist()]
+        log = key in logs
+        values = np.log10(np.maximum(values, FLOOR)) if log else values
+        means = np.add.reduceat(values, cuts) / (ends - cuts)
+        return [_figures(value) for value in (10**means if log else means).tolist()]
 
-    return {
-        "x": {axis: [bucket[-1].get(axis) and _figures(bucket[-1][axis]) for bucket in buckets] for axis in axes},
-        "y": {key: [mean(bucket, key) for bucket in buckets] for key in keys},
-    }
+    def last(axis: str) -> list[float | int | None]:
+        values = records.column(axis)[where[ends - 1]].tolist()
+        return [None if math.isnan(value) else _figures(value) for value in values]
+
+    return {"x": {axis: last(axis) for axis in axes}, "y": {key: mean(key) for key in keys}}
 
 
 def curves(
@@ -111,14 +122,15 @@ def curves(
 
     Metrics that are logged at the same iterations share a block, so evaluations keep their own points.
     """
-    together: dict[tuple[int, ...], list[str]] = {}
+    records = run.records
+    together: dict[bytes, tuple[Rows, list[str]]] = {}
     for key in keys:
-        where = tuple(i for i, row in enumerate(run.metrics) if key in row)
-        if where:
-            together.setdefault(where, []).append(key)
-    columns = sum(len(axes) + len(own) for own in together.values())
+        where = records.where(key)
+        if len(where):
+            together.setdefault(where.tobytes(), (where, []))[1].append(key)
+    columns = sum(len(axes) + len(own) for _, own in together.values())
     most = max(30, cells // max(1, columns))
-    return [_bucketed([run.metrics[i] for i in where], axes, own, most, logs) for where, own in together.items()]
+    return [_bucketed(records, where, axes, own, most, logs) for where, own in together.values()]
 
 
 def _plain(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from polyrl.errors import UserError
 from polyrl.report.labels import DOMAINS
 from polyrl.report.problems import Problem, find_problems
+from polyrl.report.records import Records
 from polyrl.runtime.chart import Chart
 from polyrl.runtime.files import parse_json, read_json, read_yaml
 from polyrl.runtime.metric import Metric
@@ -34,10 +35,21 @@ class Run:
     label: str
     seed: int
     config: dict[str, Any]
-    metrics: list[dict[str, float]]
+    metrics: Sequence[dict[str, float]]
     samples: list[dict[str, Any]]
     summary: dict[str, Any]
     skipped_lines: int = 0
+
+    def __post_init__(self) -> None:
+        """Keep metrics by column."""
+        if not isinstance(self.metrics, Records):
+            object.__setattr__(self, "metrics", Records(self.metrics))
+
+    @property
+    def records(self) -> Records:
+        """`metrics` by column."""
+        assert isinstance(self.metrics, Records)
+        return self.metrics
 
     @property
     def domain(self) -> str:
@@ -64,7 +76,7 @@ class Run:
 
     def series(self, key: str) -> list[float]:
         """Logged values of `key`, oldest first, without the iterations that lack it."""
-        return [row[key] for row in self.metrics if key in row]
+        return self.records.series(key)
 
     def start(self, key: str) -> float | None:
         """Value of `key` before training, or None."""
@@ -186,20 +198,20 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Read a JSON-lines file; count the lines that are no JSON object, a cut last line not included."""
     if not path.is_file():
         return [], 0
-    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     rows: list[dict[str, Any]] = []
     skipped = 0
-    for position, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif position < len(lines) - 1:  # only a killed process leaves a last line without its newline
-            skipped += 1
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line.decode("utf-8", "replace"))
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            elif line.endswith(b"\n"):  # only a killed process leaves a last line without its newline
+                skipped += 1
     return rows, skipped
 
 
@@ -234,7 +246,6 @@ def load_run(path: Path) -> Run:
         )
     config = with_present_names(_read_yaml(path / "config.yaml"))
     rows, skipped = _read_lines(path / "metrics.jsonl")
-    numbers = [{str(k): _number(v) for k, v in row.items()} for row in _in_order(rows)]
     samples, skipped_samples = _read_lines(path / "samples.jsonl")
     seed = config.get("seed")
     return Run(
@@ -242,7 +253,7 @@ def load_run(path: Path) -> Run:
         label=str(config.get("label") or config.get("method") or path.name),
         seed=seed if isinstance(seed, int) else 0,
         config=config,
-        metrics=[{k: v for k, v in row.items() if v is not None} for row in numbers],
+        metrics=Records(_in_order(rows)),
         samples=samples,
         summary=_read_summary(path / "summary.json"),
         skipped_lines=skipped + skipped_samples,
@@ -280,7 +291,7 @@ def _metric(stated: Mapping[str, Any], runs: Sequence[Run]) -> Metric:
     if metric := _said_metric(stated, runs):
         return metric
     summaries = [_mapping(run.summary.get(part)) for run in runs for part in ("start", "final")]
-    logged = {str(key) for run in runs for row in [*run.metrics, *summaries] for key in row}
+    logged = {str(key) for run in runs for row in [run.records.keys, *summaries] for key in row}
     evaluations = sorted(k for k in logged if k.startswith("eval/"))
     key = DEFAULT_METRIC if DEFAULT_METRIC in logged or not logged else (evaluations or ["reward"])[0]
     return Metric(key=key, label=_called(key))
