@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from conftest import Command, read_records, timeless
+from conftest import Command, child_environment, read_records, timeless
 from polyrl import catalogue
+from polyrl.core.context import Context
+from polyrl.core.part import RENAMED
+from polyrl.errors import UserError
+from polyrl.moved import MODULES
+from polyrl.recipe import Term
 from polyrl.report.runs import load_run
 from polyrl.runs import resume_run
 from polyrl.runtime import checkpoint
+from polyrl.runtime.budget import Budget
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.settings import american
 
@@ -74,3 +83,55 @@ def test_a_run_folder_of_before_is_read_and_goes_on(tmp_path: Path, polyrl: Comm
     resume_run(old, trust_code=True).run()
     assert timeless(read_records(old)) == timeless(read_records(tmp_path / "whole"))
     assert not (tmp_path / "old" / "checkpoints" / "iteration-000002" / "kept").exists()
+
+
+# ----------------------------------------------------------------------------------------------- code of users
+
+
+def test_modules_of_before_are_found_and_say_where_they_are() -> None:
+    """Every one of the table is there, and hands on the very same objects."""
+    for before, now in MODULES.items():
+        with pytest.warns(DeprecationWarning, match=f"polyrl.{before} is called polyrl.{now} since polyrl 0.2"):
+            sys.modules.pop(f"polyrl.{before}", None)
+            found = importlib.import_module(f"polyrl.{before}")
+        target = importlib.import_module(f"polyrl.{now}")
+        public = [name for name in vars(target) if not name.startswith("_")]
+        assert all(getattr(found, name) is getattr(target, name) for name in public), before
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("polyrl.policies.nothing")
+    policy = importlib.import_module("polyrl.policies.language")
+    with pytest.warns(DeprecationWarning, match="Reader is called Backbone"):
+        assert policy.Reader is policy.Backbone
+    with pytest.raises(AttributeError, match="has no attribute 'Writer'"):
+        _ = policy.Writer
+
+
+def test_names_of_before_in_what_is_public() -> None:
+    for module in ("polyrl", "polyrl.recipe"):
+        home = importlib.import_module(module)
+        with pytest.warns(DeprecationWarning, match=f"{module}.knob is called hyperparameter"):
+            assert home.knob is home.hyperparameter
+        with pytest.raises(AttributeError, match="has no attribute 'knobs'"):
+            _ = home.knobs
+
+
+@pytest.mark.parametrize(("before", "now"), RENAMED.items())
+def test_a_term_that_would_not_be_heard_is_refused(before: str, now: str) -> None:
+    with pytest.raises(UserError, match=f"Mine.{before} is called {now} since polyrl 0.2"):
+        type("Mine", (Term,), {before: "pair"})
+
+
+def test_a_part_that_sets_what_is_called_otherwise_is_stopped() -> None:
+    context = Context(run_state=None, seed=0, budget=Budget(samples=1))
+    with pytest.raises(AttributeError):
+        context.touched = True  # type: ignore[misc]
+    with pytest.raises(AttributeError, match=r"is called context\.run_state"):
+        _ = context.world
+
+
+def test_importing_polyrl_stays_instant() -> None:
+    code = "import sys, polyrl; print('polyrl.moved' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=child_environment()
+    )
+    assert done.stdout.split() == ["False", "False"]

@@ -43,6 +43,7 @@ FOREIGN = {
     "kernels/decoder.py": 1,  # models of transformers and peft
     "kernels/llama_weights.py": 1,
     "models/language/folders.py": 2,
+    "moved.py": 2,  # whatever a module defines
     "tasks/operations/settings.py": 1,  # settings by name
 }
 """Calls of `hasattr`, all of them on objects that are not polyrl's own: those declare what they have."""

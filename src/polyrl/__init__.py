@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -64,4 +65,24 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return getattr(importlib.import_module(f"polyrl.{_HOMES[name]}"), name)
+    if name == "knob":  # as versions before 0.2 called it
+        from polyrl.moved import renamed
+
+        return renamed(sys.modules[__name__], name)
     raise AttributeError(f"module 'polyrl' has no attribute '{name}'")
+
+
+class _MovedLater:
+    """Loads the finder of modules of before when one is first asked for, so that `import polyrl` stays instant."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any, target: Any = None) -> Any:
+        """See `polyrl.moved.Finder`."""
+        if not name.startswith("polyrl."):
+            return None
+        from polyrl.moved import Finder
+
+        return Finder().find_spec(name, path, target)
+
+
+sys.meta_path.append(_MovedLater)

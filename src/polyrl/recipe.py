@@ -1,5 +1,8 @@
 """Parts and recipes, under one name for method files."""
 
+import sys
+from typing import Any
+
 from polyrl.core.part import (
     STAGES,
     Architecture,
@@ -29,3 +32,10 @@ __all__ = [
     "kebab",
     "options",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What was called otherwise before 0.2."""
+    from polyrl.moved import renamed
+
+    return renamed(sys.modules[__name__], name)

@@ -64,6 +64,16 @@ class Context:
     credited: dict[tuple[str, str], tuple[Experience, Experience]] | None = None
 
     @property
+    def world(self) -> Any:
+        """What is called `run_state` since 0.2."""
+        raise AttributeError("context.world is called context.run_state since polyrl 0.2")
+
+    @property
+    def touched(self) -> bool:
+        """What is called `params_updated` since 0.2."""
+        raise AttributeError("context.touched is called context.params_updated since polyrl 0.2")
+
+    @property
     def turns_done(self) -> int:
         """Passes through the stages that were made before the present one, in the whole run."""
         return (self.iteration - 1) * self.turns + (self.turn or 0)

@@ -147,6 +147,10 @@ class Change(Part):
         raise NotImplementedError
 
 
+RENAMED = {"slopes": "grad_outputs", "together": "grouped_by", "updated": "on_update_end"}
+"""What a term's class called otherwise before 0.2."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Term(Part):
     """One summand of the objective: a loss per step, and how steps are averaged (`aggregation`)."""
@@ -170,6 +174,11 @@ class Term(Part):
         property that it may read.
         """
         super().__init_subclass__(**kwargs)
+        for before, now in RENAMED.items():
+            if before in vars(cls):
+                raise UserError(
+                    f"{cls.__name__}.{before} is called {now} since polyrl 0.2; rename it, for nothing looks at it."
+                )
         if "grad_outputs" not in vars(cls):
             setattr(cls, "grad_outputs", Term.grad_outputs)  # noqa: B010 - mypy takes no plain assignment to a method
         writer = next(c for c in cls.__mro__ if "statistics" in vars(c))
