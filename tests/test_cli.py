@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from conftest import DIFFICULTY, TASK, Command, read_records, timeless
+from conftest import DIFFICULTY, TASK, Command, child_environment, read_records, timeless
+from polyrl.cli import kept_text
 
 SIZE = ["--prompts-per-step", "2", "--completions-per-prompt", "4", "--eval-prompts", "16", "--evaluations", "2"]
 
@@ -55,6 +58,55 @@ def test_what_asks_for_no_model_imports_no_heavy_library(line: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.strip()) == (0, "[]"), done.stderr
     assert done.stdout
+
+
+def test_what_was_shown_once_is_shown_again_without_importing_anything_heavy(tmp_path: Path) -> None:
+    """To the last byte, and for a name that is none nothing heavy is imported the first time either."""
+    code = (
+        "import sys\n"
+        "from polyrl.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, file=sys.stderr)\n"
+        "print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+
+    def run(*words: str) -> tuple[str, list[str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60,
+            env=child_environment(POLYRL_CACHE=str(tmp_path)),
+        )  # fmt: skip
+        return done.stdout, done.stderr.splitlines()
+
+    first, second = run("show", "grpo"), run("show", "grpo")
+    assert first[1] == ["True"] and second[1] == ["False"] and first[0] == second[0] and "CREDIT" in first[0]
+    wrong = run("show", "grop")[1]
+    assert "no method or part 'grop'" in wrong[0] and wrong[1:] == ["2", "False"]
+
+
+def test_a_kept_text_goes_with_what_it_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYRL_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "package" / "inner"
+    source.mkdir(parents=True)
+    (source / "a.py").write_text("1")
+    monkeypatch.setattr(kept_text, "PACKAGE", tmp_path / "package")
+    made: list[str] = []
+
+    def make(text: str, covered: bool = True) -> Callable[[], tuple[str, bool]]:
+        return lambda: (made.append(text) or text, covered)  # type: ignore[func-returns-value]
+
+    show = kept_text.kept_text
+    assert show(("a", 80), make("one")) == show(("a", 80), make("other")) == "one"
+    assert show(("a", 90), make("wide")) == "wide"
+    (source / "a.py").write_text("22")
+    assert show(("a", 80), make("two")) == show(("a", 80), make("other")) == "two"
+    (source / "b.py").write_text("3")
+    assert show(("a", 80), make("three", covered=False)) == "three"
+    assert show(("a", 80), make("four")) == "four" and made == ["one", "wide", "two", "three", "four"]
+    for file in (tmp_path / "cache" / "texts").iterdir():
+        file.write_text("{damaged")
+    assert show(("a", 80), make("five")) == "five"
+    monkeypatch.setattr(os, "getuid", lambda: -5)  # somebody else's text
+    assert show(("a", 80), make("six")) == "six"
 
 
 def test_help_names_every_command(polyrl: Command) -> None:
@@ -192,6 +244,7 @@ import dataclasses
 import os
 import signal
 from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from polyrl.errors import UserError

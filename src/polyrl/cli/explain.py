@@ -46,9 +46,17 @@ def first_sentence(thing: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------- show
 
 
-def show_method(spec: str, domain: str | None = None) -> None:
-    """Print a method's paper, its five stages with their parts, and every hyperparameter."""
-    out = console()
+def shown(out: Terminal, spec: str, domain: str | None = None) -> tuple[str, bool]:
+    """What `show_method` prints on such a terminal, and whether all of it is polyrl's own."""
+    with out.capture() as text:
+        recipe = show_method(spec, domain, out)
+    own = all(type(part).__module__.partition(".")[0] == "polyrl" for part in recipe.parts())
+    return text.get(), own and ".py" not in spec
+
+
+def show_method(spec: str, domain: str | None = None, out: Console | None = None) -> Recipe:
+    """Print a method's paper, its five stages with their parts, and every hyperparameter; return its recipe."""
+    out = out or console()
     recipe = catalogue.build(spec, domain=domain)
     out.print(title(spec, recipe))
     if recipe.policy:
@@ -76,6 +84,7 @@ def show_method(spec: str, domain: str | None = None) -> None:
         if other is not info:
             said = f"For {other.domain} tasks: polyrl show {spec} --task {other.task}"
             out.print(Text(said, style="dim"), soft_wrap=True)
+    return recipe
 
 
 def _parts_table(parts: Sequence[Part], recipe: Recipe) -> Padding:

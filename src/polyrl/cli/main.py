@@ -178,10 +178,22 @@ def list_(what: str) -> None:
 @click.option("--task", help="the task, where the method has a form for each kind of task")
 def show(method: str, task: str | None) -> None:
     """Show what METHOD is: its paper, its five stages, its hyperparameters."""
-    from polyrl.cli.explain import show_method
+    from polyrl.cli.kept_text import kept_text
+    from polyrl.runtime.terminal import Terminal
     from polyrl.tasks import domain_of
 
-    show_method(method, domain_of(task) if task else None)
+    out, domain = Terminal(), domain_of(task) if task else None
+
+    def make() -> tuple[str, bool]:
+        from polyrl.catalogue import check_names
+
+        check_names(method)
+        from polyrl.cli.explain import shown  # heavy
+
+        return shown(out, method, domain)
+
+    look = (out.width, out.color_system, out.encoding)
+    out.file.write(kept_text(("show", method, domain, *look), make))
 
 
 @polyrl.command(context_settings=HYPERPARAMETERS)
