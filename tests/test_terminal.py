@@ -81,6 +81,18 @@ def test_progress_shows_labels_literally() -> None:
     assert literal(out.file.getvalue())  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("share", "shown"), [(0.0, "cut off 0%"), (0.125, "cut off 12%"), (1.0, "cut off 100%")])
+def test_the_line_of_language_shows_how_many_answers_were_cut_off(share: float, shown: str) -> None:
+    out = Terminal(file=io.StringIO(), width=300)
+    record = {"iteration": 1, "reward": 0.5, "kl": 0.1, "entropy": 1.0, "completions/mean_length": 9.5, "loss": 0.0}
+    record |= {"completions/clipped_ratio": share, "clip_ratio": 0.0, "frac_reward_zero_std": 0.5}
+    Progress("grpo", "samples=8", console=out).update(record, 1.0)
+    said = out.file.getvalue()  # type: ignore[attr-defined]
+    assert f"length 9.500  {shown}  " in said
+    Progress("ppo", "steps=8", console=out).update({"iteration": 1, "episode/length": 9.0}, 1.0)
+    assert out.file.getvalue().count("cut off") == 1  # type: ignore[attr-defined]
+
+
 # ------------------------------------------------------------------------------------------------ commands
 
 

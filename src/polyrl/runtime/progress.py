@@ -28,6 +28,7 @@ SHOWN = {
     "kl": "KL",
     "entropy": "entropy",
     "completions/mean_length": "length",
+    "completions/clipped_ratio": "cut off",
     "clip_ratio": "clipped",
     "frac_reward_zero_std": "equal groups",
     "value/explained_variance": "explained variance",
@@ -35,6 +36,8 @@ SHOWN = {
     "loss": "loss",
 }
 """What a running iteration is shown by, where it is logged: key -> label."""
+SHARES = {"completions/clipped_ratio"}
+"""Of these, shares that are shown in percent."""
 MOST_SHOWN = 6
 SPEEDS = {"tokens_per_second": "tokens/s", "steps_per_second": "steps/s", "updates_per_second": "updates/s"}
 STAGE_COLOURS = {
@@ -120,7 +123,7 @@ class Progress:
 
     def _numbers(self, record: dict[str, Any]) -> list[tuple[str, str]]:
         there = [key for key in SHOWN if record.get(key) is not None][:MOST_SHOWN]
-        rows = [(SHOWN[key], short(record[key])) for key in there]
+        rows = [(SHOWN[key], f"{record[key]:.0%}" if key in SHARES else short(record[key])) for key in there]
         if self.evaluations:
             rows.insert(0, (self.metric.label, format_value(self.metric, self.evaluations[-1][1])))
         return rows + [(label, f"{record[key]:,.0f}") for key, label in SPEEDS.items() if record.get(key)]
