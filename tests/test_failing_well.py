@@ -208,7 +208,6 @@ def right(prompts, completions, answer, **columns):
 def by_position(prompts, completions, /, **columns): return [0.0] * len(completions)
 def no_completions(prompts): return [0.0]
 def other_column(prompts, completions, truth, **columns): return [0.0] * len(completions)
-async def asynchronous(prompts, completions, **columns): return [0.0] * len(completions)
 number = 3
 
 def _bad(word):
@@ -243,7 +242,6 @@ def reward_file(folder: Path, bad: str = "?") -> Path:
         ("by_position", ["'by_position'", "by position only"]),
         ("no_completions", ["'no_completions'", "'completions'"]),
         ("other_column", ["'other_column'", "'truth'", "answer"]),
-        ("asynchronous", ["'asynchronous'", "async"]),
         ("number", ["not a function", "an int"]),
         ("rihgt", ["'rihgt'", "'right'"]),
     ],

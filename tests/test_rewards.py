@@ -23,6 +23,7 @@ from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.checkers import last_number, same_number
 from polyrl.tasks.language.reward_runner import RewardError, RewardFailure, RewardRunner
 from polyrl.tasks.language.rewards import built_in, check_signature, load_reward
+from polyrl.tasks.language.run_facts import ARGUMENTS
 
 # --- checkers --------------------------------------------------------------------------------------------------------
 
@@ -94,7 +95,6 @@ def reward_file(tmp_path):
             def closed(prompts, completions, answer): return [float(c == a) for c, a in zip(completions, answer)]
             def alone(completion): return 1.0
             def by_position(prompts, completions, /, **kwargs): return []
-            async def later(prompts, completions, **kwargs): return []
             constant = 3
             """
         )
@@ -138,7 +138,6 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
         ("{file}:constant", "not a function but an int"),
         ("{file}:alone", "does not accept 'prompts' and 'completions'"),
         ("{file}:by_position", "takes 'prompts' and 'completions' by position only"),
-        ("{file}:later", "is async"),
     ],
 )
 def test_loading_errors_are_one_sentence(reward_file, spec, message):
@@ -209,7 +208,7 @@ def test_columns_reach_the_functions_that_take_them():
         return [float(a == c) for a, c in zip(answer, completions, strict=True)]
 
     def trl(completions, level, **kwargs):
-        assert kwargs["prompts"] == PROMPTS and set(kwargs) == {"prompts", "answer"}
+        assert kwargs["prompts"] == PROMPTS and set(kwargs) == {"prompts", "answer", *ARGUMENTS}
         return level
 
     scores = run(Reward("closed", closed), Reward("trl", trl), answer=["a", "", "ccc", "", ""], level=[1, 2, 3, 4, 5])

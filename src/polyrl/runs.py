@@ -191,6 +191,7 @@ def make_loop(
     threadpool_limits(config.threads, user_api="blas")  # NumPy's
     run_state: RunState = domain_module(config, given).make_run_state(config, task, recipe, say)
     context = Context(run_state=run_state, seed=config.seed, budget=budget)
+    run_state.begin(context)
     context.sources = {name: source.make(name, task, config) for name, source in recipe.sources.items()}
     for rows in context.sources.values():
         rows.begin(run_state)

@@ -201,6 +201,8 @@ _PREFIXES: dict[str, tuple[str, str, str]] = {
     "grad_norm/": ("Gradient norm: {}", "before clipping", "Optimizer"),
     "logps/": ("Log-probability: {}", "nats", "Pairs"),
     "rewards/": ("Reward: {}", "", "Reward"),
+    "logged/": ("Logged by a reward: {}", "", "Reward"),
+    "eval/logged/": ("Logged by a reward in evaluation: {}", "", "Evaluation"),
     "eval/rewards/": ("Evaluation reward: {}", "", "Evaluation"),
     "eval/": ("Evaluation: {}", "", "Evaluation"),
     "value/": ("Critic: {}", "", "Critic"),
@@ -230,6 +232,8 @@ PANELS: dict[str, tuple[str, ...]] = {
 }
 """Metrics that the page draws small, side by side, by domain; those that were logged, in this order."""
 MOST_PANELS = 9
+MOST_LOGGED = 3
+"""Of those, metrics that rewards of the user's own logged."""
 
 
 def _filled(text: str, domain: str) -> str:
@@ -278,5 +282,7 @@ def metric_order(logged: Collection[str], first: str) -> list[str]:
 def panels(domain: str, logged: Iterable[str], first: str) -> list[str]:
     """Metrics to draw small, at most `MOST_PANELS`."""
     there = {*logged} - {first}
-    wanted = [*PANELS.get(domain, ()), *(key for other in PANELS.values() for key in other)]
+    own = sorted(key for key in there if key.startswith("logged/"))[:MOST_LOGGED]  # somebody wanted to see these
+    first_of_all, *rest = PANELS.get(domain, ("",))
+    wanted = [first_of_all, *own, *rest, *(key for other in PANELS.values() for key in other)]
     return [key for key in dict.fromkeys(wanted) if key in there][:MOST_PANELS]

@@ -718,6 +718,10 @@
       const said = [known ? (answer.right ? "✓ right" : "✗ wrong") : "", answer.score === null || (known && answer.score === Number(answer.right)) ? "" : `score ${short(answer.score)}`];
       element(head, "span", `badge ${known ? (answer.right ? "right" : "wrong") : ""}`, said.filter(Boolean).join(", "));
       element(card, "pre", "", answer.text === "" ? "(empty)" : answer.text);
+      for (const [name, value] of answer.logged) {
+        const aside = element(card, "p", "aside", `${name}: `);
+        element(aside, "code", "", value);
+      }
     }
     const which = [...new Set(answers.map((a) => (data.samples.one_seed ? `seed ${a.seed}, iteration ${a.iteration}` : `${a.method}: seed ${a.seed}, iteration ${a.iteration}`)))];
     byId("samples-caption").textContent = `From the last evaluation (${which.join("; ")}). Not chosen by their score.`;

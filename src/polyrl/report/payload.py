@@ -180,12 +180,20 @@ def sample_table(comparison: Comparison) -> dict[str, Any]:
                 "text": _cut(_plain(row.get("completion", ""))),
                 "score": score if number else None,
                 "right": right,
+                "logged": _logged(row.get("logged")),
             }
             if all(other["method"] != method for other in entry["answers"]):
                 entry["answers"].append({**answer, "seed": seed, "iteration": final})
     # Prompts that every method answered come first: only those can be read side by side.
     ranked = sorted(prompts.values(), key=lambda entry: -len(entry["answers"]))[:MOST_PROMPTS]
     return {"prompts": ranked, "tables": tables, "one_seed": len(set(seeds.values())) == 1}
+
+
+def _logged(shown: Any) -> list[list[str]]:
+    """Name and value of what rewards showed beside a response."""
+    if not isinstance(shown, dict):
+        return []
+    return [[_plain(str(name)), _cell(value)] for name, value in [*shown.items()][:MOST_COLUMNS]]
 
 
 def _cell(value: Any) -> str:

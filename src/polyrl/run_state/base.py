@@ -131,6 +131,9 @@ class RunState(ABC):
     def rewind(self) -> None:  # noqa: B027 - nothing by default
         """Forget the present iteration's experience, because it failed before its update and is not going to count."""
 
+    def begin(self, context: Context) -> None:  # noqa: B027 - nothing by default
+        """Know the run that this is the state of, before its first iteration."""
+
     def restarts_at_checkpoints(self) -> bool:
         """Whether a checkpoint out of turn would change what follows, because something starts anew at each."""
         return False

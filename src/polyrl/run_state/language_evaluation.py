@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,8 +138,12 @@ def _judged(
         known = values[~torch.isnan(values)]
         if len(known):
             metrics[f"eval/rewards/{name}"] = float(known.mean())
-    seen = [
+    metrics |= {f"eval/logged/{name}": fmean(values) for name, values in scored.logged.metrics.items()}
+    seen: list[dict[str, Any]] = [
         {"score": score, "correct": bool(r), "expected": run_state.task.expected(row)}
         for row, score, r in zip(rows, scores.tolist(), right, strict=True)
     ]
+    for name, shown in scored.logged.columns.items():
+        for sample, value in zip(seen, shown, strict=True):
+            sample.setdefault("logged", {})[name] = value
     return metrics, seen

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.run_state.language_evaluation import scores_by_reward, seen_rows, told
@@ -15,6 +18,7 @@ from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.judge import PreferenceRunner
 from polyrl.tasks.language.reward_runner import RewardRunner, Scores
+from polyrl.tasks.language.run_facts import Logged, RunFacts, TrainerState
 
 
 class RewardedRunState(UserDataRunState):
@@ -29,6 +33,8 @@ class RewardedRunState(UserDataRunState):
     def __init__(self, task: LanguageTask, calls: CallPolicy):
         self.task, self.calls = task, calls
         self.rewards: RewardRunner | None = None
+        self._context: Context | None = None
+        self._logged: tuple[int, dict[str, list[float]]] = (-1, {})
         self._ensembles: dict[int, RewardRunner] = {}
         if task.rewards or not (task.fixed_pairs or task.labelled):
             self.rewards = RewardRunner(task.rewards, self.calls)
@@ -60,11 +66,35 @@ class RewardedRunState(UserDataRunState):
                 "There is no reward, and the data has none by itself; give --reward with file.py:function, a reward "
                 "model's folder, or one of numeric, exact and contains."
             )
-        return self.rewards(experience.columns["prompt"], experience.columns["completion"], **told(experience))
+        columns = experience.columns
+        return self.rewards(columns["prompt"], columns["completion"], self._facts(experience), **told(experience))
+
+    def begin(self, context: Context) -> None:
+        """Know how far the run is, for rewards that ask."""
+        self._context = context
+
+    def _facts(self, experience: Experience) -> RunFacts:
+        """What rewards are told of the run beside what they judge."""
+        size = experience["present"].sum(1).tolist()
+        ids = [row[:n] for row, n in zip(experience["action"].tolist(), size, strict=True)]
+        return RunFacts(ids, TrainerState() if self._context is None else trainer_state(self._context))
+
+    def _log(self, logged: Logged) -> None:
+        """Log what rewards logged, as means over the iteration so far."""
+        context = self._context
+        if context is None:
+            return
+        if self._logged[0] != context.iteration:
+            self._logged = (context.iteration, {})
+        for name, values in logged.metrics.items():
+            kept = self._logged[1].setdefault(name, [])
+            kept += values
+            context.metrics[f"logged/{name}"] = fmean(kept)
 
     def score(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor], int]:
         """Scores `[B]` (NaN: dropped), the parts of each reward function `[B]`, and how many samples were scored."""
         scores = self.scores(experience)
+        self._log(scores.logged)
         return torch.tensor(scores.total, dtype=torch.float32), scores_by_reward(scores), scores.calls
 
     def member_scores(self, experience: Experience, members: int) -> tuple[Tensor, int]:
@@ -73,7 +103,9 @@ class RewardedRunState(UserDataRunState):
             rewards = self.task.ensemble(members)
             self._ensembles[members] = RewardRunner(rewards, self.calls)
         columns = experience.columns
-        scores = self._ensembles[members](columns["prompt"], columns["completion"], **told(experience))
+        facts = self._facts(experience)
+        scores = self._ensembles[members](columns["prompt"], columns["completion"], facts, **told(experience))
+        self._log(scores.logged)
         found = torch.tensor([*scores.parts.values()], dtype=torch.float32).T
         return found.nan_to_num(0.0) if self.calls.on_error == "zero" else found, scores.calls
 
@@ -82,3 +114,15 @@ class RewardedRunState(UserDataRunState):
         pairs = zip(seen_rows(experience), experience.columns["completion"], strict=True)
         found = [self.task.measures(row, text) for row, text in pairs]
         return {name: torch.tensor([f[name] for f in found], dtype=torch.float32) for name in found[0]}
+
+
+def trainer_state(context: Context) -> TrainerState:
+    """How far a run is: its optimizer steps, and how many it comes to at what its iterations took so far."""
+    done = context.spent if context.spent.iterations == context.iteration else context.began
+    steps = context.spent.updates
+    limit = context.budget.limits().get("updates", math.inf)
+    whole = context.budget.expected_iterations(done) if done.iterations else math.inf
+    if not math.isinf(whole):
+        limit = min(limit, round(whole * done.updates / done.iterations))
+    most = max(1, steps, 1 if math.isinf(limit) else int(limit))
+    return TrainerState(global_step=steps, max_steps=most, epoch=min(1.0, steps / most))

@@ -16,16 +16,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sized
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sized
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from polyrl.errors import UserError
 from polyrl.tasks.language.call_policy import CallPolicy
+from polyrl.tasks.language.coroutines import WaitedTooLong, awaited
 from polyrl.tasks.language.own_process import GRACE, Ended, NotSent, OutOfTime, OwnProcess, can_fork
 from polyrl.tasks.language.phrases import a_kind, counted, reason_of
 from polyrl.tasks.language.rewards import parameters_of
+from polyrl.tasks.language.run_facts import Logged
 from polyrl.tasks.user_code import MODULE_PREFIX, is_user_code, plain_function
 
 _log = logging.getLogger(__name__)
@@ -85,6 +87,12 @@ class Caller:
         if own and is_user_code(function) and can_fork():
             self._process = OwnProcess(self._answer, policy.seed)
         self._calls = 0
+        self.logs = kind == "reward" and is_user_code(function)
+        """Whether it is told of the run and may log: a reward of the user's own."""
+        self.waits = inspect.iscoroutinefunction(plain_function(function))
+        """Whether it is a coroutine: several of them are waited for at once."""
+        self.logged = Logged()
+        """What the latest call logged."""
 
     def start(self) -> None:
         """Start the function's process now, where it has one: before models are loaded, so that it holds none."""
@@ -96,7 +104,7 @@ class Caller:
         if self._process is not None:
             self._process.close()
 
-    def __call__(self, size: int, given: Mapping[str, list[Any]]) -> list[Answer]:
+    def __call__(self, size: int, given: Mapping[str, Any]) -> list[Answer]:
         """One answer for each of `size` rows; `given` are the arguments, of which it gets those that it takes.
 
         Raises:
@@ -125,7 +133,7 @@ class Caller:
             raise UserError(*said)
         if kind == "failed":
             raise CallFailed(*said)
-        answers, kept = said
+        answers, kept, self.logged = said
         if kept:
             _log.warning(
                 "The %s '%s' changes %s, which only its own process sees; give process='same' (--reward-process same) "
@@ -137,10 +145,14 @@ class Caller:
         found: list[Answer] = answers
         return found
 
-    def _here(self, size: int, given: Mapping[str, list[Any]]) -> list[Answer]:
+    def _here(self, size: int, given: Mapping[str, Any]) -> list[Answer]:
         """Call in this process: interrupted when time is up, which not every function minds."""
+        self.logged = Logged()
+        own = taken(self.function, self.logged.functions(size)) if self.logs else {}
         try:
-            result = _limited(lambda: self.function(**given), self.policy.timeout)
+            result = _limited(lambda: self.function(**given, **own), self.policy.timeout)
+            if inspect.isawaitable(result):
+                result = _waited_for(result, self.policy.timeout)
         except UserError:
             raise
         except _Over:
@@ -149,7 +161,7 @@ class Caller:
             raise CallFailed(f"raised {reason_of(error)}{place_of(error, self.function)}") from error
         return self._checked(result, size)
 
-    def _answer(self, size: int, given: Mapping[str, list[Any]]) -> tuple[Any, ...]:
+    def _answer(self, size: int, given: Mapping[str, Any]) -> tuple[Any, ...]:
         """The same in the function's own process, where every failure is an answer too."""
         self._calls += 1
         before = _visible(self.function) if self._calls == 1 else {}
@@ -166,9 +178,9 @@ class Caller:
         except BaseException as error:
             return "failed", f"raised {reason_of(error)}{place_of(error, self.function)}", False, False
         after = _visible(self.function) if self._calls == 1 else {}
-        return "answers", answers, [name for name in before if before[name] != after.get(name)]
+        return "answers", answers, [name for name in before if before[name] != after.get(name)], self.logged
 
-    def _from_now_on_here(self, why: str, size: int, given: Mapping[str, list[Any]]) -> list[Answer]:
+    def _from_now_on_here(self, why: str, size: int, given: Mapping[str, Any]) -> list[Answer]:
         _log.warning(
             "The %s '%s' is called in this process: %s. It can be interrupted and not ended.", self.kind, self.name, why
         )
@@ -194,7 +206,7 @@ class Caller:
         return [self.read(value) for value in values]
 
 
-def taken(function: Callable[..., Any], given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+def taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments that the function takes, all where it takes any."""
     parameters = parameters_of(function)
     if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -326,6 +338,14 @@ def _limited(function: Callable[[], Any], seconds: float | None) -> Any:
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         return _limited_by_alarm(function, seconds)
     return _limited_by_thread(function, seconds)
+
+
+def _waited_for(awaitable: Awaitable[Any], seconds: float | None) -> Any:
+    """Return what a coroutine returns, or raise `_Over` when it takes longer than `seconds`."""
+    try:
+        return awaited(awaitable, seconds)
+    except WaitedTooLong:
+        raise _Over from None
 
 
 def _limited_by_alarm(function: Callable[[], Any], seconds: float) -> Any:

@@ -19,6 +19,9 @@ CALLED_WITH = {
     "prompts": "rewards are called with the prompts under it",
     "completions": "rewards are called with the sampled responses under it",
     "completion_ids": "rewards know the sampled tokens under it",
+    "trainer_state": "rewards know how far the run is under it",
+    "log_extra": "rewards show values beside responses by it",
+    "log_metric": "rewards log numbers by it",
     "completions_a": "preference functions are called with the first responses under it",
     "completions_b": "preference functions are called with the second responses under it",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.calling import Answer, Caller, read_number, row_by_row
 from polyrl.tasks.language.phrases import quoted, shortened
 from polyrl.tasks.language.rewards import check_signature
+from polyrl.tasks.language.run_facts import Logged, RunFacts
 
 
 class RewardError(UserError):
@@ -43,6 +45,8 @@ class Scores:
     """Samples scored: what a budget of reward calls is charged."""
     failures: list[RewardFailure] = field(default_factory=list)
     """Samples that a reward failed on."""
+    logged: Logged = field(default_factory=Logged)
+    """What the user's rewards logged."""
 
 
 class RewardRunner:
@@ -88,8 +92,12 @@ class RewardRunner:
         for caller in self._callers.values():
             caller.close()
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], /, **columns: Sequence[Any]) -> Scores:
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[str], facts: RunFacts | None = None, /, **columns: Any
+    ) -> Scores:
         """Score `completions`, plain texts, one for each of `prompts`; `columns` are the data's other columns.
+
+        Rewards of the user's own are told `facts` too. Coroutines are waited for at once, each in a thread of its own.
 
         Raises `RewardError` when a sample fails and `on_error` is "stop", and `UserError` when a reward needs a column
         that is not there.
@@ -108,9 +116,21 @@ class RewardRunner:
         ]
         failures: list[RewardFailure] = []
         scored: dict[str, list[float | None]] = {}
-        for reward in self.rewards:
-            scored[reward.name], failed = self._run(reward, list(prompts), given, columns)
-            failures += failed
+        logged = Logged()
+        together = [reward for reward in self.rewards if self._callers[reward.name].waits]
+        with ThreadPoolExecutor(max(len(together), 1)) as threads:
+            begun = {
+                reward.name: threads.submit(self._run, reward, list(prompts), given, columns, facts)
+                for reward in (together if len(together) > 1 else ())
+            }
+            for reward in self.rewards:
+                if reward.name in begun:
+                    found = begun[reward.name].result()
+                else:
+                    found = self._run(reward, list(prompts), given, columns, facts)
+                scored[reward.name], failed, said = found
+                failures += failed
+                logged.merge(said, reward.name)
         broken = {failure.row for failure in failures}
         for row in range(size):
             if row not in broken and all(part[row] is None for part in scored.values()):
@@ -124,26 +144,40 @@ class RewardRunner:
         for failure in failures:
             total[failure.row] = math.nan if self.on_error == "drop" else 0.0
         parts = {name: [math.nan if v is None else v for v in part] for name, part in scored.items()}
-        return Scores(total, parts, size, failures)
+        return Scores(total, parts, size, failures, logged)
 
     def _run(
-        self, reward: Reward, prompts: list[Any], completions: list[Any], columns: Mapping[str, Sequence[Any]]
-    ) -> tuple[list[float | None], list[RewardFailure]]:
-        """Return the reward of each sample, None where it failed, and the failures."""
+        self,
+        reward: Reward,
+        prompts: list[Any],
+        completions: list[Any],
+        columns: Mapping[str, Sequence[Any]],
+        facts: RunFacts | None,
+    ) -> tuple[list[float | None], list[RewardFailure], Logged]:
+        """Return the reward of each sample, None where it failed, the failures, and what it logged."""
         caller = self._callers[reward.name]
+        logged = Logged()
+        facts = facts or RunFacts()
 
         def call(rows: slice) -> list[Answer]:
             some = {name: list(values[rows]) for name, values in columns.items()}
             # Fresh lists: a function that changes its arguments must not change what the next one sees.
-            given = {"prompts": list(prompts[rows]), "completions": list(completions[rows]), **some}
-            return caller(len(given["prompts"]), given)
+            given: dict[str, Any] = {"prompts": list(prompts[rows]), "completions": list(completions[rows]), **some}
+            size = len(given["prompts"])
+            if caller.logs:
+                ids = facts.completion_ids
+                given["completion_ids"] = [None] * size if ids is None else [list(row) for row in ids[rows]]
+                given["trainer_state"] = facts.state
+            answers = caller(size, given)
+            logged.take(caller.logged, rows, len(completions))
+            return answers
 
         def stop(row: int, reason: str) -> None:
             self._stop_at(RewardFailure(row, reward.name, reason), prompts)
 
         answers = row_by_row(caller, call, len(completions), stop)
         failures = [RewardFailure(row, reward.name, said) for row, said in enumerate(answers) if isinstance(said, str)]
-        return [None if isinstance(answer, str) else answer for answer in answers], failures
+        return [None if isinstance(answer, str) else answer for answer in answers], failures, logged
 
     def _stop_at(self, failure: RewardFailure, prompts: Sequence[Any]) -> None:
         if self.on_error == "stop":

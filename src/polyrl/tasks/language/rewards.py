@@ -1,8 +1,9 @@
 """Reward functions: the built-in ones and the user's own.
 
 A reward function has TRL's signature: it is called as `f(prompts=[...], completions=[...], **columns)` and returns one
-number per completion, or None where it does not apply. For a conversational prompt (a list of messages) the completion
-is `[{"role": "assistant", "content": text}]`.
+number per completion, or None where it does not apply. It may be a coroutine. For a conversational prompt (a list of
+messages) the completion is `[{"role": "assistant", "content": text}]`. One of the user's own is also told
+`completion_ids` and `trainer_state`, and may log by `log_extra` and `log_metric` (`run_facts`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from polyrl.tasks.language.base import Reward, content, table_rows
 from polyrl.tasks.language.checkers import CHECKERS, accepted, agrees, truth_column
 from polyrl.tasks.language.math_process import check_installed
 from polyrl.tasks.language.phrases import quoted
+from polyrl.tasks.language.run_facts import ARGUMENTS
 from polyrl.tasks.user_code import load_function
 
 _log = logging.getLogger(__name__)
@@ -131,8 +133,6 @@ def check_signature(name: str, function: Callable[..., Any], columns: Sequence[s
 
     With `columns`, the columns of the data, every parameter without a default must be one of them.
     """
-    if inspect.iscoroutinefunction(function):
-        raise UserError(f"The reward '{name}' is async; write it as a plain function.")
     parameters = parameters_of(function)
     if parameters is None:
         return
@@ -154,7 +154,7 @@ def check_signature(name: str, function: Callable[..., Any], columns: Sequence[s
             )
     if columns is None:
         return
-    unknown = [p.name for p in required if p.name not in ("prompts", "completions", *columns)]
+    unknown = [p.name for p in required if p.name not in ("prompts", "completions", *ARGUMENTS, *columns)]
     if unknown:
         raise UserError(
             f"The reward '{name}' needs {quoted(unknown)}, which the data does not have; its columns are "
