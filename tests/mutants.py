@@ -1042,7 +1042,56 @@ GROUPS: list[Group] = [
             ('if r["iteration"] <= iteration]', 'if r["iteration"] < iteration]'),
         ],
     ),
+    Group(
+        "models/language/encoding.py",
+        "test_chat_questions.py -k 'model_reads or responses_are or is_saved'",
+        [
+            ("not (chat.template and self._is_plain(prompt))", "not chat.template"),
+            ("not (chat.template and self._is_plain(prompt))", "not self._is_plain(prompt)"),
+            ("self.tokenizer.init_kwargs[ASKED_AS] = dataclasses.asdict(chat)", "pass"),
+            ("self.tokenizer.init_kwargs.pop(ASKED_AS, None)", "pass"),
+            ("if len(mark) > 1 and mark in around", "if len(mark) > 1"),
+        ],
+    ),
+    Group(
+        "tasks/language/chat.py",
+        "test_chat_questions.py -k 'model_reads or other_names or transcript'",
+        [
+            ('messages[0].get("role") not in ("system", "developer")', "True"),
+            ("messages.insert(0,", "messages.insert(1,"),
+            ("row = {**row, name: row[theirs]}", "row = {name: row[theirs], **row}"),
+        ],
+    ),
     # ---------------------------------------------------------------------------------------------- rewards
+    Group(
+        "run_state/language_rewards.py",
+        "test_trl_rewards.py -k 'how_far or tells_and_logs'",
+        [
+            ("else context.began\n", "else context.spent\n"),
+            ("whole * done.updates / done.iterations", "whole"),
+            ('get("updates", math.inf)', 'get("steps", math.inf)'),
+            ("row[:n] for row, n in zip", "row for row, n in zip"),
+            ("= fmean(kept)", "= fmean(values[:0] or [0.0])"),
+        ],
+    ),
+    Group(
+        "tasks/language/run_facts.py",
+        "test_trl_rewards.py -k 'logs or logged or show_one_name or too_few'",
+        [
+            ("if len(shown) != size", "if len(shown) < size"),
+            ("if math.isfinite(number):", "if True:"),
+            ("[None] * size)[rows] = values", "[None] * size)[:] = values"),
+            ('f"{reward}/{name}" if name in', "name if name in"),
+        ],
+    ),
+    Group(
+        "tasks/language/coroutines.py",
+        "test_trl_rewards.py -k coroutine",
+        [
+            ("if found is None:", "if True:"),
+            ("        return None, error", "        raise"),
+        ],
+    ),
     Group(
         "tasks/language/reward_runner.py",
         "test_rewards.py -k 'not hangs and not dead_service'",

@@ -121,8 +121,8 @@ def test_how_far_a_run_is() -> None:
     assert trainer_state(context) == TrainerState(global_step=4, max_steps=10, epoch=0.4)
     context.spent = context.began = Spent(iterations=3, samples=60, updates=6)  # evaluated behind it
     assert trainer_state(context) == TrainerState(global_step=6, max_steps=10, epoch=0.6)
-    context.budget = Budget.parse("updates=8,samples=100")
-    assert trainer_state(context).max_steps == 8
+    context.budget = Budget.parse("updates=7,samples=100")  # in the middle of an iteration
+    assert trainer_state(context).max_steps == 7
 
 
 # ---------------------------------------------------------------------------------------------- what it logs

@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     **{"eval_episodes": 9, "device": "cuda"},
 }
 """Another value than the usual one."""
+OF_COLUMNS = ("prompt_column", "answer_column", "system_prompt")
 TRAINED = {"control": "ppo", "operations": "hdpo", "theory": "nash-mp"}
 
 
@@ -63,7 +64,7 @@ def test_what_only_language_looks_at_is_refused_elsewhere(kind: str) -> None:
     method, task = TRAINED[kind], "CartPole-v1" if kind == "control" else ""
     shown = task or default_task([method])
     for field in OF_LANGUAGE:
-        if field in ("dataset", "checker", "max_prompt_tokens", "skip_bad_rows"):
+        if field in ("dataset", "checker", "max_prompt_tokens", "skip_bad_rows", "chat_template", *OF_COLUMNS):
             continue  # data is a task by itself, and the others are refused without it
         option = {"rewards": "reward", "eval_greedy": "eval-sampled"}.get(field, field.replace("_", "-"))
         said = refused(method, task=task, **{field: OTHER[field]})

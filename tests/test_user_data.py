@@ -156,6 +156,7 @@ def test_conversations_with_a_chat_template(rewards: Path, small_model: Path, tm
         out = tmp_path / name
         line = ["--dataset", jsonl(tmp_path / f"{name}.jsonl", train[10:]), "--model", model, "--max-tokens", 9]
         line += ["--test-dataset", jsonl(tmp_path / f"{name}-test.jsonl", test), "--reward", f"{rewards}:{reward}"]
+        line += ["--no-chat-template"] * (name == "plain")
         told = polyrl("train", "grpo", *line, *SIZE, "--budget", "iterations=3", "--out", out, "--quiet")
         assert (told.code, told.err) == (0, "")
         runs.append(timeless(read_records(out)))

@@ -268,6 +268,10 @@ def evaluate(
     reward: str | RewardFunction | Sequence[Any] | None = None,
     checker: str | None = None,
     max_tokens: int | None = None,
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
+    system_prompt: str | None = None,
+    chat_template: bool | None = None,
     task: Callable[[], Any] | None = None,
     trust_code: bool = False,
 ) -> dict[str, float]:
@@ -282,7 +286,8 @@ def evaluate(
         dataset: a file, hub id or rows to judge on in the place of the run's own test prompts, all of them. Rows for a
             run that was itself begun with rows are its own, given again.
         reward: what judges answers; none is the run's.
-        checker, max_tokens: with `dataset`, others than the run's.
+        checker, max_tokens: with `dataset`, others than the run's; so are the following.
+        prompt_column, answer_column, system_prompt, chat_template: how `dataset` is read and asked, as in `train`.
         trust_code: run the files that the folder names though you have not run them before.
 
     Raises:
@@ -297,6 +302,10 @@ def evaluate(
         reward=reward,
         checker=checker,
         max_tokens=max_tokens,
+        prompt_column=prompt_column,
+        answer_column=answer_column,
+        system_prompt=system_prompt,
+        chat_template=chat_template,
         task=task,
         trust_code=trust_code,
     ).evaluate()[0]
@@ -313,6 +322,10 @@ def open_to_judge(
     reward: Any = None,
     checker: str | None = None,
     max_tokens: int | None = None,
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
+    system_prompt: str | None = None,
+    chat_template: bool | None = None,
     task: Callable[[], Any] | None = None,
     trust_code: bool = False,
 ) -> RunState:
@@ -322,21 +335,25 @@ def open_to_judge(
 
     folder = Path(run)
     specs, given = objects(None, dataset, reward, task)
+    asked: dict[str, Any] = {"rewards": specs, "checker": checker, "max_tokens": max_tokens}
+    asked |= {"prompt_column": prompt_column, "answer_column": answer_column, "system_prompt": system_prompt}
     model = is_model(folder)
     begun = () if model else RunConfig.from_dict(RunFolder(folder).read_config()["run"]).from_python
     elsewhere = dataset is not None and (isinstance(dataset, str | os.PathLike) or "dataset" not in begun)
     if not elsewhere:
         if model:
             raise UserError(f"{folder} is a model and no run, so say what it is judged on: --dataset FILE.")
-        for name, value in (("checker", checker), ("max-tokens", max_tokens), ("reward", specs)):
+        for name, value in {**asked, "no_chat_template": chat_template is not None}.items():
             if value:
-                raise UserError(f"--{name} is for data of your own; give --dataset too.")
+                option = "reward" if name == "rewards" else name.replace("_", "-")
+                raise UserError(f"--{option} is for data of your own; give --dataset too.")
         options: dict[str, Any] = {"eval_prompts": prompts or 500, "eval_greedy": greedy, "eval_episodes": episodes}
         return open_policy(folder, given=given, trust_code=trust_code, **options)
     if episodes is not None:
         raise UserError("--episodes means nothing beside --dataset, whose rows are answered once each.")
-    asked = {"rewards": specs, "checker": checker, "max_tokens": max_tokens}
-    changed = {name: value for name, value in asked.items() if value}
+    changed: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    if chat_template is not None:
+        changed["chat_template"] = chat_template
     data = given.dataset if given.dataset is not None else os.fspath(dataset)
     return open_on(
         folder, data, given, trust_code=trust_code, eval_prompts=prompts or ALL, eval_greedy=greedy, **changed

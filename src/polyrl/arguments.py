@@ -22,7 +22,7 @@ NOT_OPTIONS = frozenset(
 """Fields of a config that are arguments of their own, or none."""
 OPTIONS = frozenset(f.name for f in dataclasses.fields(RunConfig)) - NOT_OPTIONS
 """Keywords that are options of a run, whatever the method; every other one is a hyperparameter."""
-TURNED = {"eval_sampled": "eval_greedy", "no_tensorboard": "tensorboard"}
+TURNED = {"eval_sampled": "eval_greedy", "no_tensorboard": "tensorboard", "no_chat_template": "chat_template"}
 """Options of the command line that say the opposite of a config's field."""
 
 

@@ -17,12 +17,13 @@ from polyrl.runtime.metric import Metric
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language.base import Preference, Reward
+from polyrl.tasks.language.chat import Chat
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.theory.games import MatrixGame
 from polyrl.tasks.user_code import code_digest, is_user_code
 
 NOT_SETTINGS = frozenset(
-    {"name", "spec", "data", "test_data", "skip_bad_rows", "max_tokens", "stop", "start_accuracy", "budget"}
+    {"name", "spec", "data", "test_data", "columns", "skip_bad_rows", "max_tokens", "stop", "start_accuracy", "budget"}
 )
 """Fields of tasks that are stated by other means, or that say nothing of what is asked."""
 NOT_JUDGEMENT = frozenset({"shown", "instance"})
@@ -56,6 +57,8 @@ def state_problem(task: Any, metric: Metric, evaluation: Mapping[str, Any], spec
     if isinstance(task, LanguageTask):
         if isinstance(task, DatasetTask):
             stated["data"], stated["test_data"] = rows_digest(task.train_rows), rows_digest(task.test_rows)
+        if task.chat is not None and task.chat != Chat():
+            stated["chat"] = dataclasses.asdict(task.chat)
         stated["limits"] = {"max_tokens": task.max_tokens, "stop": list(task.stop)}
         stated["rewards"] = {reward.name: _reward(reward) for reward in task.rewards}
         stated["preference"] = None if task.preference is None else _preference(task.preference)

@@ -18,6 +18,10 @@ OF_LANGUAGE = (
         "dataset",
         "test_dataset",
         "checker",
+        "prompt_column",
+        "answer_column",
+        "system_prompt",
+        "chat_template",
         "max_prompt_tokens",
         "skip_bad_rows",
         "rewards",
@@ -35,7 +39,7 @@ OF_RESPONSES = ("max_tokens", "eval_greedy", "monitor_kl_every")
 """Fields that mean nothing where no responses are sampled."""
 OF_JUDGING = ("checker", "rewards", "on_reward_error", "reward_timeout", "reward_process")
 """Fields that mean nothing where nobody asks rewards."""
-OPTIONS = {"rewards": "reward", "eval_greedy": "eval-sampled"}
+OPTIONS = {"rewards": "reward", "eval_greedy": "eval-sampled", "chat_template": "no-chat-template"}
 """Options that are not called as their field is."""
 
 

@@ -235,11 +235,16 @@ def trace(ctx: click.Context, /, method: str, iteration: int, profile: bool, **g
 @click.option("--reward", multiple=True, help="with --dataset: what judges answers  [the run's, or the data's answers]")
 @click.option("--checker", help="with --dataset: how its answers are compared  [the run's]")
 @click.option("--max-tokens", type=int, help="with --dataset: longest response  [the run's]")
+@click.option("--prompt-column", metavar="NAME", help="with --dataset: its column with the prompt  [the run's]")
+@click.option("--answer-column", metavar="NAME", help="with --dataset: its column with the right answer  [the run's]")
+@click.option("--system-prompt", metavar="TEXT", help="with --dataset: first message of its prompts  [the run's]")
+@click.option("--no-chat-template", is_flag=True, help="with --dataset: leave its plain prompts as they are")
 @TRUST
 def eval_(run: Path, trust_code: bool, **given: Any) -> None:
     """Judge the trained policy of RUN apart from training; with --dataset, RUN may be a model's folder."""
     from polyrl.cli.commands import run_evaluation
 
+    given["chat_template"] = False if given.pop("no_chat_template") else None
     run_evaluation(run, trust_code=trust_code, **given)
 
 

@@ -34,6 +34,10 @@ WHAT = options(
         type=click.Choice(["auto", "numeric", "exact", "contains", "math"]),
         help="how the data's answers are compared  [each number as a number, else the reward, else as text]",
     ),
+    click.option("--prompt-column", metavar="NAME", help="column of --dataset with the prompt  [prompt]"),
+    click.option("--answer-column", metavar="NAME", help="column of --dataset with the right answer  [answer]"),
+    click.option("--system-prompt", metavar="TEXT", help="first message of prompts that have no system message"),
+    click.option("--no-chat-template", is_flag=True, help="leave plain prompts as they are"),
     click.option(
         "--max-prompt-tokens", type=int, help="leave out rows of --dataset with longer prompts, and say how many"
     ),
@@ -155,8 +159,9 @@ def config_of(methods: tuple[str, ...], given: dict[str, Any], hyperparameters: 
     typed = {k: v for k, v in given.items() if v is not None}
     if typed.pop("eval_sampled", False):
         typed["eval_greedy"] = False
-    if typed.pop("no_tensorboard", False):
-        typed["tensorboard"] = False
+    for flag, field in (("no_tensorboard", "tensorboard"), ("no_chat_template", "chat_template")):
+        if typed.pop(flag, False):
+            typed[field] = False
     typed["rewards"] = tuple(typed.pop("reward", ()))
     if "budget" in typed:
         Budget.parse(typed["budget"])  # an empty one would be taken for none

@@ -14,6 +14,7 @@ from polyrl.rollout.language import Sampling
 from polyrl.run_state.language_evaluation import seen_rows
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks.language.base import LanguageTask, Row
+from polyrl.tasks.language.chat import transcript
 from polyrl.tasks.language.formats import template_columns
 from polyrl.tasks.language.rewards import NotLoaded
 
@@ -47,11 +48,28 @@ def play(
     console = Terminal()
     # with what sessions of tools report, which checkers read as in training
     for row, text in zip(seen_rows(batch), batch.columns["completion"], strict=True):
-        line = Text(str(row["prompt"]), style="bold")
-        line.append(text, style="cyan")
+        line = conversation(run_state.policy.asked(row["prompt"]), text)
         if prompt is None and run_state.rewards is not None:
             line.append_text(_judged(run_state.task, row, text))
         console.print(line, soft_wrap=True)
+        if not isinstance(row["prompt"], str) or "\n" in line.plain:
+            console.print()  # a paragraph each
+
+
+def conversation(prompt: Any, answer: str) -> Text:
+    """What was asked and answered: a text that goes on, or messages with their roles, a turn a paragraph."""
+    if isinstance(prompt, str):
+        return Text(prompt, style="bold").append(answer, style="cyan")
+    line = Text()
+    goes_on = prompt[-1].get("role") == "assistant"
+    for message in prompt:
+        line.append(f"{message.get('role')}\n", style="dim").append(
+            transcript([message]).partition(": ")[2], style="bold"
+        )
+        line.append("" if goes_on and message is prompt[-1] else "\n\n")
+    if not goes_on:
+        line.append("assistant\n", style="dim")
+    return line.append(answer or "(empty)", style="cyan")
 
 
 def asked(task: LanguageTask, prompt: str) -> Row:

@@ -18,6 +18,7 @@ from polyrl.report.runs import Comparison, Run
 from polyrl.report.scale import FLOOR, unlogged
 from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND, Estimate, t_factor
 from polyrl.runtime.figures import format_value, whole
+from polyrl.tasks.language.chat import transcript
 
 Rows = npt.NDArray[np.intp]
 
@@ -137,6 +138,13 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def _transcript(prompt: Any) -> str:
+    """A prompt to be read: of messages a line each, with the role before it."""
+    if isinstance(prompt, list) and prompt and all(isinstance(message, dict) for message in prompt):
+        return transcript(prompt)
+    return _plain(prompt)
+
+
 def _cut(text: str) -> str:
     return (
         text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}\n[… {len(text) - MOST_CHARACTERS:,} more]"
@@ -167,7 +175,7 @@ def sample_table(comparison: Comparison) -> dict[str, Any]:
             tables.append({"method": method, "seed": seed, "iteration": final, **_rows(last_rows)})
             continue
         for row in last_rows:
-            prompt = _plain(row.get("prompt", ""))
+            prompt = _transcript(row.get("prompt", ""))
             entry = prompts.setdefault(prompt, {"prompt": _cut(prompt), "expected": "", "answers": []})
             if row.get("expected") is not None:
                 entry["expected"] = _cut(_plain(row["expected"]))

@@ -25,6 +25,7 @@ from polyrl.runtime.device import make_device
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language import task as built_in_task
 from polyrl.tasks.language.call_policy import CallPolicy
+from polyrl.tasks.language.chat import Chat, Columns
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import load_preference
 from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task, give_pairs
@@ -60,7 +61,9 @@ def make_task(config: RunConfig, given: PythonObjects, *, load_code: bool = True
     data = given.dataset if given.dataset is not None else config.dataset
     test = given.test_dataset if given.test_dataset is not None else config.test_dataset
     if data is not None:
-        task: LanguageTask = dataset_task(data, test, rewards, config.checker, config.skip_bad_rows)
+        how: Any = {"checker": config.checker, "skip_bad_rows": config.skip_bad_rows, "columns": columns_of(config)}
+        task: LanguageTask = dataset_task(data, test, rewards, **how)
+        task.chat = chat_of(config)
     else:
         settings = {} if config.difficulty is None else {"difficulty": config.difficulty}
         task = built_in_task(config.task, **settings)
@@ -74,11 +77,24 @@ def make_task(config: RunConfig, given: PythonObjects, *, load_code: bool = True
     return task
 
 
+def columns_of(config: RunConfig) -> Columns:
+    """Columns of the data with prompt and answer, where they are called otherwise."""
+    return Columns(config.prompt_column or "", config.answer_column or "")
+
+
+def chat_of(config: RunConfig) -> Chat:
+    """How plain prompts of the data are asked."""
+    return Chat(config.chat_template, config.system_prompt or "")
+
+
 def task_on(config: RunConfig, given: PythonObjects, data: Any) -> LanguageTask:
     """The rows of `data` to be judged on, all of them, answered under the limits of the run's own task."""
     rewards = [*(load_reward(spec) for spec in config.rewards), *given.rewards]
-    task = dataset_task(data, None, rewards, config.checker, config.skip_bad_rows, judged_whole=True)
-    if config.task not in ("", "dataset"):
+    how: Any = {"checker": config.checker, "skip_bad_rows": config.skip_bad_rows, "columns": columns_of(config)}
+    task = dataset_task(data, None, rewards, **how, judged_whole=True)
+    if config.task in ("", "dataset"):
+        task.chat = chat_of(config)
+    else:  # a policy that has read its own task's prompts as they are
         own = built_in_task(config.task)
         task.max_tokens, task.stop = own.max_tokens, tuple(own.stop)
     task.calls = CallPolicy(config.on_reward_error, config.reward_timeout, config.reward_process, config.seed)
@@ -126,7 +142,9 @@ def make_run_state(
     room = (recipe.collect and recipe.collect.setting("max_tokens", None)) or task.max_tokens
     if needs_pairs and not task.fixed_pairs:
         if isinstance(task, DatasetTask):
-            _fit(config, task, LanguagePolicy.load(model), room)
+            start = LanguagePolicy.load(model)
+            start.ask_as(task.chat)
+            _fit(config, task, start, room)
         give_pairs(task, model, say=say)
     terms = [t for t in recipe.parts() if isinstance(t, Term) and {"preferred", "desirable"} & t.required()]
     if "reward-model" in recipe.required_models():
@@ -137,11 +155,31 @@ def make_run_state(
         run_state.take_models(recipe.models, recipe.acts, recipe.judged or recipe.acts, recipe.moved)
     run_state.keeps_reference = "reference" in recipe.required_models()
     _fit(config, task, run_state.policy, room)
+    _say_how_prompts_are_asked(task, run_state.policy)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
     run_state.check_rows(some, room)
     if "joint-reward" in recipe.required_models():
         run_state.joint_reward = JointReward(run_state)
     return run_state
+
+
+def _ask(config: RunConfig, task: LanguageTask, reader: Backbone) -> None:
+    """Let a model read prompts as was asked; one that is judged by itself, unless something was asked, as it says."""
+    alone = not config.method and task.chat == Chat() and reader.chat is not None
+    reader.ask_as(reader.chat if alone else task.chat)
+
+
+def _say_how_prompts_are_asked(task: LanguageTask, reader: Backbone) -> None:
+    """Say that plain texts become messages of the user, which not everybody expects."""
+    if not isinstance(task, DatasetTask):
+        return
+    rows = [*task.train_rows, *task.test_rows]
+    asked = sum(isinstance(row["prompt"], str) and not isinstance(reader.asked(row["prompt"]), str) for row in rows)
+    if asked:
+        task.notices.append(
+            f"{asked} of {len(rows)} prompts are plain text and the model has a chat template: each is asked as a "
+            "message of the user (--no-chat-template leaves them as they are)."
+        )
 
 
 def _fit(config: RunConfig, task: LanguageTask, reader: Backbone, room: int) -> None:
@@ -172,7 +210,9 @@ def load_reward_model(
         prompts=_evaluation(config, task).prompts,
         terms=terms,
     )
+    _ask(config, task, run_state.model)
     _fit(config, task, run_state.model, 0)
+    _say_how_prompts_are_asked(task, run_state.model)
     for split in SPLITS:
         run_state.pairs(split).check(CHECKED_ROWS)
     return run_state
@@ -194,7 +234,7 @@ def load_run_state(
     reference: str | None = None,
 ) -> LanguageRunState:
     """The run state with `model` as its policy; the reference is `model` too unless another is given."""
-    return LanguageRunState(
+    run_state = LanguageRunState(
         task,
         model,
         seed=config.seed,
@@ -209,6 +249,8 @@ def load_run_state(
         pair_terms=terms,
         reference=reference,
     )
+    _ask(config, task, run_state.policy)
+    return run_state
 
 
 def open_trained(

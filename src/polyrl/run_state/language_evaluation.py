@@ -106,7 +106,7 @@ def _answered(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[
     rows = seen_rows(batch)
     metrics: dict[str, float] = {}
     samples: list[dict[str, Any]] = [
-        {"split": "test", "prompt": row["prompt"], "completion": text}
+        {"split": "test", "prompt": run_state.policy.asked(row["prompt"]), "completion": text}
         for row, text in zip(rows[: how.shown], batch.columns["completion"], strict=False)
     ]
     if run_state.rewards is not None:

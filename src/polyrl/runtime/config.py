@@ -77,6 +77,14 @@ class RunConfig:
     checker: str | None = None
     """How answers of `dataset` are compared with completions: auto, numeric, exact, contains or math; none takes what
     fits each answer."""
+    prompt_column: str | None = None
+    """Column of `dataset` that holds the prompt; none is `prompt`."""
+    answer_column: str | None = None
+    """Column of `dataset` that holds the right answer; none is `answer`, `solution` or `completion`."""
+    system_prompt: str | None = None
+    """First message of every prompt of `dataset` that has no system message of its own."""
+    chat_template: bool = True
+    """Plain prompts of `dataset` are messages of the user, where the model has a chat template."""
     max_prompt_tokens: int | None = None
     """Rows of `dataset` with longer prompts are left out, and counted; none leaves none out."""
     skip_bad_rows: bool = False
@@ -137,6 +145,10 @@ class RunConfig:
             raise UserError(f"reward_timeout must be above 0 seconds, not {self.reward_timeout:g}.")
         asked = {
             "checker": self.checker,
+            "prompt-column": self.prompt_column,
+            "answer-column": self.answer_column,
+            "system-prompt": self.system_prompt,
+            "no-chat-template": not self.chat_template,
             "max-prompt-tokens": self.max_prompt_tokens,
             "skip-bad-rows": self.skip_bad_rows,
         }
@@ -168,6 +180,8 @@ class RunConfig:
             UserError: a key is unknown or missing, or a value is of another type.
         """
         known = get_type_hints(cls)
+        if "chat_template" not in values and "monitor_kl_every" in values:
+            values = {**values, "chat_template": False}  # a run of before it could be, which goes on as it began
         typed = values.get("hyperparameters")
         if isinstance(typed, dict):  # numbers that somebody wrote there by hand
             plain = {k: str(v) if isinstance(v, int | float) else v for k, v in typed.items()}

@@ -7,6 +7,7 @@ assistant's). A response is what the model would write after it, up to the end o
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, TypedDict, Unpack
 
 from polyrl.errors import UserError
 from polyrl.tasks.language.base import content
+from polyrl.tasks.language.chat import Chat
 from polyrl.tasks.language.formats import template_columns
 from polyrl.tasks.language.phrases import reason_of, shortened
 
@@ -25,6 +27,8 @@ Response = str | Sequence[Mapping[str, Any]]
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of a message that hold its thoughts; chat templates name them differently."""
+ASKED_AS = "polyrl_chat"
+"""Key of a tokenizer's settings that says how plain prompts are asked of its model."""
 ANCHORS = ("\n", ">", "a")
 """Texts that a piece of a response is encoded after, where the tokenizer adds a space to the beginning of a text."""
 
@@ -52,6 +56,60 @@ class TextEncoding:
         """Token ids that end a response."""
         return () if self.tokenizer.eos_token_id is None else (int(self.tokenizer.eos_token_id),)
 
+    # ---- how plain texts are asked
+
+    def ask_as(self, chat: Chat | None) -> None:
+        """Ask prompts so from now on; what is saved with the tokenizer says it too. None: as they are.
+
+        Raises:
+            UserError: there is a system prompt, and nothing to lay it out.
+        """
+        self.tokenizer.init_kwargs.pop(ASKED_AS, None)
+        if chat is None or chat == Chat(template=False):
+            return
+        if not self._has_template:
+            if chat.system_prompt:
+                raise UserError(
+                    f"--system-prompt needs a chat template, and the tokenizer of {self._name} has none; leave it "
+                    "away, or set tokenizer.chat_template."
+                )
+            return
+        self.tokenizer.init_kwargs[ASKED_AS] = dataclasses.asdict(chat)
+
+    @property
+    def chat(self) -> Chat | None:
+        """How prompts are asked; None: as they are."""
+        found = self.tokenizer.init_kwargs.get(ASKED_AS)
+        return Chat(**found) if isinstance(found, dict) else None
+
+    @property
+    def _has_template(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def asked(self, prompt: Prompt) -> Prompt:
+        """The prompt as the model reads it: text, or messages for the chat template.
+
+        A plain text becomes the user's message unless it holds a token that the template writes around messages: then
+        somebody has laid it out already.
+        """
+        chat = self.chat
+        if chat is None or (isinstance(prompt, str) and not (chat.template and self._is_plain(prompt))):
+            return prompt
+        return chat.conversation(prompt)
+
+    def _is_plain(self, text: str) -> bool:
+        return not any(mark in text for mark in self._marks)
+
+    @cached_property
+    def _marks(self) -> tuple[str, ...]:
+        """Special tokens that the chat template writes around a message."""
+        try:
+            around = self._render([{"role": "user", "content": "a"}], {}, add_generation_prompt=True)
+        except UserError:  # said where a prompt is encoded
+            return ()
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values())
+        return tuple(mark for mark in added if len(mark) > 1 and mark in around)
+
     # ---- prompts
 
     def encode_row(self, row: Mapping[str, Any]) -> list[int]:
@@ -73,6 +131,7 @@ class TextEncoding:
             UserError: there is no chat template, it refuses the conversation or is damaged, or an empty prompt cannot
                 start with a start token.
         """
+        prompt = self.asked(prompt)
         ids = self._encode_text(prompt) if isinstance(prompt, str) else self._bare(self._prompt_text(prompt, layout))
         if not ids:
             if self.tokenizer.bos_token_id is None:
@@ -111,7 +170,7 @@ class TextEncoding:
 
     def _render(self, messages: Sequence[Mapping[str, Any]], layout: Layout, **how: bool) -> str:
         """Text of a conversation, as the chat template writes it."""
-        if not getattr(self.tokenizer, "chat_template", None):
+        if not self._has_template:
             raise UserError(
                 "The prompt is a conversation but the model's tokenizer has no chat template; "
                 "give plain text prompts or set tokenizer.chat_template."
@@ -169,6 +228,7 @@ class TextEncoding:
             UnwritableResponse: the chat template writes the answered turn otherwise than it opens one to be answered,
                 or leaves out a part of the response; or an end token stands inside the response.
         """
+        prompt = self.asked(prompt)
         if isinstance(prompt, str):
             text = content(response)
             ids = self._after(prompt, self._encode_text(prompt), text)
@@ -205,6 +265,7 @@ class TextEncoding:
             UnwritableResponse: as `encode_response`, or the template writes an answered turn otherwise when the
                 conversation goes on.
         """
+        prompt = self.asked(prompt)
         if isinstance(prompt, str) or isinstance(response, str) or len(response) == 1:
             ids = self.encode_response(prompt, response, ended=ended, **layout)
             return ids, [True] * len(ids)

@@ -20,6 +20,7 @@ from polyrl.errors import UserError
 from polyrl.runtime.chart import Chart
 from polyrl.runtime.metric import Metric
 from polyrl.tasks.language.call_policy import CallPolicy
+from polyrl.tasks.language.chat import Chat
 from polyrl.tasks.language.columns import check_reported_names
 from polyrl.tasks.language.left_out import LeftOut
 
@@ -201,6 +202,8 @@ class LanguageTask(ABC):
     """Accuracy at which supervised pretraining of a tiny model stops, so that there is room to learn."""
     left_out: LeftOut = LeftOut()
     """Rows of the user's data that are not used."""
+    chat: Chat | None = None
+    """How plain prompts are asked of a model that has a chat template; None: as they are."""
     notices: Sequence[str] = ()
     """What else is to be said of the data before a run begins, a sentence each."""
 

@@ -12,12 +12,13 @@ import logging
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from polyrl.errors import UserError, nearest
 from polyrl.tasks.language.base import LanguageTask, Reward, Row, Split, digest, stable_hash
+from polyrl.tasks.language.chat import Columns
 from polyrl.tasks.language.checkers import (
     CHECKERS,
     accepted,
@@ -41,9 +42,11 @@ _log = logging.getLogger(__name__)
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.:%\[\]-]+))?")
 _TEST_SHARE = 0.1
+AS_NAMED = Columns()
+"""Columns under the names that polyrl reads."""
 
 
-def load_rows(source: str, left_out: LeftOut | None = None) -> list[Row]:
+def load_rows(source: str, left_out: LeftOut | None = None, columns: Columns = AS_NAMED) -> list[Row]:
     """Return the rows of a `.jsonl`, `.json`, `.csv` or `.parquet` file, or of a data set on the Hugging Face hub.
 
     A hub data set is `org/name`, with an optional configuration and split: `openai/gsm8k:main@train` (split `train` if
@@ -69,10 +72,12 @@ def load_rows(source: str, left_out: LeftOut | None = None) -> list[Row]:
             f"There is no data '{source}'; give a file that ends in {', '.join(_SUFFIXES)}, or a data set on the "
             "Hugging Face hub as 'org/name', 'org/name:config' or 'org/name@split'."
         )
-    return prepared(source, rows, left_out)
+    return prepared(source, rows, left_out, columns)
 
 
-def prepared(source: str, rows: Iterable[tuple[int, Any]], left_out: LeftOut | None = None) -> list[Row]:
+def prepared(
+    source: str, rows: Iterable[tuple[int, Any]], left_out: LeftOut | None = None, columns: Columns = AS_NAMED
+) -> list[Row]:
     """Return the rows, checked and with the same columns each; `rows` are numbered as their source numbers them.
 
     Rows that cannot be used are counted in `left_out`; where it is None, the first one is an error.
@@ -81,7 +86,7 @@ def prepared(source: str, rows: Iterable[tuple[int, Any]], left_out: LeftOut | N
     for number, row in rows:
         where = (place_of(row) if isinstance(row, DataRow) else "") or f"{source}, row {number}"
         try:
-            ready.append(DataRow(_row(where, row), where))
+            ready.append(DataRow(_row(where, row, columns), where))
         except UserError as error:
             if left_out is None:
                 raise
@@ -93,12 +98,12 @@ def prepared(source: str, rows: Iterable[tuple[int, Any]], left_out: LeftOut | N
     return [DataRow({**blank, **row}, row.place) for row in ready]
 
 
-def _row(where: str, given: Any) -> Row:
+def _row(where: str, given: Any, columns: Columns) -> Row:
     if isinstance(given, UserError):
         raise given
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: a row must be an object with named columns, not {kind_of(given)}.")
-    row = messages_of(dict(given))
+    row = messages_of(columns.named(where, dict(given)))
     if "prompt" not in row and "question" in row and "answer" in row:
         row = _from_gsm8k(where, row)
     if row.get("prompt") is None and row.get("chosen") is not None and row.get("rejected") is not None:
@@ -148,6 +153,8 @@ class DatasetTask(LanguageTask):
     """How a completion is compared with the column `answer`, `solution` or `completion`: see `CHECKERS`. By default
     each answer that is a number is compared as a number; the others are left to the first of `rewards`, or compared as
     texts if there are none."""
+    columns: Columns = AS_NAMED
+    """Columns of prompt and answer, where they are called otherwise."""
     skip_bad_rows: bool = False
     """Leave out and count rows that cannot be used; otherwise the first one is an error."""
     judged_whole: bool = False
@@ -183,13 +190,13 @@ class DatasetTask(LanguageTask):
                 f"There is no checker '{self.checker}'.{nearest(self.checker, CHECKERS)} "
                 f"The checkers are {', '.join(CHECKERS)}."
             )
-        rows, label = _loaded(self.data, "the data", self.skipped)
+        rows, label = _loaded(self.data, "the data", self.skipped, self.columns)
         if self.judged_whole:
             self.train_rows = self.test_rows = rows
         elif self.test_data is None:
             self.train_rows, self.test_rows = self.hold_out(rows, label)
         else:
-            self.test_rows, _ = _loaded(self.test_data, "the test data", self.skipped)
+            self.test_rows, _ = _loaded(self.test_data, "the test data", self.skipped, self.columns)
             self.train_rows = _without(rows, self.test_rows, label)
         self._set_checker(label)
 
@@ -340,7 +347,8 @@ class DatasetTask(LanguageTask):
 
     def fingerprint(self) -> str:
         """Return a hash of all rows of both splits and of the settings."""
-        return digest([self.name, self.max_tokens, self.stop, self.checker, self.train_rows, self.test_rows])
+        chat = [] if self.chat is None else [asdict(self.chat)]
+        return digest([self.name, self.max_tokens, self.stop, self.checker, self.train_rows, self.test_rows, *chat])
 
 
 @functools.lru_cache(maxsize=16)
@@ -351,21 +359,28 @@ def _order(split: Split, seed: int, epoch: int, size: int) -> list[int]:
     return order
 
 
-def _loaded(data: str | Path | Sequence[Row], label: str, left_out: LeftOut | None) -> tuple[list[Row], str]:
+def _loaded(
+    data: str | Path | Sequence[Row], label: str, left_out: LeftOut | None, columns: Columns
+) -> tuple[list[Row], str]:
     if isinstance(data, (str, Path)):
-        return load_rows(str(data), left_out), f"'{data}'"
-    return prepared(label, enumerate(data, start=1), left_out), label
+        return load_rows(str(data), left_out, columns), f"'{data}'"
+    return prepared(label, enumerate(data, start=1), left_out, columns), label
 
 
 def checked(
-    data: str | Path | Sequence[Row], label: str, left_out: LeftOut | None, check: Callable[[str, Row], Row], kind: str
+    data: str | Path | Sequence[Row],
+    label: str,
+    left_out: LeftOut | None,
+    check: Callable[[str, Row], Row],
+    kind: str,
+    columns: Columns = AS_NAMED,
 ) -> list[Row]:
     """Load rows and return what `check` makes of each, given its place; `kind` names a row in errors.
 
     Rows that `check` refuses with `UserError` are counted in `left_out`; where it is None, the first one is an error.
     """
     found: list[Row] = []
-    for row in _loaded(data, label, left_out)[0]:
+    for row in _loaded(data, label, left_out, columns)[0]:
         try:
             found.append(DataRow(check(place_of(row), row), place_of(row)))
         except UserError as error:

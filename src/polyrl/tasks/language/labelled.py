@@ -36,9 +36,11 @@ class LabelledDataset(DatasetTask):
 
     def __post_init__(self) -> None:
         """Load, check and split the responses."""
-        self.data = checked(self.data, "the data", self.skipped, checked_row, "labelled response")
+        self.data = checked(self.data, "the data", self.skipped, checked_row, "labelled response", self.columns)
         if self.test_data is not None:
-            self.test_data = checked(self.test_data, "the test data", self.skipped, checked_row, "labelled response")
+            self.test_data = checked(
+                self.test_data, "the test data", self.skipped, checked_row, "labelled response", self.columns
+            )
         super().__post_init__()
         self.labelled = {"train": self.train_rows, "test": self.test_rows}
         self._check_kinds()

@@ -33,8 +33,9 @@ from polyrl.tasks.language.base import (
     sessions,
     table_rows,
 )
+from polyrl.tasks.language.chat import Columns
 from polyrl.tasks.language.columns import told_columns
-from polyrl.tasks.language.dataset import DatasetTask, checked, load_rows, unpaired
+from polyrl.tasks.language.dataset import AS_NAMED, DatasetTask, checked, load_rows, unpaired
 from polyrl.tasks.language.formats import SIDES, check_response, check_template_columns, is_empty, pair_of
 from polyrl.tasks.language.judge import compared
 from polyrl.tasks.language.labelled import LabelledDataset
@@ -69,9 +70,9 @@ class PairDataset(DatasetTask):
 
     def __post_init__(self) -> None:
         """Load, check and split the pairs."""
-        self.data = _checked(self.data, "the data", self.skipped)
+        self.data = _checked(self.data, "the data", self.skipped, self.columns)
         if self.test_data is not None:
-            self.test_data = _checked(self.test_data, "the test data", self.skipped)
+            self.test_data = _checked(self.test_data, "the test data", self.skipped, self.columns)
         super().__post_init__()
         self.fixed_pairs = {"train": self.train_rows, "test": self.test_rows}
         if not self.rewards:
@@ -88,6 +89,7 @@ def dataset_task(
     checker: str | None = None,
     skip_bad_rows: bool = False,
     judged_whole: bool = False,
+    columns: Columns = AS_NAMED,
 ) -> DatasetTask:
     """The user's data as a task; with `judged_whole` all rows are test rows.
 
@@ -95,16 +97,16 @@ def dataset_task(
     a `label` that is true or false.
     """
     passed = LeftOut() if skip_bad_rows else None
-    rows = load_rows(str(data), passed) if isinstance(data, str | Path) else list(data)
+    rows = load_rows(str(data), passed, columns) if isinstance(data, str | Path) else list(data)
     paired = any(isinstance(row, dict) and all(row.get(side) is not None for side in SIDES) for row in rows)
     kind = PairDataset if paired else LabelledDataset if unpaired(rows) else DatasetTask
-    how = {"checker": checker, "skip_bad_rows": skip_bad_rows, "judged_whole": judged_whole}
-    return kind(data, test_data=test_data, rewards=list(rewards), **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"checker": checker, "skip_bad_rows": skip_bad_rows, "judged_whole": judged_whole}
+    return kind(data, test_data=test_data, rewards=list(rewards), columns=columns, **how)
 
 
-def _checked(data: Any, label: str, left_out: LeftOut | None) -> list[Row]:
+def _checked(data: Any, label: str, left_out: LeftOut | None, columns: Columns) -> list[Row]:
     """Rows of preference pairs in one form, each with two responses that have text and differ."""
-    found = checked(data, label, left_out, _checked_pair, "pair")
+    found = checked(data, label, left_out, _checked_pair, "pair", columns)
     if all(_repeats(row) for row in found):
         _log.warning(
             "All responses of %s begin with the text of their prompt, which the model has read before them: where they "
@@ -210,6 +212,7 @@ def make_pairs(
     from polyrl.models.language.policy import LanguagePolicy
 
     policy = LanguagePolicy.load(model)
+    policy.ask_as(task.chat)
     pairs: dict[Split, list[Row]] = {}
     counts: dict[Split, int] = {"train": wanted.train, "test": wanted.test}
     for split, count in counts.items():
@@ -243,6 +246,7 @@ def _labelled(task: LanguageTask, policy: Any, rows: list[Row], name: str) -> li
     from polyrl.rollout.language import Sampling, TransformersEngine
     from polyrl.runtime.seeding import generator, stream_seed
     from polyrl.tasks.language.reward_runner import RewardRunner
+    from polyrl.tasks.language.run_facts import RunFacts
 
     tools = sessions(task, rows, 2)
     batch = TransformersEngine(policy).generate(
@@ -259,7 +263,11 @@ def _labelled(task: LanguageTask, policy: Any, rows: list[Row], name: str) -> li
     if task.rewards:
         runner = RewardRunner(task.rewards, task.calls)
         told = [{name: values[side::2] for name, values in reports(tools).items()} for side in (0, 1)]
-        scores = [runner(prompts, texts[side::2], **told_columns(rows, told[side])).total for side in (0, 1)]
+        ids = [row[:n] for row, n in zip(batch["action"].tolist(), batch["present"].sum(1).tolist(), strict=True)]
+        scores = [
+            runner(prompts, texts[side::2], RunFacts(ids[side::2]), **told_columns(rows, told[side])).total
+            for side in (0, 1)
+        ]
     if task.preference is not None:
         wins = compared(task.preference, prompts, texts[0::2], texts[1::2], told_columns(rows, {}), task.calls)
     else:
