@@ -36,6 +36,7 @@ FOREIGN = {
     "tasks/user_code.py": 2,  # functions and modules of users
     "tasks/language/calling.py": 2,
     "arguments.py": 1,
+    "run_state/environment_notices.py": 1,
     "runtime/interrupt.py": 1,  # what a system has
     "tasks/control/processes.py": 1,
     "tasks/language/own_process.py": 1,

@@ -47,7 +47,7 @@ def test_a_finished_run_goes_on_as_one_that_had_the_budget_from_the_start(
     assert polyrl(*words(small_model, run, "iterations=3")).code == 0
     before = weights(run)
     told = polyrl("resume", run)
-    assert told.code == 0 and "The run is finished" in told.out and "iterations=3" in told.out
+    assert told.code == 0 and "The run is finished" in told.out and "its budget of 3 iterations in 3" in told.out
     one_sentence(polyrl("resume", run, "--budget", "iterations=3"), "has spent 3 iterations already", "--budget")
     one_sentence(polyrl("resume", run, "--budget", "samples=30"), "has spent 36 samples already")
     assert RunFolder(run).read_config()["budget"] == {"iterations": 3} and equal(weights(run), before)

@@ -20,6 +20,7 @@ from polyrl.errors import UserError
 from polyrl.other_data import is_model
 from polyrl.run_state.language_evaluation import answers
 from polyrl.runtime.config import RunConfig, check_given
+from polyrl.runtime.figures import format_amount, format_kl
 from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
@@ -61,10 +62,15 @@ def _conclude(console: Console, folder: Path) -> None:
         table.add_column(column, header_style="dim", justify="right" if column else "left")
     for name, value in summary["final"].items():
         start = summary["start"].get(name)
-        table.add_row(name.removeprefix("eval/"), "" if start is None else number(start), Text(number(value), "bold"))
+        written = format_kl if name == "eval/kl" else number
+        table.add_row(name.removeprefix("eval/"), "" if start is None else written(start), Text(written(value), "bold"))
+    for line, value in RunFolder(folder).read_config()["metric"]["lines"].items():  # what there is to reach
+        table.add_row(Text(line, "dim"), "", Text(number(value), "dim"))
     console.print(table)
     spent = summary["spent"]
-    counts = ", ".join(f"{spent[unit]} {unit}" for unit in ("samples", "tokens", "steps", "updates") if spent[unit])
+    counts = ", ".join(
+        f"{format_amount(spent[unit])} {unit}" for unit in ("samples", "tokens", "steps", "updates") if spent[unit]
+    )
     console.print(f"{counts} in {duration(spent['seconds'])}")
     for line in time_lines(summary):
         console.print(line, soft_wrap=True)

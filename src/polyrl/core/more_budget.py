@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError
+from polyrl.runtime.figures import format_amount, format_budget
 
 if TYPE_CHECKING:
     from polyrl.core.loop import Loop
@@ -27,7 +28,7 @@ def go_on_with(loop: Loop, facts: dict[str, Any]) -> tuple[dict[str, Any], list[
     context, before = loop.context, facts["budget"]
     if context.progress >= 1:
         spent = dataclasses.asdict(context.spent)
-        amounts = " and ".join(f"{spent[unit]:,.10g} {unit}" for unit in context.budget.limits())
+        amounts = " and ".join(f"{format_amount(spent[unit])} {unit}" for unit in context.budget.limits())
         raise UserError(f"The run has spent {amounts} already; name more than that with --budget.")
     ended = {"until_iteration": context.iteration, "budget": before}
     facts = {
@@ -55,7 +56,7 @@ def go_on_with(loop: Loop, facts: dict[str, Any]) -> tuple[dict[str, Any], list[
 
 def finished(loop: Loop) -> str:
     """One sentence on a run that has nothing left to do."""
-    spent = f"{loop.context.budget} in {loop.context.iteration} iterations"
+    spent = f"{format_budget(str(loop.context.budget))} in {loop.context.iteration} iterations"
     return (
         f"The run is finished: it has spent its budget of {spent}; to go on with more, name it, as in --budget "
         "UNIT=AMOUNT (in Python budget=...)."

@@ -89,7 +89,7 @@ def _said(comparison: Comparison, value: float) -> str:
 
 def _number(value: float, digits: int, signed: bool = False) -> str:
     text = f"{value:{'+' if signed else ''}.{digits}f}"
-    return text if float(text) else text.replace("-", "+" if signed else "")
+    return text if float(text) else text.lstrip("+-")  # no sign where nothing is left
 
 
 def _interval(estimate: Estimate, digits: int) -> str:

@@ -86,7 +86,9 @@
   }
   function domain(values, pad = 0.06, bounded = false, log = false) {
     let [low, high] = [Math.min(...values), Math.max(...values)];
+    const natural = !log && low >= 0;
     if (!(high > low)) [low, high] = [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
+    if (natural) low = Math.max(0, low);
     const room = (high - low) * pad;
     const [under, over] = [low - room, high + room];
     if (log) return [under, over];

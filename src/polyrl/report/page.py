@@ -28,7 +28,7 @@ from polyrl.report.payload import build_payload, spending_columns
 from polyrl.report.records import Records
 from polyrl.report.runs import Comparison, load_folders
 from polyrl.report.settings import ABSENT, Settings, compare_settings
-from polyrl.runtime.figures import format_factor
+from polyrl.runtime.figures import format_amount, format_factor
 
 __all__ = ["render_page", "verdict", "write_report"]
 
@@ -51,14 +51,8 @@ def _fixed(value: float | None, digits: int = 3, signed: bool = False) -> str:
 
 
 def _count(value: float | None) -> str:
-    """Write an amount in at most four figures: 950, 3,840, 181k, 2.4M."""
-    if value is None:
-        return "–"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            scaled = value / (1e3 if letter == "k" else size)
-            return f"{scaled:.{0 if scaled >= 100 else 1}f}{letter}"
-    return f"{value:,.0f}"
+    """Write an amount in at most four figures: 950, 3,840, 181k, 2.4M, 5.6e25."""
+    return "–" if value is None else format_amount(value)
 
 
 def _seconds(value: float | None) -> str:

@@ -33,6 +33,7 @@ from polyrl.rollout.environment_state import EnvironmentState
 from polyrl.rollout.evaluation import Evaluator
 from polyrl.rollout.stepping import PROBED_STEPS, environments_of, follows_seed
 from polyrl.run_state.base import RunState
+from polyrl.run_state.environment_notices import environment_notices
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
@@ -342,7 +343,7 @@ class ControlRunState(RunState):
         found, recorded = list[str](), self.task.recorded
         if recorded is not None:
             found += [*recorded.left_out.sentences(), *recorded.notices]
-        return found + self._seed_notices()
+        return found + self._seed_notices() + environment_notices(self.task, self.judged)
 
     def _seed_notices(self) -> list[str]:
         """Whether the environment does not follow its seed, on which equal evaluations rest."""

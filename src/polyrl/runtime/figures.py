@@ -50,3 +50,34 @@ def format_factor(factor: float) -> str:
     if size >= 1e6 or 0 < size < 0.01:
         return scientific(factor)
     return f"{float(f'{factor:.3g}'):,.{2 if size < 10 else 1 if size < 100 else 0}f}"
+
+
+def format_amount(amount: float) -> str:
+    """How many: `3,840`, `181k`, `2.4M`, `5.6e25`; no more than four figures, and exact below ten thousand."""
+    size = abs(amount)
+    if not math.isfinite(amount):
+        return "-"
+    if size >= 1e12:
+        return scientific(amount)
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if size >= unit:
+            scaled = amount / (1e3 if letter == "k" else unit)
+            return f"{scaled:.{0 if scaled >= 100 else 1}f}".removesuffix(".0") + letter
+    return f"{amount:,.0f}" if float(amount).is_integer() or size >= 100 else f"{amount:.3g}"
+
+
+def format_budget(text: str) -> str:
+    """A budget as people read it: `samples=1792,seconds=600` -> `1,792 samples or 600 seconds`."""
+    limits = [item.partition("=") for item in text.split(",") if "=" in item]
+    try:
+        amounts = [(float(amount), unit) for unit, _, amount in limits]
+    except ValueError:  # as somebody typed it: samples=20k
+        return text
+    return " or ".join(f"{format_amount(amount)} {unit.replace('_', ' ')}" for amount, unit in amounts)
+
+
+def format_kl(value: float) -> str:
+    """A divergence in nats: what is rounding alone is 0, and so is what rounding makes negative."""
+    if abs(value) < 1e-5:
+        return "0"
+    return f"{value:.3f}" if abs(value) >= 1e-3 else scientific(value)

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from polyrl.runtime.figures import format_value, scientific, whole
+from polyrl.runtime.figures import format_budget, format_kl, format_value, scientific, whole
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.terminal import Terminal
 
@@ -123,14 +123,14 @@ class Progress:
 
     def _numbers(self, record: dict[str, Any]) -> list[tuple[str, str]]:
         there = [key for key in SHOWN if record.get(key) is not None][:MOST_SHOWN]
-        rows = [(SHOWN[key], f"{record[key]:.0%}" if key in SHARES else short(record[key])) for key in there]
+        rows = [(SHOWN[key], _shown(key, record[key])) for key in there]
         if self.evaluations:
             rows.insert(0, (self.metric.label, format_value(self.metric, self.evaluations[-1][1])))
         return rows + [(label, f"{record[key]:,.0f}") for key, label in SPEEDS.items() if record.get(key)]
 
     def _line(self, record: dict[str, Any], share: float) -> str:
         numbers = "  ".join(f"{k} {v}" for k, v in self._numbers(record))
-        head = f"{self.label}  iteration {record['iteration']}  {100 * share:.0f}% of {self.budget}"
+        head = f"{self.label}  iteration {record['iteration']}  {100 * share:.0f}% of {format_budget(self.budget)}"
         return f"{head}  {numbers}  left {self._left(share)}"
 
     def _panel(self, record: dict[str, Any], share: float) -> Panel:
@@ -138,7 +138,8 @@ class Progress:
         bar.add_column(ratio=1)
         bar.add_column(justify="right")
         bar.add_row(
-            ProgressBar(total=1.0, completed=share), f"{100 * share:.0f}% of {self.budget}, {self._left(share)} left"
+            ProgressBar(total=1.0, completed=share),
+            f"{100 * share:.0f}% of {format_budget(self.budget)}, {self._left(share)} left",
         )
         numbers = Table.grid(padding=(0, 3))
         shown = self._numbers(record)
@@ -163,6 +164,12 @@ class Progress:
                 curve.append(f"  ({self.metric.target} {target})", style="dim")
         title = Text.assemble((self.label, "bold"), f"  iteration {record['iteration']}")
         return Panel(Group(bar, numbers, stages, curve), title=title, title_align="left", border_style="blue")
+
+
+def _shown(key: str, value: float) -> str:
+    if key in SHARES:
+        return f"{value:.0%}"
+    return format_kl(value) if key == "kl" else short(value)
 
 
 def short(value: float) -> str:

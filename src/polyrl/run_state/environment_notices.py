@@ -1,0 +1,112 @@
+"""What is to be said of an environment before a run begins, because it trains badly in silence as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+
+from polyrl.models.actor import Actor
+from polyrl.tasks.control.environment import ControlTask
+
+PROBED = 2000
+"""Random steps after which an environment without a time limit is taken for one that may never end."""
+NARROW, WIDE = 0.1, 10.0
+"""Bounds of actions between which noise of deviation 1 neither always nor never leaves them."""
+
+
+def environment_notices(task: ControlTask, actor: Actor) -> list[str]:
+    """Sentences on observations, masks, ends and actions; `actor` is what acts in evaluation."""
+    probe = task.create()
+    try:
+        if isinstance(probe, VectorEnv):
+            space, actions = probe.single_observation_space, probe.single_action_space
+            endless = ""
+        else:
+            space, actions = probe.observation_space, probe.action_space
+            endless = _endless(task.spec, probe)
+        return [
+            s for s in (_images(task, space), _masks(task, probe, actor), endless, _bounds(task, actions, actor)) if s
+        ]
+    finally:
+        probe.close()
+
+
+def _images(task: ControlTask, space: Any) -> str:
+    leaves = [*space.spaces.values()] if isinstance(space, spaces.Dict) else [space]
+    images = [
+        leaf for leaf in leaves if isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8 and len(leaf.shape) > 1
+    ]
+    if not images:
+        return ""
+    return (
+        f"{task.spec} shows images {images[0].shape}: they are read as {task.observations.size} separate numbers by "
+        "layers without convolutions, which learn little from pixels; let the environment give features"
+    )
+
+
+def _masks(task: ControlTask, probe: Any, actor: Actor) -> str:
+    if task.masked:
+        if "action_mask" in actor.fields_read:
+            return ""
+        told = "info['action_mask']"
+    elif hasattr(probe.unwrapped, "action_masks"):  # as stable-baselines3-contrib asks for them
+        told = "its method action_masks"
+    else:
+        return ""
+    return (
+        f"{task.spec} tells which actions are allowed ({told}), and nothing looks at that here, so that others are "
+        "tried too; take a method that does, such as ppo, with info['action_mask'] at every reset and step"
+    )
+
+
+def _endless(spec: str, environment: gymnasium.Env[Any, Any]) -> str:
+    """Whether nothing limits an episode, and none ends by itself within `PROBED` random steps."""
+    wrapped: Any = environment
+    while isinstance(wrapped, gymnasium.Wrapper):
+        if isinstance(wrapped, gymnasium.wrappers.TimeLimit):
+            return ""
+        wrapped = wrapped.env
+    try:
+        ended = _ends(environment)
+    except Exception:  # what it raises is told with its place where the run steps it
+        return ""
+    if ended:
+        return ""
+    return (
+        f"{spec} has no time limit, and of {PROBED:,} random steps none ended an episode: returns are known when "
+        "episodes end, and an evaluation waits for that; give it one, as in gymnasium.wrappers.TimeLimit or "
+        "max_episode_steps"
+    )
+
+
+def _ends(environment: gymnasium.Env[Any, Any]) -> bool:
+    """Whether an episode ends within `PROBED` random steps, of those actions that are allowed."""
+    environment.action_space.seed(0)
+    info = environment.reset(seed=0)[1]
+    for _ in range(PROBED):
+        told = info.get("action_mask")
+        mask = None if told is None else np.asarray(told, dtype=np.int8)
+        _, _, terminated, truncated, info = environment.step(environment.action_space.sample(mask))
+        if terminated or truncated:
+            return True
+    return False
+
+
+def _bounds(task: ControlTask, space: Any, actor: Actor) -> str:
+    """Whether a policy whose noise begins with deviation 1 fits a Box of actions that it is not scaled to."""
+    if not isinstance(space, spaces.Box) or actor.execute is not None:
+        return ""
+    if not bool(np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        return ""  # nothing is cut
+    half = (space.high - space.low).astype(np.float64) / 2
+    if float(half.max()) <= WIDE and float(half.min()) >= NARROW:
+        return ""
+    low, high = float(space.low.min()), float(space.high.max())
+    return (
+        f"{task.spec} takes actions from {low:g} to {high:g}, and the policy begins with ones around 0 of deviation 1, "
+        "cut at these bounds; scale them, as gymnasium.wrappers.RescaleAction does to [-1, 1], or take sac or td3"
+    )
