@@ -76,7 +76,9 @@ def test_a_true_or_false_label_makes_labelled_data_and_classes_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [lambda x: x, int, float, str, lambda x: str(x).lower(), lambda x: f" {int(x)} "], ids=str
+    "write",
+    [lambda x: x, int, float, str, lambda x: str(x).lower(), lambda x: f" {int(x)} "],
+    ids=["bool", "int", "float", "text", "lower", "padded"],
 )
 def test_labels_are_booleans_numbers_or_their_text(write: Callable[[bool], Any]) -> None:
     rows = [{**row, "label": write(row["label"])} for row in some()]
