@@ -18,6 +18,11 @@ class Group:
 
 
 GROUPS: list[Group] = [
+    Group(
+        "runs.py",
+        "test_domains.py -k another_domain",
+        [('part.domain not in ("", domain(config, given))', 'part.domain not in ("", part.domain)')],
+    ),
     # ------------------------------------------------------------------------------------------- runtime
     Group(
         "runtime/seeding.py",

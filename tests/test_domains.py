@@ -15,10 +15,11 @@ from polyrl import catalogue
 from polyrl.catalogue import build
 from polyrl.core.experience import Experience
 from polyrl.core.updating import Means
+from polyrl.data.transitions import Transitions
 from polyrl.errors import UserError
 from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Architecture, Improver, hyperparameter
-from polyrl.runs import completed, default_task, located, plain
+from polyrl.runs import completed, default_task, located, make_loop, plain
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.runtime.metric import Metric
 from polyrl.tasks import DOMAINS, built_in, domain_of
@@ -234,3 +235,29 @@ def test_one_norm_over_policy_and_critic() -> None:
 
     assert stepped(True) == pytest.approx((0.6, 0.8), rel=1e-5)
     assert stepped(False) == pytest.approx((1.0, 1.0), rel=1e-5)
+
+
+def test_a_recipe_of_another_domain_is_refused_before_a_model_is_made() -> None:
+    tasks = {"language": "addition", "control": "CartPole-v1", "operations": "lost-sales", "theory": "linear-mdp"}
+    for slug, infos in catalogue.variants().items():
+        own = {info.domain for info in infos}
+        for info in infos:
+            recipe = build(slug, domain=info.domain)
+            for domain in set(tasks) - own:
+                config = RunConfig(method="mine", task=tasks[domain], budget="iterations=1", from_python=("method",))
+                words = rf"cannot run on .* works on tasks of {info.domain}, and this is one of {domain}; give --task"
+                if any(isinstance(source, Transitions) for source in recipe.sources.values()):
+                    words = "learns from recorded transitions; name their file or folder with --dataset"
+                with pytest.raises(UserError, match=words):
+                    make_loop(config, given=PythonObjects(recipe=recipe))
+
+
+def test_parts_that_collect_say_what_they_read() -> None:
+    silent = [
+        part.name
+        for infos in catalogue.variants().values()
+        for info in infos
+        for part in build(info.slug, domain=info.domain).parts()
+        if part.stage == "collect" and part.domain != info.domain
+    ]
+    assert not silent, f"collect on the tasks of one domain, and do not say which: {silent}"

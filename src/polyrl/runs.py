@@ -185,6 +185,12 @@ def make_loop(
     recipe = make_recipe(config, given)
     budget = make_budget(config, recipe)
     task = make_task(config, given)
+    for part in recipe.parts():
+        if part.domain not in ("", domain(config, given)):
+            raise UserError(
+                f"{recipe.name} cannot run on {task.name}: its part '{part.name}' works on tasks of {part.domain}, and "
+                f"this is one of {domain(config, given)}; give --task another one."
+            )
     if asked:
         refuse_unused(config, [recipe], task, domain(config, given))
     torch.set_num_threads(config.threads)

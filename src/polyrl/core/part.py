@@ -64,6 +64,8 @@ class Part:
             nothing, and is refused beside unfinished ones.
         fixed_pairs: of a part of *collect*: whether the task must have fixed pairs; where it has none, some are sampled
             from the start and labelled.
+        domain: the one domain whose tasks it can work on ("language", "control", "operations", "theory"); empty: any.
+            Parts of *collect* that read a task of their domain declare it.
         solves: the one kind of problem that it is for, of those that a domain tells apart; empty: any.
     """
 
@@ -78,6 +80,7 @@ class Part:
     scope: ClassVar[Scope | None] = None
     special_rows: ClassVar[SpecialRows | None] = None
     fixed_pairs: ClassVar[bool] = False
+    domain: ClassVar[str] = ""
     solves: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ class SampleResponses(Part):
     """Sample a group of responses to each of a few prompts from the present policy."""
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "language"
     gives: ClassVar[frozenset[str]] = LANGUAGE_FIELDS
     greedy_baseline: ClassVar[bool] = False
     """Whether every group also holds the policy's greedy response."""

@@ -72,6 +72,7 @@ class StepEnvironments(Part):
     """Step several environments at once with the present policy, a fixed number of steps each."""
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "control"
     gives: ClassVar[frozenset[str]] = frozenset(
         {
             "observation",

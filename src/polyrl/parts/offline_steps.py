@@ -46,6 +46,7 @@ class OfflineSteps(Continuing):
     """
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "language"
     gives: ClassVar[frozenset[str]] = (LANGUAGE_FIELDS - {"behaviour_logprob"}) | {
         *("ref_logprob", "copies", "outcome", "state_outcome", "ends_response", "critic_turn"),
     }

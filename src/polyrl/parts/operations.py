@@ -100,6 +100,7 @@ class DrawTraces(Part):
     """Draw demand traces: what customers will ask for does not depend on what is ordered."""
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "operations"
     gives: ClassVar[frozenset[str]] = frozenset({"demand", "initial_inventory", "mask"})
 
     scenarios: int = hyperparameter(512, "demand traces in one iteration", low=1)

@@ -116,6 +116,7 @@ class OfflinePairs(Part):
     """
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "language"
     gives: ClassVar[frozenset[str]] = (LANGUAGE_FIELDS - {"behaviour_logprob"}) | {"pair", "preferred", "example"}
     fixed_pairs: ClassVar[bool] = True
     """Whether the task must have fixed pairs; where it has none, some are sampled from the start and labelled."""

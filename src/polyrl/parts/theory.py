@@ -79,6 +79,7 @@ class EnumerateAnswers(Part):
     """Take every answer of the game once; the opponent is the present policy itself."""
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "theory"
     solves: ClassVar[str] = "game"
     gives: ClassVar[frozenset[str]] = frozenset({"action", "mask", "present", "behaviour_logprob", "opponent_logprob"})
 
@@ -131,6 +132,7 @@ class RollEpisode(Part):
     """Act for one episode in the nominal dynamics with the present policy."""
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "theory"
     solves: ClassVar[str] = "mdp"
     gives: ClassVar[frozenset[str]] = frozenset(
         {"state", "action", "next_state", "mask", "present", "behaviour_logprob"}

@@ -26,6 +26,7 @@ class WindowedRollouts(Part):
     """
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "language"
     gives: ClassVar[frozenset[str]] = LANGUAGE_FIELDS | {"window", "policy_version", "finished"}
 
     prompts_per_step: int = hyperparameter(8, "slots, divided by completions_per_prompt", low=1)

@@ -92,6 +92,7 @@ class OfflineResponses(Part):
     """
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "language"
     gives: ClassVar[frozenset[str]] = (LANGUAGE_FIELDS - {"behaviour_logprob"}) | {"desirable", "example"}
 
     responses_per_step: int = hyperparameter(64, "labelled responses in one iteration; one alone has no z0", low=2)

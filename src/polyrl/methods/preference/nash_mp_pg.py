@@ -36,6 +36,7 @@ class DrawPairs(Part):
     """Draw pairs of answers: one from the policy, one from its opponent, which is the policy itself by default."""
 
     stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "theory"
     solves: ClassVar[str] = "game"
     gives: ClassVar[frozenset[str]] = frozenset({"action", "mask", "present", "behaviour_logprob", "pair"})
 
