@@ -60,10 +60,11 @@ class Full:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int):
         self.count, self.at, self.patch = 0, at, monkeypatch
-        from polyrl.run_state import theory
+        import safetensors.torch  # imported where a model is stored
+
         from polyrl.runtime import checkpoint
 
-        for owner, name in ((os, "fsync"), (os, "mkdir"), (checkpoint, "save_file"), (theory, "save_file")):
+        for owner, name in ((os, "fsync"), (os, "mkdir"), (checkpoint, "save_file"), (safetensors.torch, "save_file")):
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
 
     def _counted(self, original: Any) -> Any:
@@ -108,12 +109,12 @@ def test_a_disk_that_is_full_from_any_step_on(
 def test_the_summary_says_that_the_disk_was_full(
     tmp_path: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyrl.run_state import theory
+    import safetensors.torch
 
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tables.safetensors")
 
-    monkeypatch.setattr(theory, "save_file", fail)  # room enough for small files
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)  # room enough for small files
     one_sentence(polyrl("train", "nash-mp", *RUN, "--out", tmp_path / "run"), "disk is full (tables.safetensors)")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed" and "disk is full" in summary["error"]

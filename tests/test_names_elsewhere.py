@@ -247,3 +247,8 @@ def test_a_step_in_a_checkpoint_takes_what_the_page_says(tmp_path: Path) -> None
     (file,) = (tmp_path / "run" / "checkpoints").glob("*1/source-replay-*.safetensors")
     assert 4 * (2 * 3 + 1 + 1) <= file.stat().st_size / 2000 < 4 * (2 * 3 + 1 + 1) + 8
     assert read_records(tmp_path / "run")[-1]["replay/steps"] == 2000
+
+
+@pytest.mark.parametrize("name", ["clip_range", "gae_lambda", "gae-lambda"])
+def test_a_name_that_is_ours_too_is_no_news(name: str) -> None:
+    assert option_elsewhere(name, None) == ""

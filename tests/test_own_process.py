@@ -343,8 +343,10 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path, number: int, b
     script.write_text(
         textwrap.dedent(
             f"""
-            import os, time
+            import os, signal, time
             from polyrl.tasks.language.own_process import OwnProcess
+
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 
             def hang(busy):
                 print(os.getpid(), flush=True)

@@ -66,6 +66,8 @@ def option_elsewhere(name: str, domain: str | None, known: Collection[str] = (),
             (rank, library, theirs, _as_options(ours, known))
             for table in tables_of_options
             for rank, library, theirs, ours in _meanings(table, name, value)
+            # an own name is asked about where the method has it not: that it is the same elsewhere is no news
+            if not ours.startswith("the same") and _plain(ours.lstrip("`-").partition("`")[0]) != _plain(name)
         ]
     )
 
