@@ -217,18 +217,19 @@ def make_loop(
             options=frozenset(key.rpartition(".")[2] for key in recipe.hyperparameters()),
         ),
     )
+    language = domain(config, given) == "language"
     facts = {
         **provenance(),
         "domain": domain(config, given),
         "method": config.method,
         "label": config.arm,
         "task": task.name,
-        "difficulty": getattr(task, "difficulty", None),
-        "model": config.model or "tiny",
+        **({"difficulty": task.difficulty} if language else {}),
+        **({"model": config.model or "tiny"} if language else {}),
         "seed": config.seed,
         "budget": dict(budget.limits()),
         "metric": dataclasses.asdict(loop.metric),
-        **({"charts": [chart.stated() for chart in charts]} if (charts := getattr(task, "charts", ())) else {}),
+        **({"charts": [chart.stated() for chart in task.charts]} if language and task.charts else {}),
         "problem": state_problem(task, loop.metric, run_state.evaluation_facts(), config.task),
         "hyperparameters": recipe.hyperparameters(),
         **({"data": stated} if (stated := _stated_sources(context)) else {}),
@@ -238,8 +239,6 @@ def make_loop(
         "start": run_state.start(),
         "run": config.as_dict(),
     }
-    if facts["domain"] != "language":
-        del facts["model"], facts["difficulty"]
     return loop, facts
 
 

@@ -270,7 +270,7 @@ class Tracer:
         if said:
             self._say(f"gradient norm {', '.join(said)} (clipped at {o.max_grad_norm:g})", style="dim")
         if idle:
-            first = 1 + max((getattr(part, "critic_pretraining", 0) for part in self.recipe.select), default=0)
+            first = 1 + max((part.setting("critic_pretraining", 0) for part in self.recipe.select), default=0)
             later = f"--iteration {first if first > self.loop.context.iteration else 'N'}"
             self._say(
                 "the policy stays as it is: none of its steps counts in this iteration; "
