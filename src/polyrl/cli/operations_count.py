@@ -109,10 +109,13 @@ def stage_flops(run_state: RunState, recipe: Recipe, experience: Experience) -> 
     and `Optimize` takes gradient steps.
     """
     from polyrl.parts.optimize import Optimize
+    from polyrl.run_state.control import ControlRunState
+    from polyrl.run_state.language_run_state import LanguageRunState
 
-    policy, critic = getattr(run_state, "policy", None), getattr(run_state, "critic", None)
-    if not isinstance(recipe.optimize, Optimize) or policy is None:
+    if not isinstance(recipe.optimize, Optimize) or not isinstance(run_state, LanguageRunState | ControlRunState):
         return {}
+    policy: Any = run_state.policy
+    critic: Any = run_state.critic
     if "prompt_mask" in experience:
         sizes = [language_model_size(policy.causal_lm)]
         if critic is not None:

@@ -35,6 +35,8 @@ class FolderInUse(UserError):
 class FolderLock:
     """Holds a folder until `release`, or until the process ends."""
 
+    _held: TextIO | None = None
+
     def __init__(self, folder: Path, what: str = "run folder"):
         """Take the lock.
 
@@ -63,7 +65,7 @@ class FolderLock:
             held.truncate(0)
             held.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             held.flush()
-        self._held: TextIO | None = held
+        self._held = held
         self._process = os.getpid()
 
     def release(self) -> None:
@@ -81,7 +83,7 @@ class FolderLock:
 
     def __del__(self) -> None:
         """A folder that is no longer in use may be taken by others, also without `release`."""
-        if getattr(self, "_held", None) is not None:
+        if self._held is not None:
             self.release()
 
 
