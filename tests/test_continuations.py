@@ -77,6 +77,7 @@ def generate_with(engine: TransformersEngine, text: tuple[int, ...], room: int, 
         torch.rand = real
 
 
+@pytest.mark.kernels
 def test_each_text_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = make_policy(tmp_path)
     read: list[int] = []
