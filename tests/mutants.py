@@ -19,9 +19,60 @@ class Group:
 
 GROUPS: list[Group] = [
     Group(
-        "runs.py",
+        "core/checking.py",
         "test_domains.py -k another_domain",
-        [('part.domain not in ("", domain(config, given))', 'part.domain not in ("", part.domain)')],
+        [('part.domain not in ("", domain)', 'part.domain not in ("", part.domain)')],
+    ),
+    Group(
+        "core/checking.py",
+        "test_named_streams.py",
+        [
+            ('if domain != "control" and stream.acts not in', "if stream.acts not in"),
+            ("if not name.isidentifier():", "if False:"),
+            (
+                "batch.stream == name for batch in batches(recipe.updates))",
+                "True for batch in batches(recipe.updates))",
+            ),
+            ("if walk.fresh == recipe.stream:", 'if walk.fresh == "":'),
+            ("batch.stream == recipe.stream for batch in counting", "not batch.stream for batch in counting"),
+        ],
+    ),
+    Group(
+        "core/context.py",
+        "test_named_streams.py",
+        [
+            ("names = (self.stream, *names) if self.stream else names", "pass"),
+            ('return f"{self.stream}.{name}" if self.stream else name', "return name"),
+        ],
+    ),
+    Group(
+        "core/streams.py",
+        "test_named_streams.py",
+        [("context.stream = name", "pass"), ('context.stream = ""', "pass")],
+    ),
+    Group(
+        "core/updating.py",
+        "test_named_streams.py",
+        [
+            ("self.acts = self.updates.acting.get(batch.stream, self.models.acts)", "pass"),
+            ("self.context.fresh[batch.stream] if batch.stream else self.fresh", "self.fresh"),
+            ("see.rows = tuple(self._rows(batch, see) for batch in update.also)", "see.rows = (self.fresh,)"),
+        ],
+    ),
+    Group(
+        "run_state/control.py",
+        "test_named_streams.py",
+        [
+            ('stream_seed(seed, "stream", stream) if stream else seed', "seed"),
+            ("if known is not None and (found is not inner or type(known) is not type(inner)):", "if False:"),
+            ("policy = self.models[self.acting[stream]]", "policy = self.models[self.models.acts]"),
+            ("self.actors[stream], self.collectors", "self.actor, self.collectors"),
+        ],
+    ),
+    Group(
+        "kernels/flat.py",
+        "test_named_streams.py",
+        [("(0, -x.numel() % ALIGNMENT)", "(0, 0)")],
     ),
     # ------------------------------------------------------------------------------------------- runtime
     Group(
@@ -75,7 +126,7 @@ GROUPS: list[Group] = [
         "test_streams.py -k 'judged_on or other_episodes'",
         [
             ("Evaluator(task, self.evaluation.seed)", "Evaluator(task, self.seed)"),
-            ("training_seed(self.seed), self.say)", "0, self.say)"),
+            ("seed = training_seed(self.seed)", "seed = 0"),
             ("return seed if seed != EVALUATION_SEED else", "return seed if True else"),
         ],
     ),
@@ -1205,7 +1256,7 @@ GROUPS: list[Group] = [
         [
             ("(weight if rows is None else weight[rows])", "weight.mean()"),
             ("counts |= self._objective(update, on, see)", "pass"),
-            ("self.batch, self.sampled, self.computed = own\n", "pass\n"),
+            ("self.batch, self.sampled, self.computed, self.acts = own\n", "pass\n"),
             ("found[name][rows] = x.detach()", "pass"),
         ],
     ),
@@ -1318,7 +1369,7 @@ GROUPS: list[Group] = [
     Group(
         "models/base.py",
         "test_drafts.py -k 'ppo_trains_on_codes'",
-        [("if own and name == self.acts and self.actor is not None:", "if False:")],
+        [("if own and name in self.actors:", "if False:")],
     ),
     Group(
         "core/update.py",
@@ -1334,7 +1385,7 @@ GROUPS: list[Group] = [
         [
             ("if step.joint_clip is not None and not plain:", "if False:"),
             ("if isinstance(inner, Update | OwnUpdate) and isinstance(inner.batch, Fresh):", "if False:"),
-            ("if isinstance(step.batch, Fresh) and recipe.collect is None:", "if False:"),
+            ("elif isinstance(batch, Fresh) and recipe.collect is None:", "elif False:"),
             ("if recipe.models[name].copied:", "if False:"),
             ('found.add("weight")  # every', "pass  # every"),
             (

@@ -243,7 +243,8 @@ def test_the_part_scales_episodes_that_go_on_in_the_next_rollout(length: int) ->
     ended, mask = stream.random((steps, rows)) < 0.1, stream.random((steps, rows)) < 0.9
     ended &= mask
     cut = ended & (stream.random((steps, rows)) < 0.5)  # by a time limit: an end like any other
-    run_state = SimpleNamespace(reward_moments=RunningMoments(1))
+    moments = RunningMoments(1)
+    run_state = SimpleNamespace(reward_moments=lambda stream: moments)
     context = Context(run_state=run_state, seed=0, budget=Budget(steps=1))
     over, found, part = np.ones(rows, dtype=bool), [], ScaleReward(gamma=gamma)
     for begin in range(0, steps, length):

@@ -14,7 +14,7 @@ import torch
 from polyrl import catalogue
 from polyrl.catalogue import build
 from polyrl.core.experience import Experience
-from polyrl.core.updating import Means
+from polyrl.core.means import Means
 from polyrl.data.transitions import Transitions
 from polyrl.errors import UserError
 from polyrl.parts.optimize import Optimize

@@ -16,6 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from polyrl import catalogue
+from polyrl.core.checking import check_domain
 from polyrl.core.context import Context
 from polyrl.core.loop import Loop
 from polyrl.core.more_budget import go_on_with
@@ -185,12 +186,7 @@ def make_loop(
     recipe = make_recipe(config, given)
     budget = make_budget(config, recipe)
     task = make_task(config, given)
-    for part in recipe.parts():
-        if part.domain not in ("", domain(config, given)):
-            raise UserError(
-                f"{recipe.name} cannot run on {task.name}: its part '{part.name}' works on tasks of {part.domain}, and "
-                f"this is one of {domain(config, given)}; give --task another one."
-            )
+    check_domain(recipe, task.name, domain(config, given))
     if asked:
         refuse_unused(config, [recipe], task, domain(config, given))
     torch.set_num_threads(config.threads)

@@ -69,6 +69,10 @@ def show_method(spec: str, domain: str | None = None, out: Console | None = None
         out.print(stage_heading("data", recipe))
         out.print(update_lists.sources_table(recipe))
     for stage, parts in recipe.stages():
+        if stage == "improve":
+            for name in recipe.streams:
+                out.print(stream_heading(name, recipe))
+                out.print(update_lists.stream_table(name, recipe))
         if recipe.updates and stage != "improve" and not parts:
             continue
         out.print(stage_heading(stage, recipe))
@@ -145,6 +149,15 @@ def stage_heading(stage: Stage, recipe: Recipe) -> Group:
     )
     note = recipe.notes.get(stage)
     return Group(heading, *([Padding(Text(note), (0, 0, 0, 4), expand=False)] if note else []))
+
+
+def stream_heading(name: str, recipe: Recipe) -> Text:
+    """A named stream: who acts in it."""
+    view = recipe.of_stream(name)
+    return Text.assemble(
+        (f"\nSTREAM {name}", f"bold {STAGE_COLOURS.get('collect', 'white')}"),
+        (f"  rows of its own, with {view.acts} acting", "dim italic"),
+    )
 
 
 def part_name(part: Part, recipe: Recipe) -> Text:

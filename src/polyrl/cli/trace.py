@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from polyrl.cli import excerpts, responses, tokens, update_lists
-from polyrl.cli.explain import console, first_sentence, part_name, stage_heading, title
+from polyrl.cli.explain import console, first_sentence, part_name, stage_heading, stream_heading, title
 from polyrl.cli.fields import field_table
 from polyrl.cli.update_lists import written
 from polyrl.core.experience import FIELDS, Experience
@@ -49,6 +49,7 @@ class Tracer:
         measured: metrics that have been told.
         rho: log-ratios of the pairs that are shown, before the update.
         spent: optimizer steps before the iteration.
+        stream: the named stream whose heading stood last.
     """
 
     out: Console
@@ -59,6 +60,7 @@ class Tracer:
     measured: dict[str, float] = dataclasses.field(default_factory=dict)
     rho: dict[int, float] = dataclasses.field(default_factory=dict)
     spent: int = 0
+    stream: str = ""
 
     @property
     def recipe(self) -> Recipe:
@@ -81,6 +83,9 @@ class Tracer:
         if stage == "improve":
             self._improve(after, seconds)
             return
+        if self.stream != self.loop.context.stream:
+            self.stream = self.loop.context.stream
+            self.out.print(stream_heading(self.stream, self.recipe))
         changed = responses.changed_fields(before, after)
         moved = responses.other_rows(part, before, changed)
         told = [name for name in changed if not moved or before is None or name not in before]

@@ -85,6 +85,17 @@ def sources_table(recipe: Recipe) -> Padding:
     return Padding(table, (0, 0, 0, 4))
 
 
+def stream_table(name: str, recipe: Recipe) -> Padding:
+    """The parts of a named stream in the order of its stages, with their hyperparameters."""
+    table = _table()
+    for stage, parts in recipe.of_stream(name).stages():
+        for part in parts if stage != "improve" else ():
+            said = _starred(part.name, part.name, recipe)
+            table.add_row(said, Text.assemble(_first_sentence(type(part)), (f"  {stage}", "dim")))
+            _option_rows(table, f"{name}.{part.name}", part)
+    return Padding(table, (0, 0, 0, 4))
+
+
 def batch_words(batch: Part) -> str:
     """Where an update's rows come from: "256 rows of replay"."""
     if isinstance(batch, Sample):
@@ -93,7 +104,9 @@ def batch_words(batch: Part) -> str:
         return f"{batch.batch_size} rows, {batch.share:.0%} of {batch.first} and the rest of {batch.second}"
     if isinstance(batch, Again):
         return "the same rows"
-    return "the fresh rows" if isinstance(batch, Fresh) else batch.name
+    if isinstance(batch, Fresh):
+        return f"the fresh rows of {batch.stream}" if batch.stream else "the fresh rows"
+    return batch.name
 
 
 def _numbered(every: int) -> str:
@@ -113,7 +126,8 @@ def step_words(step: Step) -> str:
         reset = f", with a new optimizer of {', '.join(step.reset)}" if step.reset else ""
         return f"{until}{'' if step.collects else ', without collecting'}{reset}:"
     if isinstance(step, OwnUpdate):
-        return f"{step.name} of {step.trains} on {batch_words(step.batch)}{_numbered(step.every)}"
+        rows = " and on ".join(map(batch_words, (step.batch, *step.also)))
+        return f"{step.name} of {step.trains} on {rows}{_numbered(step.every)}"
     if isinstance(step, Move):
         how = "becomes" if step.tau == 1 else f"moves {step.tau:g} of the way to"
         return f"{step.target} {how} {step.towards}{_numbered(step.every)}"

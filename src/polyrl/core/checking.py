@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from polyrl.core.update import Again, Batch, Epochs, Fresh, Move, OwnUpdate, Phase, Repeat, Step, Update, flat
+from polyrl.core.update import Again, Batch, Epochs, Fresh, Move, OwnUpdate, Phase, Repeat, Step, Update, batches, flat
 from polyrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ Missing = Callable[[Step, "Part", str, set[str]], None]
 class _Walk:
     """Goes through a list as a turn does, with the fields that each batch has."""
 
-    def __init__(self, recipe: Recipe, given: set[str], missing: Missing):
+    def __init__(self, recipe: Recipe, given: Mapping[str, frozenset[str]], missing: Missing):
         self.recipe, self.given, self.missing = recipe, given, missing
-        self.fields = set(given)
-        self.fresh = True  # whether the present batch is of this turn's rows
+        self.fields = set(given.get("", ()))
+        self.fresh: str | None = ""  # the stream that the present batch is this turn's rows of; None: of a source's
 
     def steps(self, steps: tuple[Step, ...]) -> None:
         for step in steps:
@@ -39,7 +39,9 @@ class _Walk:
                 self.fields, self.fresh = fields, fresh
                 continue
             if isinstance(step, OwnUpdate):
-                self._parts(step, (step,))
+                for batch in (*step.also, step.batch):
+                    self._begin(batch)
+                    self._parts(step, (step,))
                 continue
             self._parts(step, (*step.credit, *step.terms))
             before = set(self.fields), self.fresh
@@ -53,9 +55,12 @@ class _Walk:
     def _begin(self, batch: Batch) -> None:
         if isinstance(batch, Again):
             return
-        self.fresh = not batch.reads()
+        self.fresh = None if batch.reads() else batch.stream if isinstance(batch, Fresh) else ""
         known = [set(self.recipe.sources[name].sampled()) for name in batch.reads() if name in self.recipe.sources]
-        self.fields = set(self.given) if self.fresh else set.intersection(*known) if known else set()
+        if self.fresh is not None:
+            self.fields = set(self.given.get(self.fresh, ()))
+        else:
+            self.fields = set.intersection(*known) if known else set()
 
     def _parts(self, step: Step, parts: tuple[Part, ...]) -> None:
         for part in parts:
@@ -65,27 +70,38 @@ class _Walk:
 
 
 def needed_of_stages(recipe: Recipe) -> frozenset[str]:
-    """Fields that updates on fresh rows need and that nothing in the list gives: the stages have to."""
+    """Fields that updates on its stream's fresh rows need and that nothing in the list gives: the stages have to."""
     found: set[str] = set()
 
     def missing(step: Step, part: Part, name: str, fields: set[str]) -> None:
-        if walk.fresh:
+        if walk.fresh == recipe.stream:
             found.add(name)
-            fields.add(name)
+        fields.add(name)
 
-    walk = _Walk(recipe, set(), missing)
+    walk = _Walk(recipe, {}, missing)
     walk.steps(recipe.updates)
-    if any(isinstance(step, Update | Epochs) and isinstance(step.batch, Fresh) for step in recipe.update_steps()):
+    if any(isinstance(batch, Fresh) and batch.stream == recipe.stream for batch in counting(recipe.updates)):
         found.add("weight")  # every update counts its steps
     return frozenset(found)
 
 
-def check_updates(recipe: Recipe, given: set[str]) -> None:
+def counting(steps: tuple[Step, ...]) -> Iterator[Batch]:
+    """The batches whose steps are counted: all but those of updates of a paper's own."""
+    for step in steps:
+        if isinstance(step, Update):
+            yield from (on.batch for on in step.objectives)
+        elif isinstance(step, Epochs):
+            yield step.batch
+        if isinstance(step, Repeat | Epochs | Phase):
+            yield from counting(step.of)
+
+
+def check_updates(recipe: Recipe, given: Mapping[str, frozenset[str]]) -> None:
     """Refuse a list of updates that does not hold together.
 
     Args:
         recipe: what is checked.
-        given: fields that the stages of a turn give.
+        given: fields that the stages of a turn give, by stream; "" is the recipe's own.
 
     Raises:
         UserError: a model or source that nobody states, an output that no model gives, a field that is not there, or
@@ -111,8 +127,14 @@ def check_updates(recipe: Recipe, given: set[str]) -> None:
     for name, model in recipe.models.items():
         if model.copied:
             known(model.copied, "model", recipe.models, name)
+    for name, stream in recipe.streams.items():
+        if not name.isidentifier():  # files of checkpoints are named after it
+            raise UserError(f"{recipe.name}: '{name}' cannot name a stream; use letters, digits and '_'.")
+        known(stream.acts or recipe.acts, "model", recipe.models, f"acts of the stream {name}")
+        if not any(isinstance(batch, Fresh) and batch.stream == name for batch in batches(recipe.updates)):
+            raise UserError(f"{recipe.name}: no update is on the rows of the stream '{name}'.")
     for source in recipe.sources.values():
-        for field in sorted(source.required() - given if source.after else ()):
+        for field in sorted(source.required() - given[""] if source.after else ()):
             raise UserError(
                 f"{recipe.name}: the source '{source.name}' needs the field '{field}', which no stage gives."
             )
@@ -126,11 +148,14 @@ def check_updates(recipe: Recipe, given: set[str]) -> None:
                 if recipe.models[name].copied:
                     raise UserError(f"{recipe.name}: a phase resets the optimizer of '{name}', which has none.")
         if isinstance(step, Update | OwnUpdate | Epochs):
-            own = step.objectives if isinstance(step, Update) else (step,)
-            for name in frozenset[str]().union(*(on.batch.reads() for on in own)):
-                known(name, "source", recipe.sources, step.name)
-            if isinstance(step.batch, Fresh) and recipe.collect is None:
-                raise UserError(f"{recipe.name}: the {step.name} is on fresh rows, and nothing is collected.")
+            own = [step.batch] if isinstance(step, Epochs) else [*batches((step,))]
+            for batch in own:
+                for name in sorted(batch.reads()):
+                    known(name, "source", recipe.sources, step.name)
+                if isinstance(batch, Fresh) and batch.stream:
+                    known(batch.stream, "stream", recipe.streams, step.name)
+                elif isinstance(batch, Fresh) and recipe.collect is None:
+                    raise UserError(f"{recipe.name}: the {step.name} is on fresh rows, and nothing is collected.")
         if isinstance(step, Update | OwnUpdate):
             known(step.trains, "model", recipe.models, step.name)
         parts = step.inner if isinstance(step, Update) else ()
@@ -168,3 +193,23 @@ def _check_within_epochs(recipe: Recipe, step: Epochs) -> None:
             f"{recipe.name}: '{step.name}' clips the gradients of several models by one norm (joint_clip), so it may "
             "hold one update for each model and nothing else; set --joint-clip none."
         )
+
+
+def check_domain(recipe: Recipe, task: str, domain: str) -> None:
+    """Refuse a recipe on a task of another domain than its parts work on.
+
+    Raises:
+        UserError: names the part, or the stream in which another model would have to act.
+    """
+    for part in recipe.parts():
+        if part.domain not in ("", domain):
+            raise UserError(
+                f"{recipe.name} cannot run on {task}: its part '{part.name}' works on tasks of {part.domain}, and this "
+                f"is one of {domain}; give --task another one."
+            )
+    for name, stream in recipe.streams.items():
+        if domain != "control" and stream.acts not in ("", recipe.acts):
+            raise UserError(
+                f"{recipe.name} cannot run on {task}: in its stream '{name}' the model '{stream.acts}' would act, and "
+                f"in {domain} '{recipe.acts}' does in every stream."
+            )

@@ -40,6 +40,8 @@ class Context:
         turns: passes in one iteration.
         means: averages over the updates of this iteration.
         ended: returns and lengths of the episodes that ended in this iteration.
+        stream: the named stream whose stages run now (`polyrl.core.streams`); empty: the recipe's own.
+        fresh: rows of the named streams in this turn.
         credited: batches before and after each part of credit within a list of updates, by step and part, the first
             time that it ran since somebody asked; None where nobody does.
     """
@@ -61,6 +63,8 @@ class Context:
     turns: int = 1
     means: Any = None
     ended: dict[str, list[float]] = field(default_factory=dict)
+    stream: str = ""
+    fresh: dict[str, Experience] = field(default_factory=dict)
     credited: dict[tuple[str, str], tuple[Experience, Experience]] | None = None
 
     @property
@@ -104,29 +108,34 @@ class Context:
 
     def generator(self, *names: object) -> torch.Generator:
         """A random stream of this iteration, or of this turn of it; the same names give the same numbers."""
+        names = (self.stream, *names) if self.stream else names
         if self.turn is None:
             return generator(self.seed, *names, self.iteration)
         return generator(self.seed, *names, self.iteration, self.turn)
 
     def memory(self, name: str) -> dict[str, Any]:
         """The numbers that a part keeps from one iteration to the next."""
-        return self.memories.setdefault(name, {})
+        return self.memories.setdefault(self._owned(name), {})
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors that a part keeps from one iteration to the next: replaced, never written into."""
-        return self.stores.setdefault(name, {})
+        return self.stores.setdefault(self._owned(name), {})
+
+    def _owned(self, name: str) -> str:
+        return f"{self.stream}.{name}" if self.stream else name
 
     def log_episodes(self, returns: Sequence[float], lengths: Sequence[float]) -> None:
         """Log the episodes that ended, as means over those of the whole iteration so far."""
         if not returns:
             return
-        self.ended.setdefault("return", []).extend(returns)
-        self.ended.setdefault("length", []).extend(lengths)
-        found = {name: fmean(values) for name, values in self.ended.items()}
-        self.log(
-            episode__return=found["return"], episode__length=found["length"], episode__count=len(self.ended["return"])
-        )
+        owner = f"{self.stream}/" if self.stream else ""
+        ended = {name: self.ended.setdefault(owner + name, []) for name in ("return", "length")}
+        ended["return"].extend(returns)
+        ended["length"].extend(lengths)
+        found = {name: fmean(values) for name, values in ended.items()}
+        self.log(episode__return=found["return"], episode__length=found["length"], episode__count=len(ended["return"]))
 
     def log(self, **values: SupportsFloat) -> None:
         """Add metrics to this iteration's record; `__` in a name becomes `/`."""
-        self.metrics.update({k.replace("__", "/"): float(v) for k, v in values.items()})
+        owner = f"{self.stream}/" if self.stream else ""
+        self.metrics.update({owner + k.replace("__", "/"): float(v) for k, v in values.items()})

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyrl.core.context import Context
-from polyrl.core.part import STAGES, Stage
+from polyrl.core.means import Means
+from polyrl.core.part import STAGES
 from polyrl.core.recipe import Recipe
+from polyrl.core.streams import Observer, collect_streams
 from polyrl.core.throughput import throughput
-from polyrl.core.updating import Means
 from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.runtime.budget import Spent
 from polyrl.runtime.checkpoint import (
@@ -46,11 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from polyrl.core.experience import Experience
-    from polyrl.core.part import Part
     from polyrl.run_state.base import RunState
-
-Observer = Callable[[Stage, "Part", "Experience | None", "Experience", float], None]
-"""Called after every part with the experience before and after it and the seconds it took (`polyrl trace`)."""
 
 
 @dataclass
@@ -90,6 +87,7 @@ class Loop:
     def __post_init__(self) -> None:
         """Make the optimizers."""
         self._stages = self.recipe.stages()
+        self._streams = {name: self.recipe.of_stream(name).stages() for name in self.recipe.streams}
         if self.context.optimizer is None:
             self.context.optimizer = self.recipe.improver.optimizers(self.run_state)
         self.context.turns = self.recipe.turns
@@ -156,6 +154,8 @@ class Loop:
             if context.spent.tokens > tokens:
                 sampling += context.metrics[f"seconds/{stage}"]
                 self.sampled.add(stage)
+            if stage == "select" and collects:
+                sampling += collect_streams(self._streams, context, self._timed, observe)
             if stage == "select" and experience is not None:
                 with self._timed("monitor"):
                     self.run_state.monitor(experience, context)

@@ -17,6 +17,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.settings import american, parse_value
 
 if TYPE_CHECKING:
+    from polyrl.core.streams import Stream
     from polyrl.core.update import Step
     from polyrl.data.base import Source
     from polyrl.models.base import Model
@@ -37,6 +38,7 @@ class Recipe:
         score, credit, select: chains of parts, run in order on what was collected.
         terms: the objective, a sum; with `optimize` the case of one update on the fresh batch.
         optimize: the part that takes the improvement step; None where `updates` say what is done.
+        streams: fresh rows beside those, by name, each with a collect and stages of its own (`polyrl.core.streams`).
         updates: what improves which model on which batch, in order (`polyrl.core.update`).
         models: what has parameters, by name (`polyrl.models.base`), where the recipe says so.
         sources: rows beside the fresh ones, by name (`polyrl.data.base`).
@@ -49,6 +51,7 @@ class Recipe:
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
         metric: what its runs are judged by, where that is not what the task says.
         budget: what ends a run where nobody says, if not the task's own.
+        stream: the stream that this is the view of (`of_stream`); empty: a whole recipe.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Recipe:
     policy: Architecture | None = None
     models: Mapping[str, Model] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
+    streams: Mapping[str, Stream] = field(default_factory=dict)
     updates: tuple[Step, ...] = ()
     acts: str = "policy"
     judged: str = ""
@@ -70,6 +74,7 @@ class Recipe:
     notes: dict[str, str] = field(default_factory=dict)
     metric: Metric | None = None
     budget: str = ""
+    stream: str = ""
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -98,6 +103,21 @@ class Recipe:
                 given |= part.given_within(self)
         return [(stage, tuple(chains[stage])) for stage in STAGES]
 
+    def of_stream(self, name: str) -> Recipe:
+        """The recipe as the parts of a named stream see it: its stages are theirs, what acts is who acts there."""
+        own = self.streams[name]
+        return dataclasses.replace(
+            self,
+            collect=own.collect,
+            score=own.score,
+            credit=own.credit,
+            select=own.select,
+            acts=own.acts or self.acts,
+            streams={},
+            sources={},
+            stream=name,
+        )
+
     def _stated(self) -> list[Part]:
         """The parts that the recipe states, those of updates too."""
         own = [part for stage in STAGES for part in self.listed(stage)]
@@ -119,6 +139,14 @@ class Recipe:
     def fixed_pairs(self) -> bool:
         """Whether it learns from preference pairs that are given."""
         return any(part.fixed_pairs for part in (self.collect, *self.sources.values()) if part)
+
+    @property
+    def acting(self) -> Model | None:
+        """What acts as the recipe states it, of a copy what it is a copy of; None where it states no models."""
+        found = self.models.get(self.acts)
+        while found is not None and found.copied:
+            found = self.models.get(found.copied)
+        return found
 
     @property
     def moved(self) -> frozenset[str]:
@@ -145,7 +173,8 @@ class Recipe:
             return self.optimize
         from polyrl.core.updating import UpdateList
 
-        return UpdateList(updates=self.updates)
+        acting = {name: stream.acts for name, stream in self.streams.items() if stream.acts}
+        return UpdateList(updates=self.updates, acting=acting)
 
     def update_steps(self) -> list[Step]:
         """Every update, move, repeat and pass over epochs, what is within behind it."""
@@ -174,8 +203,9 @@ class Recipe:
             elif isinstance(step, Epochs):
                 found += [(part.name, part) for part in (step.batch, *step.credit)]
             elif isinstance(step, OwnUpdate):
-                found.append((step.batch.name, step.batch))
+                found += [(batch.name, batch) for batch in (step.batch, *step.also)]
             found.append((step.name, step))
+        found += [(f"{name}.{part.name}", part) for name, stream in self.streams.items() for part in stream.parts()]
         return found
 
     def parts(self) -> Iterator[Part]:
@@ -184,6 +214,9 @@ class Recipe:
             yield from parts
         for _, part in self.entries():
             yield part
+        for name in self.streams:
+            own = [part for stage, parts in self.of_stream(name).stages() if stage != "improve" for part in parts]
+            yield from (part for part in own if part.measures)
 
     def required_models(self) -> frozenset[str]:
         """Models besides the policy that parts need, where the recipe does not list its models itself."""
@@ -306,6 +339,9 @@ class Recipe:
                     return dataclasses.replace(part, **{wanted: value_})
             return part
 
+        def of(stream: str, part: Part) -> Part:
+            return changed(part, f"{stream}.{part.name}")
+
         def within(steps: tuple[Step, ...]) -> tuple[Step, ...]:
             from polyrl.core.update import rebuilt
 
@@ -322,6 +358,7 @@ class Recipe:
             policy=typing.cast("Architecture | None", self.policy and changed(self.policy)),
             models={k: typing.cast("Model", changed(m, k)) for k, m in self.models.items()},
             sources={k: typing.cast("Source", changed(m, k)) for k, m in self.sources.items()},
+            streams={name: stream.changed(functools.partial(of, name)) for name, stream in self.streams.items()},
             updates=within(self.updates),
         )
         if not hits:
@@ -343,13 +380,39 @@ class Recipe:
         Raises:
             UserError: a part needs a field that no earlier part gives, or stands in the wrong stage.
         """
-        given: set[str] = set()
         if self.policy:
             self.policy.check_within(self)
         if (self.optimize is None) == (not self.updates):
             raise UserError(
                 f"{self.name} must say how it improves: either terms and optimize, or a list of updates, and not both."
             )
+        given = {"": self._checked_stages(providers)}
+        for name in self.streams:
+            if not self.updates:
+                raise UserError(f"{self.name}: the stream '{name}' is read by updates, and it has no list of them.")
+            given[name] = self.of_stream(name)._checked_stages(providers)
+        for source in self.sources.values():
+            source.check_within(self)
+        for term in self.terms:
+            if type(term).summand is not Term.summand:
+                raise UserError(
+                    f"{self.name}: the term '{term.name}' asks for models by name or for random numbers, which there "
+                    "are in a list of updates alone; take a method that has one, or a term that needs none."
+                )
+            for missing in sorted(term.wants - OUTPUTS):
+                raise UserError(
+                    f"{self.name}: the term '{term.name}' wants the output '{missing}', which no model gives; there "
+                    f"are {', '.join(sorted(OUTPUTS))}."
+                )
+        if self.updates:
+            from polyrl.core.checking import check_updates
+
+            check_updates(self, given)
+        return self
+
+    def _checked_stages(self, providers: Sequence[type[Part]]) -> frozenset[str]:
+        """Refuse stages that do not hold together; returns the fields that they give."""
+        given: set[str] = set()
         for stage, parts in self.stages():
             for part in parts:
                 if part.stage != stage:
@@ -377,21 +440,4 @@ class Recipe:
                     )
                 given |= part.given_within(self)
                 part.check_within(self)
-        for source in self.sources.values():
-            source.check_within(self)
-        for term in self.terms:
-            if type(term).summand is not Term.summand:
-                raise UserError(
-                    f"{self.name}: the term '{term.name}' asks for models by name or for random numbers, which there "
-                    "are in a list of updates alone; take a method that has one, or a term that needs none."
-                )
-            for missing in sorted(term.wants - OUTPUTS):
-                raise UserError(
-                    f"{self.name}: the term '{term.name}' wants the output '{missing}', which no model gives; there "
-                    f"are {', '.join(sorted(OUTPUTS))}."
-                )
-        if self.updates:
-            from polyrl.core.checking import check_updates
-
-            check_updates(self, given)
-        return self
+        return frozenset(given)

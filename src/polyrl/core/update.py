@@ -51,7 +51,13 @@ class Batch(Part):
 
 @dataclass(frozen=True)
 class Fresh(Batch):
-    """The rows that this turn collected, after its score, credit and select."""
+    """The rows that this turn collected, after its score, credit and select; those of a named stream where one is said.
+
+    Attributes:
+        stream: name of a stream of the recipe; empty: the rows of its own stages.
+    """
+
+    stream: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,6 +240,11 @@ class OwnUpdate(Part):
     """An improvement that is no optimizer step on a sum of terms: a formula, or an optimizer of a paper's own.
 
     A paper derives from it and writes `step`.
+
+    Attributes:
+        trains: name of the model.
+        batch: the rows that `step` is given.
+        also: other rows that it reads, in `see.rows`, with the same fields.
     """
 
     stage: ClassVar[Stage] = "improve"
@@ -241,6 +252,7 @@ class OwnUpdate(Part):
     trains: str
     batch: Batch
     every: int = hyperparameter(1, "turns, or repeats of them, from one of these updates to the next", low=1)
+    also: tuple[Batch, ...] = ()
 
     def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """Improve the model `trains` by the batch; return what is logged.
@@ -284,7 +296,8 @@ def rebuilt(
         around: dict[str, Any] = {"batch": changed(step.batch), "credit": tuple(map(changed, step.credit))}
         return replace(step, of=within(step.of), **around)
     if isinstance(step, OwnUpdate):
-        return replace(step, batch=cast("Batch", changed(step.batch)))
+        also = cast("tuple[Batch, ...]", tuple(map(changed, step.also)))
+        return replace(step, batch=cast("Batch", changed(step.batch)), also=also)
     return step.changed(changed, batches=True) if isinstance(step, Update) else step
 
 
@@ -304,6 +317,8 @@ def batches(steps: tuple[Step, ...]) -> Iterator[Batch]:
             yield step.batch
         if isinstance(step, Update):
             yield from (on.batch for on in step.also)
+        if isinstance(step, OwnUpdate):
+            yield from step.also
         if isinstance(step, Repeat | Epochs | Phase):
             yield from batches(step.of)
 
@@ -322,7 +337,8 @@ def fresh_alone(steps: tuple[Step, ...]) -> tuple[Step, ...]:
                 found += [dataclasses.replace(step, of=inner)] if inner else []
             else:
                 on_fresh = on_fresh if isinstance(step.batch, Again) else not step.batch.reads()
-                if not on_fresh or (isinstance(step, Update) and any(on.batch.reads() for on in step.also)):
+                others = () if isinstance(step, Epochs) else batches((step,))
+                if not on_fresh or any(batch.reads() for batch in others):
                     continue
                 if isinstance(step, Epochs):
                     step = dataclasses.replace(step, of=kept(step.of, True))
@@ -360,11 +376,13 @@ class See:
         models: the run's models by name.
         context: of the run.
         name: of the update, which its random stream is named after.
+        rows: of an update of a paper's own, the batches beside its first (`OwnUpdate.also`).
     """
 
     models: NamedModels
     context: Context
     name: str
+    rows: tuple[Experience, ...] = ()
 
     def __getitem__(self, model: str) -> Any:
         return self.models[model]

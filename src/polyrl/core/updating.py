@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from polyrl.core.agreement import check_logprob_gap
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.means import Means
 from polyrl.core.minibatches import blanked, rows_of_units, steps_that_count, units_of
 from polyrl.core.part import Improver, Part, Term
 from polyrl.core.schedules import schedule_factor
@@ -21,6 +22,7 @@ from polyrl.core.update import (
     Again,
     Batch,
     Epochs,
+    Fresh,
     Mix,
     Move,
     On,
@@ -38,37 +40,13 @@ from polyrl.core.update import (
 from polyrl.errors import NotFinite
 
 
-class Means:
-    """Averages of what is logged over the updates of an iteration."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, float] = {}
-
-    def add(self, key: str, value: float, count: float = 1.0) -> None:
-        """Take in the sum `value` of `count` numbers."""
-        self.sums[key] = self.sums.get(key, 0.0) + value
-        self.counts[key] = self.counts.get(key, 0.0) + count
-
-    def so_far(self, key: str) -> tuple[float, float]:
-        """Sum and count, to be given to `since`."""
-        return self.sums.get(key, 0.0), self.counts.get(key, 0.0)
-
-    def since(self, key: str, then: tuple[float, float]) -> float:
-        """The mean of what came after `then`; 0 of nothing."""
-        now = self.so_far(key)
-        return (now[0] - then[0]) / max(now[1] - then[1], 1.0)
-
-    def found(self) -> dict[str, float]:
-        """Every mean."""
-        return {key: self.since(key, (0.0, 0.0)) for key in self.sums}
-
-
 @dataclass(frozen=True, kw_only=True)
 class UpdateList(Improver):
     """Runs a recipe's list of updates, once a turn."""
 
     updates: tuple[Step, ...] = ()
+    acting: Mapping[str, str] = field(default_factory=dict)
+    """Names of the models that act in streams, where that is not the recipe's own `acts`."""
 
     @cached_property
     def shared(self) -> frozenset[str]:
@@ -155,6 +133,7 @@ class _Turn:
         self.means: Means = context.means
         self.batch: Experience | None = fresh
         self.sampled = False  # whether the batch was drawn from a source, whose rows all count
+        self.acts: str = self.models.acts  # the model that acted where the batch was collected
         self.computed: frozenset[str] = frozenset()  # fields of the batch that updates have put out
         self.passing: Epochs | None = None  # what the present minibatch is one of
         self.passes = 0
@@ -184,6 +163,7 @@ class _Turn:
     def own(self, update: OwnUpdate) -> None:
         """An improvement of a paper's own."""
         see = self._see(update.name)
+        see.rows = tuple(self._rows(batch, see) for batch in update.also)
         self.batch = self._rows(update.batch, see)
         self.context.params_updated = True
         self.changed.add(update.trains)
@@ -231,10 +211,10 @@ class _Turn:
         self.models.zero_gradients(update.trains)
         counts = self._objective(update, update.objectives[0], see)
         if update.also:
-            own = self.batch, self.sampled, self.computed
+            own = self.batch, self.sampled, self.computed, self.acts
             for on in update.also:
                 counts |= self._objective(update, on, see)
-            self.batch, self.sampled, self.computed = own
+            self.batch, self.sampled, self.computed, self.acts = own
         if not counts:  # momentum alone moves nothing
             return
         if self.passing is not None and self.passing.joint_clip is not None:
@@ -254,7 +234,7 @@ class _Turn:
                 self.batch = batch
                 return False
             given = self.models.entries[update.trains].outputs
-            watched = update.trains == self.models.acts and "logprob" in given and "behaviour_logprob" in batch
+            watched = update.trains == self.acts and "logprob" in given and "behaviour_logprob" in batch
             if watched:  # whatever the terms read: sampler and trainer are compared, and the move is measured
                 wants |= {"logprob", "entropy"} & given
         weights = [term.step_weights(batch) for term in on.terms]  # of the whole batch, before its rows are parted
@@ -328,7 +308,7 @@ class _Turn:
                 own = term.weights(batch) != 0
                 mask = own if value.dim() == 2 else own.any(1)
                 self.means.add(called, (value * mask).sum().item(), float(mask.sum()))
-        if counted is None or update.trains != self.models.acts:
+        if counted is None or update.trains != self.acts:
             return
         chosen = batch["weight"] != 0
         size = float(chosen.sum())
@@ -359,6 +339,9 @@ class _Turn:
             sizes = {batch.first: batch.first_rows, batch.second: batch.batch_size - batch.first_rows}
             return joined([sources[name].sample(size, see.generator) for name, size in sizes.items() if size])
         rows = self.batch if isinstance(batch, Again) else self.fresh
+        if isinstance(batch, Fresh):
+            self.acts = self.updates.acting.get(batch.stream, self.models.acts)
+            rows = self.context.fresh[batch.stream] if batch.stream else self.fresh
         assert rows is not None
         return rows
 

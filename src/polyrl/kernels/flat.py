@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 ALIGNMENT = 16
 """Every parameter starts at a multiple of this many numbers: a cache line, where vector instructions are fastest."""
@@ -37,6 +39,11 @@ class FlatParameters:
             view.copy_(p.data)
             p.data = view
             p.grad = self.vector.grad[here].view_as(p)
+
+    @staticmethod
+    def laid_out(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One tensor for each parameter, in their order, as a vector `[N]` like theirs, gaps 0; differentiable."""
+        return torch.cat([functional.pad(x.reshape(-1), (0, -x.numel() % ALIGNMENT)) for x in tensors])
 
 
 class VectorAdamW:

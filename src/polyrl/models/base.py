@@ -233,12 +233,12 @@ class Models(NamedModels):
     Attributes:
         entries: what the recipe says of each.
         flat: each module's parameters as one vector; none for a module without parameters.
-        actor: what acts with it, once that is known.
+        actors: what acts with a model, by its name, once that is known.
     """
 
     def __init__(self, entries: Mapping[str, Model], interface: Interface, seed: int, acts: str = "policy"):
         self.entries, self.acts = dict(entries), acts
-        self.actor: Actor | None = None
+        self.actors: dict[str, Actor] = {}
         self._modules: dict[str, Network] = {}
         self.flat: dict[str, FlatParameters] = {}
         for name, entry in self.entries.items():
@@ -283,8 +283,8 @@ class Models(NamedModels):
     ) -> AbstractContextManager[Passes]:
         """All rows at once."""
         found, asked = dict[str, Tensor](), frozenset(wants)
-        if own and name == self.acts and self.actor is not None:
-            found = self.actor.outputs(batch, asked & LIKELIHOODS)
+        if own and name in self.actors:
+            found = self.actors[name].outputs(batch, asked & LIKELIHOODS)
         if not asked <= found.keys():
             found |= self[name].outputs(batch, asked - found.keys(), draw)
         return nullcontext(iter([(None, found)]))

@@ -95,9 +95,7 @@ class StepEnvironments(Part):
     def given_within(self, recipe: Recipe) -> frozenset[str]:
         """What parts ask the environment to tell, too; no `behaviour_logprob` where the acting model tells none."""
         gives = self.gives | recipe.told
-        acting = recipe.models.get(recipe.acts)
-        while acting is not None and acting.copied:
-            acting = recipe.models.get(acting.copied)
+        acting = recipe.acting
         return gives if acting is None else gives - {"behaviour_logprob"} | acting.acting_gives
 
     def actor(self, inner: Actor, making: Making) -> Actor:
@@ -116,7 +114,11 @@ class StepEnvironments(Part):
         """Return `[B, T]` steps, B = `environments`, T = `steps_per_environment`; logs the episodes that ended."""
         batch: Experience
         batch, returns, lengths = context.run_state.collect(
-            self.environments, self.steps_per_environment, context.generator("collect"), self.acting(context)
+            self.environments,
+            self.steps_per_environment,
+            context.generator("collect"),
+            self.acting(context),
+            context.stream,
         )
         context.spent.steps += int(batch["mask"].sum())
         context.spent.samples += len(returns)
@@ -203,7 +205,7 @@ class ScaleReward(Part):
         Raises:
             UserError: the model that acts keeps none.
         """
-        acting = recipe.models.get(recipe.acts)
+        acting = recipe.acting
         if acting is not None and self.scale_reward and not acting.scales_rewards:
             raise UserError(
                 f"{recipe.name}: '{self.name}' divides by statistics that the policy keeps, and '{acting.name}' keeps "
@@ -228,7 +230,7 @@ class ScaleReward(Part):
             self.gamma,
         )
         memory["returns"] = after.tolist()
-        deviation = running_deviation(context.run_state.reward_moments, returns, mask)
+        deviation = running_deviation(context.run_state.reward_moments(context.stream), returns, mask)
         context.log(reward_scale=1 / deviation[-1])
         scaled = (experience["reward"] / deviation.float()).clamp(-CLIP, CLIP)
         return experience.with_fields(reward=scaled)

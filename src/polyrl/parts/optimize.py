@@ -12,10 +12,10 @@ from torch import Tensor
 from polyrl.core.agreement import check_logprob_gap
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.means import Means
 from polyrl.core.minibatches import blanked, rows_of_units, steps_that_count, units_of
 from polyrl.core.schedules import Schedule, schedule_factor
 from polyrl.core.special_rows import SpecialRows
-from polyrl.core.updating import Means
 from polyrl.errors import NotFinite
 from polyrl.kernels.flat import VectorAdamW, step_together
 from polyrl.parts.credit import whiten

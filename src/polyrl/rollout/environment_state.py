@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 FACTS, ARRAYS = "environments.json", "environments.safetensors"
 
 
+def _of(stream: str, file: str) -> str:
+    return f"{stream}-{file}" if stream else file
+
+
 @dataclass
 class EnvironmentState:
     """What environments are in between rollouts: what a checkpoint needs to go on to the same numbers.
@@ -50,24 +54,24 @@ class EnvironmentState:
             self.memory,  # replaced, never written into
         )
 
-    def save(self, folder: Path) -> None:
-        """Write it into a folder."""
+    def save(self, folder: Path, stream: str = "") -> None:
+        """Write it into a folder; `stream`: the named stream whose environments they are."""
         from safetensors.numpy import save_file
 
         arrays = {f"actions/{i}": np.ascontiguousarray(a) for i, a in enumerate(self.actions)}
         arrays |= {f"lasting/{i}/{name}": x for i, kept in enumerate(self.lasting) for name, x in kept.items()}
         arrays |= {f"memory/{name}": np.ascontiguousarray(x) for name, x in self.memory.items()}
-        save_file({**arrays, "observation": self.observation}, folder / ARRAYS)
+        save_file({**arrays, "observation": self.observation}, folder / _of(stream, ARRAYS))
         facts = {
             "episode": self.episode,
             "return_so_far": self.return_so_far,
             "restarts": self.restarts,
             "running": self.running,
         }
-        (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        (folder / _of(stream, FACTS)).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> EnvironmentState | None:
+    def load(cls, folder: Path, stream: str = "") -> EnvironmentState | None:
         """What `save` wrote; None where the folder holds none, as that of an exported policy.
 
         Raises:
@@ -75,12 +79,12 @@ class EnvironmentState:
         """
         from safetensors.numpy import load_file
 
-        if not (folder / FACTS).is_file():
+        if not (folder / _of(stream, FACTS)).is_file():
             return None
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((folder / _of(stream, FACTS)).read_text(encoding="utf-8"))
         if "paid" in facts:  # as versions before 0.2 wrote it
             facts["return_so_far"] = facts.pop("paid")
-        arrays = {name: x.copy() for name, x in load_file(folder / ARRAYS).items()}
+        arrays = {name: x.copy() for name, x in load_file(folder / _of(stream, ARRAYS)).items()}
         count = len(facts["episode"])
         lasting: list[dict[str, NDArray[Any]]] = [{} for _ in range(count)]
         for name, x in arrays.items():

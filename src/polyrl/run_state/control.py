@@ -31,18 +31,20 @@ from polyrl.parts.score import kl_estimate
 from polyrl.rollout.control import Collector
 from polyrl.rollout.environment_state import EnvironmentState
 from polyrl.rollout.evaluation import Evaluator
-from polyrl.rollout.stepping import PROBED_STEPS, environments_of, follows_seed
+from polyrl.rollout.stepping import PROBED_STEPS, environments_of
 from polyrl.run_state.base import RunState
-from polyrl.run_state.environment_notices import environment_notices
+from polyrl.run_state.environment_notices import environment_notices, seed_notices
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 
 if TYPE_CHECKING:
-    from polyrl.recipe import Recipe
+    from polyrl.recipe import Part, Recipe
     from polyrl.runtime.config import PythonObjects, RunConfig
 
 Say = Callable[[str], None]
+Acting = Callable[[Actor, Mapping[str, Any]], Actor]
+"""What acts in training, of the policy's own actor and the models."""
 EVALUATION_SEED = 1234
 """Every method and seed is judged on the same episodes."""
 
@@ -81,21 +83,24 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
             f"Control runs on the CPU, where its small networks are fastest; leave --device {config.device} away."
         )
     evaluation = Evaluation(episodes=task.eval_episodes)
-    collect = recipe.collect
-    if collect is not None and not isinstance(collect, StepEnvironments):
-        raise UserError(f"{recipe.name} collects by '{collect.name}', which does not step environments.")
-
     told = told_fields(task, recipe)
 
-    def acting(inner: Actor, models: Mapping[str, Any]) -> Actor:
-        return inner if collect is None else collect.actor(inner, Making(task, models, config.seed, say))
+    def wrapped(collect: Part | None) -> Acting:
+        if collect is not None and not isinstance(collect, StepEnvironments):
+            raise UserError(f"{recipe.name} collects by '{collect.name}', which does not step environments.")
+        if collect is None:
+            return lambda inner, models: inner
+        return lambda inner, models: collect.actor(inner, Making(task, models, config.seed, say))
+
+    acting = wrapped(recipe.collect)
+    streams = {name: (s.acts or recipe.acts, wrapped(s.collect)) for name, s in recipe.streams.items()}
 
     if recipe.models:
         observations = task.observations
         interface = Interface(task.name, observations.size, observations.continuous, task.actions.space, task.masked)
         models = Models(recipe.models, interface, config.seed, recipe.acts)
         judged = recipe.judged or recipe.acts
-        for name in (recipe.acts, judged):
+        for name in (recipe.acts, judged, *(acts for acts, _ in streams.values())):
             if not isinstance(models[name], PolicyNetwork):
                 raise UserError(f"{recipe.name} acts by or judges '{name}', which is no policy.")
         return ControlRunState(
@@ -105,6 +110,7 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
             acts=recipe.acts,
             judges=judged,
             acting=acting,
+            streams=streams,
             told=told,
             evaluation=evaluation,
             say=say,
@@ -152,7 +158,8 @@ class ControlRunState(RunState):
         models: the recipe's, where it states them.
         policy, critic: else the networks; statistics of normalization are the policy's buffers.
         actor: what acts in training; `judged`: what evaluations judge, the policy without wrappers.
-        collector: steps the training environments; None before the first rollout.
+        acting, actors, collectors: of each stream, "" the recipe's own: the model that acts, what acts with it, and
+            what steps its training environments; no collector before the first rollout.
         latest: the latest rollout.
         flat: the trained parameters of each model as one vector.
     """
@@ -167,7 +174,8 @@ class ControlRunState(RunState):
         models: Models | None = None,
         acts: str = "policy",
         judges: str = "policy",
-        acting: Callable[[Actor, Mapping[str, Any]], Actor] = lambda inner, models: inner,
+        acting: Acting = lambda inner, models: inner,
+        streams: Mapping[str, tuple[str, Acting]] | None = None,
         told: Mapping[str, tuple[int, ...]] | None = None,
         evaluation: Evaluation | None = None,
         say: Say = lambda _: None,
@@ -195,37 +203,66 @@ class ControlRunState(RunState):
             self.modules, self.flat = {**models}, models.trained()
             policy, judged = models[acts], models[judges]
             assert isinstance(policy, PolicyNetwork) and isinstance(judged, PolicyNetwork)
-            self.actor = models.actor = acting(policy.actor(), models)
+            self.actor = models.actors[acts] = acting(policy.actor(), models)
             self.judged = self.actor if self.actor.is_policy else judged.actor()
+        self.acting = {"": acts} | {name: model for name, (model, _) in (streams or {}).items()}
+        self.actors = {"": self.actor} | {name: self._actor_of(name, *of) for name, of in (streams or {}).items()}
         self.reads = ActorCriticPasses.reads | self.actor.fields_read
-        self.collector: Collector | None = None
+        self.collectors: dict[str, Collector] = {}
         self.judge = Evaluator(task, self.evaluation.seed)
         self.latest: Experience | None = None
-        self._environment_state = EnvironmentState()
+        self._environment_states = {name: EnvironmentState() for name in self.actors}
+
+    def _actor_of(self, stream: str, acts: str, acting: Acting) -> Actor:
+        """What acts in a named stream.
+
+        Raises:
+            UserError: the same model acts elsewhere too, and one of the two wraps it: whose likelihoods would be meant?
+        """
+        assert isinstance(self.models, Models)
+        policy = self.models[acts]
+        assert isinstance(policy, PolicyNetwork)
+        inner = policy.actor()
+        found, known = acting(inner, self.models), self.models.actors.get(acts)
+        if known is not None and (found is not inner or type(known) is not type(inner)):
+            raise UserError(
+                f"The stream '{stream}' and another one act by the model '{acts}', each in its own way, so it would "
+                f"not be known whose likelihoods are meant; let a Copy('{acts}') act in one of them."
+            )
+        self.models.actors.setdefault(acts, found)
+        return found
 
     # ----------------------------------------------------------------------------------------------- collecting
 
+    @property
+    def collector(self) -> Collector | None:
+        """What steps the environments of the recipe's own collect; None before the first rollout."""
+        return self.collectors.get("")
+
     def collect(
-        self, environments: int, steps: int, generator: torch.Generator, actor: Actor | None = None
+        self, environments: int, steps: int, generator: torch.Generator, actor: Actor | None = None, stream: str = ""
     ) -> tuple[Experience, list[float], list[int]]:
         """A rollout of `steps` in each of `environments`; with raw returns and lengths of the episodes that ended.
 
-        `actor`: who acts, where that is not the run's own.
+        `actor`: who acts, where that is not the run's own. `stream`: whose environments are stepped.
         """
-        if self.collector is None or self.collector.environments.count != environments:
-            if self.collector is not None:
-                self.collector.environments.close()
+        own, collector = self.actors[stream], self.collectors.get(stream)
+        if collector is None or collector.environments.count != environments:
+            if collector is not None:
+                collector.environments.close()
             made = environments_of(self.task, environments, self.told)
-            self.collector = Collector(made, self.actor, training_seed(self.seed), self.say)
-            self.collector.load_state(self._environment_state)
-        rollout = self.collector.collect(steps, generator, actor)
+            seed = training_seed(self.seed)
+            collector = Collector(made, own, stream_seed(seed, "stream", stream) if stream else seed, self.say)
+            collector.load_state(self._environment_states[stream])
+            self.collectors[stream] = collector
+        rollout = collector.collect(steps, generator, actor)
         action = torch.from_numpy(rollout.action)
         present = torch.from_numpy(rollout.present)
         batch = Experience(
             {
                 "observation": torch.from_numpy(rollout.observation),
                 "action": action,
-                **(actor or self.actor).fields(rollout.records, action),
+                **(actor or own).fields(rollout.records, action),
                 "present": present,
                 "mask": present.clone(),
                 "reward": torch.from_numpy(rollout.reward),
@@ -237,17 +274,18 @@ class ControlRunState(RunState):
                 **{name: torch.from_numpy(x) for name, x in (rollout.masks | rollout.told).items()},
             }
         )
-        self.latest = batch
+        if not stream:
+            self.latest = batch
         return batch, rollout.returns, rollout.lengths
 
     def rewind(self) -> None:
-        """Undo the latest rollout, finished or not, because its iteration is not going to count."""
-        if self.collector is not None:
-            self.collector.rewind()
+        """Undo the latest rollouts, finished or not, because their iteration is not going to count."""
+        for collector in self.collectors.values():
+            collector.rewind()
 
     def restarts_at_checkpoints(self) -> bool:
         """True of environments that cannot be brought back by replay."""
-        return self.collector is not None and self.collector.restarts_at_checkpoints
+        return any(collector.restarts_at_checkpoints for collector in self.collectors.values())
 
     # --------------------------------------------------------------------------------------------- forward passes
 
@@ -298,12 +336,11 @@ class ControlRunState(RunState):
         estimate = kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3")
         return float(masked_mean(estimate, self.latest["mask"]))
 
-    @property
-    def reward_moments(self) -> RunningMoments:
-        """Statistics of the discounted return, which belong to the policy that acts."""
+    def reward_moments(self, stream: str = "") -> RunningMoments:
+        """Statistics of the discounted return, which belong to the policy that acts in a stream."""
         if self.models is None:
             return self.policy.reward_moments
-        policy = self.models[self.models.acts]
+        policy = self.models[self.acting[stream]]
         assert isinstance(policy, PolicyNetwork) and policy.reward_moments is not None  # parts have asked for it
         return policy.reward_moments
 
@@ -343,18 +380,8 @@ class ControlRunState(RunState):
         found, recorded = list[str](), self.task.recorded
         if recorded is not None:
             found += [*recorded.left_out.sentences(), *recorded.notices]
-        return found + self._seed_notices() + environment_notices(self.task, self.judged)
-
-    def _seed_notices(self) -> list[str]:
-        """Whether the environment does not follow its seed, on which equal evaluations rest."""
-        stream = generator(self.seed, "does it follow its seed")
-        if follows_seed(self.task, self._any_actions(stream)):
-            return []
-        return [
-            f"{self.task.spec} does not follow its seed: reset twice with one seed and given the same actions, it came "
-            "to other observations or rewards, so evaluations are not of the same episodes, and a resumed run comes to "
-            "other numbers than an uninterrupted one; let reset(seed=...) decide everything"
-        ]
+        actions = self._any_actions(generator(self.seed, "does it follow its seed"))
+        return [*found, *seed_notices(self.task, actions), *environment_notices(self.task, self.judged)]
 
     def _any_actions(self, stream: torch.Generator) -> np.ndarray[Any, Any]:
         """Actions `[T, ...]` to probe an environment with, as it takes them."""
@@ -403,12 +430,15 @@ class ControlRunState(RunState):
         self._write_about(folder)
 
     def _save_environments(self, folder: Path) -> None:
-        (self.collector.state_to_save() if self.collector else self._environment_state).save(folder)
+        for stream, state in self._environment_states.items():
+            collector = self.collectors.get(stream)
+            (collector.state_to_save() if collector else state).save(folder, stream)
 
     def _load_environments(self, folder: Path) -> None:
-        self._environment_state = EnvironmentState.load(folder) or self._environment_state
-        if self.collector is not None:
-            self.collector.load_state(self._environment_state)
+        for stream, state in self._environment_states.items():
+            self._environment_states[stream] = EnvironmentState.load(folder, stream) or state
+            if stream in self.collectors:
+                self.collectors[stream].load_state(self._environment_states[stream])
 
     def _stated(self) -> dict[str, Any]:
         """The architecture, or the models, for policy.json."""

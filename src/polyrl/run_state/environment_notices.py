@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
 from polyrl.models.actor import Actor
+from polyrl.rollout.stepping import follows_seed
 from polyrl.tasks.control.environment import ControlTask
 
 PROBED = 2000
@@ -110,3 +111,14 @@ def _bounds(task: ControlTask, space: Any, actor: Actor) -> str:
         f"{task.spec} takes actions from {low:g} to {high:g}, and the policy begins with ones around 0 of deviation 1, "
         "cut at these bounds; scale them, as gymnasium.wrappers.RescaleAction does to [-1, 1], or take sac or td3"
     )
+
+
+def seed_notices(task: ControlTask, actions: np.ndarray[Any, Any]) -> list[str]:
+    """Whether the environment does not follow its seed, on which equal evaluations rest; actions `[T, ...]` probe."""
+    if follows_seed(task, actions):
+        return []
+    return [
+        f"{task.spec} does not follow its seed: reset twice with one seed and given the same actions, it came to other "
+        "observations or rewards, so evaluations are not of the same episodes, and a resumed run comes to other "
+        "numbers than an uninterrupted one; let reset(seed=...) decide everything"
+    ]
