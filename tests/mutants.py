@@ -34,7 +34,7 @@ GROUPS: list[Group] = [
                 "True for batch in batches(recipe.updates))",
             ),
             ("if walk.fresh == recipe.stream:", 'if walk.fresh == "":'),
-            ("batch.stream == recipe.stream for batch in counting", "not batch.stream for batch in counting"),
+            ("batch.stream == recipe.stream for batch in counting", "True for batch in counting"),
         ],
     ),
     Group(
