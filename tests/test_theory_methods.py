@@ -20,7 +20,8 @@ from polyrl import catalogue
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.loop import Loop
-from polyrl.errors import Diverged, UserError
+from polyrl.core.update import See, Update
+from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.methods.preference.nash_md import mixture
 from polyrl.methods.preference.nash_mp import prox_step
 from polyrl.methods.preference.self_play import self_play_step
@@ -200,14 +201,14 @@ def test_both_proximal_steps_by_gradient_start_from_the_anchor() -> None:
 
     start = run_state.log_policy
     near = after(3)
-    assert not torch.allclose(near, start) and torch.equal(torch.log_softmax(run_state.tables["step"], -1), start)
+    assert not torch.allclose(near, start) and torch.equal(run_state.models["step"].log_policy, start)
     assert torch.allclose(after(1), start)  # the half step is done, and the whole one begins where it began
-    half = torch.log_softmax(run_state.tables["step"], -1)
+    half = run_state.models["step"].log_policy
     assert not torch.allclose(half, start) and torch.allclose(run_state.output_policy, start)
     whole = after(4)
     assert torch.allclose(run_state.output_policy, whole) and not torch.allclose(whole, start)
     for name in ("step", "target"):
-        assert torch.allclose(torch.log_softmax(run_state.tables[name], -1), whole)
+        assert torch.allclose(run_state.models[name].log_policy, whole)
 
 
 @pytest.mark.parametrize(("opponent", "trained"), [("policy", 16), ("target", 8)])
@@ -224,24 +225,26 @@ def test_the_sampled_gradient_is_that_of_the_proximal_objective() -> None:
     """Mean over many pairs of the loss's gradient against autograd through the exact objective (I), times beta."""
     loop = prepared("nash-mp-pg(pairs_per_step=400000,label=probability)", f"{RPS}(beta=0.3)", "iterations=9")
     run_state, recipe, context = loop.run_state, loop.recipe, loop.context
-    run_state.set_policy(vector(0.2, 0.5, 0.3).log())
-    run_state.tables["target"] = vector(0.6, 0.3, 0.1).log()
+    run_state.models["policy"].assign(vector(0.2, 0.5, 0.3).log())
+    run_state.models["target"].assign(vector(0.6, 0.3, 0.1).log())
     context.iteration = 1
     experience: Any = None
     for stage, parts in recipe.stages():
         for part in parts:
             if stage != "improve":
                 experience = part(experience, context)
-    (loss,) = recipe.terms
-    outputs = run_state.outputs(experience, {"logprob"})
-    (loss.loss(outputs, experience) * loss.step_weights(experience)).sum().backward()
-    logits = run_state.logits.detach().clone().requires_grad_()
+    (loss,) = next(step for step in recipe.update_steps() if isinstance(step, Update)).terms
+    with See(run_state.models, context, "policy-update").gradients("policy") as policy:
+        outputs = policy.outputs(experience, {"logprob"}, None)
+        (loss.loss(outputs, experience) * loss.step_weights(experience)).sum().backward()
+    (found,) = run_state.models.gradients("policy")
+    logits = run_state.models["policy"].logits.detach().clone().requires_grad_()
     pi = torch.log_softmax(logits, -1)
     opponent = pi.detach().exp()
     objective = -(pi.exp() @ (run_state.task.preference @ opponent)) + 0.3 * (pi.exp() * (pi - REFERENCE)).sum()
     objective = objective + 0.5 * (pi.exp() * (pi - vector(0.6, 0.3, 0.1).log())).sum()
     objective.backward()
-    assert run_state.logits.grad.tolist() == pytest.approx(logits.grad.tolist(), abs=3e-3)  # type: ignore[union-attr]
+    assert found.tolist() == pytest.approx(logits.grad.tolist(), abs=3e-3)  # type: ignore[union-attr]
     assert float(logits.grad.abs().max()) > 0.03  # type: ignore[union-attr]
 
 
@@ -310,7 +313,7 @@ def test_the_backup_against_a_naive_one(divergence: str, constraint: str) -> Non
         widths = np.sqrt(np.diag(np.linalg.inv(gram)))
         q = np.clip(mdp.reward[h].numpy() + phi @ nu + 0.7 * phi @ widths, 0, 3 - h)
         q[3] = 0
-        np.testing.assert_allclose(loop.run_state.tables["q"][h].numpy(), q, atol=2e-3)
+        np.testing.assert_allclose(loop.run_state.models["q"].values[h].numpy(), q, atol=2e-3)
         value = 0.05 * np.log(np.exp(q / 0.05).mean(1))
 
 
@@ -402,6 +405,7 @@ import torch
 torch.set_num_threads(1)
 left = int(sys.argv.pop(1))
 from polyrl.core.loop import Loop
+from polyrl.core.update import See, Update
 original = Loop._record
 def counted(*args, **kwargs):
     global left
@@ -437,7 +441,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert len(read_records(cut)) == 7
     assert polyrl("resume", cut, "--quiet").code == 0
     assert untimed(cut) == untimed(whole) and len(untimed(whole)) == 12
-    for file in ("model/tables.safetensors", "samples.jsonl", "checkpoints/iteration-000011/tables.safetensors"):
+    newest = "checkpoints/iteration-000011"
+    tables = sorted(
+        str(file.relative_to(whole)) for at in ("model", newest) for file in (whole / at).glob("*.safetensors")
+    )
+    assert {"model/policy.safetensors", f"{newest}/policy.safetensors"} <= {*tables}
+    for file in (*tables, "samples.jsonl"):
         assert (cut / file).read_bytes() == (whole / file).read_bytes()
 
 
@@ -449,7 +458,7 @@ def test_a_killed_run_ends_with_the_same_bits(method: str, tmp_path: Path, polyr
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert polyrl("resume", cut, "--quiet").code == 0
     assert untimed(cut) == untimed(whole)
-    assert (cut / "model/tables.safetensors").read_bytes() == (whole / "model/tables.safetensors").read_bytes()
+    assert (cut / "model/policy.safetensors").read_bytes() == (whole / "model/policy.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("method", ["nash-mp", "nash-mp-pg", "dr-rpo", "dr-lsvi-ucb"])
@@ -493,7 +502,7 @@ def test_bad_input_is_told_in_one_sentence(method: str, task: str, word: str, tm
 def test_a_value_that_is_not_finite_stops_the_run_with_its_name() -> None:
     loop = prepared("dr-rpo", "linear-mdp", "iterations=9")
     loop.iterate()
-    loop.run_state.tables["moments"][0, 0, 1] = math.nan
+    loop.run_state.models["regressions"].moments[0, 0, 1] = math.nan
     with pytest.raises(NonFinite, match="robust-backup"):
         loop.iterate()
 
@@ -538,7 +547,8 @@ def test_an_episodes_score_is_the_sum_of_its_rewards() -> None:
 def test_a_policy_that_is_not_finite_does_not_play(method: str, part: str) -> None:
     loop = prepared(method, "linear-mdp" if method.startswith("dr") else RPS, "iterations=9")
     loop.iterate()
-    loop.run_state.tables["policy" if method.startswith("dr") else "logits"].fill_(math.nan)
+    for table in loop.run_state.models["policy"].state_dict().values():
+        table.fill_(math.nan)
     with pytest.raises(Diverged, match=f"The policy that part '{part}' was to play in iteration 2 is NaN"):
         loop.iterate()
 
@@ -546,21 +556,33 @@ def test_a_policy_that_is_not_finite_does_not_play(method: str, part: str) -> No
 def test_an_opponent_that_is_not_finite_does_not_play() -> None:
     loop = prepared("nash-mp-pg(opponent=target)", RPS, "iterations=9")
     loop.iterate()
-    loop.run_state.tables["target"].fill_(math.inf)
+    loop.run_state.models["target"].logits.data.fill_(math.inf)
     with pytest.raises(Diverged, match="The opponent that part 'draw-pairs' was to play"):
         loop.iterate()
 
 
-@pytest.mark.parametrize("part", ["descend-with-average", "descend-in-steps"])
-def test_a_step_to_nowhere_names_the_part_that_took_it(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = "nash-mp-pg" if part == "descend-with-average" else f"nash-mp-pg(opponent=step)+{part}"
+@pytest.mark.parametrize("method", ["nash-mp-pg", "nash-mp-pg(opponent=step)+descend-in-steps"])
+def test_a_step_to_nowhere_names_the_model_that_took_it(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = prepared(method, RPS, "iterations=9")
     loop.iterate()
+    gradients = loop.run_state.models.gradients
     (optimizer,) = loop.context.optimizer.values()
-    monkeypatch.setattr(optimizer, "step", lambda: loop.run_state.logits.data.fill_(-math.inf))
-    with pytest.raises(NonFinite, match=f"The policy of part '{part}' became NaN or infinite in iteration 2"):
+
+    def changed(name: str) -> list[Tensor]:  # after they are measured and before the step
+        optimizer.param_groups[0]["lr"] = math.inf
+        return gradients(name)
+
+    monkeypatch.setattr(loop.run_state.models, "gradients", changed)
+    with pytest.raises(NotFinite, match=r"The model 'policy' became NaN or infinite, .* lower --policy\.learning-rate"):
         loop.iterate()
     assert loop.context.params_updated  # so that nothing is saved of it
+
+
+def test_a_move_to_nowhere_names_the_model_that_moved() -> None:
+    models = iterated("nash-mp-pg", RPS, 1).models
+    models["policy"].logits.data.fill_(math.nan)
+    with pytest.raises(NotFinite, match="The model 'target' became NaN or infinite"):
+        models.move("target", "policy", 0.5)
 
 
 def test_tables_of_another_task_are_refused(tmp_path: Path) -> None:
@@ -568,17 +590,17 @@ def test_tables_of_another_task_are_refused(tmp_path: Path) -> None:
     other = iterated("nash-mp", "matrix-game", 0)
     with pytest.raises(UserError, match="another task"):
         other.load(tmp_path / "a")
-    (tmp_path / "a" / "tables.safetensors").write_bytes(os.urandom(40))
+    (tmp_path / "a" / "policy.safetensors").write_bytes(os.urandom(40))
     with pytest.raises(UserError, match="no readable"):
         other.load(tmp_path / "a")
 
 
 def test_seeds_are_games_and_runs_repeat() -> None:
     one, same, other = (iterated("nash-mp-pg", "matrix-game", 5, seed=s) for s in (1, 1, 2))
-    assert torch.equal(one.logits, same.logits) and not torch.equal(one.task.preference, other.task.preference)
+    assert torch.equal(one.log_policy, same.log_policy) and not torch.equal(one.task.preference, other.task.preference)
     a, b, c = (iterated("dr-rpo", "linear-mdp", 20, seed=s) for s in (1, 1, 2))
-    assert torch.equal(a.tables["moments"], b.tables["moments"])
-    assert not torch.equal(a.tables["moments"], c.tables["moments"])
+    seen = [run_state.models["regressions"].moments for run_state in (a, b, c)]
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
 def test_recipes_hold_together() -> None:

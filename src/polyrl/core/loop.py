@@ -388,6 +388,7 @@ class Loop:
         if newest != found[-1]:
             self.notices.append(f"{records} ends before {found[-1].name}, so the run goes on from {newest.name}")
         state = read_state(newest)
+        self.run_state.check_readable(newest)
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(

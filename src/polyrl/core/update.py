@@ -187,6 +187,10 @@ class Move(Part):
         """Such as `q-target-move`."""
         return f"{self.target.replace('_', '-')}-move"
 
+    def after_move(self, see: See) -> Mapping[str, float]:
+        """What is logged after the move, by its name; nothing, unless a paper's own move says it."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Repeat(Part):

@@ -153,6 +153,8 @@ class _Turn:
             if isinstance(step, Move):
                 self.changed.add(step.target)
                 self.models.move(step.target, step.towards, step.tau)
+                for key, value in step.after_move(self._see(step.name)).items():
+                    self.means.add(key, value)
             elif isinstance(step, Epochs):
                 self.epochs(step, number)
             elif isinstance(step, OwnUpdate):

@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from polyrl.tasks.theory.mdp import RobustMDP
 
 
+class Tables(Network):
+    """What a model of theory is made of: parameters, if gradients train it, and buffers."""
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """None: tables are read by name, and terms are checked against what their model's entry gives."""
+        raise NotImplementedError(f"{type(self).__name__} gives none of {', '.join(sorted(wants))}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OfTheory(Model):
     """A model whose tables are as large as the problem says. Subclasses name the kind that they are of (`solves`)."""
@@ -41,7 +49,7 @@ class OfTheory(Model):
         raise UserError(f"The model '{self.name}' is one of theory, and the task {interface.task} is one of control.")
 
     @abstractmethod
-    def tables(self, task: Any) -> Network:
+    def tables(self, task: Any) -> Tables:
         """New tables for a problem of the kind `solves`."""
         raise NotImplementedError
 
@@ -62,7 +70,7 @@ class Descended(Model):
 # --------------------------------------------------------------------------------------------- preference games
 
 
-class GamePolicy(Network):
+class GamePolicy(Tables):
     """Tables that say how probable each answer of a game is."""
 
     @property
@@ -145,7 +153,7 @@ class LogProbabilityTable(OfTheory):
 # ---------------------------------------------------------------------------------------------------------- MDPs
 
 
-class ActionProbabilities(Network):
+class ActionProbabilities(Tables):
     """Probabilities of the actions, `probabilities` `[H, S, A]`."""
 
     probabilities: Tensor
@@ -171,7 +179,7 @@ class PolicyTable(OfTheory):
         return ActionProbabilities(task.log_reference.exp().expand(shape))
 
 
-class ActionValues(Network):
+class ActionValues(Tables):
     """Values of the actions, `values` `[H, S, A]`."""
 
     values: Tensor
@@ -196,7 +204,7 @@ class ActionValueTable(OfTheory):
         return ActionValues(torch.zeros(task.horizon, len(task.states), len(task.actions), dtype=torch.float64))
 
 
-class Regressions(Network):
+class Regressions(Tables):
     """What ridge regressions on linear features have seen.
 
     Attributes:
@@ -278,7 +286,7 @@ class TableModels(NamedModels):
 
     def __init__(self, entries: Mapping[str, Model], task: Any, acts: str = "policy"):
         self.entries, self.acts = dict(entries), acts
-        self._models: dict[str, Network] = {}
+        self._models: dict[str, Tables] = {}
         for name, entry in self.entries.items():
             home = self.entries[entry.copied] if isinstance(entry, Copy) else entry
             if not isinstance(home, OfTheory):

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.part import kebab
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import OwnUpdate, flat
 from polyrl.errors import Diverged, UserError
+from polyrl.models.tables import ActionValueTable, RidgeRegressions
 from polyrl.parts.optimize import NonFinite
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 from polyrl.tasks.theory.games import win_rates
@@ -193,9 +196,9 @@ class RobustBackup(Part):
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "next_state", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"action_value", "value", "bonus"})
+    models: ClassVar[frozenset[str]] = frozenset({"q", "regressions"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    ridge: float = hyperparameter(0.1, "lambda of the ridge regressions", above=0)
     beta: float = hyperparameter(
         1.0, "scale of the bonus; at least sqrt(ridge) times the largest return, or luck decides", low=0
     )
@@ -233,26 +236,35 @@ class RobustBackup(Part):
         level = rho if constraint == "radius" else lam
         return Uncertainty(divergence, constraint, level), task.eta if self.eta is None else self.eta
 
-    def caution(self, task: RobustMDP) -> str:
+    def caution(self, task: RobustMDP, recipe: Recipe) -> str:
         """What is wrong with the bonus on this task; empty if it is large enough to be optimistic."""
-        needed, most = float(task.highest.max()) * math.sqrt(self.ridge), float(task.highest.max())
+        regressions = recipe.models["regressions"]
+        assert isinstance(regressions, RidgeRegressions)
+        ridge, most = regressions.ridge, float(task.highest.max())
+        needed = most * math.sqrt(ridge)
         if self.beta >= needed * (1 - 1e-9):
             return ""
         return (
-            f"beta={self.beta:g} caps the bonus of what was never seen at {self.beta / math.sqrt(self.ridge):.3g}, but "
+            f"beta={self.beta:g} caps the bonus of what was never seen at {self.beta / math.sqrt(ridge):.3g}, but "
             f"returns reach {most:.3g}: actions may never be tried. Set --beta {math.ceil(100 * needed) / 100:g}."
         )
 
     def check_within(self, recipe: Recipe) -> None:
-        """Refuse a recipe whose improve stage installs another policy than the one whose values were backed up."""
-        for name in ("eta", "alpha"):
-            mine = getattr(self, name)
-            theirs = recipe.optimize.setting(name, mine) if recipe.optimize else mine
-            if mine != theirs:
+        """Refuse a recipe without its tables, or one that installs another policy than that which is valued."""
+        for name, kind in (("q", ActionValueTable), ("regressions", RidgeRegressions)):
+            if not isinstance(recipe.models.get(name), kind):
                 raise UserError(
-                    f"{recipe.name}: {name} is {mine} in '{self.name}' but {theirs} in '{recipe.improver.name}'; the "
-                    f"values would be of another policy, so set --{name} for both."
+                    f"{recipe.name}: '{self.name}' needs a {kebab(kind.__name__)} among the models, '{name}'."
                 )
+        for step in flat(recipe.updates):
+            for name in ("eta", "alpha") if isinstance(step, OwnUpdate) and step.trains == recipe.acts else ():
+                mine = getattr(self, name)
+                theirs = step.setting(name, mine)
+                if mine != theirs:
+                    raise UserError(
+                        f"{recipe.name}: {name} is {mine} in '{self.name}' but {theirs} in '{step.name}'; the "
+                        f"values would be of another policy, so set --{name} for both."
+                    )
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Take the episode into the regressions; add `action_value`, `value` and `bonus` [B, H]; keep the table `q`."""
@@ -271,7 +283,7 @@ class RobustBackup(Part):
             q[h, task.ends] = 0
             _, value[h] = mirror_policy(q[h], run_state.policy[h], task.log_reference, eta, self.alpha)
         check_finite(self, context, values=q)
-        run_state.tables["q"] = q
+        run_state.models["q"].assign(q)
         at = (torch.arange(task.horizon), experience["state"], experience["action"])
         context.log(bonus=bonus[at][experience["mask"]].mean(), optimistic_value=value[0, 0])
         return experience.with_fields(action_value=q[at], value=value[at[:2]], bonus=bonus[at])
@@ -281,18 +293,12 @@ class RobustBackup(Part):
         run_state = context.run_state
         task: RobustMDP = run_state.task
         context.params_updated = True  # from here on the iteration cannot be undone
-        horizon, d, states = task.horizon, task.features.shape[2], len(task.states)
-        eye = torch.eye(d, dtype=torch.float64)
-        precision = run_state.get_or_create("precision", lambda: self.ridge * eye.repeat(horizon, 1, 1))
-        moments = run_state.get_or_create("moments", lambda: torch.zeros(horizon, d, states, dtype=torch.float64))
-        steps = torch.arange(horizon)
+        regressions = run_state.models["regressions"]
         for state, action, following in zip(
             experience["state"], experience["action"], experience["next_state"], strict=True
         ):
-            phi = task.features[state, action]  # [H, d]
-            precision += phi[:, :, None] * phi[:, None, :]
-            moments[steps, :, following] += phi
-        return precision, moments
+            regressions.add(task.features[state, action], following)
+        return regressions.precision, regressions.moments
 
     def _widths(self, features: Tensor, inverse: Tensor) -> Tensor:
         """Uncertainty `[H, S, A]` of the regressions at every state and action, before `beta`."""

@@ -77,11 +77,15 @@ class RunState(ABC):
         """
         from safetensors import SafetensorError
 
+        self.check_readable(folder)
         try:
             for held in self.stored().values():
                 held.load(folder)
         except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):  # other names or shapes
             raise UserError(f"The folder {folder} does not hold the models of this run.") from None
+
+    def check_readable(self, folder: Path) -> None:  # noqa: B027 - nothing by default
+        """Refuse a folder of an earlier version that `load` cannot read, by a sentence; raises `UserError`."""
 
     def parameters(self) -> dict[str, Named]:
         """Parameters that are trained by gradient, by model ("policy", "critic"); none for tables."""

@@ -1,21 +1,22 @@
-"""The state of a theory run: a preference game or a robust MDP, the table that acts in it, and exact judgement.
+"""The state of a theory run: a preference game or a robust MDP, the models that act in it, and exact judgement.
 
-Everything that changes is a named float64 table, so a checkpoint is one safetensors file and a resumed run goes on to
-the same bits.
+What changes is in the models, float64 tables (`polyrl.models.tables`), but for the sum of regrets of a run on an MDP.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.stored import Named, Stored, StoredTables
+from polyrl.models.stored import Stored, StoredTables
+from polyrl.models.tables import ActionProbabilities, GamePolicy, TableModels
 from polyrl.parts.theory import RobustBackup
 from polyrl.run_state.base import RunState
 from polyrl.tasks.theory import task as built_in_task
@@ -27,86 +28,66 @@ if TYPE_CHECKING:
     from polyrl.recipe import Recipe
     from polyrl.runtime.config import PythonObjects, RunConfig
 
-FILE = "tables.safetensors"
+FILE_OF_BEFORE = "tables.safetensors"
+"""Where all tables were before they were models by name."""
 LOWEST = 1e-16
 """Gaps are told no smaller than this: below it they are rounding, and a logarithmic axis has no place for 0."""
 
 
 class TableRunState(RunState):
-    """What both run states share: named tables that belong to the run's state.
+    """What both run states share.
 
     Attributes:
-        tables: name -> tensor. Parts may keep tables of their own here; `save` writes them all.
+        models: tables by name.
+        judged: name of the model that evaluations judge.
     """
 
-    def __init__(self) -> None:
-        self.tables: dict[str, Tensor] = {}
+    models: TableModels
+
+    def __init__(self, models: TableModels, judged: str):
+        self.models, self.judged = models, judged
 
     def stored(self) -> dict[str, Stored]:
-        """Every table, in one file."""
-        return {"policy": StoredTables(FILE, lambda: self.tables, self._take, self._trained(), of="a theory run")}
+        """The models."""
+        return self.models.stored()
 
-    def _trained(self) -> Named:
-        """Parameters among the tables."""
-        return ()
+    def check_readable(self, folder: Path) -> None:
+        """Refuse what was written before the tables were models by name.
 
-    def _take(self, tables: dict[str, Tensor]) -> None:
-        self.tables = tables
-
-    def get_or_create(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """The table called `name`, made on first use."""
-        if name not in self.tables:
-            self.tables[name] = make()
-        return self.tables[name]
+        Raises:
+            UserError: it was.
+        """
+        if (folder / FILE_OF_BEFORE).is_file():
+            raise UserError(
+                f"{folder} is of an earlier version of polyrl, which kept all tables of theory in {FILE_OF_BEFORE}; "
+                "start the run again with --overwrite, which comes to the same numbers."
+            )
 
 
 # ------------------------------------------------------------------------------------------- preference games
 
 
 class GameRunState(TableRunState):
-    """A preference game and a softmax policy over its answers, `logits` `[n]`.
+    """A preference game and the policies over its answers."""
 
-    What is judged is the policy, or the table `answer` (log-probabilities) where a method keeps one: the half step of
-    mirror prox plays, but is not the method's answer.
-    """
-
-    def __init__(self, task: PreferenceGame):
-        super().__init__()
+    def __init__(self, task: PreferenceGame, models: TableModels, judged: str = ""):
+        super().__init__(models, judged or models.acts)
         self.task = task
-        self.logits = nn.Parameter(task.log_reference.clone())
-        self.tables["logits"] = self.logits.data
-
-    def _take(self, tables: dict[str, Tensor]) -> None:
-        self.logits.data.copy_(tables["logits"])  # the optimizer holds the parameter
-        self.tables = {**tables, "logits": self.logits.data}
 
     @property
     def log_policy(self) -> Tensor:
         """Log-probabilities `[n]` of what plays next."""
-        return torch.log_softmax(self.logits.detach(), -1)
-
-    def set_policy(self, log_policy: Tensor) -> None:
-        """Let this policy, log-probabilities `[n]`, play from now on."""
-        with torch.no_grad():
-            self.logits.copy_(log_policy)
+        return self._policy(self.models.acts)
 
     @property
     def output_policy(self) -> Tensor:
         """Log-probabilities `[n]` of what the method would return now."""
-        return self.tables.get("answer", self.log_policy)
+        return self._policy(self.judged)
 
-    def _trained(self) -> Named:
-        """The logits."""
-        return [("logits", self.logits)]
-
-    def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:
-        """Log-probability and entropy of the answers, `[B, 1]`, differentiable."""
-        logs = torch.log_softmax(self.logits, -1)
-        every = {
-            "logprob": logs[experience["action"]],
-            "entropy": -(logs.exp() * logs).sum().expand(experience["action"].shape),
-        }
-        return {name: every[name] for name in wants}
+    def _policy(self, name: str) -> Tensor:
+        policy = self.models[name]
+        assert isinstance(policy, GamePolicy)
+        return policy.log_policy
 
     def reference_logprob(self, experience: Experience) -> Tensor:
         """Log-probability of the answers under the reference, `[B, 1]`."""
@@ -145,29 +126,42 @@ def answers(task: PreferenceGame, log_policy: Tensor, shown: int = 10) -> list[d
 
 
 class MDPRunState(TableRunState):
-    """A robust MDP, a table of action probabilities `policy` `[H, S, A]`, and the sum of regrets so far.
+    """A robust MDP, the policies and values of its states, and the sum of regrets so far.
 
     Attributes:
+        regret: `[2]`, sum over episodes, and their number.
         pursued: the exact plan of what the method itself plans for, which need not be the task's objective.
     """
 
-    def __init__(self, task: RobustMDP, pursued: Plan | None = None):
-        super().__init__()
+    def __init__(self, task: RobustMDP, models: TableModels, judged: str = "", pursued: Plan | None = None):
+        super().__init__(models, judged or models.acts)
         self.task = task
-        shape = (task.horizon, len(task.states), len(task.actions))
-        self.tables["policy"] = task.log_reference.exp().expand(shape).clone()
-        self.tables["regret"] = torch.zeros(2, dtype=torch.float64)  # sum over episodes, and their number
+        self.regret = torch.zeros(2, dtype=torch.float64)
         pursued = pursued or task.plan()
         self.pursued_returns = task.returns(pursued.policy)
 
     @property
     def policy(self) -> Tensor:
         """Probabilities `[H, S, A]` of what acts."""
-        return self.tables["policy"]
+        return self._policy(self.models.acts)
 
-    def set_policy(self, policy: Tensor) -> None:
-        """Let this policy `[H, S, A]` act from now on."""
-        self.tables["policy"] = policy
+    @property
+    def output_policy(self) -> Tensor:
+        """Probabilities `[H, S, A]` of what the method would return now."""
+        return self._policy(self.judged)
+
+    def _policy(self, name: str) -> Tensor:
+        policy = self.models[name]
+        assert isinstance(policy, ActionProbabilities)
+        return policy.probabilities
+
+    def stored(self) -> dict[str, Stored]:
+        """The models, and the regrets."""
+        regret = StoredTables("regret.safetensors", lambda: {"regret": self.regret}, self._take, of="a theory run")
+        return {**super().stored(), "regret": regret}
+
+    def _take(self, tables: dict[str, Tensor]) -> None:
+        self.regret = tables["regret"]
 
     def roll(self, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """One episode in the nominal dynamics: states, actions and next states, each `[H]` int64."""
@@ -185,24 +179,25 @@ class MDPRunState(TableRunState):
         """Add the exact suboptimality of the policy that has just acted, once for each of its episodes."""
         gap = self.task.suboptimality(self.policy)
         episodes = len(experience)
-        self.tables["regret"] = self.tables["regret"] + torch.tensor([gap * episodes, episodes], dtype=torch.float64)
+        self.regret = self.regret + torch.tensor([gap * episodes, episodes], dtype=torch.float64)
         context.log(suboptimality=gap)
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Exact regret, worst case and returns under every shift, and the policy of the first state."""
         task: RobustMDP = self.task
-        gap = task.suboptimality(self.policy)
-        total, episodes = self.tables["regret"].tolist()
-        returns = task.returns(self.policy)
+        policy = self.output_policy
+        gap = task.suboptimality(policy)
+        total, episodes = self.regret.tolist()
+        returns = task.returns(policy)
         metrics = {
             "eval/regret": max(total / episodes if episodes else gap, LOWEST),
             "eval/suboptimality": max(gap, LOWEST),
-            "eval/worst_return": float(task.judge(self.policy, eta=0).value[0, 0]),
+            "eval/worst_return": float(task.judge(policy, eta=0).value[0, 0]),
             "eval/return_error": max(abs(returns[k] - self.pursued_returns[k]) for k in returns),
         }
         shifted = {f"return_{name}": value for name, value in returns.items()}
         metrics.update({f"eval/{name}": value for name, value in shifted.items()})
-        return metrics, choices(task, self.policy)
+        return metrics, choices(task, policy)
 
     def evaluation_facts(self) -> dict[str, Any]:
         """Exactly, in the task's own objective."""
@@ -262,12 +257,13 @@ def make_run_state(
     recipe: Recipe,
     say: Callable[[str], None] = lambda _: None,
 ) -> GameRunState | MDPRunState:
-    """The table that a recipe trains on a task.
+    """The models that a recipe trains on a task.
 
     Raises:
-        UserError: the recipe solves another kind of problem.
+        UserError: the recipe solves another kind of problem, or acts by or judges what is no policy.
     """
-    kind, example = ("game", "linear-mdp") if isinstance(task, PreferenceGame) else ("mdp", "rock-paper-scissors")
+    game = isinstance(task, PreferenceGame)
+    kind, example = ("game", "linear-mdp") if game else ("mdp", "rock-paper-scissors")
     names = {"game": "a preference game", "mdp": "a robust MDP"}
     parts = list(recipe.parts())
     for part in parts:
@@ -277,13 +273,22 @@ def make_run_state(
                 f"{recipe.name} cannot run on {task.name}: its part '{part.name}' is for {names[solves]}, and this is "
                 f"{names[kind]}; try --task {example}."
             )
+    if not recipe.models:
+        raise UserError(
+            f"{recipe.name} lists no models by name, and a task of theory gives none; state them with "
+            "models={...} and what improves them with updates=(...)."
+        )
+    models = TableModels(recipe.models, task, recipe.acts)
+    for name in (recipe.acts, recipe.judged or recipe.acts):
+        if not isinstance(models[name], GamePolicy if game else ActionProbabilities):
+            raise UserError(f"{recipe.name} acts by or judges '{name}', which is no policy of {names[kind]}.")
     if isinstance(task, PreferenceGame):
-        return GameRunState(task)
+        return GameRunState(task, models, recipe.judged)
     pursued: Sequence[Plan] = []
     for part in parts:
         if isinstance(part, RobustBackup):
             uncertainty, eta = part.objective(task)
             pursued = [task.plan(uncertainty, eta)]
-            if text := part.caution(task):
+            if text := part.caution(task, recipe):
                 say(text)
-    return MDPRunState(task, pursued[0] if pursued else None)
+    return MDPRunState(task, models, recipe.judged, pursued[0] if pursued else None)

@@ -6,6 +6,7 @@ both towards the reference is what makes the last policy, and not only the avera
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Fresh, OwnUpdate, See
 from polyrl.errors import UserError
+from polyrl.models.tables import SoftmaxTable
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
-from polyrl.recipe import Improver, Recipe, Term, hyperparameter
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "nash-md"
 TITLE = "Nash Learning from Human Feedback"
@@ -60,7 +63,7 @@ class EnumerateAgainstMixture(EnumerateAnswers):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureMirrorDescent(Improver):
+class MixtureMirrorDescent(OwnUpdate):
     """Move from the mixture along its win rates: pi_{t+1} ~ mix exp(eta P mix) (section 6, equation 3)."""
 
     solves: ClassVar[str] = "game"
@@ -74,25 +77,25 @@ class MixtureMirrorDescent(Improver):
         if recipe.collected_by("eta", None) != self.eta:
             raise UserError(f"{recipe.name}: collect and improve must use one step; set --eta for both.")
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """Take one step."""
+        context = see.context
         step = step_size(self.eta, context.run_state.task.beta, context.iteration - 1, self.name)
-        new = torch.log_softmax(experience["opponent_logprob"][:, 0] + step * experience["score"], -1)
+        new = torch.log_softmax(batch["opponent_logprob"][:, 0] + step * batch["score"], -1)
         check_finite(self, context, policy=new)
-        context.params_updated = True
-        context.spent.updates += 1
-        context.run_state.set_policy(new)
+        see[self.trains].assign(new)
+        return {}
 
 
 def recipe() -> Recipe:
     """The exact algorithm with the step sizes of Theorem 1."""
     return Recipe(
         name=SLUG,
+        models={"policy": SoftmaxTable()},
         collect=EnumerateAgainstMixture(),
         score=(ExactWinRates(),),
         credit=(),
-        terms=(),
-        optimize=MixtureMirrorDescent(),
+        updates=(MixtureMirrorDescent("policy", Fresh()),),
         adds=("enumerate-against-mixture", "mixture-mirror-descent"),
         notes={
             "collect": "every answer once, against the mixture of the policy and the reference",

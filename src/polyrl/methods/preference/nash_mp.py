@@ -7,17 +7,19 @@ whole step answers *it*, from the same anchor. Sampled answers and gradients are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Fresh, Move, OwnUpdate, See
+from polyrl.models.tables import LogProbabilityTable, SoftmaxTable
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
-from polyrl.recipe import Improver, Recipe, Term, hyperparameter
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "nash-mp"
 TITLE = "Nash Learning via Mirror Prox"
@@ -44,45 +46,51 @@ def prox_step(log_anchor: Tensor, log_reference: Tensor, win_rate: Tensor, beta:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MirrorProx(Improver):
-    """Take a proximal step from the anchor; the anchor itself moves after every second step only."""
+class MirrorProx(OwnUpdate):
+    """Take a proximal step from the anchor, in answer to the opponent whose win rates were scored."""
 
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"score"})
+    models: ClassVar[frozenset[str]] = frozenset({"anchor"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     eta: float | None = hyperparameter(
         None, "proximal step; none takes 2 beta, the largest that the theory allows", above=0
     )
+
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
+        """Play the answer from now on: after a half step the next query is against it."""
+        task = see.context.run_state.task
+        eta = 2 * task.beta if self.eta is None else self.eta
+        new = prox_step(see["anchor"].log_policy, task.log_reference, batch["score"], task.beta, eta)
+        check_finite(self, see.context, policy=new)
+        see[self.trains].assign(new)
+        return {}
+
+
+@dataclass(frozen=True)
+class MoveAnchor(Move):
+    """Let the anchor become the policy after a whole step: a half step plays, but moves no anchor."""
+
+    every: int = field(init=False, default=2)
     prox_steps: Literal["two", "one"] = hyperparameter("two", "one is plain self-play: every step moves the anchor")
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        """Answer the opponent whose win rates were scored."""
-        run_state, memory = context.run_state, context.memory(self.name)
-        beta = run_state.task.beta
-        anchor = run_state.get_or_create("answer", lambda: run_state.log_policy)  # pi_k
-        new = prox_step(
-            anchor, run_state.task.log_reference, experience["score"], beta, 2 * beta if self.eta is None else self.eta
-        )
-        check_finite(self, context, policy=new)
-        half = self.prox_steps == "two" and not memory.get("half", False)
-        context.params_updated = True
-        context.spent.updates += 1
-        run_state.set_policy(new)
-        if not half:  # a whole step: pi_{k+1} is the next anchor. A half step only plays: the next query is against it
-            run_state.tables["answer"] = new
-        memory["half"] = half
+    def __post_init__(self) -> None:
+        """Count the steps from one move to the next."""
+        super().__post_init__()
+        object.__setattr__(self, "every", 2 if self.prox_steps == "two" else 1)
 
 
 def recipe() -> Recipe:
     """Version (I) of the paper: exact win rates, two proximal steps an iteration, each a pass through the loop."""
     return Recipe(
         name=SLUG,
+        models={"policy": SoftmaxTable(), "anchor": LogProbabilityTable()},
+        judged="anchor",
         collect=EnumerateAnswers(),
         score=(ExactWinRates(),),
         credit=(),
-        terms=(),
-        optimize=MirrorProx(),
+        updates=(MirrorProx("policy", Fresh()), MoveAnchor("anchor", "policy")),
         adds=("mirror-prox",),
         notes={
             "collect": "every answer once, against what plays now: pi_k, and in every second pass pi_{k+1/2}",

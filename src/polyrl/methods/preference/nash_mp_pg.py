@@ -7,19 +7,23 @@ itself. Rows of a pair train symmetrically. `kappa=1` removes the anchor: plain 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import torch
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Again, Epochs, Fresh, Move, See, Update
 from polyrl.errors import UserError
+from polyrl.models.base import Copy
+from polyrl.models.tables import TrainedSoftmaxTable
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.optimize import Optimize
-from polyrl.parts.theory import check_finite, check_plays
-from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
+from polyrl.parts.score import ReferenceLogprob
+from polyrl.parts.theory import check_plays
+from polyrl.recipe import Change, Part, Recipe, Scope, Stage, hyperparameter
 from polyrl.tasks.theory.games import kl
 
 SLUG = "nash-mp-pg"
@@ -45,6 +49,13 @@ class DrawPairs(Part):
         "policy", "policy (both rows train), target (an ablation, not this method), or step (with descend-in-steps)"
     )
 
+    def check_within(self, recipe: Recipe) -> None:
+        """Refuse an opponent that the recipe does not have, or that moves where it must not."""
+        if self.opponent == "step" and "step" not in recipe.models:
+            raise UserError(f"{recipe.name}: the opponent 'step' needs +descend-in-steps; take --opponent policy.")
+        if self.opponent != "step" and "step" in recipe.models:
+            raise UserError(f"{recipe.name}: 'descend-in-steps' needs a fixed opponent; set --opponent step.")
+
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `2 * pairs_per_step` rows of one step: first the policy's answers, then the opponents'.
 
@@ -53,12 +64,9 @@ class DrawPairs(Part):
         """
         run_state, n, random = context.run_state, self.pairs_per_step, context.generator("collect")
         policy = run_state.log_policy
-        table = (
-            policy
-            if self.opponent == "policy"
-            else run_state.get_or_create(self.opponent, lambda: run_state.logits.detach().clone())
+        other = (
+            torch.log_softmax(policy, -1) if self.opponent == "policy" else run_state.models[self.opponent].log_policy
         )
-        other = torch.log_softmax(table, -1)
         check_plays(self, context, policy=policy, opponent=other)
         action = torch.cat([torch.multinomial(p.exp(), n, True, generator=random) for p in (policy, other)])
         chosen = torch.ones(2 * n, dtype=torch.bool)
@@ -105,6 +113,14 @@ class JudgePairs(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GameReference(ReferenceLogprob):
+    """Measure the log-probability of every answer under the reference, which is the game's own and no model."""
+
+    solves: ClassVar[str] = "game"
+    models: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProximalCost(Part):
     """Charge every answer for losing, for leaving the reference, and for leaving the target."""
 
@@ -114,116 +130,113 @@ class ProximalCost(Part):
     solves: ClassVar[str] = "game"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "score", "behaviour_logprob", "ref_logprob", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    derives: ClassVar[tuple[type[Part], ...]] = (GameReference,)
     special_rows: ClassVar[SpecialRows | None] = replace(NO_SPECIAL_ROWS, masked="alone")
 
     eta: float | None = hyperparameter(
         None, "proximal step; the target's pull is beta / eta; none takes 2 beta", above=0
     )
 
+    def check_within(self, recipe: Recipe) -> None:
+        """Refuse a recipe without a target."""
+        if "target" not in recipe.models:
+            raise UserError(f"{recipe.name}: '{self.name}' needs a model 'target', such as Copy(\"policy\").")
+
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, 1]: mean cost minus cost, a constant in the loss."""
         run_state, logprob, trained = context.run_state, experience["behaviour_logprob"], experience["mask"]
         beta = run_state.task.beta
         pull = 0.5 if self.eta is None else beta / self.eta
-        target = torch.log_softmax(run_state.get_or_create("target", lambda: run_state.logits.detach().clone()), -1)
+        target = run_state.models["target"].log_policy
         cost = 0.5 - experience["score"][:, None] + beta * (logprob - experience["ref_logprob"])
         cost = cost + pull * (logprob - target[experience["action"]])
         return experience.with_fields(advantage=cost[trained].mean() - cost)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Descend(Optimize):
-    """Take plain gradient steps: the step size is in units of the objective, as in the theory."""
+@dataclass(frozen=True)
+class MoveTarget(Move):
+    """Move the target towards the policy: target <- (1 - kappa) target + kappa theta.
 
-    learning_rate: float = hyperparameter(0.5, "step size of plain gradient descent", low=0, high=1e37)
-    max_grad_norm: float = hyperparameter(1e6, "global norm at which gradients are clipped", above=0)
+    Of softmax logits the average is the geometric mixture of the policies: the anchor itself, and not a stand-in.
+    """
 
-    def optimizers(self, run_state: Any) -> dict[str, Any]:
-        """Plain SGD for each trained model."""
-        return {
-            model: torch.optim.SGD([p for _, p in named], lr=self.learning_rate)
-            for model, named in run_state.parameters().items()
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class DescendWithAverage(Descend):
-    """Take a gradient step, then move the target towards the policy: target <- (1 - kappa) target + kappa theta."""
-
-    solves: ClassVar[str] = "game"
-
+    tau: float = field(init=False, default=0.1)
     kappa: float = hyperparameter(
         0.1, "rate of the moving average; 1 is plain self-play without an anchor", above=0, high=1
     )
 
-    def check_within(self, recipe: Recipe) -> None:
-        """Refuse the opponent of the other version."""
-        if recipe.collected_by("opponent", "policy") == "step":
-            raise UserError(f"{recipe.name}: the opponent 'step' needs +descend-in-steps; take --opponent policy.")
+    def __post_init__(self) -> None:
+        """The share of the way that it moves is kappa."""
+        super().__post_init__()
+        object.__setattr__(self, "tau", self.kappa)
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        """Take the step and move the target.
+    def after_move(self, see: See) -> Mapping[str, float]:
+        """KL(policy || target), nats, of the two after the move."""
+        return {"kl_to_target": float(kl(see[self.towards].log_policy, see[self.target].log_policy))}
 
-        Raises:
-            NonFinite: the step came to a policy or a target that is not finite.
-        """
-        super().run(terms, experience, context)
-        run_state = context.run_state
-        # of softmax logits the average is the geometric mixture of the policies: the anchor itself, not a stand-in
-        run_state.tables["target"] = torch.lerp(run_state.tables["target"], run_state.logits.detach(), self.kappa)
-        check_finite(self, context, policy=run_state.log_policy, target=run_state.tables["target"])
-        context.log(kl_to_target=kl(run_state.log_policy, torch.log_softmax(run_state.tables["target"], -1)))
+
+@dataclass(frozen=True)
+class MoveAfterSteps(Move):
+    """Copy a table when proximal steps are done, each of which is `inner_steps` gradient steps.
+
+    Attributes:
+        proximal_steps: how many of them: 1 is after the half and after the whole one.
+    """
+
+    every: int = field(init=False, default=20)
+    proximal_steps: int = field(default=1, kw_only=False)
+    inner_steps: int = hyperparameter(20, "gradient steps that play one proximal step", low=1)
+
+    def __post_init__(self) -> None:
+        """Count the gradient steps from one move to the next."""
+        super().__post_init__()
+        object.__setattr__(self, "every", self.proximal_steps * self.inner_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescendInSteps(Descend):
+class DescendInSteps(Change):
     """Play each proximal step by gradient steps against a fixed opponent, then start the next one (version II).
 
     First against pi_k; then again from pi_k, against what came out. Needs `opponent=step` where pairs are drawn.
     """
 
-    solves: ClassVar[str] = "game"
-
     inner_steps: int = hyperparameter(20, "gradient steps that play one proximal step", low=1)
 
-    def check_within(self, recipe: Recipe) -> None:
-        """Refuse pairs that were drawn against a moving opponent."""
-        if recipe.collected_by("opponent", "step") != "step":
-            raise UserError(f"{recipe.name}: '{self.name}' needs a fixed opponent; set --opponent step.")
-
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        """Take a gradient step; after `inner_steps` of them begin the next proximal step.
+    def change(self, recipe: Recipe) -> Recipe:
+        """The recipe with tables that are copied in place of one that follows; the anchor pi_k is what is judged.
 
         Raises:
-            NonFinite: the step came to a policy that is not finite.
+            UserError: it has no target that follows a policy.
         """
-        super().run(terms, experience, context)
-        run_state, tables, memory = context.run_state, context.run_state.tables, context.memory(self.name)
-        check_finite(self, context, policy=run_state.log_policy)
-        tables.setdefault("answer", torch.log_softmax(tables["target"], -1))
-        memory["taken"] = memory.get("taken", 0) + 1
-        if memory["taken"] < self.inner_steps:
-            return
-        memory["taken"], memory["whole"] = 0, not memory.get("whole", False)
-        reached = run_state.logits.detach().clone()
-        tables["step"] = reached  # the next opponent: pi_{k+1/2}, or pi_{k+1}
-        if memory["whole"]:  # the half step is done: the whole one starts from the anchor again
-            run_state.set_policy(tables["target"])
-        else:
-            tables["target"] = reached
-            tables["answer"] = torch.log_softmax(reached, -1)
+        if not any(isinstance(step, MoveTarget) for step in recipe.updates):
+            raise UserError(f"{recipe.name} has no target that follows, so '{self.name}' has nothing to change.")
+        n = self.inner_steps
+        return replace(
+            recipe,
+            models={**recipe.models, "step": Copy("policy")},
+            judged="target",
+            updates=(
+                *(step for step in recipe.updates if not isinstance(step, MoveTarget)),
+                MoveAfterSteps("step", "policy", inner_steps=n),  # the next opponent: pi_{k+1/2}, or pi_{k+1}
+                MoveAfterSteps("target", "policy", proximal_steps=2, inner_steps=n),
+                MoveAfterSteps("policy", "target", inner_steps=n),  # the whole step starts from the anchor again
+            ),
+        )
 
 
 def recipe() -> Recipe:
     """Version (III) of the paper: self-play policy gradient with a target."""
     return Recipe(
         name=SLUG,
+        models={"policy": TrainedSoftmaxTable(), "target": Copy("policy")},
         collect=DrawPairs(),
         score=(JudgePairs(),),
         credit=(ProximalCost(),),
-        terms=(PolicyGradient(aggregation="seq-mean-token-sum"),),
-        optimize=DescendWithAverage(),
-        adds=("proximal-cost", "descend-with-average"),
+        updates=(
+            Epochs((Update("policy", (PolicyGradient(aggregation="seq-mean-token-sum"),), Again()),), Fresh()),
+            MoveTarget("target", "policy"),
+        ),
+        adds=("proximal-cost", "target-move"),
         notes={
             "collect": "both answers of a pair come from the present policy: one drawn from the target is worse",
             "score": "one label a pair; the loser's label is 1 minus the winner's",

@@ -6,18 +6,20 @@ beta / eta. Below a threshold of eta it circles for ever where preferences do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Fresh, OwnUpdate, See
 from polyrl.errors import UserError
+from polyrl.models.tables import SoftmaxTable
 from polyrl.parts.theory import EnumerateAnswers, ExactWinRates, check_finite
-from polyrl.recipe import Improver, Recipe, Term, hyperparameter
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "self-play"
 TITLE = "Iterative Nash Policy Optimization, exact update"
@@ -35,7 +37,7 @@ def self_play_step(log_policy: Tensor, log_reference: Tensor, win_rate: Tensor, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineMirrorDescent(Improver):
+class OnlineMirrorDescent(OwnUpdate):
     """Move the policy along its win rates against itself, pulled towards the reference."""
 
     solves: ClassVar[str] = "game"
@@ -44,33 +46,30 @@ class OnlineMirrorDescent(Improver):
 
     eta: float = hyperparameter(2.0, "inverse step, in win rate per nat; at least the game's beta", above=0)
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """Take one step.
 
         Raises:
             UserError: eta is below the game's beta, so the policy would get a negative weight.
         """
-        run_state = context.run_state
-        if self.eta < run_state.task.beta:
-            raise UserError(f"{self.name}.eta is {self.eta:g} but must be at least beta={run_state.task.beta:g}.")
-        new = self_play_step(
-            run_state.log_policy, run_state.task.log_reference, experience["score"], run_state.task.beta, self.eta
-        )
-        check_finite(self, context, policy=new)
-        context.params_updated = True
-        context.spent.updates += 1
-        run_state.set_policy(new)
+        task, trained = see.context.run_state.task, see[self.trains]
+        if self.eta < task.beta:
+            raise UserError(f"{self.name}.eta is {self.eta:g} but must be at least beta={task.beta:g}.")
+        new = self_play_step(trained.log_policy, task.log_reference, batch["score"], task.beta, self.eta)
+        check_finite(self, see.context, policy=new)
+        trained.assign(new)
+        return {}
 
 
 def recipe() -> Recipe:
     """Exact rounds, one query each."""
     return Recipe(
         name=SLUG,
+        models={"policy": SoftmaxTable()},
         collect=EnumerateAnswers(),
         score=(ExactWinRates(),),
         credit=(),
-        terms=(),
-        optimize=OnlineMirrorDescent(),
+        updates=(OnlineMirrorDescent("policy", Fresh()),),
         adds=("online-mirror-descent",),
         notes={
             "collect": "every answer once, against the policy itself",

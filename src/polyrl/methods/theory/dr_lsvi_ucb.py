@@ -5,14 +5,16 @@ The value-based method that DR-RPO adds a policy to: the same regressions, adver
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Fresh, OwnUpdate, See
+from polyrl.models.tables import ActionValueTable, PolicyTable, RidgeRegressions
 from polyrl.parts.theory import KnownReward, RobustBackup, RollEpisode
-from polyrl.recipe import Improver, Recipe, Term
+from polyrl.recipe import Recipe
 from polyrl.tasks.theory.mdp import soft_policy
 
 SLUG = "dr-lsvi-ucb"
@@ -24,31 +26,32 @@ TASK = "linear-mdp"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreedyPolicy(Improver):
+class GreedyPolicy(OwnUpdate):
     """Install the policy that takes the action of the largest value, the first of equals."""
 
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"action_value"})
+    models: ClassVar[frozenset[str]] = frozenset({"q"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     eta: ClassVar[float] = 0.0
     """The temperature whose values must have been backed up: `RobustBackup` checks it."""
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """pi_h(. | s) for all h and s at once."""
-        run_state = context.run_state
-        run_state.set_policy(soft_policy(run_state.tables["q"], run_state.task.log_reference, 0.0)[0])
-        context.spent.updates += 1
+        policy, _ = soft_policy(see["q"].values, see.context.run_state.task.log_reference, 0.0)
+        see[self.trains].assign(policy)
+        return {}
 
 
 def recipe() -> Recipe:
     """Algorithm 1: one episode, one backup over all data, act greedily."""
     return Recipe(
         name=SLUG,
+        models={"policy": PolicyTable(), "q": ActionValueTable(), "regressions": RidgeRegressions()},
         collect=RollEpisode(),
         score=(KnownReward(),),
         credit=(RobustBackup(eta=0.0),),
-        terms=(),
-        optimize=GreedyPolicy(),
+        updates=(GreedyPolicy("policy", Fresh()),),
         adds=("robust-backup", "greedy-policy"),
         notes={
             "collect": "one episode in the nominal dynamics; the first acts at random, as nothing is known",

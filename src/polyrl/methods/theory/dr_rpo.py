@@ -7,14 +7,16 @@ maximizer of the value regularized by eta KL(pi || ref), so there is no optimize
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Fresh, OwnUpdate, See
+from polyrl.models.tables import ActionValueTable, PolicyTable, RidgeRegressions
 from polyrl.parts.theory import KnownReward, RobustBackup, RollEpisode, check_finite, mirror_policy
-from polyrl.recipe import Improver, Recipe, Term, hyperparameter
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "dr-rpo"
 TITLE = "Distributionally Robust Regularized Policy Optimization"
@@ -25,11 +27,12 @@ TASK = "linear-mdp"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegularizedSoftmax(Improver):
+class RegularizedSoftmax(OwnUpdate):
     """Install the policy that maximizes the backed-up value minus eta KL(pi || ref), in closed form for every state."""
 
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"action_value"})
+    models: ClassVar[frozenset[str]] = frozenset({"q"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     eta: float | None = hyperparameter(None, "temperature of the policy's regularization; none takes the task's", low=0)
@@ -37,27 +40,25 @@ class RegularizedSoftmax(Improver):
         None, "step of the mirror form; none is the closed form, an infinite step", above=0
     )
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """pi_h(. | s) for all h and s at once, from the table that the backup left."""
-        run_state = context.run_state
-        eta = run_state.task.eta if self.eta is None else self.eta
-        policy, _ = mirror_policy(
-            run_state.tables["q"], run_state.policy, run_state.task.log_reference, eta, self.alpha
-        )
-        check_finite(self, context, policy=policy)
-        run_state.set_policy(policy)
-        context.spent.updates += 1
+        task, trained = see.context.run_state.task, see[self.trains]
+        eta = task.eta if self.eta is None else self.eta
+        policy, _ = mirror_policy(see["q"].values, trained.probabilities, task.log_reference, eta, self.alpha)
+        check_finite(self, see.context, policy=policy)
+        trained.assign(policy)
+        return {}
 
 
 def recipe() -> Recipe:
     """One episode, one backup over all data, one closed-form policy."""
     return Recipe(
         name=SLUG,
+        models={"policy": PolicyTable(), "q": ActionValueTable(), "regressions": RidgeRegressions()},
         collect=RollEpisode(),
         score=(KnownReward(),),
         credit=(RobustBackup(),),
-        terms=(),
-        optimize=RegularizedSoftmax(),
+        updates=(RegularizedSoftmax("policy", Fresh()),),
         adds=("regularized-softmax",),
         notes={
             "collect": "one episode in the nominal dynamics; the deployed ones are never seen",
