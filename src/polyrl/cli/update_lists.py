@@ -53,13 +53,19 @@ def models_table(recipe: Recipe) -> Padding:
         facts = [f"a copy of {model.copied}" if model.copied else _first_sentence(type(model)).rstrip(".")]
         facts += [f"trained by {u.name}" for u in updates if u.trains == name]
         facts += [
+            f"improved by {u.name}" for u in flat(recipe.updates) if isinstance(u, OwnUpdate) and u.trains == name
+        ]
+        facts += [
             f"moved towards {m.towards}" for m in flat(recipe.updates) if isinstance(m, Move) and m.target == name
         ]
-        parts = [p for u in updates for p in u.inner]
+        parts = [p for _, stage in recipe.stages() for p in stage]
+        parts += [p for u in updates for p in u.inner]
         parts += [p for step in recipe.update_steps() if isinstance(step, Epochs) for p in step.credit]
+        parts += [step for step in recipe.update_steps() if isinstance(step, OwnUpdate)]
         readers = [p.name for p in parts if name in p.required_models()]
         facts += [f"read by {', '.join(dict.fromkeys(readers))}"] if readers else []
         facts += ["acts"] if name == recipe.acts else []
+        facts += ["judged"] if name == recipe.judged else []
         table.add_row(_starred(name, name, recipe), "; ".join(facts))
         _option_rows(table, name, model)
     return Padding(table, (0, 0, 0, 4))
@@ -149,6 +155,10 @@ def updates_table(recipe: Recipe) -> Padding:
     for number, (step, depth) in enumerate(walk(recipe.updates), 1):
         line = Text("  " * depth + step_words(step), style="bold")
         table.add_row(Text(str(number), style="dim"), line)
+        if isinstance(step, OwnUpdate) or (isinstance(step, Move) and type(step) is not Move):  # a paper's own
+            said = _starred(step.name, step.name, recipe)
+            said.append(f"  {_first_sentence(type(step))}", style="not bold")
+            table.add_row("", Text("  ").append_text(said))
         _option_rows(table, step.name, step)
         if isinstance(step, Update | Epochs):
             _option_rows(table, step.batch.name, step.batch)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from polyrl.core.part import Part, Term
-from polyrl.core.update import Epochs, Phase, Repeat, Step, Update
+from polyrl.core.part import Part, Term, options
+from polyrl.core.update import Epochs, Move, OwnUpdate, Phase, Repeat, Step, Update
 from polyrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 def within_updates(recipe: Recipe, part: Part) -> Recipe | None:
     """Put a part where one of its slot stands in an update, or a term into the one update that gives what it wants.
 
-    None where it is neither: then it belongs to a stage.
+    An own update takes the place of the one that improves the same model. None where it is nothing of a list: then it
+    belongs to a stage.
     """
+    if isinstance(part, OwnUpdate | Move):
+        return _in_place(recipe, part)
     updates = [u for u in recipe.update_steps() if isinstance(u, Update)]
     rivals = {
         t.grouped_by for u in updates for on in u.objectives for t in on.terms if part.slot and t.slot == part.slot
@@ -52,6 +55,37 @@ def within_updates(recipe: Recipe, part: Part) -> Recipe | None:
         )
     joined = dataclasses.replace(able[0], terms=(*able[0].terms, part))
     return with_updates(recipe, lambda update: joined if update == able[0] else update)
+
+
+def _in_place(recipe: Recipe, part: OwnUpdate | Move) -> Recipe:
+    """Put an own update into the place of the one that improves the same model by the same others, or a move likewise.
+
+    Raises:
+        UserError: there is no such step, so that something else of the list would have to change with it.
+    """
+
+    def aim(step: OwnUpdate | Move) -> tuple[str, frozenset[str]]:
+        if isinstance(step, Move):
+            return step.target, frozenset({step.towards})
+        return step.trains, step.required_models()
+
+    kind = OwnUpdate if isinstance(part, OwnUpdate) else Move
+    rivals = [step for step in recipe.update_steps() if isinstance(step, kind) and aim(step) == aim(part)]
+    if len(rivals) != 1:
+        raise UserError(
+            f"{recipe.name}: '{part.name}' would take the place of a step for the model '{aim(part)[0]}' that reads "
+            f"{' and '.join(sorted(aim(part)[1])) or 'no other model'}, and the list has "
+            f"{len(rivals) or 'none'}; say where it belongs in a method file."
+        )
+    shared = {f.name for f in options(part)} & {f.name for f in options(rivals[0])}
+    changes: dict[str, Any] = {name: getattr(rivals[0], name) for name in shared}
+    placed = dataclasses.replace(part, **changes)
+
+    def walk(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        opened = (dataclasses.replace(s, of=walk(s.of)) if isinstance(s, Repeat | Epochs | Phase) else s for s in steps)
+        return tuple(placed if step is rivals[0] else step for step in opened)
+
+    return dataclasses.replace(recipe, updates=walk(recipe.updates))
 
 
 def _behind_credit(recipe: Recipe, part: Part, steps: Sequence[Update | Epochs]) -> Recipe | None:

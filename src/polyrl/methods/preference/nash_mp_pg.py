@@ -131,6 +131,7 @@ class ProximalCost(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"action", "score", "behaviour_logprob", "ref_logprob", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
     derives: ClassVar[tuple[type[Part], ...]] = (GameReference,)
+    models: ClassVar[frozenset[str]] = frozenset({"target"})
     special_rows: ClassVar[SpecialRows | None] = replace(NO_SPECIAL_ROWS, masked="alone")
 
     eta: float | None = hyperparameter(
