@@ -101,9 +101,8 @@ def test_a_disk_that_is_full_from_any_step_on(
     told = polyrl("resume", run, "--quiet") if begun else polyrl("train", "nash-mp", *RUN, "--out", run)
     assert (told.code, told.err) == (0, "")
     assert timeless(read_records(run)) == timeless(read_records(straight))
-    assert (run / "model" / "tables.safetensors").read_bytes() == (
-        straight / "model" / "tables.safetensors"
-    ).read_bytes()
+    for name in ("policy.safetensors", "anchor.safetensors"):
+        assert (run / "model" / name).read_bytes() == (straight / "model" / name).read_bytes()
 
 
 def test_the_summary_says_that_the_disk_was_full(
@@ -112,10 +111,10 @@ def test_the_summary_says_that_the_disk_was_full(
     import safetensors.torch
 
     def fail(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tables.safetensors")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "anchor.safetensors")
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)  # room enough for small files
-    one_sentence(polyrl("train", "nash-mp", *RUN, "--out", tmp_path / "run"), "disk is full (tables.safetensors)")
+    one_sentence(polyrl("train", "nash-mp", *RUN, "--out", tmp_path / "run"), "disk is full (anchor.safetensors)")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed" and "disk is full" in summary["error"]
 
@@ -224,7 +223,7 @@ def test_a_composition_whose_name_is_longer_than_the_system_allows(
     assert len(default_folder(config, tmp_path).name.encode()) < 200
     assert len({arm_folder(method + end, 3) for end in ("", "x")}) == 2 and len(arm_folder(method, 3)) < 200
     monkeypatch.setenv("POLYRL_RUNS", str(tmp_path / "runs"))
-    told = polyrl("train", "nash-mp" + "+entropy-bonus" * 30, *RUN)
+    told = polyrl("train", "nash-mp-pg" + "+entropy-bonus" * 30, *RUN)
     (made,) = (tmp_path / "runs").iterdir()
     assert told.code == 0 and str(made) in told.out and (made / "model").is_dir()
     one_sentence(polyrl("train", "nash-mp", *RUN, "--out", tmp_path / ("x" * 300)), "File name too long")

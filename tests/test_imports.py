@@ -119,7 +119,7 @@ def test_public_functions_of_tensors_state_shapes() -> None:
 
 
 WITHOUT_SHAPE = {
-    *("tensors", "moments", "take_models", "load_stores", "save_checkpoint", "get_or_create", "ask_gradients"),
+    *("tensors", "moments", "take_models", "load_stores", "save_checkpoint", "ask_gradients"),
     *("stored", "compare_with_autograd", "log_group_metrics", "make", "differs", "update"),
 }
 """Functions to which tensors of whatever shape are handed on."""

@@ -172,8 +172,8 @@ def test_show_has_the_policy_before_the_first_stage(
             ["what each step will be pushed by", "behaviour_logprob"],
             ["policy"],
         ),
-        (["dr-rpo"], ["next_state", "bonus", "regularized-softmax", "logged: "], []),
-        (["nash-mp"], ["one step each", "score", "mirror-prox", "prox_steps"], []),
+        (["dr-rpo"], ["next_state", "bonus", "regularized-softmax", "eta=none", "Suboptimality"], []),
+        (["nash-mp"], ["one step each", "score", "mirror-prox", "prox_steps=two"], []),
     ],
 )
 def test_trace_explains_an_iteration_of_every_domain(

@@ -73,7 +73,7 @@ def show_method(spec: str, domain: str | None = None, out: Console | None = None
             for name in recipe.streams:
                 out.print(stream_heading(name, recipe))
                 out.print(update_lists.stream_table(name, recipe))
-        if recipe.updates and stage != "improve" and not parts:
+        if recipe.updates and stage != "improve" and not parts and stage not in recipe.notes:
             continue
         out.print(stage_heading(stage, recipe))
         improves = stage == "improve" and recipe.updates

@@ -78,7 +78,7 @@ class Tracer:
         for earlier in STAGES[: STAGES.index(stage) + 1]:  # stages without parts are told too
             if earlier not in self.seen:
                 self.seen.add(earlier)
-                if earlier == stage or not self.recipe.updates:
+                if earlier == stage or not self.recipe.updates or earlier in self.recipe.notes:
                     self.out.print(stage_heading(earlier, self.recipe))
         if stage == "improve":
             self._improve(after, seconds)

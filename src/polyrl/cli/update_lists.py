@@ -155,7 +155,7 @@ def updates_table(recipe: Recipe) -> Padding:
     for number, (step, depth) in enumerate(walk(recipe.updates), 1):
         line = Text("  " * depth + step_words(step), style="bold")
         table.add_row(Text(str(number), style="dim"), line)
-        if isinstance(step, OwnUpdate) or (isinstance(step, Move) and type(step) is not Move):  # a paper's own
+        if type(step) not in PLAIN:
             said = _starred(step.name, step.name, recipe)
             said.append(f"  {_first_sentence(type(step))}", style="not bold")
             table.add_row("", Text("  ").append_text(said))
@@ -172,6 +172,8 @@ def updates_table(recipe: Recipe) -> Padding:
     return Padding(table, (0, 0, 0, 4))
 
 
+PLAIN = (Update, Move, Repeat, Epochs, Phase)
+"""Steps that no paper has written for itself."""
 WATCHED = ("approx_kl", "entropy", "logprob_gap")
 """What is told of passes over a batch, where they log it."""
 
@@ -198,6 +200,9 @@ def traced(
         yield Text(said if rows.ready() else f"{said}: too few to begin, so nothing was trained", style="dim"), None
     for step, depth in walk(recipe.updates):
         line = Text("  " * depth).append(step_words(step).removesuffix(":"), style="bold")
+        if type(step) not in PLAIN:
+            values = [f"{f.name}={written(getattr(step, f.name))}" for f in options(step) if f.name != "every"]
+            line.append("".join(f"; {value}" for value in values), style="dim")
         if isinstance(step, Move):
             line.append(f"; {models.distance(step.target, step.towards):.3g} apart now", style="dim")
         elif isinstance(step, Epochs):

@@ -38,6 +38,7 @@ _INNER = ("policy", "critic", "reward", "reward-model")
 _MODEL = re.compile(
     r"(config|generation_config|policy|kept|environments|adapter_config|state)\.json"
     r"|(model|adapter_model|head|policy|critic|kept|tables|environments|parts|reference-logprobs)\.safetensors"
+    r"|(anchor|q|regressions|regret|step|target)\.safetensors"
     r"|optimi[sz]er-[\w-]+\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json"
     r"|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|preprocessor_config)\.json"
     r"|(vocab|merges)\.txt|tokenizer\.model|spiece\.model|sentencepiece\.bpe\.model|chat_template\.jinja"
