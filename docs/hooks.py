@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from polyrl import catalogue, method_files, names_elsewhere
 from polyrl.claims import claims
-from polyrl.cli.update_lists import step_words, walk
+from polyrl.cli.update_lists import PLAIN, step_words, walk
 from polyrl.core import special_rows
 from polyrl.core.experience import FIELDS
 from polyrl.core.special_rows import USES
@@ -229,7 +229,8 @@ def _entry_line(name: str, entry: Part, recipe: Recipe) -> str:
 def _step_lines(recipe: Recipe) -> Iterator[str]:
     for step, depth in walk(recipe.updates):
         space = "    " * depth
-        yield f"{space}- **{step_words(step)}**"
+        said = "" if type(step) in PLAIN else f": {docstring(type(step)).partition(chr(10))[0]}"
+        yield f"{space}- **{step_words(step)}**{said}"
         for part in step.inner if isinstance(step, Update) else ():
             line = f"[`{part.name}`](../reference/parts.md#{part.name}){_star(part, recipe)}"
             yield f"{space}    - {line}: {docstring(type(part)).partition(chr(10))[0]}"

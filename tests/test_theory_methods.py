@@ -25,7 +25,6 @@ from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.methods.preference.nash_md import mixture
 from polyrl.methods.preference.nash_mp import prox_step
 from polyrl.methods.preference.self_play import self_play_step
-from polyrl.parts.optimize import NonFinite
 from polyrl.parts.theory import RobustBackup, mirror_policy
 from polyrl.run_state.theory import make_run_state, make_task
 from polyrl.runtime.budget import Budget
@@ -503,7 +502,7 @@ def test_a_value_that_is_not_finite_stops_the_run_with_its_name() -> None:
     loop = prepared("dr-rpo", "linear-mdp", "iterations=9")
     loop.iterate()
     loop.run_state.models["regressions"].moments[0, 0, 1] = math.nan
-    with pytest.raises(NonFinite, match="robust-backup"):
+    with pytest.raises(NotFinite, match="robust-backup"):
         loop.iterate()
 
 

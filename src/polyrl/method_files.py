@@ -24,6 +24,8 @@ ABSTRACT = {
     "OffPolicyTerm",
     "ReplayChange",
     "Trained",
+    "Descended",
+    "OfTheory",
     "Source",
 }
 ROOTS = {

@@ -14,9 +14,8 @@ from polyrl.core.experience import Experience
 from polyrl.core.part import kebab
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import OwnUpdate, flat
-from polyrl.errors import Diverged, UserError
+from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.models.tables import ActionValueTable, RidgeRegressions
-from polyrl.parts.optimize import NonFinite
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 from polyrl.tasks.theory.games import win_rates
 from polyrl.tasks.theory.mdp import RobustMDP, regularized_value, soft_policy
@@ -29,11 +28,11 @@ def check_finite(part: Part, context: Context, **tables: Tensor) -> None:
     """Stop the run where a table that is about to act is not finite.
 
     Raises:
-        NonFinite: names the part and the table.
+        NotFinite: names the part and the table.
     """
     for name, table in tables.items():
         if not bool(torch.isfinite(table).all()):
-            raise NonFinite(
+            raise NotFinite(
                 f"The {name} of part '{part.name}' became NaN or infinite in iteration {context.iteration}, so the run "
                 "stopped before it acted; look at the part's hyperparameters with `polyrl show`."
             )
