@@ -153,6 +153,11 @@ def test_options_of_the_papers_say_when_and_how_far_copies_move() -> None:
     assert [s.every for s in later.update_steps() if isinstance(s, Move)] == [3, 6, 3] and later.judged == "target"
 
 
+def test_copies_of_version_two_move_together() -> None:
+    with pytest.raises(UserError, match="its copies move after different numbers of steps; set --inner-steps for all"):
+        catalogue.build("nash-mp-pg+descend-in-steps", {"opponent": "step", "target_move.inner_steps": 3})
+
+
 def test_the_distance_to_the_target_is_of_after_the_move() -> None:
     loop = prepared("nash-mp-pg(kappa=0.3)", RPS, "iterations=9")
     for _ in range(3):
@@ -216,9 +221,11 @@ def test_models_that_do_not_fit_are_refused_when_recipe_and_task_are_joined(
 def test_a_model_that_a_part_reads_must_be_stated() -> None:
     with pytest.raises(UserError, match="'mirror-prox' names the model 'anchor', which the recipe does not state"):
         game_recipe(models={"policy": SoftmaxTable()}, updates=(MirrorProx("policy", Fresh()),)).check()
-    lacking = {name: model for name, model in catalogue.build("dr-rpo").models.items() if name != "q"}
-    with pytest.raises(UserError, match="'q'"):
-        dataclasses.replace(catalogue.build("dr-rpo"), models=lacking).check()
+    whole = catalogue.build("dr-rpo")
+    for lost, kind in (("q", "action-value-table"), ("regressions", "ridge-regressions")):
+        left = {name: model for name, model in whole.models.items() if name != lost}
+        with pytest.raises(UserError, match=f"'robust-backup' needs a {kind} among the models, '{lost}'"):
+            dataclasses.replace(whole, models=left).check()
     with pytest.raises(UserError, match="'proximal-cost' needs a model 'target'"):
         catalogue.build("nash-mp+proximal-cost")
 

@@ -65,7 +65,7 @@ def models_table(recipe: Recipe) -> Padding:
         readers = [p.name for p in parts if name in p.required_models()]
         facts += [f"read by {', '.join(dict.fromkeys(readers))}"] if readers else []
         facts += ["acts"] if name == recipe.acts else []
-        facts += ["judged"] if name == recipe.judged else []
+        facts += ["is judged"] if name == recipe.judged else []
         table.add_row(_starred(name, name, recipe), "; ".join(facts))
         _option_rows(table, name, model)
     return Padding(table, (0, 0, 0, 4))

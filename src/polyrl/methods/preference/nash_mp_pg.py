@@ -55,6 +55,10 @@ class DrawPairs(Part):
             raise UserError(f"{recipe.name}: the opponent 'step' needs +descend-in-steps; take --opponent policy.")
         if self.opponent != "step" and "step" in recipe.models:
             raise UserError(f"{recipe.name}: 'descend-in-steps' needs a fixed opponent; set --opponent step.")
+        if len({step.inner_steps for step in recipe.updates if isinstance(step, MoveAfterSteps)}) > 1:
+            raise UserError(
+                f"{recipe.name}: its copies move after different numbers of steps; set --inner-steps for all."
+            )
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `2 * pairs_per_step` rows of one step: first the policy's answers, then the opponents'.
