@@ -229,8 +229,10 @@ def _entry_line(name: str, entry: Part, recipe: Recipe) -> str:
 def _step_lines(recipe: Recipe) -> Iterator[str]:
     for step, depth in walk(recipe.updates):
         space = "    " * depth
-        said = "" if type(step) in PLAIN else f": {docstring(type(step)).partition(chr(10))[0]}"
-        yield f"{space}- **{step_words(step)}**{said}"
+        yield f"{space}- **{step_words(step)}**"
+        if type(step) not in PLAIN:
+            line = f"[`{step.name}`](../reference/parts.md#improve){_star(step, recipe)}"
+            yield f"{space}    - {line}: {docstring(type(step)).partition(chr(10))[0]}"
         for part in step.inner if isinstance(step, Update) else ():
             line = f"[`{part.name}`](../reference/parts.md#{part.name}){_star(part, recipe)}"
             yield f"{space}    - {line}: {docstring(type(part)).partition(chr(10))[0]}"

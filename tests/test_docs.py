@@ -105,7 +105,7 @@ def logged() -> set[str]:
                     found.add(pattern(node.slice))
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "means.add":
                 found.add(pattern(node.args[0]))
-            if isinstance(node, ast.FunctionDef) and node.name in ("statistics", "add_gradients"):
+            if isinstance(node, ast.FunctionDef) and node.name in ("statistics", "add_gradients", "after_move"):
                 keys = [k for d in ast.walk(node) if isinstance(d, ast.Dict) for k in d.keys]
                 found |= {str(k.value) for k in keys if isinstance(k, ast.Constant)}
             if isinstance(node, ast.FunctionDef) and node.name == "summary":  # of a task, over a whole evaluation

@@ -182,7 +182,7 @@ def test_where_it_says_that_none_can_reach_it_none_can() -> None:
             found += 1
             asked = part.required() - given
             assert part.solves or all(not asked <= collected[name] for name in language), part.name
-    assert found >= 9 and NO_SPECIAL_ROWS.greedy == "none"
+    assert found >= 7 and NO_SPECIAL_ROWS.greedy == "none"
 
 
 @pytest.mark.parametrize("kind", KINDS)
