@@ -153,6 +153,23 @@ def test_options_of_the_papers_say_when_and_how_far_copies_move() -> None:
     assert [s.every for s in later.update_steps() if isinstance(s, Move)] == [3, 6, 3] and later.judged == "target"
 
 
+@pytest.mark.parametrize(
+    ("method", "before", "now"),
+    [
+        ("nash-mp", "mirror-prox.prox_steps", "anchor-move.prox_steps"),
+        ("nash-mp-pg", "descend-with-average.kappa", "target-move.kappa"),
+        ("nash-mp-pg", "descend-with-average.learning_rate", "policy.learning_rate"),
+        ("dr-rpo", "robust-backup.ridge", "regressions.ridge"),
+    ],
+)
+def test_options_of_before_keep_their_names_and_whose_they_are_now_is_told(method: str, before: str, now: str) -> None:
+    value = "one" if "steps" in before else "0.25"
+    with pytest.raises(UserError, match=f"Did you mean '{now}'"):
+        catalogue.build(method, {before: value})
+    found = catalogue.build(method, {before.rpartition(".")[2]: value})
+    assert str(found.hyperparameters()[now]) == value
+
+
 def test_copies_of_version_two_move_together() -> None:
     with pytest.raises(UserError, match="its copies move after different numbers of steps; set --inner-steps for all"):
         catalogue.build("nash-mp-pg+descend-in-steps", {"opponent": "step", "target_move.inner_steps": 3})

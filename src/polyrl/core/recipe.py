@@ -363,7 +363,9 @@ class Recipe:
         )
         if not hits:
             names = [k for key in self.hyperparameters() for k in (key, key.rpartition(".")[2])]
-            near = option_elsewhere(name, None) or nearest(name.replace("-", "_"), dict.fromkeys(names))
+            homes = [key for key in self.hyperparameters() if wanted_part and key.rpartition(".")[2] == wanted]
+            near = f" Did you mean {' or '.join(repr(key) for key in homes)}?" if homes else ""
+            near = near or option_elsewhere(name, None) or nearest(name.replace("-", "_"), dict.fromkeys(names))
             raise UserError(
                 f"{self.name} has no hyperparameter '{name}'.{near} `polyrl show {self.name}` lists them all."
             )

@@ -68,6 +68,7 @@ class DrawPairs(Part):
         """
         run_state, n, random = context.run_state, self.pairs_per_step, context.generator("collect")
         policy = run_state.log_policy
+        # of its own opponent the normalized table is normalized once more, which the draws depend on to the last bit
         other = (
             torch.log_softmax(policy, -1) if self.opponent == "policy" else run_state.models[self.opponent].log_policy
         )
