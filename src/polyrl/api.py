@@ -145,7 +145,7 @@ def resume(
         folder, given=given, progress=progress, say=_say(quiet), trust_code=trust_code, budget=budget_text(budget)
     )
     progress.label = loop.recipe.name
-    if loop.context.progress >= 1:
+    if loop.context.over:
         _say(quiet)(finished(loop))
     return _finish(loop, progress, folder)
 

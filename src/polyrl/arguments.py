@@ -14,6 +14,7 @@ from polyrl.runtime.config import PythonObjects, RunConfig
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
+    from polyrl.tasks.theory.finite import FiniteMDP
 
 NOT_OPTIONS = frozenset(
     {"method", "label", "task", "dataset", "rewards", "preference", "model", "seed", "budget"}
@@ -175,7 +176,7 @@ def rows_of(data: Any, what: str = "dataset") -> Sequence[Any] | None:
 
 
 def task_of(task: Any) -> tuple[str, Callable[[], Any] | None]:
-    """The name of a task, and the function that makes its environments where it is no name.
+    """The name of a task, and the function that makes its environments, or its finite MDP, where it is no name.
 
     An environment object stands for its id where it is nothing else, and is copied for each use otherwise.
 
@@ -184,7 +185,7 @@ def task_of(task: Any) -> tuple[str, Callable[[], Any] | None]:
     """
     import gymnasium
 
-    from polyrl.tasks.user_code import called_name
+    from polyrl.tasks.user_code import FINITE_MDP, called_name
 
     if task is None or isinstance(task, str | os.PathLike):
         return "" if task is None else os.fspath(task), None
@@ -195,9 +196,24 @@ def task_of(task: Any) -> tuple[str, Callable[[], Any] | None]:
         return type(task.unwrapped).__name__, Copies(task)
     if isinstance(task, gymnasium.vector.VectorEnv):
         raise UserError("The task is a vector environment, which cannot be copied; give a function that makes one.")
+    if type(task).__name__ == FINITE_MDP:
+        return "finite-mdp", Given(task)
     if callable(task):
         return called_name(task), task
-    raise UserError(f"The task is {_seen(task)}; give a name, an environment or a function that makes one.")
+    raise UserError(
+        f"The task is {_seen(task)}; give a name, an environment, a finite MDP or a function that makes one."
+    )
+
+
+class Given:
+    """Gives a finite MDP that was made."""
+
+    def __init__(self, mdp: FiniteMDP):
+        self.mdp = mdp
+
+    def __call__(self) -> FiniteMDP:
+        """The MDP."""
+        return self.mdp
 
 
 class Copies:

@@ -19,6 +19,7 @@ from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language.base import Preference, Reward
 from polyrl.tasks.language.chat import Chat
 from polyrl.tasks.language.dataset import DatasetTask
+from polyrl.tasks.theory.finite import FiniteTask, OwnFiniteTask
 from polyrl.tasks.theory.games import MatrixGame
 from polyrl.tasks.user_code import code_digest, is_user_code
 
@@ -28,7 +29,7 @@ NOT_SETTINGS = frozenset(
 """Fields of tasks that are stated by other means, or that say nothing of what is asked."""
 NOT_JUDGEMENT = frozenset({"shown", "instance"})
 """Facts of an evaluation that change no result: how many samples are kept, and a game that follows the run's seed."""
-CONTENT = ("data", "test_data")
+CONTENT = ("data", "test_data", "arrays")
 """What a run cannot go on without: other rows lead to other numbers."""
 BEGAN = "at the start"
 CODE = ("rewards", "preference", "environment")
@@ -48,6 +49,10 @@ def state_problem(task: Any, metric: Metric, evaluation: Mapping[str, Any], spec
     stated["settings"] = _settings(task)
     if isinstance(task, MatrixGame) and "instance" not in spec:
         del stated["settings"]["instance"]
+    if isinstance(task, FiniteTask):
+        stated["arrays"] = task.mdp.digest
+        if isinstance(task, OwnFiniteTask):  # a file's folder says nothing
+            stated["task"] = stated["task"].replace("\\", "/").rpartition("/")[2]
     if isinstance(task, ControlTask):
         stated["environment"] = code_digest(task.make) if task.make is not None else None
         if task.make is not None:  # a file's folder says nothing
@@ -75,6 +80,7 @@ def changed(before: Any, now: Mapping[str, Any], sections: tuple[str, ...]) -> l
     if not isinstance(before, Mapping):
         return []
     words = {"data": "training data", "test_data": "test data", "environment": "environment's code"}
+    words["arrays"] = "arrays of the MDP"
     return [words.get(s, s) for s in sections if s in before and s in now and latest(before[s]) != now[s]]
 
 
@@ -123,6 +129,7 @@ def _settings(task: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(task):
         return {}
     values = {f.name: getattr(task, f.name) for f in dataclasses.fields(task) if f.init and f.name not in NOT_SETTINGS}
+    values = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in values.items()}
     return {name: value for name, value in values.items() if _is_plain(value)}
 
 

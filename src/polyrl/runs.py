@@ -16,6 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from polyrl import catalogue
+from polyrl.core.access import check_access
 from polyrl.core.checking import check_domain
 from polyrl.core.context import Context
 from polyrl.core.loop import Loop
@@ -32,6 +33,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder, provenance
 from polyrl.tasks import domain_of
+from polyrl.tasks.user_code import FINITE_MDP, stated_return
 from polyrl.trust import check_code, choose
 from polyrl.unused import refuse_unused
 
@@ -49,7 +51,9 @@ def domain_module(config: RunConfig, given: PythonObjects | None = None) -> Any:
 
 def domain(config: RunConfig, given: PythonObjects | None = None) -> str:
     """The run's domain."""
-    return "control" if given and given.environment else domain_of(config.task)
+    if given and given.environment:
+        return "theory" if stated_return(given.environment) == FINITE_MDP else "control"
+    return domain_of(config.task)
 
 
 def completed(
@@ -187,6 +191,7 @@ def make_loop(
     budget = make_budget(config, recipe)
     task = make_task(config, given)
     check_domain(recipe, task.name, domain(config, given))
+    check_access(recipe, task)
     if asked:
         refuse_unused(config, [recipe], task, domain(config, given))
     torch.set_num_threads(config.threads)

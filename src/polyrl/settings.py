@@ -23,7 +23,10 @@ def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
-    """Turn the text of a hyperparameter into its type (int, float, bool, str, Literal, tuple of strings, optional)."""
+    """Turn the text of a hyperparameter into its type (int, float, bool, str, Literal, optional, tuple of strings).
+
+    A set of strings is written `a+b`.
+    """
     if not isinstance(text, str):
         return text
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -39,6 +42,8 @@ def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
         return text
     if origin is tuple:
         return tuple(text.split(",")) if text else ()
+    if origin is frozenset:
+        return frozenset(filter(None, (word.strip() for word in text.split("+"))))
     try:
         if kind is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]

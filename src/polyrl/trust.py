@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.machinery
 import json
 import os
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from polyrl.tasks import ENVIRONMENT
 from polyrl.tasks.language.checkers import CHECKERS
 from polyrl.tasks.language.phrases import shortened
 from polyrl.tasks.language.rewards import split_weight
+from polyrl.tasks.user_code import module_file
 
 ALL = ("method", "reward", "preference", "task")
 """Kinds of code that a run can name."""
@@ -78,26 +77,13 @@ def named_code(config: RunConfig, kinds: Collection[str] = ALL) -> list[NamedCod
 
 def _located(place: str) -> tuple[str, str]:
     """The file that `place` means, a path or a module's name, and the hash of its text."""
-    path: Path | None = Path(place).expanduser() if place.endswith(".py") else _module_file(place)
+    path: Path | None = Path(place).expanduser() if place.endswith(".py") else module_file(place)
     if path is None:
         return f"module {place}", ""
     try:
         return str(path.resolve()), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     except OSError:
         return str(path.absolute()), ""
-
-
-def _module_file(name: str) -> Path | None:
-    """The file that importing `name` would run, found without importing anything."""
-    folders: Sequence[str] | None = [str(Path.cwd()), *sys.path]
-    names = name.split(".")
-    origin: str | None = None
-    for i in range(len(names)):
-        spec = importlib.machinery.PathFinder.find_spec(".".join(names[: i + 1]), folders)
-        if spec is None:
-            return None
-        origin, folders = spec.origin, spec.submodule_search_locations
-    return Path(origin) if origin and origin.endswith(".py") else None
 
 
 # ------------------------------------------------------------------------------------------------------ the record

@@ -69,7 +69,9 @@ def _conclude(console: Console, folder: Path) -> None:
     console.print(table)
     spent = summary["spent"]
     counts = ", ".join(
-        f"{format_amount(spent[unit])} {unit}" for unit in ("samples", "tokens", "steps", "updates") if spent[unit]
+        f"{format_amount(spent[unit])} {unit}"
+        for unit in ("samples", "tokens", "steps", "queries", "updates")
+        if spent.get(unit)
     )
     console.print(f"{counts} in {duration(spent['seconds'])}")
     for line in time_lines(summary):
@@ -130,7 +132,7 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
     progress = Progress(folder.name, "", quiet=quiet, console=console)
     loop = resume_run(folder, progress=progress, trust_code=trust_code, budget=budget)
     progress.label = loop.recipe.name
-    if loop.context.progress >= 1 and not quiet:
+    if loop.context.over and not quiet:
         console.print(finished(loop), soft_wrap=True)
     elif not quiet:
         console.print(f"going on from iteration {loop.context.iteration}")

@@ -49,7 +49,9 @@ WHAT = options(
     click.option("--model", help="model folder or Hugging Face hub id; else the task's tiny model"),
 )
 HOW = options(
-    click.option("--budget", help="what ends a run: samples=, tokens=, steps=, reward_calls=, seconds=, updates="),
+    click.option(
+        "--budget", help="what ends a run: samples=, tokens=, steps=, reward_calls=, queries=, seconds=, updates="
+    ),
     click.option("--lora", type=int, metavar="RANK", help="train LoRA adapters of this rank"),
     click.option("--device", help="auto, cpu, cuda, ...  [auto]"),
     click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="of forward passes  [float32]"),

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl.api import open_policy
+from polyrl.run_state.finite import FiniteRunState, likeliest
 from polyrl.run_state.theory import GameRunState, MDPRunState, answers, choices
 from polyrl.runtime.terminal import Terminal
 
@@ -23,6 +24,8 @@ def play(folder: Path, *, trust_code: bool = False) -> None:
     console = Terminal()
     if isinstance(run_state, GameRunState):
         _show_game(console, run_state)
+    elif isinstance(run_state, FiniteRunState):
+        _show_finite(console, run_state)
     else:
         assert isinstance(run_state, MDPRunState)
         _show_mdp(console, run_state)
@@ -73,3 +76,23 @@ def _show_mdp(console: Console, run_state: MDPRunState) -> None:
     table.add_row("worst dynamics", f"{float(task.judge(run_state.policy, eta=0).value[0, 0]):.4f}", "")
     console.print(table)
     console.print(f"\nbelow the best worst case by {task.suboptimality(run_state.policy):.2e}")
+
+
+def _show_finite(console: Console, run_state: FiniteRunState) -> None:
+    """What the answer does in every state of the first steps, beside the best policy, and what it is worth."""
+    mdp = run_state.mdp
+    layers, states, actions = mdp.shape
+    steps = f", {layers} steps" if mdp.horizon else f", discount {mdp.discount:g}" if mdp.discount else ", on average"
+    console.print(Text(f"{run_state.task.name}: {states} states, {actions} actions{steps}", style="bold"))
+    table = _table(*(["step"] if mdp.horizon else []), "state", "likeliest action", "probability", "best", "gap")
+    rows = likeliest(run_state, shown=24)
+    for row in rows:
+        numbers = [f"{row['probability']:.4f}", row["best"], f"{row['gap']:.4f}"]
+        table.add_row(*([str(row["step"])] if mdp.horizon else []), row["state"], row["action"], *numbers)
+    console.print(table)
+    if len(rows) < layers * states:
+        console.print(f"and {layers * states - len(rows)} more", style="dim")
+    metric = run_state.task.metric
+    console.print(
+        f"\n{metric.label} {float(mdp.worth(run_state.answer)):.6g}, and the best is {mdp.optimum:.6g} ({metric.unit})"
+    )

@@ -39,6 +39,7 @@ class Context:
         turn: number of the present pass through the stages, from 0; None where an iteration is one pass.
         turns: passes in one iteration.
         means: averages over the updates of this iteration.
+        finished: why a part has ended the run; empty while it goes on.
         ended: returns and lengths of the episodes that ended in this iteration.
         stream: the named stream whose stages run now (`polyrl.core.streams`); empty: the recipe's own.
         fresh: rows of the named streams in this turn.
@@ -62,10 +63,29 @@ class Context:
     turn: int | None = None
     turns: int = 1
     means: Any = None
+    finished: str = ""
     ended: dict[str, list[float]] = field(default_factory=dict)
     stream: str = ""
     fresh: dict[str, Experience] = field(default_factory=dict)
     credited: dict[tuple[str, str], tuple[Experience, Experience]] | None = None
+
+    def finish(self, reason: str) -> None:
+        """End the run with this iteration, as a certificate or an empty candidate set does: it is evaluated and saved.
+
+        Args:
+            reason: why, as a part of a sentence: "every hypothesis but one is excluded". The first one stays.
+
+        Raises:
+            ValueError: there is no reason.
+        """
+        if not reason.strip():
+            raise ValueError("a run is ended for a reason; say it in a few words")
+        self.finished = self.finished or reason.strip()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing follows: the budget is spent, or a part has ended the run."""
+        return bool(self.finished) or self.progress >= 1
 
     @property
     def world(self) -> Any:

@@ -98,6 +98,7 @@ FIELDS: dict[str, Field] = {
         "[B, N, slots]", "float32", "units", "at first: on hand (slot 0), arriving in k periods"
     ),
     "state": Field("[B, T]", "int64", "index", "state of a finite MDP before each step (theory)"),
+    "step": Field("[B, T]", "int64", "index", "step of the episode or stream, from 0 (theory)"),
     "next_state": Field("[B, T]", "int64", "index", "state of a finite MDP after each step (theory)"),
     "opponent_logprob": Field("[B, T]", "float64", "nats", "log-probability of the action under the opponent (theory)"),
     "action_value": Field("[B, T]", "float64", "reward", "value of the action taken, and all that follows (theory)"),

@@ -109,19 +109,20 @@ class Loop:
             context.turn = turn if recipe.turns > 1 else None
             experience, took = self._turn(observe if turn + 1 == recipe.turns else None)
             sampling += took
+            if context.finished:
+                break
         context.spent.iterations += 1
         for rows in context.sources.values():
             rows.commit()
             context.metrics.update(rows.facts())
         spent = context.metrics
-        context.spent.seconds += sum(spent[f"seconds/{s}"] for s in STAGES)
+        took = sum(spent[f"seconds/{s}"] for s in STAGES)
+        context.spent.seconds += took
         if context.spent.tokens > before.tokens:
             spent["tokens_per_second"] = (context.spent.tokens - before.tokens) / sampling
         elif context.spent.steps > before.steps:
-            took = sum(spent[f"seconds/{s}"] for s in STAGES)
             spent["steps_per_second"] = (context.spent.steps - before.steps) / took
         elif recipe.collect is None:
-            took = sum(spent[f"seconds/{s}"] for s in STAGES)
             spent["updates_per_second"] = (context.spent.updates - before.updates) / took
         return experience
 
@@ -196,16 +197,14 @@ class Loop:
         context = self.context
         reset_peak_memory()
         for text in self.run_state.notices():
-            self.warnings.append(text)
-            if self.progress:
-                self.progress.warn(text)
+            self._warn(text)
         try:
             if context.iteration == 0 and not self.start:  # not resumed from the checkpoint before training
                 self._record(evaluate=True)
                 self._checkpoint()
             self._summary("running")
             self._stop_where_asked(check_interrupt, saved=True)
-            while context.progress < 1:
+            while not context.over:
                 before = int(context.progress * self.evaluations)
                 spent, memories = dataclasses.replace(context.spent), copy.deepcopy(context.memories)
                 stores = {name: dict(kept) for name, kept in context.stores.items()}
@@ -218,7 +217,7 @@ class Loop:
                     raise
                 share = context.progress
                 try:
-                    self._record(evaluate=share >= 1 or int(share * self.evaluations) > before)
+                    self._record(evaluate=context.over or int(share * self.evaluations) > before)
                 except WriteError:
                     raise
                 except UserError:  # the iteration is done, only its evaluation failed
@@ -226,10 +225,12 @@ class Loop:
                     self._record(evaluate=False)
                     self._checkpoint()
                     raise
-                due = share >= 1 or context.iteration % self.checkpoint_every == 0
+                due = context.over or context.iteration % self.checkpoint_every == 0
                 if due:
                     self._checkpoint()
                     self._summary("running")
+                if context.finished and self.progress:
+                    self.progress.ended(context.finished)
                 self._stop_where_asked(check_interrupt, saved=due)
             if not self.final:  # resumed after the last iteration, before the summary
                 self.final = self._evaluate()[0]
@@ -320,6 +321,7 @@ class Loop:
             **self._identity(),
             "spent": dataclasses.asdict(self.context.spent),
             "memories": self.context.memories,
+            "finished": self.context.finished,
             "seconds": self.seconds,
             "start": self.start,
             "final": self.final,
@@ -353,6 +355,7 @@ class Loop:
         self.run_state.rewind()
         self.context.iteration -= 1
         self.context.spent, self.context.memories, self.context.stores = spent, memories, stores
+        self.context.finished = ""  # what did not count ends nothing
         self._checkpoint()
 
     def resume(self) -> int:
@@ -403,6 +406,7 @@ class Loop:
             self.context.iteration = int(state["iteration"])
             self.context.spent = Spent(**state["spent"])
             self.context.memories = state["memories"]
+            self.context.finished = str(state.get("finished", ""))
             self.seconds, self.start, self.final = state["seconds"], state["start"], state["final"]
         except (KeyError, TypeError, ValueError):
             raise UserError(f"The state.json of {newest} is damaged; remove it to go on from an older one.") from None
@@ -434,6 +438,7 @@ class Loop:
                 "status": status,
                 **({"error": error} if error else {}),
                 **({"diverged": True} if diverged else {}),
+                **({"reason": self.context.finished} if self.context.finished and status == "finished" else {}),
                 "iteration": self.context.iteration,
                 "spent": spent,
                 "start": self.start,

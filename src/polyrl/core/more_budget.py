@@ -23,9 +23,11 @@ def go_on_with(loop: Loop, facts: dict[str, Any]) -> tuple[dict[str, Any], list[
     """A resumed run's config.yaml under the budget that its loop now has, and what is to be said of it.
 
     Raises:
-        UserError: the run has spent that much already.
+        UserError: the run has spent that much already, or the method has ended it.
     """
     context, before = loop.context, facts["budget"]
+    if context.finished:
+        raise UserError(f"{_ended(loop)}; more budget would change nothing.")
     if context.progress >= 1:
         spent = dataclasses.asdict(context.spent)
         amounts = " and ".join(f"{format_amount(spent[unit])} {unit}" for unit in context.budget.limits())
@@ -56,8 +58,15 @@ def go_on_with(loop: Loop, facts: dict[str, Any]) -> tuple[dict[str, Any], list[
 
 def finished(loop: Loop) -> str:
     """One sentence on a run that has nothing left to do."""
+    if loop.context.finished:
+        return f"{_ended(loop)}."
     spent = f"{format_budget(str(loop.context.budget))} in {loop.context.iteration} iterations"
     return (
         f"The run is finished: it has spent its budget of {spent}; to go on with more, name it, as in --budget "
         "UNIT=AMOUNT (in Python budget=...)."
     )
+
+
+def _ended(loop: Loop) -> str:
+    context = loop.context
+    return f"The run is finished: {loop.recipe.name} ended it in iteration {context.iteration}, {context.finished}"

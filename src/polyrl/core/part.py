@@ -66,6 +66,8 @@ class Part:
             from the start and labelled.
         domain: the one domain whose tasks it can work on ("language", "control", "operations", "theory"); empty: any.
             Parts of *collect* that read a task of their domain declare it.
+        access: what it asks of the task beyond plain episodes (`polyrl.core.access`): "generative", "reset-to-state".
+            Override `required_access()` where that depends on a hyperparameter.
         solves: the one kind of problem that it is for, of those that a domain tells apart; empty: any.
     """
 
@@ -81,6 +83,7 @@ class Part:
     special_rows: ClassVar[SpecialRows | None] = None
     fixed_pairs: ClassVar[bool] = False
     domain: ClassVar[str] = ""
+    access: ClassVar[frozenset[str]] = frozenset()
     solves: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -100,6 +103,10 @@ class Part:
     def required_models(self) -> frozenset[str]:
         """Models that the part needs with its present hyperparameters."""
         return self.models
+
+    def required_access(self) -> frozenset[str]:
+        """What the part asks of the task with its present hyperparameters."""
+        return self.access
 
     def setting(self, name: str, default: Any) -> Any:
         """The hyperparameter or constant `name`, or `default` where the part's class declares none of that name."""

@@ -117,7 +117,7 @@ class UpdateList(Improver):
             steps = fresh_alone(steps)
         for step in steps:
             run.take(step, context.turns_done)
-        if context.turn is None or context.turn + 1 == context.turns:
+        if context.turn is None or context.turn + 1 == context.turns or context.finished:
             context.metrics.update(run.means.found())
             for update in (s for s in flat(steps) if isinstance(s, Update)):
                 for term in (t for on in update.objectives for t in on.terms):

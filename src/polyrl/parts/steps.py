@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -91,6 +91,8 @@ def task_steps(task: Any, step_end: str, step_tokens: int | None) -> tuple[str, 
 @dataclass(frozen=True, kw_only=True)
 class Continuing(Part):
     """What parts have in common that resume generation from the steps of responses."""
+
+    access: ClassVar[frozenset[str]] = frozenset({"reset-to-state"})
 
     continuations: int = hyperparameter(9, "K, continuations of each state", low=1)
     step_end: str = hyperparameter("", "text that ends a step (such as ';'); empty takes the task's")

@@ -114,6 +114,7 @@ class ExactWinRates(Part):
     stage: ClassVar[Stage] = "score"
     scope: ClassVar[Scope] = "batch"
     solves: ClassVar[str] = "game"
+    access: ClassVar[frozenset[str]] = frozenset({"model"})
     needs: ClassVar[frozenset[str]] = frozenset({"action", "opponent_logprob"})
     gives: ClassVar[frozenset[str]] = frozenset({"score"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS

@@ -31,16 +31,18 @@ _AXES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "theory": {
         "reward_calls": ("Preference queries", ""),
+        "queries": ("Queries of the environment", ""),
         "samples": ("Episodes", ""),
         "steps": ("Environment steps", ""),
     },
 }
 _AXES_OF_ALL = {
+    "queries": ("Queries", ""),
     "updates": ("Optimizer steps", ""),
     "seconds": ("Training time", "s"),
     "iteration": ("Iterations", ""),
 }
-AXIS_KEYS = ("samples", "tokens", "steps", "reward_calls", "updates", "seconds", "iteration")
+AXIS_KEYS = ("samples", "tokens", "steps", "reward_calls", "queries", "updates", "seconds", "iteration")
 """Budget axes, as metrics.jsonl names them."""
 
 GROUPS = ("Evaluation", "Reward", "Policy", "Pairs", "Critic", "Optimizer", "Losses", "Time", "Other")

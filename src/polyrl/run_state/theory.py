@@ -19,7 +19,9 @@ from polyrl.models.stored import Stored, StoredTables
 from polyrl.models.tables import ActionProbabilities, GamePolicy, TableModels
 from polyrl.parts.theory import RobustBackup
 from polyrl.run_state.base import RunState
+from polyrl.run_state.finite import FiniteRunState
 from polyrl.tasks.theory import task as built_in_task
+from polyrl.tasks.theory.finite import FiniteTask, own_task
 from polyrl.tasks.theory.games import MatrixGame, PreferenceGame
 from polyrl.tasks.theory.mdp import Plan, RobustMDP
 
@@ -243,8 +245,10 @@ def _reached(task: RobustMDP, policy: Tensor) -> list[tuple[int, int]]:
 # ---------------------------------------------------------------------------------------------- making of runs
 
 
-def make_task(config: RunConfig, given: PythonObjects) -> PreferenceGame | RobustMDP:
-    """The built-in task; a random game without a number of its own takes the run's seed for one."""
+def make_task(config: RunConfig, given: PythonObjects) -> PreferenceGame | RobustMDP | FiniteTask:
+    """The built-in task, or the user's finite MDP; a random game without a number of its own takes the run's seed."""
+    if (given and given.environment is not None) or ":" in config.task.partition("(")[0]:
+        return own_task(config.task, given.environment if given else None)
     task = built_in_task(config.task)
     if isinstance(task, MatrixGame) and task.instance is None:
         task = dataclasses.replace(task, instance=config.seed)
@@ -253,25 +257,25 @@ def make_task(config: RunConfig, given: PythonObjects) -> PreferenceGame | Robus
 
 def make_run_state(
     config: RunConfig,
-    task: PreferenceGame | RobustMDP,
+    task: PreferenceGame | RobustMDP | FiniteTask,
     recipe: Recipe,
     say: Callable[[str], None] = lambda _: None,
-) -> GameRunState | MDPRunState:
+) -> GameRunState | MDPRunState | FiniteRunState:
     """The models that a recipe trains on a task.
 
     Raises:
         UserError: the recipe solves another kind of problem, or acts by or judges what is no policy.
     """
-    game = isinstance(task, PreferenceGame)
-    kind, example = ("game", "linear-mdp") if game else ("mdp", "rock-paper-scissors")
-    names = {"game": "a preference game", "mdp": "a robust MDP"}
+    kind = "game" if isinstance(task, PreferenceGame) else "finite" if isinstance(task, FiniteTask) else "mdp"
+    names = {"game": "a preference game", "mdp": "a robust MDP", "finite": "a finite MDP"}
+    examples = {"game": "rock-paper-scissors", "mdp": "linear-mdp", "finite": "combination-lock"}
     parts = list(recipe.parts())
     for part in parts:
         solves = part.solves or kind
         if solves != kind:
             raise UserError(
                 f"{recipe.name} cannot run on {task.name}: its part '{part.name}' is for {names[solves]}, and this is "
-                f"{names[kind]}; try --task {example}."
+                f"{names[kind]}; try --task {examples[solves]}."
             )
     if not recipe.models:
         raise UserError(
@@ -280,10 +284,12 @@ def make_run_state(
         )
     models = TableModels(recipe.models, task, recipe.acts)
     for name in (recipe.acts, recipe.judged or recipe.acts):
-        if not isinstance(models[name], GamePolicy if game else ActionProbabilities):
+        if not isinstance(models[name], GamePolicy if kind == "game" else ActionProbabilities):
             raise UserError(f"{recipe.name} acts by or judges '{name}', which is no policy of {names[kind]}.")
     if isinstance(task, PreferenceGame):
         return GameRunState(task, models, recipe.judged)
+    if isinstance(task, FiniteTask):
+        return FiniteRunState(task, models, recipe.judged)
     pursued: Sequence[Plan] = []
     for part in parts:
         if isinstance(part, RobustBackup):

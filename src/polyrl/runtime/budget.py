@@ -18,6 +18,8 @@ class Spent:
         tokens: tokens generated, those returned by tools included (language only).
         steps: steps chosen by the policy: environment steps, or tokens it generated.
         reward_calls: episodes scored by a reward function or model, evaluation not counted.
+        queries: what was asked of the environment beside plain steps: resets to a state or from a distribution, and
+            draws of a generative model, one each; the start of an ordinary episode is none.
         seconds: wall time in the five stages; evaluation and checkpoints are not counted.
         updates: optimizer steps.
         iterations: finished passes through the five stages.
@@ -27,6 +29,7 @@ class Spent:
     tokens: int = 0
     steps: int = 0
     reward_calls: int = 0
+    queries: int = 0
     seconds: float = 0.0
     updates: int = 0
     iterations: int = 0
@@ -43,6 +46,7 @@ class Budget:
     tokens: int | None = None
     steps: int | None = None
     reward_calls: int | None = None
+    queries: int | None = None
     seconds: float | None = None
     updates: int | None = None
     iterations: int | None = None

@@ -109,6 +109,13 @@ class Progress:
             self.last_line = time.perf_counter()
             self.console.print(self._line(record, share), soft_wrap=True)
 
+    def ended(self, reason: str) -> None:
+        """Say why the method itself has ended the run."""
+        if not self.quiet:
+            self.console.print(
+                Text.assemble(("finished ", "bold green"), (f"[{self.label}] ", "dim"), reason), soft_wrap=True
+            )
+
     def warn(self, text: str) -> None:
         """Show a warning."""
         self.console.print(

@@ -22,7 +22,9 @@ def built_in(domain: str) -> dict[str, str]:
 
 
 def domain_of(task: str) -> str:
-    """The domain that a task belongs to, by its name.
+    """The domain that a task belongs to, by its name; a function of the user's by what it says that it returns.
+
+    A function that is annotated `-> FiniteMDP` is of theory, every other one of control. It is read and not run.
 
     Raises:
         UserError: nothing bears this name.
@@ -33,8 +35,12 @@ def domain_of(task: str) -> str:
     for domain in DOMAINS:
         if name in built_in(domain):
             return domain
-    if ENVIRONMENT.match(name) or ":" in name:
+    if ENVIRONMENT.match(name):
         return "control"
+    if ":" in name:
+        from polyrl.tasks.user_code import FINITE_MDP, stated_return
+
+        return "theory" if stated_return(name) == FINITE_MDP else "control"
     known = [n for domain in DOMAINS for n in built_in(domain)]
     raise UserError(
         f"There is no task '{name}'.{nearest(name, known)} `polyrl list tasks` shows what there is; a Gymnasium "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -47,6 +49,46 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"The {what} '{spec}' is not a function but {a_kind(function)}.")
     return function
+
+
+FINITE_MDP = "FiniteMDP"
+"""What a function returns that is a task of theory (`polyrl.tasks.theory.FiniteMDP`)."""
+
+
+def stated_return(function: str | Callable[..., Any]) -> str:
+    """What a function says that it returns, the last word of its annotation; empty where it says nothing.
+
+    Args:
+        function: `package.module:function` or `path/to/file.py:function`, whose text is read and not run; or a
+            function.
+    """
+    if not isinstance(function, str):
+        stated = getattr(plain_function(function), "__annotations__", {}).get("return", "")
+        text = stated if isinstance(stated, str) else getattr(stated, "__name__", "")
+        return text.strip("'\"").rpartition(".")[2]
+    place, _, name = function.rpartition(":")
+    file = Path(place).expanduser() if place.endswith(".py") else module_file(place)
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8")) if file else None
+    except (OSError, SyntaxError, ValueError):
+        return ""  # told where it is loaded
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.FunctionDef) and node.name == name and node.returns is not None:
+            return ast.unparse(node.returns).strip("'\"").rpartition(".")[2]
+    return ""
+
+
+def module_file(name: str) -> Path | None:
+    """The file that importing `name` would run, from the working folder too, found without importing anything."""
+    folders: Sequence[str] | None = [str(Path.cwd()), *sys.path]
+    names = name.split(".")
+    origin: str | None = None
+    for i in range(len(names)):
+        spec = importlib.machinery.PathFinder.find_spec(".".join(names[: i + 1]), folders)
+        if spec is None:
+            return None
+        origin, folders = spec.origin, spec.submodule_search_locations
+    return Path(origin) if origin and origin.endswith(".py") else None
 
 
 _LIBRARIES = tuple(

@@ -33,6 +33,7 @@ class PathwiseCost(Term):
     """The mean simulated cost of a period, differentiated through every order and every inventory before it."""
 
     slot: ClassVar[str] = "policy-objective"
+    access: ClassVar[frozenset[str]] = frozenset({"differentiable"})
     needs: ClassVar[frozenset[str]] = frozenset({"demand", "initial_inventory", "weight"})
     wants: ClassVar[frozenset[str]] = frozenset({"cost"})
 

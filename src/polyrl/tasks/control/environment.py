@@ -21,7 +21,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.tasks.control.processes import Processes
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
 from polyrl.tasks.language.phrases import a_kind, reason_of
-from polyrl.tasks.user_code import load_function, raised
+from polyrl.tasks.user_code import FINITE_MDP, load_function, raised
 
 if TYPE_CHECKING:
     from polyrl.tasks.control.recorded import Recorded
@@ -90,6 +90,12 @@ class ControlTask:
         threshold = None if self.make else find_spec(self.spec).reward_threshold
         lines = {} if threshold is None else {"solved": float(threshold)}
         return Metric(key="eval/return", label="return", lines=lines, target="solved" if lines else "")
+
+    @property
+    def access(self) -> frozenset[str]:
+        """Episodes, and the state after a decision where the environment tells it (`polyrl.core.access`)."""
+        told = {"post-decision"} if "post_observation" in self.info_fields else set[str]()
+        return frozenset({"episodes", *told})
 
     @cached_property
     def _probed(self) -> Environment | Vector:
@@ -212,6 +218,8 @@ class ControlTask:
             raise
         except Exception as error:
             raise UserError(f"{self.spec} {raised(error)} when it was asked for an environment.") from error
+        if type(made).__name__ == FINITE_MDP:
+            raise UserError(f"{self.spec} returned a FiniteMDP without saying so; annotate it: -> FiniteMDP.")
         if not isinstance(made, gymnasium.Env | VectorEnv):
             raise UserError(
                 f"{self.spec} returned {a_kind(made)} and not a gymnasium.Env or a gymnasium.vector.VectorEnv."

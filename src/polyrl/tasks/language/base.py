@@ -176,6 +176,8 @@ class LanguageTask(ABC):
     """Tool that completions may call."""
     rewards: list[Reward]
     """What completions are rewarded for."""
+    access: frozenset[str] = frozenset({"episodes", "reset-to-state"})
+    """What it grants (`polyrl.core.access`): a state is a text, so going on from one costs nothing but reading."""
     metric: Metric = Metric(label="test accuracy")
     """What comparisons are decided by."""
     budget: str = "samples=3000"

@@ -47,6 +47,8 @@ class InventoryTask:
 
     name: ClassVar[str]
     budget: ClassVar[str] = "samples=768000"  # 1500 updates on 512 scenarios
+    access: ClassVar[frozenset[str]] = frozenset({"episodes", "reset-to-state", "generative", "differentiable"})
+    """What it grants (`polyrl.core.access`): the simulator takes any state and is differentiable."""
     exact: ClassVar[bool] = True
     """Whether the target line is an optimum or a bound that is reached; otherwise it is a heuristic's cost."""
 

@@ -105,6 +105,7 @@ class PreferenceGame:
 
     name: ClassVar[str] = "preference-game"
     budget: ClassVar[str] = "iterations=400"
+    access: ClassVar[frozenset[str]] = frozenset({"episodes", "model"})
     metric: ClassVar[Metric] = Metric(
         key="eval/kl_to_nash", label="KL to the Nash policy", unit="nats", higher_is_better=False, scale="log"
     )

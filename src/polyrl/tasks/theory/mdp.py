@@ -20,6 +20,7 @@ from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.runtime.metric import Metric
+from polyrl.tasks.theory.solving import finite_horizon_values
 from polyrl.tasks.theory.uncertainty import Constraint, Divergence, Uncertainty
 
 # ---------------------------------------------------------------------------------------------- pure functions
@@ -93,6 +94,7 @@ class RobustMDP:
 
     name: ClassVar[str] = "robust-mdp"
     budget: ClassVar[str] = "samples=1500"
+    access: ClassVar[frozenset[str]] = frozenset({"episodes", "model"})
     metric: ClassVar[Metric] = Metric(
         key="eval/regret",
         label="average robust suboptimality",
@@ -224,10 +226,7 @@ class RobustMDP:
         """Expected return of a policy `[H, S, A]` under each shift, without regularization."""
         found = {}
         for name, kernel in self.shifts.items():
-            value = torch.zeros(len(self.states), dtype=torch.float64)
-            for h in range(self.horizon - 1, -1, -1):
-                value = (policy[h] * (self.reward[h] + kernel[h] @ value)).sum(-1)
-            found[name] = float(value[0])
+            found[name] = float(finite_horizon_values(kernel, self.reward, policy)[0, 0])
         return found
 
     @cached_property
