@@ -1057,12 +1057,89 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "tasks/theory/solving.py",
+        "test_finite_mdps.py",
+        [
+            ("reward[h] + _expected(transition[h], steps[-1])", "_expected(transition[h], steps[-1])"),
+            (
+                "q[h] = reward[h] + _expected(transition[h], value[h + 1])",
+                "q[h] = reward[h] + _expected(transition[h], value[h])",
+            ),
+            ("eye - discount * moves", "eye - moves * discount**2"),
+            ("q = reward + discount * _expected(transition, value)", "q = reward + _expected(transition, value)"),
+            ("share = (moves + torch.eye(moves.shape[-1], dtype=torch.float64)) / 2", "share = moves"),
+            ("value = value + (1 - DAMPING) * change", "value = value + 2 * change"),
+            ("q = reward + _expected(transition, value) - gain", "q = reward + _expected(transition, value)"),
+            ("policy = greedy(-cost)", "policy = greedy(cost)"),
+            ("cost = 1 + moves @ steps", "cost = 2 + moves @ steps"),
+        ],
+    ),
+    Group(
+        "tasks/theory/finite.py",
+        "test_finite_mdps.py",
+        [
+            ("masked_fill(later == 0, math.inf)", "masked_fill(later < 0, math.inf)"),
+            (
+                "later = possible.flip(-1).cumsum(-1).flip(-1) - possible",
+                "later = possible.flip(-1).cumsum(-1).flip(-1)",
+            ),
+            ("> 1e-6)", "> 1e6)"),
+            ("return value @ initial", "return value.mean(-1)"),
+            ("if name not in there:", "if False:"),
+        ],
+    ),
+    Group(
+        "rollout/finite.py",
+        "test_finite_rollouts.py",
+        [
+            ("numbers[:, t, 1:2]).sum(1)", "numbers[:, t, :1]).sum(1)"),
+            ("(numbers[:, :, 2] < reward)", "(numbers[:, :, 1] < reward)"),
+            ("step + 1 == (mdp.horizon or np.inf)", "step == (mdp.horizon or np.inf)"),
+            ("if t == 0 and first_actions is not None:", "if first_actions is not None:"),
+            ("layer = np.minimum(step, mdp.layers - 1)", "layer = np.minimum(step * 0, mdp.layers - 1)"),
+        ],
+    ),
+    Group(
+        "parts/finite.py",
+        "test_finite_rollouts.py",
+        [
+            ('memory["rows"] = before + rows', 'memory["rows"] = rows'),
+            ("times = step[:, None] + torch.arange(length)", "times = step[:, None] * 0 + torch.arange(length)"),
+            ("len(rows) if self.asked else 0", "len(rows)"),
+            ("gap * self.episodes, self.episodes, context", "gap, self.episodes, context"),
+            ("if bool(fresh.any()):", "if False:"),
+            ('memory.update(state=int(found["next_state"][0, -1])', 'memory.update(state=int(found["state"][0, -1])'),
+            ("times = first + torch.arange(self.steps)", "times = torch.arange(self.steps)"),
+            ("context.spent.queries += pairs * self.draws", "context.spent.queries += self.draws"),
+        ],
+    ),
+    Group(
+        "core/access.py",
+        "test_access.py",
+        [
+            ("lacking := asked - task.access if asked else asked", "lacking := frozenset()"),
+            ("asked = part.required_access()", "asked = part.access"),
+        ],
+    ),
+    Group(
+        "core/loop.py",
+        "test_finishing.py",
+        [
+            ("while not context.over:", "while context.progress < 1:"),
+            ("evaluate=context.over or", "evaluate=share >= 1 or"),
+            ("due = context.over or", "due = share >= 1 or"),
+            ("            if context.finished:\n                break\n", ""),
+            ('str(state.get("finished", ""))', '""'),
+            ('self.context.finished = ""  # what', "# what"),
+        ],
+    ),
+    Group(
         "tasks/theory/mdp.py",
         "test_theory_problems.py",
         [
             (
-                "value = (policy[h] * (self.reward[h] + kernel[h] @ value)).sum(-1)",
-                "value = (policy[h] * (kernel[h] @ value)).sum(-1)",
+                "finite_horizon_values(kernel, self.reward, policy)",
+                "finite_horizon_values(kernel, 0 * self.reward, policy)",
             ),
             ("if len(rows) and not uncertainty.none:", "if False:"),
         ],

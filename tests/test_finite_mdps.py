@@ -79,7 +79,9 @@ def test_no_deterministic_policy_is_better_than_the_best(kind: dict[str, Any], s
 def test_a_batch_of_policies_is_worth_what_each_is_alone() -> None:
     for kind in ({"horizon": 2}, {"discount": 0.9}, {}):
         mdp = random_mdp(3, 2, 3, 2, **kind)
-        policies = deterministic(mdp.layers, 3, 2).view(-1, 4, *mdp.shape) if mdp.layers == 2 else deterministic(1, 3, 2)
+        policies = (
+            deterministic(mdp.layers, 3, 2).view(-1, 4, *mdp.shape) if mdp.layers == 2 else deterministic(1, 3, 2)
+        )
         together = mdp.worth(policies)
         alone = torch.stack([mdp.worth(p) for p in policies.view(-1, *mdp.shape)]).view(together.shape)
         assert torch.allclose(together, alone, atol=1e-12, rtol=0)
@@ -92,7 +94,9 @@ def test_gains_are_those_of_long_simulations_and_of_chains_that_never_mix() -> N
     circle = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])  # period 2
     assert FiniteMDP(circle, [[0.0], [1.0]]).optimum == pytest.approx(0.5, abs=1e-12)
     apart = torch.eye(2)[:, None]  # who begins in a state stays there
-    assert solving.gains(apart.double(), torch.tensor([[0.25], [0.75]]).double(), torch.ones(2, 1).double()).tolist() == [
+    assert solving.gains(
+        apart.double(), torch.tensor([[0.25], [0.75]]).double(), torch.ones(2, 1).double()
+    ).tolist() == [
         0.25,
         0.75,
     ]

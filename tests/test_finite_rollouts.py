@@ -56,7 +56,7 @@ def test_counted_uniforms_are_uniform_and_independent_of_what_is_drawn_beside_th
     each = counted_uniforms(1, "x", rows=torch.tensor([5, 9]), times=torch.tensor([[7], [80]]))
     assert each[:, 0, 0].tolist() == [float(whole[5, 7, 0]), float(whole[9, 80, 0])]
     flat = whole.flatten()
-    assert 0 <= float(flat.min()) and float(flat.max()) < 1 and len(flat.unique()) == len(flat)
+    assert float(flat.min()) >= 0 and float(flat.max()) < 1 and len(flat.unique()) == len(flat)
     counts = torch.histc(flat, 100, 0, 1)
     chi2 = float(((counts - len(flat) / 100) ** 2 / (len(flat) / 100)).sum())
     assert 55 < chi2 < 155  # 99 degrees of freedom, +- 4 deviations
@@ -172,7 +172,9 @@ def test_restarts_begin_in_the_given_distribution_at_every_step() -> None:
         here = step == h
         assert float(here.double().mean()) == pytest.approx(0.25, abs=0.02)
         assert float((state[here] == 0).double().mean()) == pytest.approx(float(restart[h, 0]), abs=0.03)
-        assert bool((batch["present"][here].sum(1) == 4 - h).all()) and bool((batch["reward"][here, 4 - h :] == 0).all())
+        assert bool((batch["present"][here].sum(1) == 4 - h).all()) and bool(
+            (batch["reward"][here, 4 - h :] == 0).all()
+        )
     assert context.spent.queries == 20_000 and context.spent.steps == int(batch["present"].sum())
     assert torch.allclose(batch["behaviour_logprob"][:, 0].exp(), torch.full((20_000,), 0.5).double())
 

@@ -63,8 +63,11 @@ def stated_return(function: str | Callable[..., Any]) -> str:
             function.
     """
     if not isinstance(function, str):
-        stated = getattr(plain_function(function), "__annotations__", {}).get("return", "")
-        text = stated if isinstance(stated, str) else getattr(stated, "__name__", "")
+        try:
+            stated = inspect.signature(plain_function(function)).return_annotation
+        except (TypeError, ValueError):  # not written in Python
+            return ""
+        text = stated if isinstance(stated, str) else inspect.formatannotation(stated)
         return text.strip("'\"").rpartition(".")[2]
     place, _, name = function.rpartition(":")
     file = Path(place).expanduser() if place.endswith(".py") else module_file(place)

@@ -91,7 +91,9 @@ class FiniteMDP:
             "transition": transition,
             "reward": _array("reward", self.reward),
             "initial": first if self.initial is None else _array("initial", self.initial),
-            "restart": torch.full((s,), 1 / s, dtype=torch.float64) if self.restart is None else _array("restart", self.restart),
+            "restart": torch.full((s,), 1 / s, dtype=torch.float64)
+            if self.restart is None
+            else _array("restart", self.restart),
         }
         for name, array in given.items():
             shape = shapes[name]

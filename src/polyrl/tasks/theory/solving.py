@@ -158,9 +158,9 @@ def average_reward(transition: Tensor, reward: Tensor) -> Solution:
 
 
 def diameter(transition: Tensor) -> float:
-    """Expected steps `max over s, t of min over policies` from one state to another; infinite where one is not reached.
+    """Most expected steps that the quickest way from one state to another takes, by transitions `[S, A, S]`.
 
-    By policy iteration for each target, from the policy that is uniform.
+    Infinite where one is never reached. By policy iteration for each target, from the policy that is uniform.
     """
     states, actions, _ = transition.shape
     reached = ((transition > 0).any(1) | torch.eye(states, dtype=torch.bool)).double()
