@@ -14,7 +14,7 @@ import torch
 import polyrl
 from conftest import SEED, read_records
 from polyrl import catalogue
-from polyrl.core.access import ACCESS, said
+from polyrl.core.access import ACCESS, in_words
 from polyrl.core.part import Part
 from polyrl.errors import UserError
 from polyrl.parts.finite import PlayEpisodes, RestartEpisodes
@@ -131,10 +131,10 @@ def test_what_is_asked_may_depend_on_a_hyperparameter() -> None:
 def test_a_view_grants_no_more_than_the_problem() -> None:
     with pytest.raises(UserError, match=r"river-swim grants no episodes access; it can grant stream, reset-to-state"):
         make_task(config_of("x", "river-swim(access=episodes)"))
-    with pytest.raises(UserError, match="no access 'strem'. Did you mean 'stream'"):
+    with pytest.raises(UserError, match=r"no access 'strem'\. Did you mean 'stream'"):
         make_task(config_of("x", "river-swim(access=strem)"))
     assert make_task(config_of("x", "river-swim(access=stream)")).access == {"stream"}
-    assert said(["model", "episodes", "stream"]) == "episodes, stream and model" and said([]) == "nothing"
+    assert in_words(["model", "episodes", "stream"]) == "episodes, stream and model" and in_words([]) == "nothing"
 
 
 def test_methods_of_other_problems_say_so() -> None:
@@ -173,9 +173,7 @@ def test_a_problem_of_the_users_own_is_solved_and_resumed(lake: Path, tmp_path: 
     task = make_task(config)
     assert isinstance(task, FiniteTask) and task.access == {"generative"} and task.mdp.reward[0, 1, 0] == 2
     lake.write_text(LAKE.replace("0.1", "0.2"))
-    with pytest.raises(
-        UserError, match="arrays of the MDP of .* are not what the run began with|The arrays of the MDP"
-    ):
+    with pytest.raises(UserError, match=r"The arrays of the MDP of .* is not what the run began with"):
         resume_run(tmp_path / "run", trust_code=True)
 
 

@@ -1,4 +1,4 @@
-"""Drafts for finite MDPs, each asking for another access: they learn, stop and go on, and do what their algorithms say."""
+"""Drafts for finite MDPs, each asking for another access: they learn, go on, and do what their algorithms say."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ def config_of(method: str, task: str = "combination-lock", budget: str = "iterat
 
 
 def run_of(
-    method: str, task: str = "combination-lock", count: int = 60, given: FiniteMDP | None = None, **s: str
+    method: str,
+    task: str = "combination-lock",
+    count: int = 60,
+    given: FiniteMDP | None = None,
+    seed: int = SEED,
+    **s: str,
 ) -> Any:
     objects = None
     if given is not None:
@@ -126,9 +131,9 @@ def test_what_access_buys() -> None:
 
 
 def ladder(layers: int) -> FiniteMDP:
-    """Action 0 is best everywhere, but a greedy step at the last layers looks wrong under mu (agnostic policy learning).
+    """Action 0 is best everywhere, but a step of the last layers may look wrong under mu (agnostic policy learning).
 
-    Layer h has states a and b, and an end e; mu is 6/7 on a and 1/7 on b. a: 0 leads to b of the next layer, 1 pays 1/2.
+    Layer h has states a and b, and an end e; mu is 6/7 on a and 1/7 on b. a: 0 leads to the next layer's b, 1 pays 1/2.
     b: 0 pays 1/2, 1 pays 1/2 - 3^-h. In the last layer a pays 1/2 for both.
     """
     transition = torch.zeros(layers, 3, 2, 3, dtype=torch.float64)

@@ -170,8 +170,11 @@ def prepare(
     make_budget(config, recipe)
     make_device(config.device)
     task = make_task(config, given)
+    made = [make_recipe(*arm) for arm in arms]
+    for asking in made or [recipe]:
+        check_access(asking, task)
     if arms:
-        refuse_unused(config, [make_recipe(*arm) for arm in arms], task, domain(config, given))
+        refuse_unused(config, made, task, domain(config, given))
     if domain(config, given) == "language":
         domain_module(config, given).prepare(config, task, say)
     metric = recipe.metric or task.metric

@@ -17,6 +17,7 @@ from polyrl import catalogue
 from polyrl.claims import claims, verdict
 from polyrl.cli import update_lists
 from polyrl.cli.update_lists import written
+from polyrl.core.access import in_words
 from polyrl.recipe import STAGES, Part, Recipe, Stage
 from polyrl.runtime.progress import STAGE_COLOURS
 from polyrl.runtime.terminal import Terminal
@@ -98,6 +99,8 @@ def _parts_table(parts: Sequence[Part], recipe: Recipe) -> Padding:
     table.add_column()
     for part in parts:
         table.add_row(part_name(part, recipe), first_sentence(type(part)))
+        if asked := part.required_access():
+            table.add_row("", Text(f"asks the task for {in_words(asked)} access", style="dim"))
         hyperparameters = [(f, getattr(part, f.name)) for f in dataclasses.fields(part)]
         if not _has_critic(recipe):
             hyperparameters = [(f, value) for f, value in hyperparameters if not f.name.startswith("critic_")]

@@ -39,6 +39,7 @@ def listed(what: str) -> str:
         tasks = [(name, domain, summary) for domain in DOMAINS for name, summary in built_in(domain).items()]
         tasks.append(("your own", "language", "--dataset file.jsonl --reward module:function"))
         tasks.append(("CartPole-v1, ...", "control", "any Gymnasium environment; your own as file.py:function"))
+        tasks.append(("your own", "theory", "file.py:function, which says that it returns a FiniteMDP"))
         tables += table_lines("Tasks", ("task", "for", "what it is"), tasks)
     return "\n".join(tables)
 

@@ -42,7 +42,7 @@ class Granting(Protocol):
         ...
 
 
-def said(kinds: Collection[str]) -> str:
+def in_words(kinds: Collection[str]) -> str:
     """`episodes, generative and stream`; `nothing` of none."""
     names = [name for name in ACCESS if name in kinds] + sorted(set(kinds) - set(ACCESS))
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]])) or "nothing"
@@ -58,6 +58,6 @@ def check_access(recipe: Recipe, task: Granting) -> None:
         asked = part.required_access()
         if lacking := asked - task.access if asked else asked:  # what a task grants may take a while to find out
             raise UserError(
-                f"{recipe.name} cannot run on {task.name}: its part '{part.name}' asks for {said(lacking)} access, and "
-                f"this task grants {said(task.access)}; give --task another one, or take a method that asks for less."
+                f"{recipe.name} cannot run on {task.name}: its part '{part.name}' asks for {in_words(lacking)} access, and "
+                f"this task grants {in_words(task.access)}; give --task another one, or take a method that asks for less."
             )

@@ -259,8 +259,8 @@ class Loop:
                 self._checkpoint()
             raise
 
-    def _warn(self, text: str) -> None:
-        self.warnings.append(text)
+    def _warn(self, text: str, place: str = "") -> None:
+        self.warnings.append(place + text)
         if self.progress:
             self.progress.warn(text)
 
@@ -300,9 +300,7 @@ class Loop:
             self.progress.update(record, context.progress)
         if context.iteration:
             for text in self.health.observe(record):
-                self.warnings.append(f"iteration {context.iteration}: {text}")
-                if self.progress:
-                    self.progress.warn(text)
+                self._warn(text, f"iteration {context.iteration}: ")
 
     # ------------------------------------------------------------------------------------------ checkpoint, resume
 

@@ -33,8 +33,8 @@ def throughput(
         sampled: stages in which they were collected: not collect alone, where credit goes on from states.
 
     Returns:
-        "unit" ("tokens", "steps", "queries", "samples" or "updates"), and per second "collect" and "overall"; a number is
-        missing where there is nothing to divide by, or nothing was collected.
+        "unit" ("tokens", "steps", "queries", "samples" or "updates"), and per second "collect" and "overall"; a number
+        is missing where there is nothing to divide by, or nothing was collected.
     """
     unit = next((name for name in COUNTED if spent.get(name)), "samples")
     stages = {"overall": STAGES} if unit == "updates" else {"collect": sampled, "overall": STAGES}

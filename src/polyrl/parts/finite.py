@@ -137,7 +137,7 @@ class RestartEpisodes(Episodes):
 
     def first_steps(self, rows: Tensor, context: Context) -> Tensor:
         """Steps `[B]` at which these episodes begin: any, equally often. Papers say otherwise."""
-        layers = context.run_state.mdp.layers
+        layers: int = context.run_state.mdp.layers
         uniform = counted_uniforms(context.seed, self.stream, "step", rows=rows, times=torch.zeros(1).long())[:, 0, 0]
         return (uniform * layers).long()
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyrl.core.access import ACCESS, said
+from polyrl.core.access import ACCESS, in_words
 from polyrl.errors import UserError, nearest
 from polyrl.runtime.metric import Metric
 from polyrl.settings import parse_call
@@ -256,9 +256,9 @@ def checked_access(asked: frozenset[str], there: frozenset[str], whose: str) -> 
     """
     for name in sorted(asked):
         if name not in ACCESS:
-            raise UserError(f"There is no access '{name}'.{nearest(name, ACCESS)} There is {said(ACCESS)}.")
+            raise UserError(f"There is no access '{name}'.{nearest(name, ACCESS)} There is {in_words(ACCESS)}.")
         if name not in there:
-            raise UserError(f"{whose} grants no {name} access; it can grant {said(there)}.")
+            raise UserError(f"{whose} grants no {name} access; it can grant {in_words(there)}.")
     return asked or there
 
 
