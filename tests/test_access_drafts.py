@@ -147,7 +147,7 @@ def ladder(layers: int) -> FiniteMDP:
         else:
             transition[h, 0, 0] = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     start = [0.0, 1.0, 0.0]
-    return FiniteMDP(transition, reward, start, horizon=layers, restart=[6 / 7, 1 / 7, 0.0])
+    return FiniteMDP(transition, reward, start, horizon=layers, restart=[6 / 7, 1 / 7, 0.0], reward_noise="bernoulli")
 
 
 def test_psdp_on_the_ladder_is_right_where_its_class_is_complete_and_may_be_wrong_where_it_is_not() -> None:
@@ -158,7 +158,7 @@ def test_psdp_on_the_ladder_is_right_where_its_class_is_complete_and_may_be_wron
     assert float(mdp.worth(bad)) == pytest.approx(1 / 6)
     ends = {
         policies: [
-            run_of(PSDP, "ladder", given=ladder(8), seed=seed, episodes="1000", policies=policies).run_state.evaluate()[
+            run_of(PSDP, "ladder", given=ladder(8), seed=seed, episodes="2000", policies=policies).run_state.evaluate()[
                 0
             ]["eval/suboptimality"]
             for seed in range(12)

@@ -24,23 +24,34 @@ torch.set_num_threads(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Until(Improver):
-    """Mix the policy towards a random one; end the run after so many passes, and fail before that where asked."""
+class Until(PlayEpisodes):
+    """Play, and end the run after so many passes; fail then, where asked."""
 
-    solves: ClassVar[str] = "finite"
-
+    episodes: int = hyperparameter(2, "episodes in one pass", low=1)
     passes: int = hyperparameter(7, "passes until it ends", low=1)
     fails: bool = hyperparameter(False, "whether the pass that ends fails once it has said so")
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        memory, run_state = context.memory("until"), context.run_state
+    def __call__(self, experience: Experience | None, context: Context) -> Experience:
+        played = super().__call__(experience, context)
+        memory = context.memory("until")
         memory["passes"] = memory.get("passes", 0) + 1
         if memory["passes"] == self.passes:
             context.finish("it has seen enough")
             context.finish("a second reason is too late")
             if self.fails:
                 raise UserError("the pass failed.")
-        drawn = torch.rand(run_state.mdp.shape, generator=context.generator("until")).double()
+        return played
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing(Improver):
+    """Mix the policy towards a random one."""
+
+    solves: ClassVar[str] = "finite"
+
+    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+        run_state = context.run_state
+        drawn = torch.rand(run_state.mdp.shape, generator=context.generator("mixing")).double()
         policy = (run_state.policy + drawn) / 2
         run_state.set_policy(policy / policy.sum(-1, keepdim=True), context)
         context.spent.updates += 1
@@ -56,7 +67,7 @@ def begun(folder: Path, turns: int = 1, budget: str = "iterations=40", **setting
 
 
 def recipe_of(turns: int = 1, **settings: Any) -> Recipe:
-    return Recipe(name="until", collect=PlayEpisodes(episodes=2), optimize=Until(**settings), turns=turns)
+    return Recipe(name="until", collect=Until(**settings), optimize=Mixing(), turns=turns)
 
 
 def resumed(folder: Path, turns: int = 1, **settings: Any) -> Any:

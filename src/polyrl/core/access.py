@@ -58,6 +58,7 @@ def check_access(recipe: Recipe, task: Granting) -> None:
         asked = part.required_access()
         if lacking := asked - task.access if asked else asked:  # what a task grants may take a while to find out
             raise UserError(
-                f"{recipe.name} cannot run on {task.name}: its part '{part.name}' asks for {in_words(lacking)} access, and "
-                f"this task grants {in_words(task.access)}; give --task another one, or take a method that asks for less."
+                f"{recipe.name} cannot run on {task.name}: its part '{part.name}' asks for {in_words(lacking)} access, "
+                f"and this task grants {in_words(task.access)}; give --task another one, or take a method that asks "
+                "for less."
             )
