@@ -105,7 +105,7 @@ def test_regret_is_the_sum_of_exact_gaps_of_what_acted() -> None:
     mdp, expected, policies = loop.run_state.mdp, 0.0, []
     best = best_by_enumeration(mdp) if mdp.shape[0] * mdp.shape[1] < 9 else mdp.optimum
     for _ in range(80):
-        policies.append(loop.run_state.policy)
+        policies.append(loop.run_state.policy.clone())
         expected += best - float(mdp.worth(policies[-1]))
         loop.iterate()
     found = loop.run_state.evaluate()[0]
@@ -179,13 +179,13 @@ def test_a_pass_of_synchronous_values_is_exact_without_chance() -> None:
         value = torch.cat([q.max(-1).values[1:], torch.zeros(1, 2, dtype=torch.float64)])
         target = mdp.reward + torch.einsum("hsat,ht->hsa", mdp.transition, value)
         q = q + size * (target - q)
-        assert torch.allclose(loop.run_state.tables["q"], q, atol=1e-12)
+        assert torch.allclose(loop.run_state.models["q"].values, q, atol=1e-12)
     assert torch.equal(q[-1], mdp.reward[-1])
 
 
 def test_discounted_values_come_to_the_exact_ones() -> None:
     loop = run_of(SYNCHRONOUS, "hole-grid(width=3,holes=1,slip=0.2)", count=60, draws="200")
-    assert float((loop.run_state.tables["q"] - loop.run_state.mdp.solution.q).abs().max()) < 0.02
+    assert float((loop.run_state.models["q"].values - loop.run_state.mdp.solution.q).abs().max()) < 0.02
     assert loop.run_state.evaluate()[0]["eval/suboptimality"] < 1e-3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +15,11 @@ from conftest import SEED, read_records
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.more_budget import finished
+from polyrl.core.update import Fresh, OwnUpdate, See
 from polyrl.errors import UserError
+from polyrl.models.finite import FinitePolicy
 from polyrl.parts.finite import PlayEpisodes
-from polyrl.recipe import Improver, Recipe, Term, hyperparameter
+from polyrl.recipe import Recipe, hyperparameter
 from polyrl.runs import resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
 
@@ -43,18 +46,17 @@ class Until(PlayEpisodes):
         return played
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mixing(Improver):
+@dataclass(frozen=True)
+class Mixing(OwnUpdate):
     """Mix the policy towards a random one."""
 
     solves: ClassVar[str] = "finite"
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        run_state = context.run_state
-        drawn = torch.rand(run_state.mdp.shape, generator=context.generator("mixing")).double()
-        policy = (run_state.policy + drawn) / 2
-        run_state.set_policy(policy / policy.sum(-1, keepdim=True), context)
-        context.spent.updates += 1
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
+        table = see[self.trains].probabilities
+        policy = (table + see.draw.uniform(*table.shape).double()) / 2
+        see[self.trains].assign(policy / policy.sum(-1, keepdim=True))
+        return {"mixed": float(policy[0, 0, 0])}
 
 
 def begun(folder: Path, turns: int = 1, budget: str = "iterations=40", **settings: Any) -> Any:
@@ -67,7 +69,13 @@ def begun(folder: Path, turns: int = 1, budget: str = "iterations=40", **setting
 
 
 def recipe_of(turns: int = 1, **settings: Any) -> Recipe:
-    return Recipe(name="until", collect=Until(**settings), optimize=Mixing(), turns=turns)
+    return Recipe(
+        name="until",
+        models={"policy": FinitePolicy()},
+        collect=Until(**settings),
+        updates=(Mixing("policy", Fresh()),),
+        turns=turns,
+    )
 
 
 def resumed(folder: Path, turns: int = 1, **settings: Any) -> Any:
@@ -87,7 +95,7 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
 def tables(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(folder / "model" / "tables.safetensors")
+    return load_file(folder / "model" / "policy.safetensors")
 
 
 def test_a_part_ends_the_run_with_an_evaluation_a_checkpoint_and_a_reason(tmp_path: Path) -> None:
@@ -98,7 +106,7 @@ def test_a_part_ends_the_run_with_an_evaluation_a_checkpoint_and_a_reason(tmp_pa
     records = read_records(tmp_path / "run")
     assert len(records) == 8 and records[-1]["eval/return"] == final["eval/return"] and "eval/return" not in records[-2]
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())[-1].endswith("7")
-    assert torch.equal(tables(tmp_path / "run")["policy"], loop.run_state.policy)
+    assert torch.equal(tables(tmp_path / "run")["probabilities"], loop.run_state.policy)
 
 
 def test_a_run_that_spends_its_budget_has_no_reason(tmp_path: Path) -> None:
@@ -150,7 +158,7 @@ def test_a_pass_that_fails_ends_nothing(tmp_path: Path) -> None:
         begun(tmp_path / "run", fails=True).run()
     assert summary(tmp_path / "run")["status"] == "failed" and "reason" not in summary(tmp_path / "run")
     loop = resumed(tmp_path / "run")  # the recipe no longer fails
-    assert loop.context.iteration == 6 and not loop.context.over and loop.run_state.tables["regret"][1] == 12
+    assert loop.context.iteration == 6 and not loop.context.over and loop.run_state.acting["regret"][1] == 12
     loop.run()
     begun(tmp_path / "whole").run()
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")

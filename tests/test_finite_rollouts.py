@@ -10,7 +10,9 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
-from polyrl.errors import UserError
+from polyrl.errors import NotFinite, UserError
+from polyrl.models.finite import FinitePolicy
+from polyrl.models.tables import TableModels
 from polyrl.parts.finite import DrawEveryPair, FollowStream, FromFinite, PlayEpisodes, RestartEpisodes, ReturnToStates
 from polyrl.run_state.finite import FiniteRunState
 from polyrl.runtime.budget import Budget
@@ -23,7 +25,7 @@ LOCK = CombinationLock(horizon=4, choices=2)
 
 
 def context_of(task: FiniteTask, seed: int = 3) -> Context:
-    run_state = FiniteRunState(task)
+    run_state = FiniteRunState(task, TableModels({"policy": FinitePolicy()}, task))
     context = Context(run_state=run_state, seed=seed, budget=Budget(iterations=100), iteration=1)
     run_state.begin(context)
     return context
@@ -133,11 +135,11 @@ def test_played_episodes_earn_what_the_policy_is_worth_and_cost_its_regret() -> 
     context = context_of(LOCK)
     run_state = context.run_state
     policy = (LOCK.mdp.solution.policy + LOCK.mdp.uniform) / 2
-    run_state.set_policy(policy, context)
+    run_state.models["policy"].assign(policy)
     (batch,) = collected(PlayEpisodes(episodes=40_000), context, 1)
     worth = float(LOCK.mdp.worth(policy))
     assert float(batch["reward"].sum(1).mean()) == pytest.approx(worth, abs=5 * 0.5 / 200)
-    total, count = run_state.tables["regret"].tolist()
+    total, count = run_state.acting["regret"].tolist()
     assert count == 40_000 and total / count == pytest.approx(LOCK.mdp.optimum - worth)
     steps = torch.arange(4).expand(40_000, 4)
     told = policy[steps, batch["state"], batch["action"]].log()
@@ -151,12 +153,12 @@ def test_the_gap_regret_of_a_stream_is_that_of_its_actions() -> None:
     context = context_of(task)
     (batch,) = collected(FollowStream(steps=500), context, 1)
     gaps = sum(float(task.mdp.gaps[0, s, a]) for s, a in zip(batch["state"][0], batch["action"][0], strict=True))
-    total, count = context.run_state.tables["regret"].tolist()
+    total, count = context.run_state.acting["regret"].tolist()
     assert count == 500 and total == pytest.approx(gaps) and gaps > 0
     best = context_of(task)
-    best.run_state.set_policy(task.mdp.solution.policy, best)
+    best.run_state.models["policy"].assign(task.mdp.solution.policy)
     collected(FollowStream(steps=500), best, 1)
-    assert best.run_state.tables["regret"].tolist() == [pytest.approx(0, abs=1e-9), 500]
+    assert best.run_state.acting["regret"].tolist() == [pytest.approx(0, abs=1e-9), 500]
 
 
 # -------------------------------------------------------------------------------------------------------- resets
@@ -181,7 +183,7 @@ def test_restarts_begin_in_the_given_distribution_at_every_step() -> None:
 
 def test_the_first_action_alone_is_uniform() -> None:
     context = context_of(LOCK)
-    context.run_state.set_policy(LOCK.mdp.solution.policy, context)
+    context.run_state.models["policy"].assign(LOCK.mdp.solution.policy)
     (batch,) = collected(RestartEpisodes(episodes=400, first_action="uniform"), context, 1)
     best = LOCK.mdp.solution.policy[batch["step"], batch["state"], batch["action"]]
     followed = torch.where(batch["present"], best, 1.0)
@@ -218,19 +220,19 @@ def test_without_a_horizon_somebody_has_to_say_when_an_episode_is_cut() -> None:
 def test_an_iteration_that_does_not_count_leaves_no_regret() -> None:
     context = context_of(LOCK)
     collected(PlayEpisodes(episodes=2), context, 1)
-    before = {name: table.clone() for name, table in context.run_state.tables.items()}
+    before = {name: table.clone() for name, table in context.run_state.acting.items()}
     context.iteration = 2
     PlayEpisodes(episodes=50)(None, context)  # type: ignore[arg-type]
-    assert float(context.run_state.tables["regret"][1]) == 52
+    assert float(context.run_state.acting["regret"][1]) == 52
     context.run_state.rewind()
-    assert same(before, context.run_state.tables)
+    assert same(before, context.run_state.acting)
     context.iteration = 3  # fails before anything was played
     context.run_state.rewind()
-    assert same(before, context.run_state.tables)
+    assert same(before, context.run_state.acting)
 
 
 def test_a_policy_that_is_none_is_refused() -> None:
     context = context_of(LOCK)
     for wrong in (LOCK.mdp.uniform * 2, LOCK.mdp.uniform.new_full(LOCK.mdp.shape, torch.nan), LOCK.mdp.uniform[0]):
-        with pytest.raises(UserError, match="The policy of iteration 1 is none"):
-            context.run_state.set_policy(wrong, context)
+        with pytest.raises(NotFinite, match=r"no policy|of the shape"):
+            context.run_state.models["policy"].assign(wrong)

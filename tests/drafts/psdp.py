@@ -8,6 +8,7 @@ mu_h is from where good policies go is what the method pays for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,9 +18,11 @@ from torch import Tensor
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Fresh, OwnUpdate, See
 from polyrl.errors import UserError
+from polyrl.models.finite import FinitePolicy
 from polyrl.parts.finite import RestartEpisodes
-from polyrl.recipe import Improver, Recipe, Term, hyperparameter
+from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "psdp-draft"
 TITLE = "Policy Search by Dynamic Programming"
@@ -46,8 +49,8 @@ class LayerEpisodes(RestartEpisodes):
         return torch.full_like(rows, mdp.horizon - context.memory("psdp").get("layers", 0) - 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImproveLayer(Improver):
+@dataclass(frozen=True)
+class ImproveLayer(OwnUpdate):
     """Take the policy of the class that would have earned the most from these states on."""
 
     solves: ClassVar[str] = "finite"
@@ -58,22 +61,22 @@ class ImproveLayer(Improver):
         "all", "the class of a layer: an action for each state, or one for all states"
     )
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """One layer; after the first layer of an episode there is nothing left to do."""
-        run_state, memory = context.run_state, context.memory("psdp")
-        _, states, actions = run_state.mdp.shape
-        layer = int(experience["step"][0, 0])
-        value = mean_returns(experience, states, actions)
+        memory = see.context.memory("psdp")
+        policy = see[self.trains].probabilities.clone()
+        _, states, actions = policy.shape
+        layer = int(batch["step"][0, 0])
+        value = mean_returns(batch, states, actions)
         if self.policies == "constant":  # the states are those of mu_h already
-            value = mean_returns(experience, 1, actions).expand(states, actions)
-        policy = run_state.policy.clone()
+            value = mean_returns(batch, 1, actions).expand(states, actions)
         policy[layer] = torch.nn.functional.one_hot(value.argmax(-1), actions).double()
-        run_state.set_policy(policy, context)
+        see[self.trains].assign(policy)
         memory["layers"] = memory.get("layers", 0) + 1
-        context.spent.updates += 1
-        context.log(layer=layer + 1, value=value.max(-1).values.mean())
         if layer == 0:
-            context.finish("every layer has its policy")
+            see.context.finish("every layer has its policy")
+        known = value[value.isfinite().any(-1)]
+        return {"layer": layer + 1, "layer/value": float(known.max(-1).values.mean())}
 
 
 def mean_returns(experience: Experience, states: int, actions: int) -> Tensor:
@@ -94,8 +97,9 @@ def recipe() -> Recipe:
     """One layer an iteration, from the last to the first."""
     return Recipe(
         name=SLUG,
+        models={"policy": FinitePolicy()},
         collect=LayerEpisodes(),
-        optimize=ImproveLayer(),
-        adds=("layer-episodes", "improve-layer"),
+        updates=(ImproveLayer("policy", Fresh()),),
+        adds=("layer-episodes", "policy-update"),
         budget="queries=1000000",
     )

@@ -6,18 +6,19 @@ first draw replaces the values, and in problems without chance a pass over the l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Again, Fresh, OwnUpdate, See
 from polyrl.errors import UserError
+from polyrl.models.finite import FinitePolicy, FiniteValues
 from polyrl.parts.finite import DrawEveryPair
-from polyrl.recipe import Improver, Recipe, Term
+from polyrl.recipe import Recipe
 from polyrl.tasks.theory.finite import FiniteMDP
 from polyrl.tasks.theory.solving import greedy
 
@@ -37,42 +38,54 @@ def step_size(mdp: FiniteMDP, draw: int) -> float:
     return 1 / (1 + (1 - mdp.discount) * (draw - 1))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SynchronousQ(Improver):
-    """Move the values of all pairs towards their draws, and act greedily by them."""
+@dataclass(frozen=True)
+class SynchronousQ(OwnUpdate):
+    """Move the values of all pairs towards their draws."""
 
     solves: ClassVar[str] = "finite"
     needs: ClassVar[frozenset[str]] = frozenset({"next_state", "reward"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        """One update for each draw of every pair, in their order."""
-        run_state, memory = context.run_state, context.memory("q-learning")
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
+        """One move for each draw of every pair, in their order."""
+        run_state, memory = see.context.run_state, see.context.memory("q-learning")
         mdp: FiniteMDP = run_state.mdp
         if mdp.criterion == "average":
             raise UserError(f"{SLUG} needs a horizon or a discount, and {run_state.task.name} has neither.")
-        q: Tensor = run_state.get_or_create("q", lambda: torch.zeros(mdp.shape, dtype=torch.float64)).clone()
-        following = experience["next_state"].view(*mdp.shape, -1)
-        reward = experience["reward"].view(*mdp.shape, -1)
+        q = see[self.trains].values.clone()
+        following = batch["next_state"].view(*mdp.shape, -1)
+        reward = batch["reward"].view(*mdp.shape, -1)
         for k in range(following.shape[-1]):
             memory["draws"] = memory.get("draws", 0) + 1
             value = q.max(-1).values  # [L, S]
             if mdp.horizon:
                 value = torch.cat([value[1:], torch.zeros(1, value.shape[1], dtype=torch.float64)])
             ahead = value.gather(1, following[..., k].flatten(1)).view(mdp.shape)
-            target = reward[..., k] + (mdp.discount or 1.0) * ahead
-            q += step_size(mdp, memory["draws"]) * (target - q)
-        context.params_updated = True
-        run_state.tables["q"] = q
-        run_state.set_policy(greedy(q), context)
-        context.spent.updates += following.shape[-1]
+            q += step_size(mdp, memory["draws"]) * (reward[..., k] + (mdp.discount or 1.0) * ahead - q)
+        see[self.trains].assign(q)
+        return {}
+
+
+@dataclass(frozen=True)
+class ActGreedily(OwnUpdate):
+    """Act by the largest value, the first of equals."""
+
+    solves: ClassVar[str] = "finite"
+    models: ClassVar[frozenset[str]] = frozenset({"q"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
+
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
+        """The policy for all steps and states at once."""
+        see[self.trains].assign(greedy(see["q"].values))
+        return {}
 
 
 def recipe() -> Recipe:
     """One draw of every pair an iteration."""
     return Recipe(
         name=SLUG,
+        models={"policy": FinitePolicy(), "q": FiniteValues()},
         collect=DrawEveryPair(),
-        optimize=SynchronousQ(),
-        adds=("draw-every-pair", "synchronous-q"),
+        updates=(SynchronousQ("q", Fresh()), ActGreedily("policy", Again())),
+        adds=("draw-every-pair", "q-update", "policy-update"),
     )

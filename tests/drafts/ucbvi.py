@@ -7,18 +7,20 @@ value is raised by c V sqrt(log(2 + t) / n), V the most that can still be earned
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import Again, Fresh, OwnUpdate, See
 from polyrl.errors import UserError
+from polyrl.models.finite import FinitePolicy, TransitionCounts
 from polyrl.parts.finite import PlayEpisodes
-from polyrl.recipe import Improver, Recipe, Term, hyperparameter
+from polyrl.recipe import Recipe, hyperparameter
 from polyrl.tasks.theory.finite import FiniteMDP
 from polyrl.tasks.theory.solving import greedy
 
@@ -30,35 +32,41 @@ FORMULA = "pi_h(s) = argmax_a min(V_max, r_n + P_n V_{h+1} + c V_max sqrt(log(2 
 TASK = "combination-lock"
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimisticPlan(Improver):
-    """Plan in the estimated model, values raised where little is known; rewards lie in [0, `highest`] a step."""
+@dataclass(frozen=True)
+class CountTransitions(OwnUpdate):
+    """Take the episodes in."""
 
     solves: ClassVar[str] = "finite"
     needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "next_state", "step", "reward", "present"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
+        """Every step that there was."""
+        fields = ("step", "state", "action", "next_state", "reward")
+        see[self.trains].add(*(batch[name][batch["present"]] for name in fields))
+        return {}
+
+
+@dataclass(frozen=True)
+class OptimisticPlan(OwnUpdate):
+    """Plan in the estimated model, values raised where little is known; rewards lie in [0, `highest`] a step."""
+
+    solves: ClassVar[str] = "finite"
+    models: ClassVar[frozenset[str]] = frozenset({"counts"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
+
     bonus: float = hyperparameter(0.1, "c, by which the bonus is scaled; 0 is greedy", low=0)
     highest: float = hyperparameter(1.0, "the most that an episode can earn from any step on", above=0)
 
-    def run(self, terms: tuple[Term, ...], experience: Experience, context: Context) -> None:
-        """Take the episodes in and plan anew."""
-        run_state = context.run_state
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
+        """Plan anew."""
+        run_state, counts = see.context.run_state, see["counts"]
         mdp: FiniteMDP = run_state.mdp
         if not mdp.horizon:
             raise UserError(f"{SLUG} plans for a horizon, and {run_state.task.name} has none.")
-        visits = run_state.get_or_create("visits", lambda: torch.zeros_like(mdp.transition)).clone()
-        earned = run_state.get_or_create("earned", lambda: torch.zeros_like(mdp.reward)).clone()
-        at = tuple(experience[name][experience["present"]] for name in ("step", "state", "action"))
-        following, reward = (experience[name][experience["present"]] for name in ("next_state", "reward"))
-        visits.index_put_((*at, following), torch.ones_like(reward), accumulate=True)
-        earned.index_put_(at, reward, accumulate=True)
-        context.params_updated = True
-        run_state.tables.update(visits=visits, earned=earned)
-        q = optimistic(visits, earned, self.bonus, self.highest, context.spent.samples)
-        run_state.set_policy(greedy(q), context)
-        context.spent.updates += 1
-        context.log(optimistic_value=(q[0].max(-1).values * mdp.initial).sum())
+        q = optimistic(counts.visits, counts.earned, self.bonus, self.highest, see.context.spent.samples)
+        see[self.trains].assign(greedy(q))
+        return {"optimistic_value": float((q[0].max(-1).values * mdp.initial).sum())}
 
 
 def optimistic(visits: Tensor, earned: Tensor, bonus: float, highest: float, episodes: int) -> Tensor:
@@ -78,8 +86,9 @@ def recipe() -> Recipe:
     """One episode for each plan, and a hundred of them an iteration."""
     return Recipe(
         name=SLUG,
+        models={"policy": FinitePolicy(), "counts": TransitionCounts()},
         collect=PlayEpisodes(),
-        optimize=OptimisticPlan(),
+        updates=(CountTransitions("counts", Fresh()), OptimisticPlan("policy", Again())),
         turns=100,
-        adds=("play-episodes", "optimistic-plan"),
+        adds=("play-episodes", "counts-update", "policy-update"),
     )

@@ -234,7 +234,7 @@ class Recipe:
             for name, p in (*parts, *self.entries())
             for f in options(p)
         }
-        return found | ({"iteration.turns": self.turns} if self.updates or self.turns > 1 else {})
+        return found | ({"iteration.turns": self.turns} if self.updates else {})
 
     def _stage_parts(self) -> Iterator[Part]:
         for _, parts in self.stages():
@@ -321,7 +321,7 @@ class Recipe:
         """
         wanted_part, _, wanted = american(name.replace("-", "_")).rpartition(".")
         hits = 0
-        if (self.updates or self.turns > 1) and wanted == "turns" and wanted_part in ("", "iteration"):
+        if self.updates and wanted == "turns" and wanted_part in ("", "iteration"):
             turns: int = parse_value("iteration", "turns", int, value)
             if turns < 1:
                 raise UserError(f"iteration.turns is {turns} but must be at least 1.")

@@ -164,7 +164,7 @@ class ReturnToStates(Episodes):
 
     def chosen(self, rows: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Steps and states `[B]` to go back to: any that was seen, equally often. Papers say otherwise."""
-        seen = context.run_state.tables["seen"].nonzero()
+        seen = context.run_state.acting["seen"].nonzero()
         uniform = counted_uniforms(context.seed, self.stream, "state", rows=rows, times=torch.zeros(1).long())[:, 0, 0]
         step, state = seen[(uniform * len(seen)).long()].unbind(1)
         return step, state
@@ -177,7 +177,7 @@ class ReturnToStates(Episodes):
         """
         mdp: FiniteMDP = context.run_state.mdp
         step, state = self.chosen(rows, context)
-        fresh = ~context.run_state.tables["seen"][step.clamp(max=mdp.layers - 1), state]
+        fresh = ~context.run_state.acting["seen"][step.clamp(max=mdp.layers - 1), state]
         if bool(fresh.any()):
             h, s = int(step[fresh][0]), int(state[fresh][0])
             raise UserError(

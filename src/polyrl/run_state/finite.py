@@ -1,49 +1,46 @@
-"""The state of a run on a finite MDP: tables, and exact judgement of the policy that they hold.
+"""The state of a run on a finite MDP: the models that act in it, and exact judgement.
 
-Everything that changes is a named table, so a checkpoint is one safetensors file and a resumed run goes on to the same
-bits.
+What changes is in the models, float64 tables, but for the regrets so far and the states that were seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from polyrl.errors import UserError
 from polyrl.models.stored import Stored, StoredTables
+from polyrl.models.tables import ActionProbabilities, TableModels
 from polyrl.run_state.base import RunState
 from polyrl.tasks.theory.finite import FiniteTask
 
 if TYPE_CHECKING:
     from polyrl.core.context import Context
 
-FILE = "tables.safetensors"
+FILE = "acting.safetensors"
 LOWEST = 1e-16
 """Gaps are told no smaller than this: below it they are rounding, and a logarithmic axis has no place for 0."""
 
 
 class FiniteRunState(RunState):
-    """A finite MDP and the policy `[L, S, A]` that acts in it.
-
-    What is judged is the policy, or the table `answer` `[L, S, A]` where a method keeps one that does not act.
+    """A finite MDP, the policies and values of its states, and what acting has come to so far.
 
     Attributes:
-        tables: name -> tensor. Parts may keep tables of their own here, replaced and not written into; all are saved.
+        models: tables by name (`polyrl.models.finite`).
+        judged: name of the model that evaluations judge.
+        acting: `regret` `[2]`, its sum and over how many episodes or steps; `seen` `[L, S]` bool, where it has been.
+            Replaced and not written into.
     """
 
-    def __init__(self, task: FiniteTask):
-        self.task = task
+    models: TableModels
+
+    def __init__(self, task: FiniteTask, models: TableModels, judged: str = ""):
+        self.task, self.models, self.judged = task, models, judged or models.acts
         self.mdp = task.mdp
         seen = torch.zeros(self.mdp.shape[:2], dtype=torch.bool)
         seen[0] = self.mdp.initial > 0
-        self.tables: dict[str, Tensor] = {
-            "policy": self.mdp.uniform.clone(),
-            "regret": torch.zeros(2, dtype=torch.float64),  # its sum, and over how many episodes or steps
-            "seen": seen,
-        }
+        self.acting: dict[str, Tensor] = {"regret": torch.zeros(2, dtype=torch.float64), "seen": seen}
         self._began: tuple[int, dict[str, Tensor]] = (-1, {})
         self._context: Context | None = None
 
@@ -51,65 +48,45 @@ class FiniteRunState(RunState):
         """Know which iteration it is."""
         self._context = context
 
-    # ------------------------------------------------------------------------------------------------- what acts
-
     @property
     def policy(self) -> Tensor:
         """Probabilities `[L, S, A]` of what acts."""
-        return self.tables["policy"]
+        return self._policy(self.models.acts)
 
     @property
     def answer(self) -> Tensor:
         """Probabilities `[L, S, A]` of what the method would return now."""
-        return self.tables.get("answer", self.tables["policy"])
+        return self._policy(self.judged)
 
-    def set_policy(self, policy: Tensor, context: Context) -> None:
-        """Let this policy `[L, S, A]` act from now on.
-
-        Raises:
-            UserError: it is none: NaN, below 0, or not of sum 1.
-        """
-        if policy.shape != self.mdp.shape or not bool(
-            ((policy >= 0) & ((policy.sum(-1, True) - 1).abs() < 1e-9)).all()
-        ):
-            raise UserError(
-                f"The policy of iteration {context.iteration} is none: a table {[*self.mdp.shape]} of probabilities is "
-                f"needed, and it is {[*policy.shape]} with sums from {policy.sum(-1).min():g} to "
-                f"{policy.sum(-1).max():g}."
-            )
-        context.params_updated = True
-        self.tables["policy"] = policy
-
-    def get_or_create(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """The table called `name`, made on first use."""
-        if name not in self.tables:
-            self.tables[name] = make()
-        return self.tables[name]
+    def _policy(self, name: str) -> Tensor:
+        policy = self.models[name]
+        assert isinstance(policy, ActionProbabilities)
+        return policy.probabilities
 
     # ------------------------------------------------------------------------------------- what collecting reports
 
     def _remember(self, context: Context) -> None:
         """Keep what this iteration begins with, in case that it does not count."""
         if self._began[0] != context.iteration:
-            self._began = (context.iteration, {name: self.tables[name] for name in ("regret", "seen")})
+            self._began = (context.iteration, dict(self.acting))
 
     def rewind(self) -> None:
         """Forget what the present iteration's experience has added."""
         if self._context is not None and self._began[0] == self._context.iteration:
-            self.tables.update(self._began[1])
+            self.acting.update(self._began[1])
 
     def count_regret(self, regret: float, count: int, context: Context) -> None:
         """Add what acting has cost: `regret` over `count` episodes, or steps of a stream."""
         self._remember(context)
-        self.tables["regret"] = self.tables["regret"] + torch.tensor([regret, count], dtype=torch.float64)
+        self.acting["regret"] = self.acting["regret"] + torch.tensor([regret, count], dtype=torch.float64)
 
     def count_seen(self, step: Tensor, state: Tensor, context: Context) -> None:
         """Remember that these states `[...]` were reached at these steps `[...]`; at step H there are none."""
         self._remember(context)
         inside = step < self.mdp.horizon if self.mdp.horizon else torch.ones_like(step, dtype=torch.bool)
-        seen = self.tables["seen"].clone()
+        seen = self.acting["seen"].clone()
         seen[step[inside].clamp(max=self.mdp.layers - 1), state[inside]] = True
-        self.tables["seen"] = seen
+        self.acting["seen"] = seen
 
     # ------------------------------------------------------------------------------------------------- judgement
 
@@ -119,7 +96,7 @@ class FiniteRunState(RunState):
         `eval/regret` is the mean of an episode or step, `eval/cumulative_regret` the sum.
         """
         worth = float(self.mdp.worth(self.answer))
-        total, count = self.tables["regret"].tolist()
+        total, count = self.acting["regret"].tolist()
         gap = self.mdp.optimum - worth
         metrics = {
             self.task.metric.key: worth,
@@ -137,11 +114,12 @@ class FiniteRunState(RunState):
     # --------------------------------------------------------------------------------------------------- folders
 
     def stored(self) -> dict[str, Stored]:
-        """Every table, in one file."""
-        return {"policy": StoredTables(FILE, lambda: self.tables, self._take, of="a run on a finite MDP")}
+        """The models, and what acting has come to."""
+        acting = StoredTables(FILE, lambda: self.acting, self._take, of="a run on a finite MDP")
+        return {**self.models.stored(), "acting": acting}
 
-    def _take(self, tables: dict[str, Tensor]) -> None:
-        self.tables = tables
+    def _take(self, acting: dict[str, Tensor]) -> None:
+        self.acting = acting
 
 
 def likeliest(run_state: FiniteRunState, shown: int = 6) -> list[dict[str, Any]]:
