@@ -100,6 +100,6 @@ def recipe() -> Recipe:
         models={"policy": FinitePolicy()},
         collect=LayerEpisodes(),
         updates=(ImproveLayer("policy", Fresh()),),
-        adds=("layer-episodes", "policy-update"),
+        adds=("layer-episodes", "improve-layer"),
         budget="queries=1000000",
     )

@@ -87,5 +87,5 @@ def recipe() -> Recipe:
         models={"policy": FinitePolicy(), "q": FiniteValues()},
         collect=DrawEveryPair(),
         updates=(SynchronousQ("q", Fresh()), ActGreedily("policy", Again())),
-        adds=("draw-every-pair", "q-update", "policy-update"),
+        adds=("draw-every-pair", "synchronous-q", "act-greedily"),
     )

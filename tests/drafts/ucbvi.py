@@ -90,5 +90,5 @@ def recipe() -> Recipe:
         collect=PlayEpisodes(),
         updates=(CountTransitions("counts", Fresh()), OptimisticPlan("policy", Again())),
         turns=100,
-        adds=("play-episodes", "counts-update", "policy-update"),
+        adds=("play-episodes", "count-transitions", "optimistic-plan"),
     )
