@@ -394,7 +394,10 @@ GROUPS: list[Group] = [
             ("if (folder / FILE_OF_BEFORE).is_file():", "if False:"),
             ("if solves != kind:", "if False:"),
             ("if not recipe.models:", "if False:"),
-            ("if not isinstance(models[name], GamePolicy if game else ActionProbabilities):", "if False:"),
+            (
+                "if not isinstance(models[name], GamePolicy if",
+                "if False and not isinstance(models[name], GamePolicy if",
+            ),
         ],
     ),
     Group(
