@@ -59,7 +59,13 @@ def test_files_that_are_said_to_be_new_are_new_and_others_are_there() -> None:
         for file in re.findall(r"[\w/]+/(?:\w+\.py)?", files):
             assert (source / file).exists() == (file in there), f"{slug}: {file}"
     drafts = {slug.replace("-", "_") for slug, _, _, said in PAPERS if "stands as a draft" in said}
-    known = {"ppo_list", "harpg", "psdp", "q_learning_generative", "ucbvi"}  # what is there already, or what papers compare with
+    known = {
+        "ppo_list",
+        "harpg",
+        "psdp",
+        "q_learning_generative",
+        "ucbvi",
+    }  # what is there already, or what papers compare with
     assert drafts | known == {file.stem for file in (ROOT / "tests" / "drafts").glob("*.py")}
 
 
