@@ -222,7 +222,7 @@ def _stage_pieces(recipe: Recipe) -> Iterator[str]:
 def _entry_line(name: str, entry: Part, recipe: Recipe) -> str:
     star = " `*`" if name in recipe.adds else ""
     if entry.name not in catalogue.entries():
-        return f"- `{name}`{star}: a copy of `{recipe.models[name].copied}`"
+        return f"- `{name}`{star}: {recipe.models[name].said}"
     return f"- [`{name}`](../reference/parts.md#{entry.name}){star}: {docstring(type(entry)).partition(chr(10))[0]}"
 
 

@@ -92,7 +92,7 @@ class TableRunState:
 def make_context(run_state: Any, recipe: Recipe | None = None, **changes: Any) -> Context:
     context = Context(run_state=run_state, seed=0, budget=Budget(samples=1000), iteration=1, **changes)
     if recipe is not None:
-        context.optimizer = recipe.optimize.optimizers(run_state)  # type: ignore[attr-defined]
+        context.optimizer = recipe.improver.optimizers(run_state)
     return context
 
 

@@ -16,12 +16,14 @@ import torch
 import polyrl as package
 from conftest import SEED, Command, reached, read_records, run_code, timeless
 from polyrl import catalogue
+from polyrl.core.update import Update
+from polyrl.core.updating import Means
 from polyrl.errors import Diverged, UserError
 from polyrl.methods.operations.hdpo import PathwiseCost
 from polyrl.methods.operations.reinforce import PeriodBaseline
+from polyrl.models.inventory import OrderingModels
 from polyrl.parts.operations import BaseStock, DrawTraces, SampleOrders
 from polyrl.run_state.operations import Evaluation, OperationsRunState
-from polyrl.runtime.seeding import generator
 from polyrl.tasks.operations import optima, task
 from run_states import make_context
 
@@ -32,10 +34,9 @@ SMALL = ["--scenarios", "64", "--periods", "20", "--hidden", "8", "--eval-episod
 def made(spec: str, method: str = "hdpo", seed: int = 0, evaluation: Evaluation = FEW, **hyperparameters: Any) -> Any:
     """A run state and its recipe."""
     recipe = catalogue.build(method, hyperparameters, domain="operations")
-    wants = frozenset[str]().union(*(t.wants for t in recipe.terms))
     setting = task(spec)
-    policy = recipe.policy.build(setting, generator(seed, "policy"))  # type: ignore[union-attr]
-    return OperationsRunState(setting, policy, noise="logprob" in wants, evaluation=evaluation), recipe
+    models = OrderingModels(recipe.models, setting, seed, recipe.acts)
+    return OperationsRunState(setting, models, judges=recipe.judged, evaluation=evaluation), recipe
 
 
 def iterate(run_state: Any, recipe: Any, count: int, seed: int = 0) -> Any:
@@ -44,12 +45,13 @@ def iterate(run_state: Any, recipe: Any, count: int, seed: int = 0) -> Any:
     context.seed = seed
     for i in range(count):
         context.iteration = i + 1
+        context.means = Means()
         batch = None
         for stage, parts in recipe.stages():
             if stage != "improve":
                 for part in parts:
                     batch = part(batch, context)
-        recipe.optimize.run(recipe.terms, batch, context)
+        recipe.improver.run((), batch, context)
     return context
 
 
@@ -64,7 +66,7 @@ def test_one_level_finds_the_newsvendors() -> None:
     context = iterate(run_state, recipe, 125, SEED)
     reached(-abs(run_state.policy.level().item() - 29.55), -0.15)
     assert context.spent.samples == 125 * 256 and context.spent.steps == 125 * 256 * 50
-    assert context.metrics["reward"] == pytest.approx(-context.metrics["loss"], rel=1e-5)
+    assert context.metrics["reward"] == pytest.approx(-context.metrics["loss/pathwise-cost"], rel=1e-5)
 
 
 def test_the_default_unit_takes_the_networks_learning_rate() -> None:
@@ -126,12 +128,12 @@ def test_every_setting_improves(spec: str, method: str) -> None:
 def test_log_densities_and_entropy_are_the_normals() -> None:
     run_state, recipe = made("one-warehouse", "reinforce", scenarios=8, periods=6)
     with torch.no_grad():
-        run_state.log_noise.copy_(torch.tensor([0.3, -0.2, 0.0, 0.5]))
+        run_state.policy.log_noise.copy_(torch.tensor([0.3, -0.2, 0.0, 0.5]))
     context = make_context(run_state, recipe)
     batch = SampleOrders(scenarios=8, periods=6)(None, context)
-    found = run_state.outputs(batch, {"logprob", "entropy"})
+    found = run_state.policy.outputs(batch, {"logprob", "entropy"}, None)
     mean = run_state.policy(batch["observation"].flatten(0, 1)).view_as(batch["action"])
-    normal = torch.distributions.Normal(mean, run_state.log_noise.exp())
+    normal = torch.distributions.Normal(mean, run_state.policy.log_noise.exp())
     torch.testing.assert_close(found["logprob"], normal.log_prob(batch["action"]).sum(-1))
     torch.testing.assert_close(found["entropy"], normal.entropy().sum(-1))
     torch.testing.assert_close(found["logprob"], batch["behaviour_logprob"], atol=1e-4, rtol=1e-4)
@@ -240,13 +242,17 @@ def test_the_best_on_dev_is_kept(tmp_path: Path) -> None:
     run_state.export(tmp_path / "model")
     other, _ = made("backlog", "hdpo+base-stock", start=29.0, unit=1.0)
     other.load(tmp_path / "state")
-    assert other.policy.level.parameter.item() == 4.0 and other.best_policy.level.parameter.item() == 0.5
-    assert other.best_dev == run_state.best_dev == best["eval/dev_cost"]
+    assert other.policy.level.parameter.item() == 4.0 and other.judged.level.parameter.item() == 0.5
+    assert other.judged.dev_cost.item() == run_state.judged.dev_cost.item() == best["eval/dev_cost"]
     assert other.evaluate()[0] == worse
     other.load(tmp_path / "model")
     assert other.policy.level.parameter.item() == 0.5 and other.evaluate()[0]["eval/cost"] == best["eval/cost"]
     about = json.loads((tmp_path / "model" / "policy.json").read_text())
-    assert about["task"] == "backlog" and about["settings"]["lead_time"] == 4 and about["architecture"] == "BaseStock"
+    assert (
+        about["task"] == "backlog"
+        and about["settings"]["lead_time"] == 4
+        and about["models"]["policy"]["name"] == "base-stock"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- kill, resume
@@ -370,11 +376,11 @@ def test_a_mistake_is_one_sentence(command: list[str], said: str, polyrl: Comman
 
 def test_a_run_of_other_weights_is_refused(finished: Path, tmp_path: Path) -> None:
     run_state, _ = made("lost-sales")
-    with pytest.raises(UserError, match="are of another task"):
+    with pytest.raises(UserError, match="does not hold the models of this run"):
         run_state.load(finished / "model")
     broken = shutil.copytree(finished / "model", tmp_path / "model")
     (broken / "policy.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="has no readable policy"):
+    with pytest.raises(UserError, match="does not hold the models of this run"):
         run_state.load(broken)
 
 
@@ -386,10 +392,11 @@ def test_play_wants_a_number_of_traces(finished: Path, polyrl: Command) -> None:
 def test_parts_say_what_they_are() -> None:
     recipe = catalogue.build("hdpo")
     assert [p.name for _, parts in recipe.stages() for p in parts] == [
-        "draw-traces", "all-steps", "pathwise-cost", "optimize"
+        "draw-traces", "all-steps", "update-list"
     ]  # fmt: skip
-    assert isinstance(catalogue.build("hdpo+base-stock").policy, BaseStock)
-    assert catalogue.build("hdpo+base-stock").terms == (PathwiseCost(),)
+    assert isinstance(catalogue.build("hdpo+base-stock").models["policy"], BaseStock)
+    assert catalogue.build("hdpo+base-stock").updates == recipe.updates
+    assert [t for s in recipe.update_steps() if isinstance(s, Update) for t in s.terms] == [PathwiseCost()]
     assert catalogue.build("hdpo", {"scenarios": 7}).hyperparameters()["draw-traces.scenarios"] == 7
 
 

@@ -26,6 +26,7 @@ ABSTRACT = {
     "Trained",
     "Descended",
     "OfTheory",
+    "OrderingPolicy",
     "Source",
 }
 ROOTS = {

@@ -50,7 +50,7 @@ def models_table(recipe: Recipe) -> Padding:
     table = _table()
     updates = [s for s in flat(recipe.updates) if isinstance(s, Update)]
     for name, model in recipe.models.items():
-        facts = [f"a copy of {model.copied}" if model.copied else _first_sentence(type(model)).rstrip(".")]
+        facts = [model.said]
         facts += [f"trained by {u.name}" for u in updates if u.trains == name]
         facts += [
             f"improved by {u.name}" for u in flat(recipe.updates) if isinstance(u, OwnUpdate) and u.trains == name
@@ -75,7 +75,7 @@ def models_summary(recipe: Recipe) -> Padding:
     """The models in a line each."""
     table = _table()
     for name, model in recipe.models.items():
-        what = f"a copy of {model.copied}" if model.copied else _first_sentence(type(model))
+        what = model.said if model.copied else _first_sentence(type(model))
         values = ", ".join(f"{f.name}={written(getattr(model, f.name))}" for f in options(model))
         table.add_row(_starred(name, name, recipe), Text.assemble(what, (f"  {values}", "dim")))
     return Padding(table, (0, 0, 0, 2))

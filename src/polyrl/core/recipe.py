@@ -276,6 +276,10 @@ class Recipe:
             if found is not None:
                 return found
         which = "optimize" if isinstance(part, Improver) else part.stage
+        if which == "models":
+            model = typing.cast("Model", part)
+            rivals = [name for name, old in self.models.items() if part.slot and old.slot == part.slot]
+            return self._with_model(rivals[0] if len(rivals) == 1 else part.name, model)
         if which in ("policy", "collect", "optimize"):
             old = getattr(self, which)
             if old is None:
@@ -321,6 +325,8 @@ class Recipe:
         """
         wanted_part, _, wanted = american(name.replace("-", "_")).rpartition(".")
         hits = 0
+        if self.updates and wanted_part == "optimize":  # where the optimizer's were before models had their own
+            wanted_part = ""
         if self.updates and wanted == "turns" and wanted_part in ("", "iteration"):
             turns: int = parse_value("iteration", "turns", int, value)
             if turns < 1:
@@ -329,7 +335,7 @@ class Recipe:
 
         def changed(part: Part, called: str = "") -> Part:
             nonlocal hits
-            if wanted_part and (called or part.name).replace("-", "_") != wanted_part:
+            if wanted_part and wanted_part not in (called.replace("-", "_"), part.name.replace("-", "_")):
                 return part
             for f in options(part):
                 if f.name == wanted:
@@ -393,8 +399,8 @@ class Recipe:
             if not self.updates:
                 raise UserError(f"{self.name}: the stream '{name}' is read by updates, and it has no list of them.")
             given[name] = self.of_stream(name)._checked_stages(providers)
-        for source in self.sources.values():
-            source.check_within(self)
+        for entry in (*self.models.values(), *self.sources.values()):
+            entry.check_within(self)
         for term in self.terms:
             if type(term).summand is not Term.summand:
                 raise UserError(

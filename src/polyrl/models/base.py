@@ -112,6 +112,11 @@ class Model(Part):
     copied: ClassVar[str] = ""
     """Name of the model that this one is a copy of; empty for one of its own."""
 
+    @property
+    def said(self) -> str:
+        """What it is, in a few words."""
+        return (type(self).__doc__ or "").partition("\n")[0].rstrip(".")
+
     @abstractmethod
     def make(self, interface: Interface, stream: torch.Generator) -> Network:
         """A new module, initialized from `stream`.
@@ -147,6 +152,11 @@ class Copy(Model):
     def copied(self) -> str:  # type: ignore[override]
         """The model that it is a copy of."""
         return self.of
+
+    @property
+    def said(self) -> str:
+        """Whose copy it is."""
+        return f"a copy of {self.of}"
 
     def make(self, interface: Interface, stream: torch.Generator) -> Network:
         """Copies are made of modules: see `Models`."""
@@ -236,14 +246,14 @@ class Models(NamedModels):
         actors: what acts with a model, by its name, once that is known.
     """
 
-    def __init__(self, entries: Mapping[str, Model], interface: Interface, seed: int, acts: str = "policy"):
+    def __init__(self, entries: Mapping[str, Model], interface: Any, seed: int, acts: str = "policy"):
         self.entries, self.acts = dict(entries), acts
         self.actors: dict[str, Actor] = {}
         self._modules: dict[str, Network] = {}
         self.flat: dict[str, FlatParameters] = {}
         for name, entry in self.entries.items():
             if not entry.copied:
-                self._modules[name] = entry.make(interface, generator(seed, "model", name))
+                self._modules[name] = entry.make(interface, self.stream(seed, name))
         for name, entry in self.entries.items():
             if entry.copied:
                 self._modules[name] = copy.deepcopy(self._modules[entry.copied])
@@ -253,6 +263,10 @@ class Models(NamedModels):
         self._parameters = {name: [*module.parameters()] for name, module in self._modules.items()}
         for name in self._modules:
             self.ask_gradients(name, False)
+
+    def stream(self, seed: int, name: str) -> torch.Generator:
+        """The random stream that a model is initialized from."""
+        return generator(seed, "model", name)
 
     def ask_gradients(self, name: str, asked: bool) -> None:
         """Whether what is computed from now on carries gradients to the parameters of this model."""

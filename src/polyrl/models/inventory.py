@@ -3,19 +3,34 @@
 All map inventories `[B, N, slots]` to orders `[B, N]` in units. The *position* of a location is what it has on hand
 and on order. Levels are trained in units of `unit`, so that a step of the optimizer moves them by
 `learning_rate * unit`: networks and levels then share one learning rate.
+
+A model that orders gives three outputs of a batch of traces: the simulated cost, which is differentiated through the
+simulator, and, where orders are tried with noise, their log-probability and entropy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from polyrl.errors import Diverged
+from polyrl.models import base
 from polyrl.models.mlp import Activation, mlp
+from polyrl.models.stored import Stored, StoredModule
+from polyrl.runtime.seeding import generator
 from polyrl.tasks.operations.network import Network
+from polyrl.tasks.operations.simulator import Simulator
+
+if TYPE_CHECKING:
+    from polyrl.core.experience import Experience
+    from polyrl.core.update import Draws
 
 # ------------------------------------------------------------------------------------------------------- pure rules
 
@@ -36,7 +51,125 @@ def reorder_point(inventory: Tensor, reorder: Tensor, level: Tensor) -> Tensor:
     return torch.where(inventory.sum(-1) <= reorder, wanted, torch.zeros_like(wanted))
 
 
-# --------------------------------------------------------------------------------------------------------- policies
+# ---------------------------------------------------------------------------------------------------------- models
+
+
+class OrderingModel(base.Network):
+    """What orders, joined to the simulator of its task.
+
+    Attributes:
+        simulator: of the task.
+        log_noise: logarithm of the standard deviation of the orders tried, units, `[N]`; None where none are tried.
+        dev_cost: float64, cost on the dev traces when it was last judged there; infinite before that.
+    """
+
+    simulator: Simulator
+    log_noise: nn.Parameter | None
+    dev_cost: Tensor
+
+    def join(self, simulator: Simulator, noise: float | None = None) -> None:
+        """Take a simulator, and the first standard deviation of the orders tried, units."""
+        self.simulator = simulator
+        size = simulator.network.locations
+        self.log_noise = None if noise is None else nn.Parameter(torch.full((size,), math.log(noise)))
+        self.register_buffer("dev_cost", torch.tensor(math.inf, dtype=torch.float64))
+
+    @abstractmethod
+    def forward(self, inventory: Tensor) -> Tensor:
+        """Inventories `[B, N, slots]` -> orders `[B, N]`, units."""
+        raise NotImplementedError
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """Those of these that are wanted, `[B, T]`.
+
+        "cost": cost of every period, per store, when this model is run on the traces `demand` [B, T, n] from
+        `initial_inventory` [B, N, slots]; it carries the gradient of all orders before it.
+        "logprob", "entropy": of the orders `action` [B, T, N] at the inventories `observation` [B, T, N, slots].
+
+        Raises:
+            Diverged: the weights are not finite.
+        """
+        found: dict[str, Tensor] = {}
+        if "cost" in wants:
+            self.check_weights()
+            found["cost"] = self.simulator.run(self, batch["initial_inventory"], batch["demand"]).cost
+        if {"logprob", "entropy"} & set(wants):
+            seen, tried = batch["observation"], batch["action"]
+            orders = self(seen.flatten(0, 1)).view_as(tried)
+            found["logprob"] = self.logprob(tried, orders)
+            entropy = (self.noise + 0.5 * math.log(2 * math.pi * math.e)).sum()
+            found["entropy"] = entropy.expand(tried.shape[:2])
+        return {name: tensor for name, tensor in found.items() if name in wants}
+
+    def check_weights(self) -> None:
+        """Costs do not always show it at once: what is ordered arrives later.
+
+        Raises:
+            Diverged: they are not finite.
+        """
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+            raise Diverged("The weights of the policy that orders are not finite; lower the learning rate.")
+
+    @property
+    def noise(self) -> nn.Parameter:
+        """`log_noise`, which there is."""
+        assert self.log_noise is not None  # the recipe was checked
+        return self.log_noise
+
+    def logprob(self, tried: Tensor, orders: Tensor) -> Tensor:
+        """Log-density of the orders tried around those of the policy, both `[..., N]`, summed over locations."""
+        log_noise = self.noise
+        each = -0.5 * ((tried - orders) / log_noise.exp()).square() - log_noise - 0.5 * math.log(2 * math.pi)
+        total: Tensor = each.sum(-1)
+        return total
+
+
+@dataclass(frozen=True)
+class Best(base.Copy):
+    """A model's copy at the evaluation where it was best on the dev traces: evaluations move it, and nothing else."""
+
+    @property
+    def said(self) -> str:
+        """Whose copy it is, and when it moves."""
+        return f"{self.of} as it was at the evaluation that was best on the dev traces"
+
+
+class OrderingModels(base.Models):
+    """The models of an inventory run, whose parameters take their steps one by one.
+
+    As one vector a rule of five levels would take steps that differ in the last bit from those that it always took.
+    """
+
+    def stream(self, seed: int, name: str) -> torch.Generator:
+        """The random stream of its name, as runs had it before their models had names."""
+        return generator(seed, name)
+
+    def gradients(self, name: str) -> list[Tensor]:
+        """One for each parameter: the norm is taken of their norms."""
+        return [p.grad for p in self._parameters[name] if p.grad is not None]
+
+    def optimizers(self) -> dict[str, Any]:
+        """One AdamW for each trained model."""
+        return {
+            name: torch.optim.AdamW(
+                self._parameters[name],
+                fused=True,
+                lr=entry.learning_rate,
+                eps=entry.adam_epsilon,
+                weight_decay=entry.weight_decay,
+                betas=(0.9, 0.999),
+            )
+            for name, entry in self.entries.items()
+            if isinstance(entry, base.Trained)
+        }
+
+    def stored(self) -> dict[str, Stored]:
+        """`NAME.safetensors` for each."""
+        learns = self.trained()
+        return {
+            name: StoredModule(name, module, [*module.named_parameters()] if name in learns else ())
+            for name, module in self._modules.items()
+        }
 
 
 class Level(nn.Module):
@@ -57,7 +190,7 @@ class Level(nn.Module):
         return level
 
 
-class BaseStock(nn.Module):
+class BaseStock(OrderingModel):
     """A base stock for each location, with trained levels."""
 
     def __init__(self, network: Network, start: float = 10.0, unit: float = 1.0):
@@ -69,7 +202,7 @@ class BaseStock(nn.Module):
         return base_stock(inventory, self.level())
 
 
-class CappedBaseStock(nn.Module):
+class CappedBaseStock(OrderingModel):
     """A capped base stock for each location, with trained levels and caps."""
 
     def __init__(self, network: Network, start: float = 10.0, unit: float = 1.0):
@@ -105,7 +238,7 @@ def echelon_matrix(network: Network) -> Tensor:
     return found
 
 
-class EchelonStock(nn.Module):
+class EchelonStock(OrderingModel):
     """Every location orders up to a level of its echelon: of itself and of all that it supplies.
 
     A level is its own increment plus the levels that it supplies, so levels grow upstream by construction, which
@@ -129,7 +262,7 @@ class EchelonStock(nn.Module):
         return (self.levels() - inventory.sum(-1) @ self.echelon.T).clamp(min=0)
 
 
-class BalancedStock(nn.Module):
+class BalancedStock(OrderingModel):
     """For one warehouse that supplies all stores: it orders up to a level of the whole system, and deals out fairly.
 
     With X what all stores have, have on order and can be sent now, store i is brought to the position
@@ -156,7 +289,7 @@ class BalancedStock(nn.Module):
         return torch.cat([ordered, sent], 1).clamp(min=0)
 
 
-class OrderNetwork(nn.Module):
+class OrderNetwork(OrderingModel):
     """A multi-layer perceptron of all inventories, with outputs that can always be shipped.
 
     - no supplier inside the network and none to supply: q = softplus(out + 1);

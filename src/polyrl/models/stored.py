@@ -120,7 +120,6 @@ class StoredTables(Stored):
         tables: gives what is written.
         take: is given what was read.
         trained: trained parameters among them.
-        optional: names of tables that the file may lack.
         of: what they are the state of, for errors.
     """
 
@@ -128,7 +127,6 @@ class StoredTables(Stored):
     tables: Callable[[], Mapping[str, Tensor]]
     take: Callable[[dict[str, Tensor]], None]
     trained: Named = ()
-    optional: frozenset[str] = frozenset()
     of: str = "such a run"
 
     def save(self, folder: Path) -> None:
@@ -152,8 +150,6 @@ class StoredTables(Stored):
         except (OSError, SafetensorError):
             raise UserError(f"{folder} has no readable {self.file}; it is not the state of {self.of}.") from None
         for name, mine in self.tables().items():
-            if name in self.optional and name not in read:
-                continue
             if name not in read or read[name].shape != mine.shape:
                 raise UserError(f"The tables in {folder} are of another task: '{name}' does not fit.")
         self.take(read)

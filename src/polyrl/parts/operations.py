@@ -12,21 +12,60 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.models import inventory
+from polyrl.models.base import Trained
 from polyrl.models.mlp import Activation, layer_sizes
-from polyrl.recipe import Architecture, Part, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
 if TYPE_CHECKING:
-    from torch import nn
+    from polyrl.models.inventory import OrderingModel
 
 # --------------------------------------------------------------------------------------------------- what orders
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrderingPolicy(Architecture):
+class OrderingPolicy(Trained):
     """What orders, in a setting with inventories."""
 
+    slot: ClassVar[str] = "ordering-policy"
+    domain: ClassVar[str] = "operations"
+
+    learning_rate: float = hyperparameter(3e-3, "AdamW step size", low=0, high=1e37)
+    max_grad_norm: float | None = hyperparameter(1.0, "norm at which the gradient is clipped; none is off", above=0)
+    noise: float | None = hyperparameter(
+        None, "first standard deviation of the orders that are tried, units, which is trained along; none tries none",
+        above=0,
+    )  # fmt: skip
+
+    @property
+    def outputs(self) -> frozenset[str]:  # type: ignore[override]
+        """The simulated cost, and of what is tried the log-probability and entropy."""
+        return frozenset({"cost"} if self.noise is None else {"cost", "logprob", "entropy"})
+
+    def check_within(self, recipe: Recipe) -> None:
+        """Noise is for orders that are tried.
+
+        Raises:
+            UserError: there is noise, and nothing tries orders.
+        """
+        if self.noise is not None and not isinstance(recipe.collect, SampleOrders):
+            raise UserError(
+                f"{recipe.name}: '{self.name}' has a noise of {self.noise:g} by which orders are tried, and "
+                f"'{recipe.collect.name if recipe.collect else 'nothing'}' tries none; leave it away."
+            )
+
+    @property
+    def acting_gives(self) -> frozenset[str]:  # type: ignore[override]
+        """Likelihoods of what is tried."""
+        return frozenset() if self.noise is None else frozenset({"behaviour_logprob"})
+
+    def make(self, interface: Any, stream: torch.Generator) -> OrderingModel:
+        """The model for an inventory task, with weights drawn from `stream`."""
+        made = self.build(interface, stream)
+        made.join(interface.simulator, self.noise)
+        return made
+
     @abstractmethod
-    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+    def build(self, task: Any, generator: torch.Generator) -> OrderingModel:
         """A module from inventory states to orders, whose weights are drawn from `generator`."""
         raise NotImplementedError
 
@@ -38,7 +77,7 @@ class OrderNetwork(OrderingPolicy):
     hidden: str = hyperparameter("32x32x32", "sizes of the hidden layers, joined by x")
     activation: Activation = hyperparameter("elu", "elu, tanh or relu between the layers")
 
-    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+    def build(self, task: Any, generator: torch.Generator) -> OrderingModel:
         """The network for an inventory task, with weights drawn from `generator`."""
         sizes = layer_sizes(self.hidden)
         return inventory.OrderNetwork(task.network, task.customers.mean, sizes, self.activation, generator=generator)
@@ -53,7 +92,7 @@ class BaseStock(OrderingPolicy):
         150.0, "units of stock by which a step of size 1 of the optimizer moves a level", above=0
     )
 
-    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+    def build(self, task: Any, generator: torch.Generator) -> OrderingModel:
         """The rule for an inventory task; nothing in it is random."""
         return inventory.BaseStock(task.network, self.start, self.unit)
 
@@ -62,7 +101,7 @@ class BaseStock(OrderingPolicy):
 class CappedBaseStock(BaseStock):
     """A base-stock level and a largest order for each location: near-optimal where unmet demand is lost."""
 
-    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+    def build(self, task: Any, generator: torch.Generator) -> OrderingModel:
         """The rule for an inventory task; nothing in it is random."""
         return inventory.CappedBaseStock(task.network, self.start, self.unit)
 
@@ -71,7 +110,7 @@ class CappedBaseStock(BaseStock):
 class EchelonStock(BaseStock):
     """A level for each location's echelon, itself and all that it supplies: optimal for serial chains."""
 
-    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+    def build(self, task: Any, generator: torch.Generator) -> OrderingModel:
         """The rule for an inventory task; nothing in it is random."""
         return inventory.EchelonStock(task.network, self.start, self.unit)
 
@@ -80,7 +119,7 @@ class EchelonStock(BaseStock):
 class BalancedStock(BaseStock):
     """One warehouse orders up to a level of the whole system and deals out what it has so that stores are balanced."""
 
-    def build(self, task: Any, generator: torch.Generator) -> nn.Module:
+    def build(self, task: Any, generator: torch.Generator) -> OrderingModel:
         """The rule for an inventory task; nothing in it is random.
 
         Raises:
@@ -134,6 +173,19 @@ class SampleOrders(DrawTraces):
     """Draw demand traces and try orders on them: the policy's own plus Gaussian noise of a learned size."""
 
     gives: ClassVar[frozenset[str]] = DrawTraces.gives | {"observation", "action", "behaviour_logprob", "reward"}
+
+    def check_within(self, recipe: Recipe) -> None:
+        """Orders are tried where the policy has noise to try them with.
+
+        Raises:
+            UserError: it has none.
+        """
+        acts = recipe.models.get(recipe.acts)
+        if isinstance(acts, OrderingPolicy) and acts.noise is None:
+            raise UserError(
+                f"{recipe.name}: '{self.name}' tries orders around those of the policy, which has no noise; set "
+                f"--{recipe.acts.replace('_', '-')}.noise, such as 1."
+            )
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return `scenarios` episodes with the inventories seen, the orders tried and their reward, minus cost."""

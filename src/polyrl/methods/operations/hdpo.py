@@ -13,9 +13,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from polyrl.core.experience import Experience
+from polyrl.core.update import Again, Epochs, Fresh, Update
+from polyrl.models.inventory import Best
 from polyrl.parts.improve import aggregation_weights
 from polyrl.parts.operations import DrawTraces, OrderNetwork
-from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Recipe, Term
 
 SLUG = "hdpo"
@@ -54,12 +55,10 @@ def recipe() -> Recipe:
     """HDPO as published, with the fully connected network."""
     return Recipe(
         name=SLUG,
-        policy=OrderNetwork(),
+        models={"policy": OrderNetwork(learning_rate=3e-3, max_grad_norm=1.0), "kept": Best("policy")},
+        judged="kept",
         collect=DrawTraces(),
-        score=(),
-        credit=(),
-        terms=(PathwiseCost(),),
-        optimize=Optimize(learning_rate=3e-3, max_grad_norm=1.0),
+        updates=(Epochs((Update("policy", (PathwiseCost(),), Again()),), Fresh()),),
         adds=("draw-traces", "pathwise-cost"),
         notes={
             "collect": "only what customers will ask for is drawn; nothing is ordered yet",

@@ -17,10 +17,11 @@ import torch
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
+from polyrl.core.update import Again, Epochs, Fresh, Update
+from polyrl.models.inventory import Best
 from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.operations import OrderNetwork, SampleOrders
-from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "reinforce"
@@ -58,12 +59,11 @@ def recipe() -> Recipe:
     """REINFORCE with hdpo's network, traces and optimizer."""
     return Recipe(
         name=SLUG,
-        policy=OrderNetwork(),
+        models={"policy": OrderNetwork(learning_rate=1e-3, max_grad_norm=1.0, noise=1.0), "kept": Best("policy")},
+        judged="kept",
         collect=SampleOrders(),
-        score=(),
         credit=(PeriodBaseline(),),
-        terms=(PolicyGradient(aggregation="token-mean"),),
-        optimize=Optimize(learning_rate=1e-3, max_grad_norm=1.0),
+        updates=(Epochs((Update("policy", (PolicyGradient(aggregation="token-mean"),), Again()),), Fresh()),),
         adds=("sample-orders", "period-baseline"),
         notes={
             "collect": "orders are tried with noise on fresh demand traces",
