@@ -407,3 +407,44 @@ def test_weights_that_are_not_finite_order_nothing(method: str) -> None:
     run_state.parameters()["policy"][0][1].data.fill_(math.nan)
     with pytest.raises(Diverged, match="weights of the policy that orders are not finite"):
         iterate(run_state, recipe, 1)
+
+
+def test_noise_is_for_orders_that_are_tried() -> None:
+    """Noise that nothing tries orders with, and orders that are tried without any, are refused."""
+    with pytest.raises(UserError, match="'draw-traces' tries none; leave it away"):
+        catalogue.build("hdpo", {"noise": 1.0})
+    with pytest.raises(UserError, match=r"which has no noise; set --policy.noise, such as 1\."):
+        catalogue.build("hdpo+reinforce")
+    wide, _ = made("serial", "reinforce", noise=4.0)
+    assert torch.equal(wide.policy.log_noise, torch.full((4,), math.log(4.0)))
+
+
+def test_options_keep_their_addresses_of_before() -> None:
+    """What was `optimize.` and the architecture's own name stands at the model now."""
+    before = {"optimize.learning-rate": 0.5, "order-network.hidden": "8", "minibatches": 2, "optimize.epochs": 3}
+    recipe = catalogue.build("hdpo", before)
+    now = catalogue.build("hdpo", {"policy.learning-rate": 0.5, "hidden": "8", "epochs.minibatches": 2, "epochs": 3})
+    assert recipe == now
+    assert recipe.hyperparameters()["policy.learning_rate"] == 0.5 and recipe.hyperparameters()["epochs.epochs"] == 3
+
+
+def test_a_checkpoint_of_before_models_had_names_is_refused(tmp_path: Path) -> None:
+    run_state, _ = made("backlog", "hdpo+base-stock")
+    run_state.save(tmp_path / "state")
+    run_state.export(tmp_path / "model")
+    (tmp_path / "state" / "kept.json").write_text('{"dev_cost": 7.0}')
+    (tmp_path / "model" / "policy.json").write_text('{"task": "backlog", "architecture": "BaseStock"}')
+    for folder in ("state", "model"):
+        with pytest.raises(UserError, match="was written before the models of inventories had names"):
+            run_state.load(tmp_path / folder)
+
+
+def test_without_a_kept_model_the_policy_itself_is_judged() -> None:
+    recipe = catalogue.build("hdpo+base-stock", {"start": 29.0, "unit": 1.0}, domain="operations")
+    setting = task("backlog")
+    models = OrderingModels({"policy": recipe.models["policy"]}, setting, 0)
+    run_state = OperationsRunState(setting, models, evaluation=FEW)
+    first = run_state.evaluate()[0]["eval/cost"]
+    with torch.no_grad():
+        run_state.policy.level.parameter.fill_(-9.0)  # type: ignore[union-attr, operator]
+    assert run_state.evaluate()[0]["eval/cost"] > first + 1 and run_state.evaluation_facts()["policy"].startswith("the")

@@ -36,7 +36,8 @@ class Evaluation:
     Attributes:
         traces, periods: test traces and their length.
         dropped: periods at the start of each trace that are simulated and not counted: the system fills up.
-        dev_traces, dev_periods, dev_dropped: the same for the dev traces, which choose the parameters to keep.
+        dev_traces, dev_periods, dev_dropped: the same for the dev traces, which choose the parameters to keep: on the
+            horizon that they are judged on, because what is best in a system that fills up is not what is best later.
         shown: periods of the first test trace that are kept in samples.jsonl.
     """
 
@@ -44,8 +45,8 @@ class Evaluation:
     periods: int = 600
     dropped: int = 200
     dev_traces: int = 1024
-    dev_periods: int = 200
-    dev_dropped: int = 100
+    dev_periods: int = 600
+    dev_dropped: int = 200
     shown: int = 12
     seed: int = EVALUATION_SEED
 
