@@ -109,7 +109,10 @@ class InventoryTask:
             demand `[scenarios, periods, n]` and inventories at the start `[scenarios, N, slots]`, float32 units. At the
             start every slot of a store holds U[0, 1] of a period's mean demand, and there is nothing upstream.
         """
-        stream = generator(seed, "traces", split, index)
+        return self.drawn(generator(seed, "traces", split, index), scenarios, periods)
+
+    def drawn(self, stream: torch.Generator, scenarios: int, periods: int) -> tuple[Tensor, Tensor]:
+        """The same from a random stream."""
         demand = self.customers.draw(stream, scenarios, periods)
         net = self.network
         start = torch.zeros(scenarios, net.locations, net.slots)
