@@ -24,6 +24,7 @@ from polyrl.parts.replayed import SquaredTD, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.tasks.batched import play
 
 torch.set_num_threads(1)
 DRAFTS = Path(__file__).parent / "drafts"
@@ -204,6 +205,26 @@ def test_imitating_optimal_tours_comes_near_to_them_at_every_size() -> None:
     gap = -judged()[0]["eval/return"] / optimum - 1
     assert before > 0.08 and gap > -1e-6
     reached(-gap, -0.04)  # 0.01 to 0.02
+
+
+def test_what_is_trained_on_small_tours_is_judged_on_larger_ones() -> None:
+    """Sizes 5 to 7 are trained on; 12 cities are decoded greedily, and every tour is one."""
+    sizes = {"turns": "150", "instances": "300", "batch_size": "64"}
+    loop = make_loop(config_of(str(BQ_NCO), sizes))[0]
+    names, network = names_of(loop), loop.run_state.models["policy"].policy.network
+    gaps = []
+    for after in (False, True):
+        if after:
+            for _ in range(3):
+                loop.iterate()
+        environment = names["TravelingSalesman"](SEED, 60, 12)
+        lines = environment.lines()
+        paid = play(environment, names["deciding"](network))
+        found = [environment.verify(environment.instance(row), environment.solution(row)) for row in range(60)]
+        assert [one.cost for one in found] == pytest.approx((-paid).tolist(), abs=1e-5)
+        gaps.append(-float(paid.mean()) / lines["optimum"] - 1)
+    assert gaps[0] > 0.3 and lines["nearest neighbor"] / lines["optimum"] > 1.08
+    reached(-gaps[1], -0.13)
 
 
 def test_the_network_of_sub_problems_also_learns_by_reward() -> None:

@@ -2,7 +2,8 @@
 
 A draft of arXiv:2301.03313 on the traveling salesman: a state is where one stands, where the tour ends, and what is not
 visited yet, so that prefixes with the same future are one state. One attention network reads it anew at every step; it
-imitates the first decision of sub-paths of optimal tours, which are cut in the source. Sizes differ and are padded.
+imitates the first decision of sub-paths of optimal tours, which are cut in the source. Sizes differ and are padded, and
+the network reads any: greedy decoding of a batch of instances judges it at sizes that it was not trained on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from polyrl.models.distributions import Categorical
 from polyrl.parts.improve import NLL
 from polyrl.recipe import Recipe, hyperparameter
 from polyrl.runtime.seeding import stream_seed
+from polyrl.tasks.batched import Actions, Observation, Padded, greedily
+from polyrl.tasks.operations.routing import TravelingSalesman, held_karp
 
 SLUG, TITLE, PAPER, YEAR = (
     "bq-nco-draft",
@@ -62,43 +65,60 @@ def shown(
 
 
 class Tour(gymnasium.Env[np.ndarray, int]):
-    """Visit uniform cities and come back; the reward is minus the distance."""
+    """Visit uniform cities and come back; the reward is minus the distance. One row of the batched environment."""
 
     observation_space = spaces.Box(0, 1, ((2 + MOST) * 3,), np.float32)
     action_space = spaces.Discrete(MOST)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
-        size = int(self.np_random.choice(SIZES))
-        self.start, self.nodes = self.np_random.random(2), self.np_random.random((size - 1, 2))
-        self.at, self.left = self.start, np.ones(size - 1, dtype=bool)
+        self.row = TravelingSalesman(int(self.np_random.integers(2**31)), 1, min(SIZES), max(SIZES))
+        cities = self.row.instance(0)
+        self.start, self.nodes = cities[0], cities[1:]
         return self._told()
 
     def _told(self) -> Any:
         mask = np.zeros(MOST, np.int8)
-        mask[: len(self.left)] = self.left
-        return shown(self.at, self.start, self.nodes, self.left), {"action_mask": mask}
+        mask[: max(SIZES) - 1] = self.row.state["left"][0, 1:].numpy()
+        return tokens_of(self.row.observe(), MOST)[0].numpy(), {"action_mask": mask}
 
     def step(self, action: int) -> Any:
-        chosen = self.nodes[action]
-        cost = float(np.linalg.norm(chosen - self.at))
-        self.at, self.left[action] = chosen, False
-        over = not self.left.any()
-        cost += float(np.linalg.norm(self.start - chosen)) if over else 0.0
+        moved = self.row.step(torch.tensor([int(action) + 1]))
         observation, info = self._told()
-        return observation, -cost, over, False, info
+        return observation, float(moved.reward), bool(moved.terminated), False, info
+
+
+def tokens_of(seen: Observation, most: int) -> Tensor:
+    """What is shown of rows as tokens (x, y, is there), origin and destination first, then `most` places, flat."""
+    cities, left = seen["cities"], seen["left"]
+    assert isinstance(cities, Padded) and isinstance(left, Tensor)
+    rows = torch.arange(len(left))
+    ends = torch.stack([cities.values[rows, seen[name]] for name in ("here", "end")], 1)  # type: ignore[index]
+    between = torch.cat([cities.values, torch.ones(*left.shape, 1)], 2)[:, 1:] * left[:, 1:, None]
+    empty = torch.zeros(len(left), most - between.shape[1], 3)
+    return torch.cat([torch.cat([ends, torch.ones(len(left), 2, 1)], 2), between, empty], 1).flatten(1)
+
+
+def deciding(network: Attention) -> Actions:
+    """Greedy decoding of rows of any size by a network that was trained on sub-problems."""
+
+    @torch.no_grad()
+    def scores(seen: Observation) -> Tensor:
+        left = seen["left"]
+        assert isinstance(left, Tensor)
+        found: Tensor = network(tokens_of(seen, left.shape[1] - 1))
+        return torch.cat([found.new_zeros(len(left), 1), found], 1)  # city 0 is where the tour ends
+
+    return greedily(scores)
 
 
 class Solved(Rows):
     """Optimal tours; a row is a random sub-path of one, its middle in random order, its first node the action."""
 
     def __init__(self, count: int, seed: int):
-        drawn = np.random.default_rng(stream_seed(seed, "solutions"))
-        self.tours = []
-        for _ in range(count):
-            points = drawn.random((int(drawn.choice(SIZES)), 2))
-            _, order = optimal(points[1:], points[0], points[0])
-            self.tours.append(np.concatenate([points[:1], points[1:][order]]))
+        instances = TravelingSalesman(stream_seed(seed, "solutions"), count, min(SIZES), max(SIZES))
+        cities = [instances.instance(row) for row in range(count)]
+        self.tours = [points[held_karp(points)[1]] for points in cities]
 
     def ready(self) -> bool:
         return True
@@ -151,16 +171,17 @@ class Attention(nn.Module):
                     parameter.uniform_(-1, 1, generator=stream).mul_(parameter.shape[-1] ** -0.5)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Scores `[..., MOST]` of flat observations `[..., 3 (2 + MOST)]`."""
-        tokens = observation.reshape(-1, 2 + MOST, 3)
+        """Scores `[..., M]` of flat observations `[..., 3 (2 + M)]`, of any number M of nodes between."""
+        most = observation.shape[-1] // 3 - 2
+        tokens = observation.reshape(-1, 2 + most, 3)
         away = tokens[..., 2] == 0
-        marks = torch.stack([self.begin, self.end, *[torch.zeros_like(self.begin)] * MOST])
+        marks = torch.stack([self.begin, self.end, *[torch.zeros_like(self.begin)] * most])
         h = self.embed(tokens[..., :2]) + marks
         for attend, forth, alpha in zip(self.attend, self.forth, self.alpha, strict=True):
             h = h + alpha[0] * attend(h, h, h, key_padding_mask=away, need_weights=False)[0]
             h = h + alpha[1] * forth(h)
         scores: Tensor = self.score(h)[:, 2:, 0]
-        return scores.reshape(*observation.shape[:-1], MOST)
+        return scores.reshape(*observation.shape[:-1], most)
 
 
 @dataclass(frozen=True, kw_only=True)
