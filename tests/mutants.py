@@ -771,6 +771,82 @@ GROUPS: list[Group] = [
             ),
         ],
     ),
+    Group(
+        "run_state/operations.py",
+        "test_operations_run_state.py -k 'best_on_dev or of_before or without_a_kept or horizon'",
+        [
+            ("(now < before or not math.isfinite(before))", "True"),
+            ("(now < before or", "(now > before or"),
+            ("if self.judges == self.acts:", "if False:"),
+            ('if "models" not in about:', "if False:"),
+            ("dev_periods: int = 600", "dev_periods: int = 200"),
+        ],
+    ),
+    Group(
+        "models/inventory.py",
+        "test_operations_run_state.py -k 'densities or noise_is'",
+        [
+            ("total: Tensor = each.sum(-1)", "total: Tensor = each.mean(-1)"),
+            ("torch.full((size,), math.log(noise))", "torch.full((size,), noise)"),
+        ],
+    ),
+    Group(
+        "parts/operations.py",
+        "test_operations_run_state.py -k 'noise_is'",
+        [
+            ("if isinstance(acts, OrderingPolicy) and acts.noise is None:", "if False:"),
+            ("if self.noise is not None and not isinstance(recipe.collect, SampleOrders):", "if False:"),
+        ],
+    ),
+    Group(
+        "core/recipe.py",
+        "test_operations_run_state.py -k 'addresses or parts_say'",
+        [
+            ('if self.updates and wanted_part == "optimize":', "if False:"),
+            ('(called.replace("-", "_"), part.name.replace("-", "_"))', '(called.replace("-", "_"),)'),
+            ("if part.slot and old.slot == part.slot]", "if old.slot == part.name]"),
+        ],
+    ),
+    Group(
+        "tasks/batched.py",
+        "test_batched.py -k 'not ten_thousand'",
+        [
+            ("self.episode[rows] += 1", "self.episode += 1"),
+            ("going = (~self.ended).nonzero()[:, 0]", "going = torch.arange(self.rows)"),
+            ("terminated[going] = moved.terminated", "terminated[going] = True"),
+            ("if bool(bad.any()):", "if False:"),
+            ("if access not in self.access:", "if False:"),
+            ("found.masked_fill(~mask, -torch.inf)", "found"),
+        ],
+    ),
+    Group(
+        "tasks/operations/routing.py",
+        "test_batched.py -k 'not ten_thousand'",
+        [
+            ('generator(self.seed, "cities", row, episode)', 'generator(self.seed, "cities", row)'),
+            ("torch.where(over, back, 0.0)", "0 * back"),
+            ("left[0] = False", "pass"),
+            ("if city in seen:", "if False:"),
+            ("if solution[0] != 0:", "if False:"),
+            ("best[having ^ (1 << city)] + within[:, city]", "best[having ^ (1 << city)]"),
+            ("(best[whole] + away[1:, 0]).argmin()", "best[whole].argmin()"),
+        ],
+    ),
+    Group(
+        "tasks/operations/inventories.py",
+        "test_batched.py -k 'not ten_thousand'",
+        [
+            ("kept = max(end, 0.0) if network.lost else end", "kept = max(end, 0.0)"),
+            ("post[..., :1] - sent[..., None]", "post[..., :1]"),
+            ("[list(network.lead_time)]", "[[t - 1 for t in network.lead_time]]"),
+            ("network.ordering_cost * (order > 0).sum(-1)", "0 * (order > 0).sum(-1)"),
+            ("if sent > there + slack:", "if False:"),
+            ("if network.transit and sent < there - slack:", "if False:"),
+            ("return paid / network.stores", "return paid"),
+            ('generator(self.seed, "inventories", row, episode)', 'generator(self.seed, "inventories", 0, episode)'),
+            ("return Verdict(total / len(demand))", "return Verdict(total)"),
+        ],
+    ),
     # ----------------------------------------------------------------------------------------- statistics
     Group(
         "report/statistics.py",

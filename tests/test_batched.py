@@ -137,6 +137,7 @@ def test_what_is_random_is_of_the_row_and_its_episode() -> None:
     for _ in range(9):
         stock.step(orders(stock))
     assert torch.equal(stock.state["demand"][:2], other.state["demand"])  # whatever was ordered
+    assert not torch.equal(stock.state["demand"][0], stock.state["demand"][1])
 
 
 @pytest.mark.parametrize("kind", ["tours", "inventories"])

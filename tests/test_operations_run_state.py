@@ -448,3 +448,8 @@ def test_without_a_kept_model_the_policy_itself_is_judged() -> None:
     with torch.no_grad():
         run_state.policy.level.parameter.fill_(-9.0)  # type: ignore[union-attr, operator]
     assert run_state.evaluate()[0]["eval/cost"] > first + 1 and run_state.evaluation_facts()["policy"].startswith("the")
+
+
+def test_parameters_are_chosen_on_the_horizon_on_which_they_are_judged() -> None:
+    usual = Evaluation()
+    assert (usual.dev_periods, usual.dev_dropped) == (usual.periods, usual.dropped)

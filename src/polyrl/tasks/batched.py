@@ -211,7 +211,7 @@ class BatchedEnvironment(ABC):
 
     @staticmethod
     def rows_of(state: State, rows: Tensor) -> State:
-        """The states of some rows."""
+        """The states of some rows `[b]`."""
         return {name: x[rows] for name, x in state.items()}
 
     def _put(self, rows: Tensor, fresh: State) -> None:

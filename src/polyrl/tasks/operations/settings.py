@@ -112,7 +112,7 @@ class InventoryTask:
         return self.drawn(generator(seed, "traces", split, index), scenarios, periods)
 
     def drawn(self, stream: torch.Generator, scenarios: int, periods: int) -> tuple[Tensor, Tensor]:
-        """The same from a random stream."""
+        """The same from a random stream: `[scenarios, periods, n]` and `[scenarios, N, slots]`."""
         demand = self.customers.draw(stream, scenarios, periods)
         net = self.network
         start = torch.zeros(scenarios, net.locations, net.slots)
