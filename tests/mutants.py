@@ -775,9 +775,9 @@ GROUPS: list[Group] = [
         "run_state/operations.py",
         "test_operations_run_state.py -k 'best_on_dev or of_before or without_a_kept or horizon'",
         [
-            ("(now < before or not math.isfinite(before))", "True"),
-            ("(now < before or", "(now > before or"),
-            ("if self.judges == self.acts:", "if False:"),
+            ("if now < before or not math.isfinite(before):", "if True:"),
+            ("if now < before or", "if now > before or"),
+            ("if not self._keeps_best():", "if False:"),
             ('if "models" not in about:', "if False:"),
             ("dev_periods: int = 600", "dev_periods: int = 200"),
         ],

@@ -146,20 +146,21 @@ class OperationsRunState(RunState):
 
         Without a `Best` model the policy itself is judged.
         """
-        policy = self.policy
-        now = self.cost(policy, "dev")
-        policy.dev_cost.fill_(now)
-        if self.judges == self.acts:
+        entries = self.models.entries
+        for name in {self.acts, *(entry.of for entry in entries.values() if isinstance(entry, Best))}:
+            self._model(name).dev_cost.fill_(self.cost(self._model(name), "dev"))
+        if not self._keeps_best():
             self._judged = None
-        for name, entry in self.models.entries.items():
-            before = float(self._model(name).dev_cost)
-            if isinstance(entry, Best) and (now < before or not math.isfinite(before)):
-                self.models.move(name, self.acts, 1.0)
-                self._judged = None
+        for name, entry in entries.items():
+            if isinstance(entry, Best):
+                before, now = float(self._model(name).dev_cost), float(self._model(entry.of).dev_cost)
+                if now < before or not math.isfinite(before):
+                    self.models.move(name, entry.of, 1.0)
+                    self._judged = None
         if self._judged is None:
             self._judged = {"eval/cost": self.cost(self.judged)}, self.trace(self.evaluation.shown)
         metrics, samples = self._judged
-        return {**metrics, "eval/dev_cost": now}, samples
+        return {**metrics, "eval/dev_cost": float(self.policy.dev_cost)}, samples
 
     @torch.no_grad()
     def trace(self, periods: int, index: int = 0) -> list[dict[str, Any]]:
