@@ -132,13 +132,33 @@ def present_name(key: str) -> str:
     return moved.get(key, american(key).replace("greedy-twin", "greedy-baseline"))
 
 
+WITHOUT_EFFECT = {"warmup": 0.0, "normalize_advantage": False, "joint_clip": False, "adam_form": "torch"}
+"""Options of `optimize` that lists of updates lack or say otherwise, at the value at which they do nothing."""
+
+
+def present_key(key: str, value: Any, now: dict[str, Any]) -> str:
+    """Where a hyperparameter of an entry stands today; empty for one that had no effect and is gone.
+
+    A recipe that has come to list its models has at `policy` what stood at the architecture, and there and at `epochs`
+    what stood at the optimizer.
+    """
+    name = present_name(key)
+    owner, _, field = name.rpartition(".")
+    if "epochs.epochs" not in now or owner not in ("optimize", "order-network"):
+        return name
+    if field.startswith("critic_") or WITHOUT_EFFECT.get(field, ...) == value:
+        return ""
+    return next((f"{place}.{field}" for place in ("policy", "epochs") if f"{place}.{field}" in now), name)
+
+
 @pytest.mark.parametrize("slug", ENTERED)
 def test_the_defaults_are_those_that_the_arms_were_run_with(slug: str) -> None:
     """A default that was changed since is another experiment, although no claim's file was touched."""
     claim, entry = claims()[slug], entry_of(slug)
     for arm, stated in zip(claim.arms, entry["arms"], strict=True):
         now = json.loads(json.dumps(make_recipe(config_of(claim, arm)).hyperparameters()))
-        then = {present_name(k): american(v) if isinstance(v, str) else v for k, v in stated["hyperparameters"].items()}
+        stood = {k: american(v) if isinstance(v, str) else v for k, v in stated["hyperparameters"].items()}
+        then = {place: v for k, v in stood.items() if (place := present_key(k, v, now))}
         changed = {k: (v, now.get(k)) for k, v in then.items() if now.get(k, ...) != v}
         assert not changed, f"{slug}, {arm.name}: {changed}; polyrl reproduce {slug}"
 

@@ -129,7 +129,8 @@ def _nearness(seen: Observation) -> Tensor:
     """Minus the distance of each city `[B, N]`."""
     cities, here = seen["cities"], seen["here"]
     assert isinstance(cities, Padded) and isinstance(here, Tensor)
-    return -(cities.values - cities.values[torch.arange(len(here)), here][:, None]).norm(dim=2)
+    away: Tensor = (cities.values - cities.values[torch.arange(len(here)), here][:, None]).norm(dim=2)
+    return -away
 
 
 NEAREST = greedily(_nearness)
