@@ -635,6 +635,14 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "core/recipe.py",
+        "test_told.py",
+        [
+            ("sorted(part.told - part.required())", "()"),
+            ("*(kind().told for p in stated for kind in p.derives)", "*(frozenset() for p in ())"),
+        ],
+    ),
+    Group(
         "rollout/control.py",
         "test_told.py",
         [

@@ -26,7 +26,7 @@ from polyrl.errors import UserError
 from polyrl.models.critics import ValueNetwork
 from polyrl.models.policies import StochasticPolicy
 from polyrl.parts.replayed import OffPolicyTerm, StepAndKeep
-from polyrl.recipe import Part, Recipe, Stage
+from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig
 
@@ -259,6 +259,68 @@ def test_what_cannot_last_is_refused() -> None:
     nothing = type("Nothing", (Stock,), {"metadata": {**Stock.metadata, "lasting": ("bought",)}})
     with pytest.raises(UserError, match="declares that 'bought' lasts, and it is no NumPy array of it"):
         loop_of(nothing).iterate()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced(Part):
+    """Take a price times a cost off the reward, the environment's or none: what it asks for follows its options."""
+
+    stage: ClassVar[Stage] = "score"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward"})
+    gives: ClassVar[frozenset[str]] = frozenset({"reward"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
+
+    price: float = hyperparameter(0.0, "of a unit of cost; 0 asks for none", low=0)
+    needed: bool = hyperparameter(True, "whether it says that it needs what it asks for")
+
+    @property
+    def told(self) -> frozenset[str]:
+        return frozenset({"cost"}) if self.price else frozenset()
+
+    def required(self) -> frozenset[str]:
+        return self.needs | (self.told if self.needed else frozenset())
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        if not self.price:
+            return experience
+        return experience.with_fields(reward=experience["reward"] - self.price * experience["cost"])
+
+
+def test_what_is_asked_for_follows_an_option() -> None:
+    plain = catalogue.build("ppo", SMALL, domain="control")
+    assert (plain + Priced()).told == frozenset() and "cost" not in (plain + Priced()).collected
+    assert "cost" not in loop_of(Silent, plain + Priced()).iterate()  # nothing is asked of one that tells nothing
+    asking = (plain + Priced()).set("price", "2")
+    assert asking.told == {"cost"} and "cost" in asking.collected
+    with pytest.raises(UserError, match="part 'priced' asks the environment for 'cost', and mine tells nothing"):
+        loop_of(Silent, asking)
+    free, charged = (loop_of(Stock, recipe).iterate() for recipe in (plain + Priced(), asking))
+    assert torch.equal(charged["reward"], free["reward"] - charged["action"].float())  # 2 times 0.5 a unit
+
+
+def test_what_is_asked_for_and_not_needed_is_refused() -> None:
+    recipe = catalogue.build("ppo", SMALL, domain="control") + Priced(price=1.0, needed=False)
+    with pytest.raises(UserError, match="'priced' asks the environment to tell 'cost' and does not need it as it is"):
+        recipe.check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Part):
+    """A fact that the environment tells, for a part that derives it."""
+
+    stage: ClassVar[Stage] = "score"
+    needs: ClassVar[frozenset[str]] = frozenset({"cost"})
+    gives: ClassVar[frozenset[str]] = frozenset({"double_cost"})
+    told: ClassVar[frozenset[str]] = frozenset({"cost"})
+    measures: ClassVar[bool] = True
+
+
+def test_what_a_derived_part_asks_for_is_asked_too() -> None:
+    kind = type(
+        "Derives", (Charge,), {"derives": (Measured,), "told": frozenset(), "needs": frozenset({"double_cost"})}
+    )
+    recipe = catalogue.build("ppo", SMALL, domain="control") + kind()
+    assert recipe.told == {"cost"}
 
 
 def test_the_recipe_asks_for_what_its_parts_ask_for() -> None:

@@ -209,6 +209,7 @@ def work(values: dict[str, Any], folder: str, sent_objects: bytes = b"") -> str:
     from polyrl.runtime.progress import Progress
 
     config, path = RunConfig.from_dict(values), Path(folder)
+    # bytes of the parent alone: arguments with which it started this process
     given = cloudpickle.loads(sent_objects) if sent_objects else None
     progress = Progress(config.arm, config.budget, quiet=True, console=Terminal(file=open(os.devnull, "w")))  # noqa: SIM115
     begun = False

@@ -213,3 +213,17 @@ def check_domain(recipe: Recipe, task: str, domain: str) -> None:
                 f"{recipe.name} cannot run on {task}: in its stream '{name}' the model '{stream.acts}' would act, and "
                 f"in {domain} '{recipe.acts}' does in every stream."
             )
+
+
+def check_told(recipe: Recipe) -> None:
+    """Refuse a part that asks the environment for what it does not need as it is set.
+
+    Raises:
+        UserError: names the part and the field.
+    """
+    for part in recipe.parts():
+        for name in sorted(part.told - part.required()):
+            raise UserError(
+                f"{recipe.name}: part '{part.name}' asks the environment to tell '{name}' and does not need it as it is "
+                "set; let its `told` name what its `required()` does, or less."
+            )

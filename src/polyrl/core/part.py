@@ -54,7 +54,6 @@ class Part:
         slot: parts of one slot exclude each other: adding one to a recipe replaces the other.
         needs, gives: names of experience fields. Override `required()` when a need depends on a hyperparameter.
         models: models besides the policy that must exist: "reference", "critic".
-        told: fields among its needs that nobody but the environment can give: entries of its info that it declares.
         measures: the part only measures its `gives` and makes no choice, so recipes insert it by themselves.
         derives: parts that measure what this one needs, where they are this paper's own (`polyrl.core.derived`).
         scope: of parts of score, credit and select: what its result for a step may depend on, whatever its options:
@@ -76,7 +75,6 @@ class Part:
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
     models: ClassVar[frozenset[str]] = frozenset()
-    told: ClassVar[frozenset[str]] = frozenset()
     measures: ClassVar[bool] = False
     derives: ClassVar[tuple[type[Part], ...]] = ()
     scope: ClassVar[Scope | None] = None
@@ -107,6 +105,13 @@ class Part:
     def required_access(self) -> frozenset[str]:
         """What the part asks of the task with its present hyperparameters."""
         return self.access
+    @property
+    def told(self) -> frozenset[str]:
+        """Those of its present needs that nobody but the environment can give: entries of its info that it declares.
+
+        A constant of the class, or a property where they depend on a hyperparameter.
+        """
+        return frozenset()
 
     def setting(self, name: str, default: Any) -> Any:
         """The hyperparameter or constant `name`, or `default` where the part's class declares none of that name."""

@@ -164,7 +164,7 @@ class Recipe:
     def told(self) -> frozenset[str]:
         """Fields that parts ask of the environment (`Part.told`)."""
         stated = self._stated()
-        return frozenset[str]().union(*(p.told for p in stated), *(kind.told for p in stated for kind in p.derives))
+        return frozenset[str]().union(*(p.told for p in stated), *(kind().told for p in stated for kind in p.derives))
 
     @functools.cached_property
     def improver(self) -> Improver:
@@ -399,6 +399,9 @@ class Recipe:
             if not self.updates:
                 raise UserError(f"{self.name}: the stream '{name}' is read by updates, and it has no list of them.")
             given[name] = self.of_stream(name)._checked_stages(providers)
+        from polyrl.core.checking import check_told, check_updates
+
+        check_told(self)
         for entry in (*self.models.values(), *self.sources.values()):
             entry.check_within(self)
         for term in self.terms:
@@ -413,8 +416,6 @@ class Recipe:
                     f"are {', '.join(sorted(OUTPUTS))}."
                 )
         if self.updates:
-            from polyrl.core.checking import check_updates
-
             check_updates(self, given)
         return self
 

@@ -220,6 +220,7 @@ def _serve(function: Callable[..., Any], pipe: Connection[Any, Any], seed: int, 
         sys.stdout, sys.stderr = out, err
         pipe.send("ready")
         while True:
+            # bytes of the parent alone: the pipe is one that it made for this process
             seconds, arguments = pickle.loads(pipe.recv_bytes())
             if not told and seconds is not None:  # a thread of its own that no call can hold up
                 faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=nowhere)
