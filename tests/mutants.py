@@ -74,6 +74,21 @@ GROUPS: list[Group] = [
         "test_named_streams.py",
         [("(0, -x.numel() % ALIGNMENT)", "(0, 0)")],
     ),
+    Group(
+        "pretrain/reward_models.py",
+        "test_learned_task.py test_rm_ensembles.py",
+        [
+            ("    if not made:\n        made.append(wanted", "    if True:\n        made.append(wanted"),
+            ("return texts[0::2], texts[1::2]", "return texts[0::2], texts[0::2]"),
+            ("while len(wanted.scorers) < wanted.members:", "while not wanted.scorers:"),
+            ("cached(wanted.folder(model, member), make)", "cached(wanted.folder(model, 0), make)"),
+        ],
+    ),
+    Group(
+        "tasks/language/learned.py",
+        "test_learned_task.py",
+        [("return None if self.scorers or not self._scored_by_model else", "return None if self.scorers else")],
+    ),
     # ------------------------------------------------------------------------------------------- runtime
     Group(
         "runtime/seeding.py",

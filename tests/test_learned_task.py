@@ -14,7 +14,8 @@ from polyrl.errors import UserError
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.models.language.scalar import RewardModel
 from polyrl.parts.score import TaskReward
-from polyrl.pretrain import reward_training
+from polyrl.pretrain import reward_models, reward_training
+from polyrl.pretrain.wanted import prepare
 from polyrl.rollout.language import Sampling
 from polyrl.run_state.language import Evaluation, LanguageRunState
 from polyrl.runs import make_loop
@@ -50,9 +51,9 @@ def scores(made: LearnedReverse, prompts: list[str], completions: list[str]) -> 
 def test_the_reward_waits_for_its_model(start: str):
     made = small()
     assert made.rewards[0].name == "reward_model" and made.needs_model
-    with pytest.raises(UserError, match=r"no reward model yet: call its prepare\(model\) first"):
+    with pytest.raises(UserError, match=r"no reward model yet: let polyrl.pretrain.wanted.prepare make it"):
         scores(made, ["reverse abc="], ["cba"])
-    made.prepare(start)
+    prepare(made, start)
     assert not made.needs_model
     found = scores(made, ["reverse abc="] * 2, ["cba", "zz"])
     assert len(found) == 2 and all(isinstance(s, float) for s in found) and found[0] != found[1]
@@ -62,16 +63,16 @@ def test_the_users_own_rewards_need_no_model(start: str, cache: Path):
     made = small()
     made.rewards = [Reward("mine", lambda prompts, completions, **_: [1.0] * len(completions))]
     assert not made.needs_model
-    made.prepare(start)
-    assert not cache.exists() and made.reward_model is None
+    prepare(made, start)
+    assert not cache.exists() and not made.scorers
     assert not task("addition").needs_model
-    task("addition").prepare(start)  # other tasks need nothing
+    prepare(task("addition"), start)  # other tasks need nothing
     assert not cache.exists()
 
 
 def test_second_prepare_trains_nothing(start: str, cache: Path, monkeypatch: pytest.MonkeyPatch):
     made, said = small(), []
-    made.prepare(start, said.append)
+    prepare(made, start, said.append)
     assert any("40 preference pairs" in text for text in said)
     first = scores(made, ["reverse abc="] * 2, ["cba", "c"])
 
@@ -80,12 +81,12 @@ def test_second_prepare_trains_nothing(start: str, cache: Path, monkeypatch: pyt
 
     monkeypatch.setattr(reward_training, "train_reward_model", never)
     again, said = small(), []
-    again.prepare(start, said.append)
+    prepare(again, start, said.append)
     assert scores(again, ["reverse abc="] * 2, ["cba", "c"]) == first and said == []
-    made.prepare(start)
+    prepare(made, start)
     for other in (small(noise=0.25), small(reward_seed=1), small(pairs=41), small(label_temperature=0.2)):
         with pytest.raises(AssertionError, match="trained again"):
-            other.prepare(start)
+            prepare(other, start)
     assert len(list((cache / "models").iterdir())) == 1
 
 
@@ -94,7 +95,7 @@ def test_reward_model_is_a_function_of_its_seed(start: str, tmp_path: Path, monk
     for i, seed in enumerate((0, 0, 1)):
         monkeypatch.setenv("POLYRL_CACHE", str(tmp_path / f"cache{i}"))
         made = small(reward_seed=seed)
-        made.prepare(start)
+        prepare(made, start)
         prints.append(made.reward_folder(start).joinpath("model.safetensors").read_bytes())
     assert prints[0] == prints[1] != prints[2]
 
@@ -120,17 +121,17 @@ def labelled(monkeypatch: pytest.MonkeyPatch, start: str, **settings: Any) -> li
         return real(model, pairs, **how)
 
     monkeypatch.setattr(reward_training, "train_reward_model", take)
-    small(pairs=200, **settings).prepare(start)
+    prepare(small(pairs=200, **settings), start)
     monkeypatch.setattr(reward_training, "train_reward_model", real)
     return taken[0]
 
 
 def test_labels_follow_the_gold(start: str, monkeypatch: pytest.MonkeyPatch):
     # an untrained model is nearly never right, so give the answers
-    def answers(self: LearnedReverse, policy: Any, rows: Any) -> tuple[list[str], list[str]]:
+    def answers(made: Any, policy: Any, rows: Any, seed: int) -> tuple[list[str], list[str]]:
         return [row["answer"] for row in rows], [row["answer"][:2] + "." for row in rows]
 
-    monkeypatch.setattr(LearnedReverse, "_two_answers", answers)
+    monkeypatch.setattr(reward_models, "two_answers", answers)
     clear = labelled(monkeypatch, start, label_temperature=0.0)
     assert all(p["score_chosen"] == 1.0 and p["prompt"] == f"reverse {p['chosen'][::-1]}=" for p in clear)
     noisy = labelled(monkeypatch, start, label_temperature=0.0, noise=0.25)
@@ -140,13 +141,13 @@ def test_labels_follow_the_gold(start: str, monkeypatch: pytest.MonkeyPatch):
 
 def test_facts_and_scale_of_the_scores(start: str):
     made = small(noise=0.25)
-    made.prepare(start)
+    prepare(made, start)
     facts = json.loads((made.reward_folder(start) / "polyrl.json").read_text())
     assert facts["noise"] == 0.25 and facts["pairs"] <= 40 and "mean 0" in facts["scores"] and facts["raw_std"] > 0
     from polyrl.models.language.policy import LanguagePolicy
 
     rows = made.rows("train", 2_000_003, 0, 70)
-    a, b = made._two_answers(LanguagePolicy.load(start), rows)
+    a, b = reward_models.two_answers(made, LanguagePolicy.load(start), rows, 0)
     prompts = [r["prompt"] for r in rows[40:]]
     values = torch.tensor(scores(made, prompts * 2, a[40:] + b[40:]))
     assert float(values.mean()) == pytest.approx(0.0, abs=1e-4)
@@ -166,7 +167,7 @@ def test_right_answers_are_exact_and_gold_is_measured():
 
 def test_the_run_state_logs_the_gold_beside_the_reward(start: str):
     made = small()
-    made.prepare(start)
+    prepare(made, start)
     run_state = LanguageRunState(made, start, evaluation=Evaluation(prompts=6, shown=6))
     metrics, samples = run_state.evaluate()
     rows = made.rows("test", 1234, 0, 6)
@@ -198,7 +199,7 @@ def test_a_critic_begins_as_the_reward_model(start: str, tmp_path: Path):
     )
     loop, _ = make_loop(config)
     run_state, made = loop.run_state, loop.run_state.task
-    scores = made.reward_model
+    scores = made.scorers[0].model
     assert isinstance(scores, RewardModel)
     for name, value in scores.state_dict().items():
         assert torch.equal(run_state.critic.state_dict()[name], value), name

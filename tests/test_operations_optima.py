@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyrl.models import inventory as policies
 from polyrl.tasks.operations import heuristics, optima, task
+from polyrl.tasks.operations.rules import capped_base_stock
 from polyrl.tasks.operations.settings import FIVE_STDS, InventoryTask
 
 
@@ -242,9 +243,7 @@ def test_rules_with_levels_by_row_are_the_policies() -> None:
     capped = policies.CappedBaseStock(made.network, 19.0)
     with torch.no_grad():
         capped.cap.start.fill_(float(torch.tensor(6.0).expm1().log()))
-        mine = made.simulator.run(
-            lambda i: policies.capped_base_stock(i, levels[:, :1], levels[:, 1:]), start, demand
-        ).cost
+        mine = made.simulator.run(lambda i: capped_base_stock(i, levels[:, :1], levels[:, 1:]), start, demand).cost
         torch.testing.assert_close(mine, made.simulator.run(capped, start, demand).cost, atol=1e-3, rtol=1e-4)
         reorder = policies.ReorderPoint(15.0, 19.0)
         rule = torch.tensor([[15.0, 19.0]]).expand(8, -1)

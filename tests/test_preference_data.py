@@ -17,11 +17,13 @@ from polyrl.errors import UserError
 from polyrl.models.language.pairs import FixedPairs, ReferenceLogprobCache, encode_pair, encode_response
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.parts.pairs import best_versus_worst, win_shares
+from polyrl.pretrain.pairs import give_pairs
 from polyrl.tasks.language.base import Preference
 from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import compared, load_preference
-from polyrl.tasks.language.preferences import PairDataset, PairsWanted, SortPairs, dataset_task, give_pairs
+from polyrl.tasks.language.preferences import PairDataset, SortPairs, dataset_task
+from polyrl.tasks.language.wanted import PairsWanted
 from tiny_models import make_policy, multi_character_tokenizer
 
 Make = Callable[..., LanguagePolicy]

@@ -19,6 +19,7 @@ from polyrl.core.experience import Experience
 from polyrl.methods.preference.dpo import DPOLoss
 from polyrl.models.language.scalar import RewardModel
 from polyrl.parts.optimize import Optimize
+from polyrl.pretrain.wanted import prepare
 from polyrl.run_state.language import Evaluation, LanguageRunState
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
@@ -66,7 +67,7 @@ def test_the_gold_score_rises_clearly(method: str, taught: Path, tmp_path: Path)
 
 def test_a_reward_model_learns_and_becomes_a_reward(taught: Path, tmp_path: Path, polyrl: Command) -> None:
     """Chosen answers are sorted, rejected ones have a letter: held-out pairs are soon told apart."""
-    from polyrl.tasks.language.rewards import load_reward
+    from polyrl.pretrain.reward_models import load_reward
 
     rows = built_in_task("sort-pairs").rows("train", 5, 0, 500)
     pairs = [{"prompt": r["prompt"], "chosen": r["answer"], "rejected": f"a{r['answer'][1:]}"} for r in rows]
@@ -116,7 +117,7 @@ def test_a_reward_model_learns_and_becomes_a_reward(taught: Path, tmp_path: Path
 
 def run_state_of(model: Path, *, pairs: int = 48, **more: Any) -> LanguageRunState:
     task = built_in_task(f"sort-pairs(pairs={pairs})")
-    task.prepare(str(model))
+    prepare(task, str(model))
     return LanguageRunState(task, model, evaluation=Evaluation(prompts=20, greedy=False), **more)
 
 
@@ -270,7 +271,7 @@ def test_a_resumed_run_has_the_same_numbers(
 def pairs_file(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 pairs of sort-pairs in TRL's plain columns, as a user would bring them."""
     task = built_in_task(TASK)
-    task.prepare(str(taught))
+    prepare(task, str(taught))
     file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
     rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in task.fixed_pairs["train"]]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

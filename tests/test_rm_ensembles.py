@@ -28,7 +28,9 @@ from polyrl.methods.language.rm_ensembles import (
 )
 from polyrl.parts.proxies import best_of_n, best_of_n_kl, best_of_n_weights
 from polyrl.parts.score import TaskReward, kl_estimate
+from polyrl.pretrain import reward_models
 from polyrl.pretrain.reward_training import bradley_terry_loss
+from polyrl.pretrain.wanted import prepare, prepare_ensemble
 from polyrl.tasks.language import Reward, learned, task
 from run_states import TableRunState, credited, make_context, token_batch
 
@@ -190,7 +192,7 @@ def test_composition_and_bad_settings():
     with pytest.raises(UserError, match="needs the field 'member_score'"):
         build("grpo+best-of-n")
     with pytest.raises(UserError, match=r"the task 'addition' has 1: give --reward more than once"):
-        task("addition").prepare_ensemble("nowhere", 5)
+        prepare_ensemble(task("addition"), "nowhere", 5)
 
 
 def test_members_share_their_labels(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -199,17 +201,17 @@ def test_members_share_their_labels(taught: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(learned, "HELD_OUT_PAIRS", 30)
     made = task("learned-reverse", difficulty=3, pairs=60)
     sampled = []
-    real = learned.LearnedReverse._two_answers
+    real = reward_models.two_answers
 
-    def counted(self: Any, policy: Any, rows: Any) -> Any:
+    def counted(task: Any, policy: Any, rows: Any, seed: int) -> Any:
         sampled.append(len(rows))
-        return real(self, policy, rows)
+        return real(task, policy, rows, seed)
 
-    monkeypatch.setattr(learned.LearnedReverse, "_two_answers", counted)
-    made.prepare_ensemble(str(taught), 3)
+    monkeypatch.setattr(reward_models, "two_answers", counted)
+    prepare_ensemble(made, str(taught), 3)
     assert sampled == [90]
     single = task("learned-reverse", difficulty=3, pairs=60)
-    single.prepare(str(taught))
+    prepare(single, str(taught))
     asked: dict[str, Any] = {"prompts": ["reverse abc="] * 2, "completions": ["cba", "zz"]}
     scores = [r.function(**asked) for r in made.ensemble(3)]
     assert scores[0] == single.rewards[0].function(**asked) and scores[0] != scores[1] != scores[2]

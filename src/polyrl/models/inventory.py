@@ -26,30 +26,12 @@ from polyrl.models.mlp import Activation, mlp
 from polyrl.models.stored import Stored, StoredModule
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.operations.network import Network
+from polyrl.tasks.operations.rules import base_stock, capped_base_stock, reorder_point
 from polyrl.tasks.operations.simulator import Simulator
 
 if TYPE_CHECKING:
     from polyrl.core.experience import Experience
     from polyrl.core.update import Draws
-
-# ------------------------------------------------------------------------------------------------------- pure rules
-
-
-def base_stock(inventory: Tensor, level: Tensor) -> Tensor:
-    """Order what the position lacks of a level S: q = (S - position)+; `level` broadcasts to `[B, N]`."""
-    return (level - inventory.sum(-1)).clamp(min=0)
-
-
-def capped_base_stock(inventory: Tensor, level: Tensor, cap: Tensor) -> Tensor:
-    """Order up to S, but never more than a cap: q = min((S - position)+, cap); both broadcast to `[B, N]`."""
-    return torch.minimum(base_stock(inventory, level), cap)
-
-
-def reorder_point(inventory: Tensor, reorder: Tensor, level: Tensor) -> Tensor:
-    """(s, S): once the position is at or below s, order up to S; both broadcast to `[B, N]`."""
-    wanted = base_stock(inventory, level)
-    return torch.where(inventory.sum(-1) <= reorder, wanted, torch.zeros_like(wanted))
-
 
 # ---------------------------------------------------------------------------------------------------------- models
 

@@ -19,6 +19,7 @@ from polyrl.models.language.pairs import FixedPairs, sequence_log_ratio
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.models.language.rows import micro_batches
 from polyrl.parts.pairs import dpo_loss
+from polyrl.pretrain.reward_models import answers_of
 from polyrl.pretrain.supervised import length_batches, scheduled
 from polyrl.runtime.cache import cache_folder, cached
 from polyrl.runtime.files import fingerprint
@@ -52,14 +53,15 @@ def dpo_policy(
             "A DPO policy is made beforehand only for built-in tasks: train one on your pairs with `polyrl train dpo` "
             "and give its run as --dpo-model."
         )
-    source = task.preference_source(model)
+    source = task.preference_source()
     key = digest([DPO_RECIPE_VERSION, source.key, fingerprint(model), beta, epochs])
 
     def make(folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
         say(f"making the DPO policy of {task.name}, about half a minute")
         policy = LanguagePolicy.load(model)
-        facts = train_dpo(policy, source.rows(), beta=beta, epochs=epochs, generator=generator(0, "dpo policy"))
+        pairs = source.rows(answers_of(task, policy, source.seed))
+        facts = train_dpo(policy, pairs, beta=beta, epochs=epochs, generator=generator(0, "dpo policy"))
         policy.save(folder)
         say(f"pairs that the DPO policy has in order: {facts['in_order']:.2f}")
         facts |= {"seconds": round(time.perf_counter() - began, 1)}

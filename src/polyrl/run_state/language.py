@@ -12,7 +12,10 @@ import torch
 from polyrl.errors import UserError
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.policy import Backbone, LanguagePolicy
+from polyrl.pretrain.pairs import give_pairs
+from polyrl.pretrain.reward_models import load_reward
 from polyrl.pretrain.start import start_model
+from polyrl.pretrain.wanted import prepare as make_wanted
 from polyrl.recipe import Term
 from polyrl.run_state.joint_reward import JointReward
 from polyrl.run_state.language_evaluation import EVALUATION_SEED, Evaluation, answers
@@ -28,8 +31,8 @@ from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.chat import Chat, Columns
 from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import load_preference
-from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task, give_pairs
-from polyrl.tasks.language.rewards import load_reward, unloaded_reward
+from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task
+from polyrl.tasks.language.rewards import unloaded_reward
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
@@ -123,7 +126,7 @@ def prepare(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) ->
 
         import_peft()
     model = make_model(config, task, say)
-    task.prepare(model, say)
+    make_wanted(task, model, say)
     return model
 
 
@@ -263,7 +266,7 @@ def open_trained(
     """
     own = bool(config.rewards or config.preference)
     if task.needs_model and (judged or not own):  # of the model that the run started from, not of what it has trained
-        task.prepare(start or make_model(config, task))
+        make_wanted(task, start or make_model(config, task))
     for scores in (folder / REWARD_MODEL, folder):
         if (scores / "head.safetensors").is_file():
             if not judged:

@@ -22,6 +22,7 @@ from polyrl.core.special_rows import SpecialRows, finished_rows, scored_rows
 from polyrl.methods.language import ppo
 from polyrl.parts.proxies import log_best_of_n, pools
 from polyrl.parts.score import JUDGED, assign_reward, of_finished
+from polyrl.pretrain.wanted import prepare_ensemble
 from polyrl.recipe import Improver, Part, Recipe, Scope, Stage, Term, hyperparameter
 
 SLUG = "rm-ensembles"
@@ -58,7 +59,7 @@ class Ensemble(Part):
 
     def prepare(self, task: Any, model: str, say: Callable[[str], None] = lambda _: None) -> None:
         """Make or load the members; raises `UserError` where the task has none."""
-        task.prepare_ensemble(model, self.members, say)
+        prepare_ensemble(task, model, self.members, say)
 
     def combine(self, scores: Tensor, context: Context) -> Tensor:
         """One score `[B]` from those of the members `[B, k]`."""

@@ -23,6 +23,7 @@ from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.chat import Chat
 from polyrl.tasks.language.columns import check_reported_names
 from polyrl.tasks.language.left_out import LeftOut
+from polyrl.tasks.language.wanted import PreferenceSource, RewardModelsWanted, Wanted
 
 Row = dict[str, Any]
 """`prompt` is a string or a list of `{"role", "content"}` messages; the other columns go to the reward functions."""
@@ -147,14 +148,6 @@ class Preference:
     function: Callable[..., list[float]]
 
 
-@dataclass(frozen=True)
-class PreferenceSource:
-    """Labelled preference pairs: `key` identifies them, `rows` makes or returns them."""
-
-    key: Any
-    rows: Callable[[], list[Row]]
-
-
 class LanguageTask(ABC):
     """Prompts to answer, and how an answer is judged."""
 
@@ -193,7 +186,7 @@ class LanguageTask(ABC):
     labelled: Mapping[Split, list[Row]] = MappingProxyType({})
     """Labelled responses by split: rows with the columns prompt, completion and label; empty if there are none."""
     pairs_by_preference: bool = False
-    """Whether `prepare` makes pairs that `preference` labels."""
+    """Whether its fixed pairs are made of answers that `preference` labels."""
     evaluation_prompts: int = 200
     """Test prompts of an evaluation when nothing else is said."""
     evaluation_greedy: bool = True
@@ -245,16 +238,17 @@ class LanguageTask(ABC):
         return self.tool
 
     @property
-    def needs_model(self) -> bool:
-        """Whether rewards or fixed pairs are still to be made by `prepare`."""
-        return False
+    def wanted(self) -> Wanted | None:
+        """What rewards or fixed pairs still need and only a model can make (`polyrl.pretrain.wanted`); None: nothing.
 
-    def prepare(self, model: str, say: Callable[[str], None] = lambda _: None) -> None:  # noqa: B027 - a hook
-        """Make what the rewards need and only a model can give; `model` is the folder or name of the starting model.
-
-        Called once, before the first reward. What takes long belongs into the cache (`polyrl.pretrain.start`), since
-        every run of a comparison calls this. `say` is told what is going on.
+        What takes long belongs into the cache, since every run of a comparison asks for it.
         """
+        return None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether something is still to be made by a model."""
+        return self.wanted is not None
 
     def scoring_folder(self, model: str) -> str:
         """Return the folder of the reward model that scores answers, the first of several.
@@ -283,11 +277,12 @@ class LanguageTask(ABC):
             )
         return self.rewards
 
-    def prepare_ensemble(self, model: str, members: int, say: Callable[[str], None] = lambda _: None) -> None:
-        """Make or load what `ensemble` needs of the starting model; raises `UserError` where there is no ensemble."""
+    def ensemble_wanted(self, members: int) -> RewardModelsWanted | None:
+        """What `ensemble` needs and only a model can make; None: nothing. Raises `UserError` without an ensemble."""
         self.ensemble(members)
+        return None
 
-    def preference_source(self, model: str) -> PreferenceSource:
+    def preference_source(self) -> PreferenceSource:
         """Return where labelled pairs come from for what learns from them beside the policy.
 
         Raises:
@@ -299,7 +294,7 @@ class LanguageTask(ABC):
                 f"The task '{self.name}' has no preference pairs to train a DPO policy on: give --dpo-model with the "
                 "folder of one, or take the task learned-sort."
             )
-        return PreferenceSource(digest(rows), lambda: rows)
+        return PreferenceSource(digest(rows), lambda _: rows)
 
     def size(self, split: Split) -> int | None:
         """Number of distinct rows of a split, or None where the task makes them without end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,40 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError
 from polyrl.runtime.chart import Chart
-from polyrl.tasks.language.base import LanguageTask, PreferenceSource, Reward, Row, content, digest
+from polyrl.tasks.language.base import LanguageTask, Reward, Row, content, digest
 from polyrl.tasks.language.preferences import SortPairs
 from polyrl.tasks.language.strings import ReverseDense, preference_pairs
+from polyrl.tasks.language.wanted import Answers, Preferences, PreferenceSource, RewardModelsWanted, Scorer
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from polyrl.models.language.scalar import RewardModel
-
-Say = Callable[[str], None]
 RewardFunction = Callable[..., list[float | None]]
 
 REWARD_RECIPE_VERSION = 1
 """Raised when the way of making reward models changes."""
 HELD_OUT_PAIRS = 400
 """Pairs that measure the reward model and its scale; never trained on."""
-
-
-@dataclass(frozen=True)
-class Preferences:
-    """What reward models and DPO policies learn from, and what they are measured on.
-
-    Attributes:
-        labelled: rows with `prompt`, `chosen`, `rejected` and the gold of both.
-        held_out: others, labelled by the gold alone.
-        prompts, answers: of the held-out pairs, on which scores get their scale.
-        gold: of every answer.
-    """
-
-    labelled: list[Row]
-    held_out: list[Row]
-    prompts: list[str]
-    answers: list[str]
-    gold: list[float]
 
 
 @dataclass
@@ -55,7 +31,7 @@ class ScoredByModel(LanguageTask):
     who goes by the gold score prefers one answer (`preference_pairs`), and a copy of the starting model learns to score
     by these preferences (`polyrl.pretrain.reward_training`). Policies are trained on that score, whose mean is 0 and
     standard deviation 1 on the starting model's answers, and judged by the gold, which is logged as `gold` and
-    `eval/gold`. `prepare` makes the reward model, or finds it in the cache; `ensemble` makes several that learn from
+    `eval/gold`. `polyrl.pretrain.wanted` makes the reward model, or finds it in the cache, or several that learn from
     the same labels and differ in their heads and in the order of the pairs (arXiv:2310.02743, section 3).
     """
 
@@ -76,7 +52,7 @@ class ScoredByModel(LanguageTask):
     charts = (Chart(title="Over-optimization", x="kl", y=("gold", "reward"), x_scale="sqrt"),)
 
     def __post_init__(self) -> None:
-        """Check the settings; the reward itself waits for `prepare`."""
+        """Check the settings; the reward itself waits for its model."""
         super().__post_init__()  # type: ignore[misc]  # of the task that it goes before
         for name in ("pairs", "reward_epochs"):
             value = getattr(self, name)
@@ -92,18 +68,32 @@ class ScoredByModel(LanguageTask):
             raise UserError(
                 f"The prompt_offset of the task '{self.name}' must be at least 0, not {self.prompt_offset!r}."
             )
-        self.reward_models: list[RewardModel] = []
+        self.scorers: list[Scorer] = []
+        """Scores of the reward models that are there: one, or those of an ensemble, whose first policies train on."""
         self.rewards = [Reward("reward_model", self.model_score)]
 
     @property
-    def reward_model(self) -> RewardModel | None:
-        """The reward model that policies are trained on: the ensemble's first member. None before `prepare`."""
-        return self.reward_models[0] if self.reward_models else None
+    def wanted(self) -> RewardModelsWanted | None:
+        """The reward model, where it is one of the rewards and is not there yet."""
+        return None if self.scorers or not self._scored_by_model else self._reward_models(1)
 
     @property
-    def needs_model(self) -> bool:
-        """Whether the reward model is one of the rewards and is not made yet."""
-        return self.reward_model is None and any(r.function == self.model_score for r in self.rewards)
+    def _scored_by_model(self) -> bool:
+        return any(r.function == self.model_score for r in self.rewards)
+
+    def _reward_models(self, members: int) -> RewardModelsWanted:
+        names = ("name", "difficulty", "noise", "label_temperature", "reward_seed")
+        facts = {"task" if name == "name" else name: getattr(self, name) for name in names}
+        return RewardModelsWanted(
+            members=members,
+            seed=self.reward_seed,
+            pairs=self.pairs,
+            epochs=self.reward_epochs,
+            folder=self.reward_folder,
+            preferences=self.preferences,
+            facts=facts,
+            scorers=self.scorers,
+        )
 
     if TYPE_CHECKING:  # the task that it goes before has it
 
@@ -125,22 +115,22 @@ class ScoredByModel(LanguageTask):
         return self._scores_by(0, prompts, completions)
 
     def _scores_by(self, member: int, prompts: list[Any], completions: list[Any]) -> list[float | None]:
-        if member >= len(self.reward_models):
-            raise UserError(f"The task '{self.name}' has no reward model yet: call its prepare(model) first.")
-        from polyrl.pretrain.reward_training import score_texts  # heavy
-
-        scores = score_texts(self.reward_models[member], prompts, [content(c) for c in completions]).tolist()
+        if member >= len(self.scorers):
+            raise UserError(
+                f"The task '{self.name}' has no reward model yet: let polyrl.pretrain.wanted.prepare make it first."
+            )
+        scores = self.scorers[member](prompts, [content(c) for c in completions])
         return [score + self.offset(prompt) for score, prompt in zip(scores, prompts, strict=True)]
 
     def scoring_folder(self, model: str) -> str:
-        """Return the folder of the reward model that `prepare` makes, or that of a user's own."""
-        if any(r.function == self.model_score for r in self.rewards):
+        """Return the folder of the reward model that is made, or that of a user's own."""
+        if self._scored_by_model:
             return str(self.reward_folder(model))
         return super().scoring_folder(model)
 
     def ensemble(self, members: int) -> list[Reward]:
-        """Return `members` reward models as rewards, made by `prepare`; a user's own rewards are members themselves."""
-        if not any(r.function == self.model_score for r in self.rewards):
+        """Return `members` reward models as rewards; a user's own rewards are members themselves."""
+        if not self._scored_by_model:
             return super().ensemble(members)
 
         def by(member: int) -> RewardFunction:
@@ -168,114 +158,26 @@ class ScoredByModel(LanguageTask):
     def _label_settings(self) -> list[Any]:
         return [self.pairs, self.noise, self.label_temperature, self.reward_seed, HELD_OUT_PAIRS]
 
-    def preference_source(self, model: str) -> PreferenceSource:
-        """Return the pairs that the reward model learns from, sampled from the starting model `model`."""
+    def preference_source(self) -> PreferenceSource:
+        """Return the pairs that the reward model learns from."""
+        key = [self.fingerprint(), self._label_settings()]
+        return PreferenceSource(key, lambda answers: self.preferences(answers).labelled, self.reward_seed)
 
-        def rows() -> list[Row]:
-            from polyrl.models.language.policy import LanguagePolicy
+    def ensemble_wanted(self, members: int) -> RewardModelsWanted | None:
+        """Return the members that are to be made; a user's own rewards are there."""
+        return self._reward_models(members) if self._scored_by_model else super().ensemble_wanted(members)
 
-            return self.preferences(LanguagePolicy.load(model)).labelled
-
-        return PreferenceSource([self.fingerprint(), self._label_settings()], rows)
-
-    def prepare(self, model: str, say: Say = lambda _: None) -> None:
-        """Load the reward model that goes with the starting model `model`, made first where it is not in the cache."""
-        if self.needs_model:
-            self._load(model, 1, say)
-
-    def prepare_ensemble(self, model: str, members: int, say: Say = lambda _: None) -> None:
-        """Load as many reward models, made first where they are not in the cache."""
-        if any(r.function == self.model_score for r in self.rewards):
-            self._load(model, members, say)
-        else:
-            super().prepare_ensemble(model, members, say)
-
-    def _load(self, model: str, members: int, say: Say) -> None:
-        from polyrl.models.language.scalar import RewardModel
-        from polyrl.runtime.cache import cached
-
-        made: list[Preferences] = []  # the members' common labels, sampled once where any of them is to be made
-        while len(self.reward_models) < members:
-            member = len(self.reward_models)
-            make = functools.partial(self._make, model, say, member, made)
-            folder = cached(self.reward_folder(model, member), make)
-            self.reward_models.append(RewardModel.load(folder).requires_grad_(False))
-
-    def preferences(self, policy: Any) -> Preferences:
-        """Return labelled pairs of answers of the starting model `policy`, and others that are held out."""
+    def preferences(self, answers: Answers) -> Preferences:
+        """Return labelled pairs of answers of the starting model, and others that are held out."""
         # the seed of rows is far from those of training runs (small) and of pretraining (1000003 and up)
         rows = self.rows("train", 2_000_003 + self.reward_seed, 0, self.pairs + HELD_OUT_PAIRS)
-        a, b = self._two_answers(policy, rows)
+        a, b = answers(rows)
         cut = self.pairs
         rng = random.Random(f"{self.name}-labels-{self.reward_seed}")
         labelled = preference_pairs(self, rows[:cut], a[:cut], b[:cut], rng, self.label_temperature, self.noise)
         judged = preference_pairs(self, rows[cut:], a[cut:], b[cut:], rng, temperature=0.0)
         gold = [self.gold(row, text) for row, text in zip(rows + rows, a + b, strict=True)]
         return Preferences(labelled, judged, [r["prompt"] for r in rows[cut:]] * 2, a[cut:] + b[cut:], gold)
-
-    def _make(self, model: str, say: Say, member: int, made: list[Preferences], folder: Path) -> dict[str, Any]:
-        """Train a reward model and write it to `folder`; return its facts."""
-        import time
-
-        from polyrl.models.language.policy import LanguagePolicy
-        from polyrl.models.language.scalar import RewardModel
-        from polyrl.pretrain.reward_training import normalize, score_texts, train_reward_model
-        from polyrl.runtime.seeding import generator
-
-        began = time.perf_counter()
-        which = f"reward model {member + 1}" if member else "the reward model"
-        say(f"making {which} of {self.name}: {self.pairs} preference pairs, about half a minute")
-        policy = LanguagePolicy.load(model)
-        if not made:
-            made.append(self.preferences(policy))
-        data = made[0]
-        more = (member,) if member else ()  # a member has its own head and order, and nothing else of its own
-        reward_model = RewardModel.like(policy, generator(self.reward_seed, "reward head", *more))
-        facts = train_reward_model(
-            reward_model,
-            data.labelled,
-            generator=generator(self.reward_seed, "reward training", *more),
-            held_out=data.held_out,
-            epochs=self.reward_epochs,
-            say=say,
-        )
-        raw: Tensor = score_texts(reward_model, data.prompts, data.answers)
-        mean, std = normalize(reward_model, raw)
-        reward_model.save(folder)
-        agreeing = sum(p["score_chosen"] > p["score_rejected"] for p in data.labelled)
-        differing = sum(p["score_chosen"] != p["score_rejected"] for p in data.labelled)
-        say(f"held-out accuracy of the reward model: {facts.get('accuracy', 0.0):.2f}")
-        return {
-            "task": self.name,
-            "difficulty": self.difficulty,
-            "kind": "reward model",
-            "start": str(Path(model).name),
-            "noise": self.noise,
-            "label_temperature": self.label_temperature,
-            "reward_seed": self.reward_seed,
-            "member": member,
-            **facts,
-            "labels_that_agree_with_gold": agreeing / differing if differing else None,
-            "scores": "mean 0 and standard deviation 1 on the starting model's answers to held-out train prompts",
-            "raw_mean": mean,
-            "raw_std": std,
-            "start_gold": sum(data.gold) / len(data.gold),
-            "seconds": round(time.perf_counter() - began, 1),
-        }
-
-    def _two_answers(self, policy: Any, rows: list[Row]) -> tuple[list[str], list[str]]:
-        """Return two sampled answers to each row, at temperature 1."""
-        from polyrl.rollout.language import Sampling, TransformersEngine
-        from polyrl.runtime.seeding import generator
-
-        batch = TransformersEngine(policy).generate(
-            [policy.encode_row(row) for row in rows],
-            Sampling(max_tokens=self.max_tokens, stop=tuple(self.stop)),
-            completions_per_prompt=2,
-            generator=generator(self.reward_seed, "reward samples"),
-        )
-        texts = batch.columns["completion"]
-        return texts[0::2], texts[1::2]
 
 
 @dataclass

@@ -13,11 +13,10 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from polyrl.errors import UserError, nearest
-from polyrl.tasks.language.base import Reward, content, table_rows
+from polyrl.tasks.language.base import Reward, content
 from polyrl.tasks.language.checkers import CHECKERS, accepted, agrees, truth_column
 from polyrl.tasks.language.math_process import check_installed
 from polyrl.tasks.language.phrases import quoted
@@ -64,16 +63,14 @@ def built_in(name: str, weight: float = 1.0) -> Reward:
 def load_reward(spec: str) -> Reward:
     """Return the reward that `spec` names.
 
-    `spec` is the name of a checker (`CHECKERS`), or `package.module:function`, or `path/to/file.py:function`, or the
-    folder of a reward model that `polyrl train reward-model` wrote; a weight can follow: `rewards.py:short=0.5`. A file
-    is run as Python code. Raises `UserError` if the function cannot be imported, is not there, cannot be called or has
-    another signature than TRL's, or if the folder holds no reward model.
+    `spec` is the name of a checker (`CHECKERS`), or `package.module:function`, or `path/to/file.py:function`; a weight
+    can follow: `rewards.py:short=0.5`. A file is run as Python code. Folders of reward models are read by
+    `polyrl.pretrain.reward_models.load_reward`. Raises `UserError` if the function cannot be imported, is not there,
+    cannot be called or has another signature than TRL's.
     """
     name, weight = split_weight(spec)
     if name in CHECKERS:
         return built_in(name, weight)
-    if Path(name).expanduser().is_dir():
-        return model_reward(name, weight)
     place, colon, function_name = name.rpartition(":")
     if not colon or not place or not function_name:
         raise UserError(
@@ -99,33 +96,6 @@ def unloaded_reward(spec: str) -> Reward:
         raise NotLoaded(f"The reward '{name}' was not loaded.")
 
     return Reward(name.rpartition(":")[2], refuse, weight)
-
-
-def model_reward(folder: str, weight: float = 1.0) -> Reward:
-    """Return the score of a reward model as a reward; `folder` is the model's, or that of the run that trained it.
-
-    The model is loaded at the first call. Raises `UserError` if there is none.
-    """
-    path = Path(folder).expanduser()
-    found = next((p for p in (path, path / "model") if (p / "head.safetensors").is_file()), None)
-    if found is None:
-        raise UserError(
-            f"The folder '{folder}' holds no reward model; give one that `polyrl train reward-model` has written."
-        )
-    loaded: list[Any] = []
-
-    def score(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
-        from polyrl.models.language.scalar import RewardModel
-        from polyrl.pretrain.reward_training import score_texts
-        from polyrl.runtime.device import make_device
-
-        if not loaded:
-            loaded.append(RewardModel.load(found, device=make_device("auto")).requires_grad_(False))
-        rows = table_rows(prompts, columns)
-        return list(score_texts(loaded[0], prompts, completions, rows=rows).tolist())
-
-    name = found.resolve().parent.name if found.name == "model" else found.resolve().name
-    return Reward(name, score, weight, folder=str(found))
 
 
 def check_signature(name: str, function: Callable[..., Any], columns: Sequence[str] | None = None) -> None:

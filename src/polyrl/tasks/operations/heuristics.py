@@ -15,8 +15,8 @@ import torch
 from scipy.stats import norm, poisson
 from torch import Tensor
 
-from polyrl.models import inventory
 from polyrl.tasks.operations.demand import EVALUATION_SEED
+from polyrl.tasks.operations.rules import base_stock, capped_base_stock, reorder_point
 
 if TYPE_CHECKING:
     from polyrl.tasks.operations.settings import InventoryTask, LostSales
@@ -115,13 +115,13 @@ def searched_lost_sales(task: LostSales) -> dict[str, tuple[tuple[float, ...], f
     caps = range(max(int(task.mean), 1), int(poisson.ppf(ratio, task.mean)) + 3)
     gaps = sorted({1, 2, 3, 4, *range(max(batch // 2, 1), 2 * batch + 1)})
     grids: dict[str, tuple[Rule, list[list[float]]]] = {
-        "base stock": (lambda x, i: inventory.base_stock(i, x), [[s] for s in levels]),
+        "base stock": (lambda x, i: base_stock(i, x), [[s] for s in levels]),
         "capped base stock": (
-            lambda x, i: inventory.capped_base_stock(i, x[:, :1], x[:, 1:]),
+            lambda x, i: capped_base_stock(i, x[:, :1], x[:, 1:]),
             [[s, c] for s in levels for c in caps],
         ),
         "(s, S)": (
-            lambda x, i: inventory.reorder_point(i, x[:, :1], x[:, 1:]),
+            lambda x, i: reorder_point(i, x[:, :1], x[:, 1:]),
             [[s - 1, s - 1 + gap] for s in levels for gap in gaps],
         ),
     }
