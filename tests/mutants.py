@@ -89,6 +89,23 @@ GROUPS: list[Group] = [
         "test_learned_task.py",
         [("return None if self.scorers or not self._scored_by_model else", "return None if self.scorers else")],
     ),
+    Group(
+        "parts/optimize.py",
+        "test_ppo_max.py -k 'imitated or gradient_of'",
+        [
+            ("(t.loss(outputs, micro) * w[index]).sum()", "(t.loss(outputs, micro) * w).sum()"),
+            ('if bool((batch["weight"] != 0).any()):', "if True:"),
+        ],
+    ),
+    Group("core/checking.py", "test_own_rows.py", [("= None, set(batch.fields)", "= None, set()")]),
+    Group(
+        "core/updating.py", "test_own_rows.py", [("            return batch.rows(self.context)", "            pass")]
+    ),
+    Group(
+        "run_state/language_run_state.py",
+        "test_aihf.py -k resumed",
+        [("found |= {name: model.stored(name) for name, model in self.own.items()}", "pass")],
+    ),
     # ------------------------------------------------------------------------------------------- runtime
     Group(
         "runtime/seeding.py",
@@ -129,7 +146,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "parts/offline_steps.py",
+        "methods/language/dapo_direct.py",
         "test_streams.py -k 'drawn_twice and dapo-direct'",
         [
             ('task.rows("train", context.seed, first', 'task.rows("train", 0, first'),
@@ -507,14 +524,15 @@ GROUPS: list[Group] = [
     ),
     Group(
         "parts/optimize.py",
-        "test_closed_form.py -k 'updates_in_closed or added'",
+        "test_closed_form.py -k 'updates_in_closed or of_their_own'",
         [
             ('whiten(rows["advantage"], None if bool(own.all()) else own)', 'rows["advantage"]'),
             (
                 "grad_outputs[name] = grad_outputs[name] + grad_output if name in grad_outputs else grad_output",
                 "grad_outputs[name] = grad_output",
             ),
-            ("for key, value in self.add_gradients(batch, context).items():", "for key, value in {}.items():"),
+            ("for on in self.also:", "for on in ():"),
+            ("alone = not self.also ", "alone = True "),
         ],
     ),
     # ---------------------------------------------------------------------------------------------- drawing

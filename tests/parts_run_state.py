@@ -29,7 +29,7 @@ class PartsRunState(TableRunState):
         self.task = SimpleNamespace(
             name="table", thinking_tags=("<", ">"), step_end=";", step_tokens=0, max_tokens=9, stop=(), rewards=[]
         )
-        self.joint_reward = SimpleNamespace(scores=lambda e: 2 * truth(e) + 1)
+        self.own = {"reward": SimpleNamespace(scores=lambda e: 2 * truth(e) + 1)}  # type: ignore[dict-item]
         self.reads: frozenset[str] = frozenset()
 
     def outputs(self, experience: Experience, wants: Collection[str]) -> dict[str, Tensor]:

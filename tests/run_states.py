@@ -74,7 +74,7 @@ class TableRunState:
     def measures(self, experience: Experience) -> dict[str, Tensor]:
         return {}
 
-    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
+    def micro_batches(self, experience: Experience, grouped_by: str = "", *, shared: bool = True) -> list[Tensor]:
         return list(torch.arange(len(experience)).split(self.micro or len(experience)))
 
     def parameters(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

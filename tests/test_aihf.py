@@ -161,7 +161,7 @@ def test_the_size_of_micro_batches_does_not_count(taught: Path) -> None:
     for micro in (4096, 40):
         loop = loop_of(taught, micro=micro, learning_rate="0", **SMALL)
         loop.iterate()
-        found.append(torch.cat([p.detach().flatten() for p in loop.run_state.joint_reward.model.parameters()]))
+        found.append(torch.cat([p.detach().flatten() for p in loop.run_state.own["reward"].model.parameters()]))
     moved = (found[0] - found[1]).abs().max()
     assert float(moved) < 2e-4  # Adam's first step turns rounding of tiny gradients into steps of up to 5e-4
 
@@ -170,7 +170,7 @@ def test_the_size_of_micro_batches_does_not_count(taught: Path) -> None:
 def test_a_reward_that_is_no_number_takes_no_step(told: str, factor: float, taught: Path) -> None:
     """The root of 0 has a value, and no slope."""
     run_state = loop_of(taught).run_state
-    reward = run_state.joint_reward
+    reward = run_state.own["reward"]
     before = [p.clone() for p in reward.model.parameters()]
     batch = reward.encoded(["ba=", "cb="], ["ab", "bc"])
     optimizer = torch.optim.SGD(reward.model.parameters(), lr=1.0)
@@ -228,7 +228,7 @@ def test_a_resumed_run_has_the_same_reward(taught: Path, tmp_path: Path) -> None
     one.run_state.save(tmp_path / "saved")
     other.run_state.load(tmp_path / "saved")
     for a, b in zip(
-        one.run_state.joint_reward.model.parameters(), other.run_state.joint_reward.model.parameters(), strict=True
+        one.run_state.own["reward"].model.parameters(), other.run_state.own["reward"].model.parameters(), strict=True
     ):
         assert torch.equal(a, b)
     assert sorted(one.run_state.parameters()) == ["policy", "reward"]

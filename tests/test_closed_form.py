@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from polyrl.catalogue import build
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.update import On, OwnRows
 from polyrl.kernels.flat import FlatParameters, VectorAdamW
 from polyrl.models.closed_form import ActorCriticPasses, Layers
 from polyrl.models.control import ControlCritic, ControlPolicy
@@ -226,15 +227,32 @@ class Doubled(Doubt):
         return 2 * super().step_weights(experience)
 
 
-class Added(Optimize):
-    """Adds a gradient that no term gives."""
+@dataclass(frozen=True)
+class Seen(OwnRows):
+    """Two states that no rollout has seen."""
 
-    def add_gradients(self, batch: Experience, context: Context) -> dict[str, float]:
-        """1 for every parameter that has a gradient."""
-        grads = [p.grad for named in context.run_state.parameters().values() for _, p in named if p.grad is not None]
-        for grad in grads:
-            grad += 1
-        return {"loss/added": float(len(grads))}
+    def rows(self, context: Context) -> Experience:
+        """Single steps `[2, 1]`."""
+        observation = torch.tensor([[[0.1, 0.2, 0.3, 0.4]], [[-0.4, 0.3, -0.2, 0.1]]])
+        return Experience({"observation": observation, "weight": torch.ones(2, 1), "action": torch.tensor([[0], [1]])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guessed(Averaged):
+    """Raise the likelihood of these steps."""
+
+    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """Their negative log-likelihood."""
+        return -outputs["logprob"]
+
+
+class Added(Optimize):
+    """Learns from rows that no rollout has collected."""
+
+    @property
+    def also(self) -> tuple[On, ...]:
+        """One term on them."""
+        return (On(Seen(), (Guessed(),)),)
 
 
 def an_update(
@@ -291,9 +309,9 @@ def test_updates_in_closed_form_are_those_of_autograd(
     assert {k: pytest.approx(v, rel=1e-3, abs=2e-4) for k, v in plain_metrics.items()} == fast_metrics
 
 
-def test_added_gradients_are_stepped_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terms_on_rows_of_their_own_are_stepped_on(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _ = an_update("CartPole-v1", False, monkeypatch)
     added, metrics = an_update("CartPole-v1", False, monkeypatch, Added)
-    assert metrics["loss/added"] >= 1 and bool((added != plain).any())
+    assert metrics["loss/seen"] > 0 and bool((added != plain).any())
     with pytest.raises(TypeError, match="NoneType"):  # autograd's way is asked for, though there is a closed form
         an_update("CartPole-v1", True, monkeypatch, Added)

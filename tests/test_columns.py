@@ -12,9 +12,9 @@ import torch
 
 from polyrl.core.experience import FIELDS, Experience
 from polyrl.errors import UserError
+from polyrl.methods.language.dapo_direct import OfflineSteps
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.imitation import DemonstratedPrompts
-from polyrl.parts.offline_steps import OfflineSteps
 from polyrl.parts.tools import CallPrice
 from polyrl.parts.windows import WindowedRollouts
 from polyrl.rollout.language import Sampling

@@ -17,10 +17,16 @@ from polyrl import catalogue
 from polyrl.api import resume, train
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.methods.language.dapo_direct import DropSmallGaps, StepAdvantage, StepRegression, step_advantage
+from polyrl.methods.language.dapo_direct import (
+    DropSmallGaps,
+    OfflineSteps,
+    StepAdvantage,
+    StepRegression,
+    balanced,
+    step_advantage,
+)
 from polyrl.parts.credit import value_after
 from polyrl.parts.improve import ValueCrossEntropy
-from polyrl.parts.offline_steps import OfflineSteps, balanced
 from polyrl.run_state.language import LanguageRunState
 from polyrl.tasks.language import task
 from run_states import make_context

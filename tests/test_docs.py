@@ -91,7 +91,7 @@ def test_every_command_and_option_is_documented(pages: dict[str, str]) -> None:
 
 
 def logged() -> set[str]:
-    """Names that the sources log as metrics: `context.log(...)`, `metrics[...]` terms' statistics, added gradients."""
+    """Names that the sources log as metrics: `context.log(...)`, `metrics[...]` statistics, rows of their own."""
     found: set[str] = set()
     for file in (ROOT / "src/polyrl").rglob("*.py"):
         if file.parent.name == "report":
@@ -105,9 +105,11 @@ def logged() -> set[str]:
                     found.add(pattern(node.slice))
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "means.add":
                 found.add(pattern(node.args[0]))
-            if isinstance(node, ast.FunctionDef) and node.name in ("statistics", "add_gradients", "after_move"):
+            if isinstance(node, ast.FunctionDef) and node.name in ("statistics", "after_move"):
                 keys = [k for d in ast.walk(node) if isinstance(d, ast.Dict) for k in d.keys]
                 found |= {str(k.value) for k in keys if isinstance(k, ast.Constant)}
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "OwnRows" for base in node.bases):
+                found.add(f"loss/{kebab(node.name)}")  # what terms on these rows come to
             if isinstance(node, ast.FunctionDef) and node.name == "summary":  # of a task, over a whole evaluation
                 keys = [k for d in ast.walk(node) if isinstance(d, ast.Dict) for k in d.keys]
                 found |= {f"eval/{k.value}" for k in keys if isinstance(k, ast.Constant)}

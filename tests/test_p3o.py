@@ -119,7 +119,7 @@ def test_the_expected_gradient_is_the_exact_one(form: ClipForm, sampler: tuple[f
 class GroupRunState(TableRunState):
     """Keeps rows together that belong together."""
 
-    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
+    def micro_batches(self, experience: Experience, grouped_by: str = "", *, shared: bool = True) -> list[Tensor]:
         if not grouped_by:
             return super().micro_batches(experience)
         unit = torch.unique(experience[grouped_by], return_inverse=True)[1]

@@ -13,26 +13,36 @@ from conftest import DIFFICULTY, SEED, TASK, reached, read_records
 from polyrl.api import train
 from polyrl.catalogue import build
 from polyrl.core.experience import Experience
+from polyrl.core.means import Means
 from polyrl.core.schedules import schedule_factor
 from polyrl.errors import UserError
-from polyrl.methods.language.ppo_max import Moments, NormalizeScore
+from polyrl.methods.language import ppo_max
+from polyrl.methods.language.ppo_max import Moments, NormalizeScore, OptimizeWithDemonstrations
 from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.rows import as_experience
 from polyrl.parts.improve import ValueLoss
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty, last_step
-from polyrl.pretrain.solutions import demonstration, supervised_gradient
+from polyrl.pretrain.solutions import demonstration
+from polyrl.run_state.language import LanguageRunState
 from polyrl.runtime.budget import Spent
 from polyrl.tasks.language import task
 from run_states import TableRunState, credited, make_context, token_batch
 
 
-class DemonstratedRunState(TableRunState):
-    """The table run state; a demonstration says that token 3 follows token 1."""
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Every demonstration says that token 3 follows token 1; gives the rows that were asked for."""
+    asked: list[tuple[int, int]] = []
 
-    def demonstration_loss(self, weight: float, start: int, count: int) -> float:
-        loss = -weight * self.table.log_softmax(-1)[1, 3]
-        loss.backward()
-        return float(loss.detach())
+    def worked(policy: Any, task: Any, start: int, count: int) -> Experience:
+        asked.append((start, count))
+        return as_experience([[1]] * count, [[3]] * count, pad_id=0)
+
+    monkeypatch.setattr(ppo_max, "worked_batch", worked)
+    monkeypatch.setattr(TableRunState, "policy", None, raising=False)
+    monkeypatch.setattr(TableRunState, "task", None, raising=False)
+    return asked
 
 
 def scored(score: list[float], length: int = 3) -> Experience:
@@ -156,19 +166,19 @@ def test_critic_pretraining_holds_the_policy_still(micro: int | None):
     assert moved == [(False, True), (False, True), (True, True)]
 
 
-def test_no_pretraining_is_ppo_exactly():
+def test_no_pretraining_is_ppo_exactly(shown: list[tuple[int, int]]):
     found = []
     for spec in ("ppo", "ppo+critic-pretraining(critic_pretraining=0)+optimize-with-demonstrations(ptx_coef=0)"):
-        run_state, recipe = DemonstratedRunState(), build(spec)
+        run_state, recipe = TableRunState(), build(spec)
         context = make_context(run_state, recipe)
         recipe.optimize.run(recipe.terms, credited(recipe, token_batch(run_state), context), context)
         found.append(run_state.weights())
-    assert torch.equal(*found)
+    assert torch.equal(*found) and shown == []
 
 
-def test_demonstrations_are_imitated_but_not_while_the_critic_learns_alone():
+def test_demonstrations_are_imitated_but_not_while_the_critic_learns_alone(shown: list[tuple[int, int]]):
     def chance(spec: str) -> tuple[float, dict[str, float]]:
-        run_state, recipe = DemonstratedRunState(), build(spec, {"learning_rate": "0.01"})
+        run_state, recipe = TableRunState(), build(spec, {"learning_rate": "0.01"})
         context = make_context(run_state, recipe)
         recipe.optimize.run(recipe.terms, credited(recipe, token_batch(run_state), context), context)
         return float(run_state.table.detach().log_softmax(-1)[1, 3]), context.metrics
@@ -183,23 +193,47 @@ def test_demonstrations_are_imitated_but_not_while_the_critic_learns_alone():
 
 def test_gradient_of_demonstrations(small_model: Path):
     """It is the mean over tokens of all rows, in micro-batches of any size, and is added to what is there."""
-    policy, words = LanguagePolicy.load(small_model), task(TASK, difficulty=DIFFICULTY)
-    gradients = []
+    words = task(TASK, difficulty=DIFFICULTY)
+    (on,) = OptimizeWithDemonstrations(ptx_coef=0.5, ptx_rows=6).also
+    gradients, losses = [], []
     for tokens in (16, 4096):
-        policy.zero_grad()
-        first = supervised_gradient(policy, words, 0.5, 0, 6, tokens)
-        assert supervised_gradient(policy, words, 0.5, 0, 6, tokens) == pytest.approx(first, rel=1e-5)
-        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
-    assert torch.allclose(*gradients, atol=1e-5)
+        run_state = LanguageRunState(words, small_model, micro_batch_tokens=tokens)
+        context, means = make_context(run_state), Means()
+        for _ in range(2):
+            Optimize()._join(on, means, context)
+        gradients.append(torch.cat([p.grad.flatten() for p in run_state.policy.parameters() if p.grad is not None]))
+        losses.append(means.found()["loss/demonstrations"])
+    assert torch.allclose(*gradients, atol=1e-5) and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    policy = LanguagePolicy.load(small_model)
     rows = words.rows("train", 1_000_003, 0, 6)
-    total = count = 0.0
+    total, count = torch.zeros(()), 0
     for row in rows:
         prompt, ids, learned = demonstration(policy, words, row)  # type: ignore[misc]
         tokens = torch.tensor([[*prompt, *ids]])
         logits = policy.model(tokens).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
-        total -= float(logits.gather(1, torch.tensor(ids)[:, None]).detach().sum())
+        total = total - logits.gather(1, torch.tensor(ids)[:, None]).sum()
         count += sum(learned)
-    assert first == pytest.approx(0.5 * total / count, rel=1e-4)
+    (0.5 * total / count).backward()
+    wanted = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    assert losses[1] == pytest.approx(0.5 * float(total.detach()) / count, rel=1e-4)
+    assert torch.allclose(gradients[1], 2 * wanted, atol=1e-4)
+
+
+def test_each_step_reads_the_next_demonstrations(small_model: Path):
+    words = task(TASK, difficulty=DIFFICULTY)
+    run_state = LanguageRunState(words, small_model)
+    (on,) = OptimizeWithDemonstrations(ptx_rows=3).also
+    context = make_context(run_state)
+    context.spent.updates = 5
+    batch, rows = on.batch.rows(context), words.rows("train", 1_000_003, 15, 3)
+    length = batch["prompt_mask"].sum(1) + batch["present"].sum(1)
+    assert length.tolist() == sorted(length.tolist(), reverse=True)
+    asked = [
+        run_state.policy.decode(ids[real].tolist())
+        for ids, real in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+    ]
+    assert sorted(asked) == sorted(row["prompt"] for row in rows)
+    assert set(batch.fields()) >= on.batch.fields and torch.equal(batch["weight"] != 0, batch["mask"])
 
 
 def test_share_of_clipped_values():

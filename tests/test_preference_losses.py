@@ -219,7 +219,7 @@ def test_gradients_and_far_away_margins(loss: Loss) -> None:
 class PairRunState(TableRunState):
     """Keeps rows together that belong together."""
 
-    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
+    def micro_batches(self, experience: Experience, grouped_by: str = "", *, shared: bool = True) -> list[Tensor]:
         if not grouped_by:
             return super().micro_batches(experience)
         unit = torch.unique(experience[grouped_by], return_inverse=True)[1]

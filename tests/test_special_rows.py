@@ -373,9 +373,8 @@ def test_the_joint_reward_learns_from_whole_sampled_responses() -> None:
     for batch in whole_and_plain("unfinished", "greedy", "unpaid", "masked"):
         run_state = PartsRunState()
         labelled = Experience({"preferred": torch.tensor([True, False])})
-        run_state.joint_reward = SimpleNamespace(
-            step=step, encoded=lambda p, d, _: Experience({"x": torch.zeros(len(p))})
-        )
+        encoded = lambda p, d, _: Experience({"x": torch.zeros(len(p))})  # noqa: E731
+        run_state.own = {"reward": SimpleNamespace(step=step, encoded=encoded)}  # type: ignore[dict-item]
         run_state.pairs = lambda split, pair=labelled: Pairs(pair)  # type: ignore[attr-defined]
         optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
         context = Context(

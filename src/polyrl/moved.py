@@ -17,7 +17,7 @@ from typing import Any
 
 _POLICIES_OF_LANGUAGE = ("encoding", "families", "folders", "frozen", "last_layer", "pairs", "prefix", "rows", "scalar")
 _SAMPLING = ("cached", "continuations", "control", "decoding", "drawing", "environments", "language", "words")
-_WORLDS = ("base", "control", "joint_reward", "language", "language_evaluation", "operations", "pairs", "reward_model")
+_WORLDS = ("base", "control", "language", "language_evaluation", "operations", "pairs", "reward_model")
 MODULES = {
     "experience": "core.experience",
     "runtime.context": "core.context",
@@ -35,6 +35,10 @@ MODULES = {
     **{f"worlds.{name}": f"run_state.{name}" for name in (*_WORLDS, "theory", "user_data")},
     "worlds.language_world": "run_state.language_run_state",
     "parts.optimise": "parts.optimize",
+    "parts.demonstrations": "methods.language.ppo_max",
+    "parts.offline_steps": "methods.language.dapo_direct",
+    "run_state.joint_reward": "methods.language.aihf",
+    "worlds.joint_reward": "methods.language.aihf",
     "models.normalisation": "models.normalization",
 }
 """Module of before, and of now, below `polyrl`."""

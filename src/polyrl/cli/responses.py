@@ -188,7 +188,6 @@ def read_prompt(experience: Experience, row: int, tokenizer: Any) -> str:
 
 def row_fields(part: Part, experience: Experience, changed: Sequence[str]) -> list[str]:
     """Fields of a part that say one number, or a few, of each row, and not the same of all."""
-    plain = LANGUAGE_FIELDS | {"critic_turn", "problem"}
     found = []
     for name in changed:
         values = experience[name]
@@ -197,7 +196,7 @@ def row_fields(part: Part, experience: Experience, changed: Sequence[str]) -> li
         )
         if (
             name in part.gives
-            and name not in plain
+            and name not in LANGUAGE_FIELDS
             and narrow
             and (name == "score" or bool((values != values[:1]).any()))
         ):

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from polyrl.core.update import Again, Batch, Epochs, Fresh, Move, OwnUpdate, Phase, Repeat, Step, Update, batches, flat
+from polyrl.core.update import (
+    Again,
+    Batch,
+    Epochs,
+    Fresh,
+    Move,
+    OwnRows,
+    OwnUpdate,
+    Phase,
+    Repeat,
+    Step,
+    Update,
+    batches,
+    flat,
+)
 from polyrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +68,9 @@ class _Walk:
 
     def _begin(self, batch: Batch) -> None:
         if isinstance(batch, Again):
+            return
+        if isinstance(batch, OwnRows):
+            self.fresh, self.fields = None, set(batch.fields)
             return
         self.fresh = None if batch.reads() else batch.stream if isinstance(batch, Fresh) else ""
         known = [set(self.recipe.sources[name].sampled()) for name in batch.reads() if name in self.recipe.sources]

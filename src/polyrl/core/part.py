@@ -14,7 +14,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from polyrl.core.special_rows import SpecialRows
 from polyrl.errors import UserError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from polyrl.core.experience import Experience
     from polyrl.core.recipe import Recipe
     from polyrl.core.update import See
+    from polyrl.models.stored import Stored
 
 Stage = Literal["policy", "models", "data", "collect", "score", "credit", "select", "improve"]
 Scope = Literal["step", "episode", "group", "batch"]
@@ -45,6 +47,14 @@ def kebab(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
 
+class OwnModel(Protocol):
+    """A model that a part brings and trains itself."""
+
+    def stored(self, name: str) -> Stored:
+        """How a checkpoint holds it under a name, with the parameters that an optimizer of that name trains."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One stage's work. Subclasses set `stage`, `needs`, `gives` and implement `__call__`.
@@ -54,6 +64,8 @@ class Part:
         slot: parts of one slot exclude each other: adding one to a recipe replaces the other.
         needs, gives: names of experience fields. Override `required()` when a need depends on a hyperparameter.
         models: models besides the policy that must exist: "reference", "critic".
+        brings: models of language of the part's own, by name, each made of a run's state: `RunState.own` holds them,
+            checkpoints keep them, and `optimizers` makes an optimizer for each.
         measures: the part only measures its `gives` and makes no choice, so recipes insert it by themselves.
         derives: parts that measure what this one needs, where they are this paper's own (`polyrl.core.derived`).
         scope: of parts of score, credit and select: what its result for a step may depend on, whatever its options:
@@ -75,6 +87,7 @@ class Part:
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
     models: ClassVar[frozenset[str]] = frozenset()
+    brings: ClassVar[Mapping[str, Callable[[Any], OwnModel]]] = MappingProxyType({})
     measures: ClassVar[bool] = False
     derives: ClassVar[tuple[type[Part], ...]] = ()
     scope: ClassVar[Scope | None] = None

@@ -92,6 +92,21 @@ class Mix(Batch):
 
 
 @dataclass(frozen=True)
+class OwnRows(Batch):
+    """Rows that a paper makes itself and no source keeps, a pure function of how far the run is: write `rows`.
+
+    Class attributes:
+        fields: what its rows have; `weight` among them.
+    """
+
+    fields: ClassVar[frozenset[str]] = frozenset()
+
+    def rows(self, context: Context) -> Experience:
+        """Those of the update that comes next; `context.spent.updates` optimizer steps were taken before it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Again(Batch):
     """The batch of the update before, with what its credit gave; its outputs stand there as fields, as constants.
 

@@ -26,6 +26,7 @@ from polyrl.core.update import (
     Mix,
     Move,
     On,
+    OwnRows,
     OwnUpdate,
     Phase,
     Repeat,
@@ -340,6 +341,8 @@ class _Turn:
         if isinstance(batch, Mix):
             sizes = {batch.first: batch.first_rows, batch.second: batch.batch_size - batch.first_rows}
             return joined([sources[name].sample(size, see.generator) for name, size in sizes.items() if size])
+        if isinstance(batch, OwnRows):
+            return batch.rows(self.context)
         rows = self.batch if isinstance(batch, Again) else self.fresh
         if isinstance(batch, Fresh):
             self.acts = self.updates.acting.get(batch.stream, self.models.acts)

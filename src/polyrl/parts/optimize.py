@@ -16,6 +16,7 @@ from polyrl.core.means import Means
 from polyrl.core.minibatches import blanked, rows_of_units, steps_that_count, units_of
 from polyrl.core.schedules import Schedule, schedule_factor
 from polyrl.core.special_rows import SpecialRows
+from polyrl.core.update import On, OwnRows
 from polyrl.errors import NotFinite
 from polyrl.kernels.flat import VectorAdamW, step_together
 from polyrl.parts.credit import whiten
@@ -132,7 +133,7 @@ class Optimize(Improver):
                 needs = frozenset[str]().union(*(t.required() for t in terms))
                 experience = experience.only(context.run_state.reads | needs | OFTEN_READ)
             experience = experience.steps()
-            alone = type(self).add_gradients is Optimize.add_gradients  # else autograd's gradients are added to
+            alone = not self.also  # else it is autograd's gradients that theirs are added to
             if alone and not any(t.grouped_by for t in terms) and "value_weight" not in experience:
                 closed = context.run_state.closed_form(wants)
         rows = steps_that_count(terms, experience).any(1).nonzero()[:, 0]
@@ -167,8 +168,9 @@ class Optimize(Improver):
                     if self.normalize_advantage and "advantage" in batch:
                         batch = batch.with_fields(advantage=whiten(batch["advantage"], batch["weight"] != 0))
                     self._accumulate(terms, wants, batch, grouped_by, means, context)
-                    for key, value in self.add_gradients(batch, context).items():
-                        means.add(key, value, 1.0)
+                    if bool((batch["weight"] != 0).any()):
+                        for on in self.also:
+                            self._join(on, means, context)
                     self._step(means, context)
             if self.target_kl is not None and means.since("approx_kl", before) > self.target_kl:
                 break
@@ -176,17 +178,34 @@ class Optimize(Improver):
         for term in terms:
             term.on_update_end(context.metrics, context)
 
-    def add_gradients(self, batch: Experience, context: Context) -> dict[str, float]:
-        """Add to the gradients of one minibatch before its step is taken: here nothing, a subclass may override it.
+    @property
+    def also(self) -> tuple[On, ...]:
+        """Terms on rows of their own (`OwnRows`), whose gradients join those of every minibatch, as in `Update.also`.
 
-        Args:
-            batch: the minibatch; the terms' gradients, averages over it, are in the parameters' `grad` already.
-            context: of the run; `context.spent.updates` optimizer steps were taken before this one.
-
-        Returns:
-            What is logged of this step, by the metric's name; a record has the mean over its steps.
+        A subclass says them; none here. Where nothing of a minibatch counts for the policy, they do not either.
         """
-        return {}
+        return ()
+
+    def _join(self, on: On, means: Means, context: Context) -> None:
+        """Add the gradients of terms on rows of their own; what they come to is logged by the rows' name."""
+        assert isinstance(on.batch, OwnRows)
+        batch, state = on.batch.rows(context), context.run_state
+        for part in on.credit:
+            batch = part(batch, context)
+        weights = [term.step_weights(batch) for term in on.terms]
+        grouped_by = next((term.grouped_by for term in on.terms if term.grouped_by), "")
+        wants, loss = frozenset[str]().union(*(term.wants for term in on.terms)), 0.0
+        for index in state.micro_batches(batch, grouped_by, shared=False):
+            micro = batch.rows(index)
+            outputs, counted = state.outputs(micro, wants), steps_that_count(on.terms, micro)
+            outputs, micro = blanked(outputs, counted), micro.with_fields(**blanked(micro.data, counted))
+            parts = [(t.loss(outputs, micro) * w[index]).sum() for t, w in zip(on.terms, weights, strict=True)]
+            total = torch.stack(parts).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            loss += total.item()
+        means.add(f"loss/{on.batch.name}", loss, 1.0)
+        if not math.isfinite(loss):
+            self._blame({on.batch.name: loss}, context)
 
     def _minibatches(self, terms: tuple[Term, ...], table: Experience) -> list[_Minibatch]:
         """Runs of `table`'s rows, shuffled steps that all count, with their advantages and weights made ready."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from polyrl.core.experience import Experience
 from polyrl.models.language.policy import LanguagePolicy
-from polyrl.models.language.rows import micro_batches
 from polyrl.pretrain.supervised import Example, demonstrations, supervised
 from polyrl.pretrain.tiny import build_tiny
 from polyrl.rollout.language import Sampling, TransformersEngine
@@ -158,29 +158,13 @@ def demonstration(policy: LanguagePolicy, task: LanguageTask, row: Row) -> Examp
     return policy.encode_row(row), ids, learned
 
 
-def supervised_gradient(
-    policy: LanguagePolicy, task: LanguageTask, weight: float, start: int, count: int, max_tokens: int
-) -> float:
-    """Add `weight` times the gradient of demonstrations' mean negative log-likelihood to the policy's gradients.
+def worked_batch(policy: LanguagePolicy, task: LanguageTask, start: int, count: int) -> Experience:
+    """`count` demonstrations, rows `start` on of those that the task's starting model was made of, as a batch `[n, T]`.
 
-    Args:
-        policy: its parameters' `grad` is added to.
-        task: gives the demonstrations, those that its starting model was made of.
-        weight: of the mean over all learned tokens, nats.
-        start, count: which rows.
-        max_tokens: padded tokens of one forward pass; memory, never meaning.
-
-    Returns the weighted loss.
+    Its `mask` is true on the learned tokens only.
     """
     rows = task.rows("train", DEMONSTRATIONS, start, count)
-    batch = demonstrations([demonstration(policy, task, row) for row in rows], pad_id=policy.pad_id)
-    loss = 0.0
-    for part in micro_batches(batch["prompt_mask"].sum(1) + batch["present"].sum(1), max_tokens):
-        nll = -policy.evaluate(batch, rows=part)["logprob"].cpu()
-        share = weight * (nll * batch["mask"][part]).sum() / batch["mask"].sum()
-        share.backward()  # type: ignore[no-untyped-call]
-        loss += share.item()
-    return loss
+    return demonstrations([demonstration(policy, task, row) for row in rows], pad_id=policy.pad_id)
 
 
 def greedy_accuracy(policy: LanguagePolicy, task: LanguageTask, rows: Sequence[Row]) -> float:

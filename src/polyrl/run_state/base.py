@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from polyrl.models.stored import Named, Stored
 if TYPE_CHECKING:
     from polyrl.core.context import Context
     from polyrl.core.experience import Experience
+    from polyrl.core.part import OwnModel
     from polyrl.models.base import NamedModels
 
 
@@ -49,6 +51,8 @@ class RunState(ABC):
     task: Any
     models: NamedModels | None = None
     """What the recipe's updates train, where it states its models."""
+    own: Mapping[str, OwnModel] = MappingProxyType({})
+    """Models that parts have brought (`Part.brings`), by name."""
     device: str = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of forward passes."""
@@ -125,8 +129,11 @@ class RunState(ABC):
             for _, parameter in named:
                 parameter.grad = None
 
-    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
-        """Row indices that fit in memory together; rows with equal `experience[grouped_by]` stay together."""
+    def micro_batches(self, experience: Experience, grouped_by: str = "", *, shared: bool = True) -> list[Tensor]:
+        """Row indices that fit in memory together; rows with equal `experience[grouped_by]` stay together.
+
+        `shared`: they are for `updating`, where micro-batches share what they can; otherwise each is for `outputs`.
+        """
         return [torch.arange(len(experience))]
 
     def monitor(self, experience: Experience, context: Context) -> None:  # noqa: B027 - nothing by default

@@ -17,7 +17,6 @@ from polyrl.pretrain.reward_models import load_reward
 from polyrl.pretrain.start import start_model
 from polyrl.pretrain.wanted import prepare as make_wanted
 from polyrl.recipe import Term
-from polyrl.run_state.joint_reward import JointReward
 from polyrl.run_state.language_evaluation import EVALUATION_SEED, Evaluation, answers
 from polyrl.run_state.language_run_state import CHECKED_ROWS, LanguageRunState
 from polyrl.run_state.reward_model import FOLDER as REWARD_MODEL
@@ -161,8 +160,10 @@ def make_run_state(
     _say_how_prompts_are_asked(task, run_state.policy)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
     run_state.check_rows(some, room)
-    if "joint-reward" in recipe.required_models():
-        run_state.joint_reward = JointReward(run_state)
+    for part in recipe.parts():
+        for name, make in part.brings.items():
+            if name not in run_state.own:
+                run_state.own[name] = make(run_state)
     return run_state
 
 

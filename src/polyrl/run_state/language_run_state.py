@@ -23,12 +23,10 @@ from polyrl.models.language.named import LanguageModels, stored_policy, trained
 from polyrl.models.language.policy import Backbone, LanguagePolicy, Precision
 from polyrl.models.language.prefix import SharedPrompts
 from polyrl.models.language.rows import micro_batches_of
-from polyrl.models.language.scalar import Critic, RewardModel
+from polyrl.models.language.scalar import Critic
 from polyrl.models.stored import Stored, StoredFile, StoredFolder
-from polyrl.pretrain.solutions import supervised_gradient
 from polyrl.rollout.continuations import go_on, states_of
 from polyrl.rollout.language import Engine, Sampling, TransformersEngine
-from polyrl.run_state.joint_reward import JointReward
 from polyrl.run_state.language_evaluation import Evaluation, evaluate, seen_rows
 from polyrl.run_state.language_rewards import RewardedRunState
 from polyrl.runtime.files import fingerprint
@@ -41,7 +39,7 @@ from polyrl.tasks.language.rewards import check_signature
 
 if TYPE_CHECKING:
     from polyrl.models.base import Model
-    from polyrl.recipe import Term
+    from polyrl.recipe import OwnModel, Term
 
 CHECKED_ROWS = 64
 """Prompts of each split that are looked at before a run begins: later ones are checked when they are drawn."""
@@ -90,7 +88,7 @@ class LanguageRunState(RewardedRunState):
         self.critic = self._first_critic(critic) if critic else None
         self.engine: Engine = TransformersEngine(self.policy)
         self._frozen: dict[str, LanguagePolicy] = {}
-        self.joint_reward: JointReward | None = None
+        self.own: dict[str, OwnModel] = {}  # filled once the models that are given are there
         self.pair_terms = tuple(pair_terms)
         self._judged = ""
         self._moved: frozenset[str] = frozenset()
@@ -202,12 +200,12 @@ class LanguageRunState(RewardedRunState):
 
     # ------------------------------------------------------------------------------------------- forward passes
 
-    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
+    def micro_batches(self, experience: Experience, grouped_by: str = "", *, shared: bool = True) -> list[Tensor]:
         """Row indices of similar length with at most `micro_batch_tokens` padded tokens (unless one unit has more).
 
         Where `updating` shares prompts, rows whose prompts are read together follow one another.
         """
-        plan = self.policy.plan(experience, self.micro_batch_tokens)
+        plan = self.policy.plan(experience, self.micro_batch_tokens) if shared else None
         return micro_batches_of(experience, self.micro_batch_tokens, grouped_by, None if plan is None else plan.chunk)
 
     def monitor(self, experience: Experience, context: Context) -> None:
@@ -264,13 +262,6 @@ class LanguageRunState(RewardedRunState):
             critic = self._need_critic()
             found["value"] = critic.evaluate(batch, rows, shared.get(critic))
         return {name: tensor.cpu() for name, tensor in found.items()}
-
-    def demonstration_loss(self, weight: float, start: int, count: int) -> float:
-        """Add `weight` times the gradient of the mean negative log-likelihood of `count` demonstrations (nats a token).
-
-        They are rows `start` on of what the starting model was taught with. Returns the weighted loss.
-        """
-        return supervised_gradient(self.policy, self.task, weight, start, count, self.micro_batch_tokens)
 
     def reference_logprob(self, experience: Experience) -> Tensor:
         """Log-probability of the actions under the starting policy, `[B, T]`.
@@ -382,9 +373,7 @@ class LanguageRunState(RewardedRunState):
             found = {**self.models.stored()}
         if self.critic is not None:
             found["critic"] = StoredFolder("critic", self.critic, Critic.load, trained(self.critic))
-        if self.joint_reward is not None:
-            reward = self.joint_reward.model
-            found["reward"] = StoredFolder("reward", reward, RewardModel.load, trained(reward))
+        found |= {name: model.stored(name) for name, model in self.own.items()}
         for name, cache in self.reference_caches().items():
             found[name] = StoredFile(name, cache)
         return found

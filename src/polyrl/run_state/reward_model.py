@@ -66,7 +66,7 @@ class RewardModelRunState(UserDataRunState):
             raise UserError(f"A reward model gives scores, not {', '.join(sorted(unknown))}; use BradleyTerry alone.")
         return {"score": self.model.score(experience).float().cpu()}
 
-    def micro_batches(self, experience: Experience, grouped_by: str = "") -> list[Tensor]:
+    def micro_batches(self, experience: Experience, grouped_by: str = "", *, shared: bool = True) -> list[Tensor]:
         """Row indices of similar length with at most `micro_batch_tokens` padded tokens (unless one unit has more)."""
         return micro_batches_of(experience, self.micro_batch_tokens, grouped_by)
 

@@ -14,6 +14,8 @@ alternation and the weight's place, w1 / beta on the demonstrations only, are as
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,13 +27,18 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import SpecialRows, scored_rows
 from polyrl.data.pairs import numbers_of_step
-from polyrl.errors import UserError
+from polyrl.errors import NotFinite, UserError
 from polyrl.methods.language.rloo import LeaveOneOut
+from polyrl.models.language.named import trained
+from polyrl.models.language.rows import micro_batches_of
+from polyrl.models.language.scalar import RewardModel
+from polyrl.models.stored import Stored, StoredFolder
 from polyrl.parts.imitation import DemonstratedPrompts
 from polyrl.parts.improve import PolicyGradient
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import JUDGED, TokenKLPenalty, assign_reward, of_finished
-from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
+from polyrl.recipe import OwnModel, Part, Recipe, Scope, Stage, Term, hyperparameter
+from polyrl.runtime.seeding import generator
 
 SLUG = "aihf"
 TITLE = "Learning Reward and Policy Jointly from Demonstration and Preference"
@@ -55,6 +62,83 @@ def joint_reward_loss(
     return loss + l2 * torch.cat([expert, sampled, chosen, rejected]).square().mean()
 
 
+class JointReward:
+    """R_theta: a copy of the starting policy with a head of one number, and its scores in micro-batches."""
+
+    def __init__(self, run_state: Any):
+        self.run_state = run_state
+        head = generator(run_state.seed, "joint reward head")
+        self.model = RewardModel.like(run_state.policy, head).to(torch.device(run_state.device))
+
+    def stored(self, name: str) -> Stored:
+        """Its folder in checkpoints, and its parameters."""
+        return StoredFolder(name, self.model, RewardModel.load, trained(self.model))
+
+    def encoded(
+        self, prompts: list[Any], completions: list[Any], rows: Sequence[Mapping[str, Any]] | None = None
+    ) -> Experience:
+        """Prompts and completed answers as a batch that can be scored; see `RewardModel.as_batch`."""
+        return self.model.as_batch(prompts, completions, rows=rows)
+
+    @torch.no_grad()
+    def scores(self, experience: Experience) -> Tensor:
+        """Scores of all responses, float32 `[B]`, without gradients."""
+        found = torch.zeros(len(experience))
+        for rows in micro_batches_of(experience, self.run_state.micro_batch_tokens):
+            found[rows] = self.model.score(experience, rows).float().cpu()
+        return found
+
+    def step(
+        self,
+        objective: Callable[[list[Tensor]], Tensor],
+        batches: Sequence[Experience],
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Take one step on a loss of the scores, whose gradients by them are carried through the network.
+
+        Args:
+            objective: loss of the scores of each batch, `[B]` each.
+            batches: what is scored.
+            optimizer: of the model.
+            max_grad_norm: to which the gradient is clipped.
+
+        Returns:
+            The loss and the scores before the step, without gradients.
+
+        Raises:
+            NotFinite: the loss or its gradient is no number; no step was taken.
+        """
+        scores = [self.scores(batch).requires_grad_() for batch in batches]
+        loss = objective(scores)
+        if not bool(torch.isfinite(loss)):
+            raise NotFinite(
+                f"The loss of the reward that is learned became {loss.item()}, so the run stopped before the step; "
+                "lower --reward-learning-rate."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.zero_grad()
+        for batch, score in zip(batches, scores, strict=True):
+            assert score.grad is not None
+            self._backward(batch, score.grad)
+        size = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm))
+        if not math.isfinite(size):
+            optimizer.zero_grad()
+            raise NotFinite(
+                f"The gradient of the reward that is learned became {size}, so the run stopped before the step; "
+                "lower --reward-learning-rate."
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach(), [score.detach() for score in scores]
+
+    def _backward(self, experience: Experience, grad_output: Tensor) -> None:
+        """Add to the gradients those of `sum(gradient * scores)`, `gradient` `[B]` a constant."""
+        for rows in micro_batches_of(experience, self.run_state.micro_batch_tokens):
+            total = (self.model.score(experience, rows).float().cpu() * grad_output[rows]).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearnedReward(Part):
     """Score every response with the reward model that is learned in this run, as it is now."""
@@ -64,19 +148,20 @@ class LearnedReward(Part):
     slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
-    models: ClassVar[frozenset[str]] = frozenset({"joint-reward"})
+    brings: ClassVar[Mapping[str, Callable[[Any], OwnModel]]] = {"reward": JointReward}
     special_rows: ClassVar[SpecialRows | None] = JUDGED
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `score` [B] and `reward`, `terminated`, `truncated` [B, T]."""
-        return assign_reward(experience, of_finished(experience, context.run_state.joint_reward.scores), {}, 0, context)
+        scores = of_finished(experience, context.run_state.own["reward"].scores)
+        return assign_reward(experience, scores, {}, 0, context)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointImprovement(Optimize):
     """Take the policy's step, then a few of the reward: demonstrations against fresh samples, and pairs."""
 
-    models: ClassVar[frozenset[str]] = frozenset({"joint-reward"})
+    brings: ClassVar[Mapping[str, Callable[[Any], OwnModel]]] = {"reward": JointReward}
     needs: ClassVar[frozenset[str]] = frozenset({"weight", "score"})
     # the reward is lowered on all whole samples of the policy, also on those that it does not train on
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
@@ -128,7 +213,7 @@ class JointImprovement(Optimize):
     def _reward_step(self, experience: Experience, context: Context, weight: float) -> None:
         """One AdamW step on `joint_reward_loss`."""
         run_state = context.run_state
-        reward, pairs, memory = run_state.joint_reward, run_state.pairs("train"), context.memory(self.name)
+        reward, pairs, memory = run_state.own["reward"], run_state.pairs("train"), context.memory(self.name)
         start, size = memory.get("pairs", 0), min(self.preferences, len(pairs))
         memory["pairs"] = start + self.reward_pairs
         labelled = pairs.batch(numbers_of_step(context.seed, size, start, self.reward_pairs))

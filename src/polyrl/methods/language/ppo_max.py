@@ -20,13 +20,17 @@ from torch import Tensor
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.special_rows import PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
+from polyrl.core.update import On, OwnRows
+from polyrl.errors import UserError
 from polyrl.methods.language import ppo
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import GAE
-from polyrl.parts.demonstrations import OptimizeWithDemonstrations
+from polyrl.parts.imitation import DemonstrationNLL
 from polyrl.parts.improve import ValueLoss
+from polyrl.parts.optimize import Optimize
 from polyrl.parts.score import TaskReward, TokenKLPenalty, at_last_step
 from polyrl.parts.select import CriticPretraining
+from polyrl.pretrain.solutions import worked_batch
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "ppo-max"
@@ -96,6 +100,58 @@ class NormalizeScore(Part):
         context.log(score__running_std=moments.deviation, score__skewness=(centred / spread).pow(3).mean())
         paid = at_last_step(new - score, experience["mask"])
         return experience.with_fields(score=new, reward=experience["reward"] + paid)
+
+
+@dataclass(frozen=True)
+class Demonstrations(OwnRows):
+    """The next few worked completions, those that the starting model was taught with: rows of language `[n, T]`.
+
+    Of a dataset it is the column `solution`, `completion` or `answer`. They are no experience, so no average over
+    sampled responses ever sees them.
+    """
+
+    fields: ClassVar[frozenset[str]] = frozenset(
+        {"prompt_ids", "prompt_mask", "action", "present", "mask", "temperature", "group", "weight", "demonstrated"}
+    )
+
+    count: int
+
+    def rows(self, context: Context) -> Experience:
+        """`count` rows from where the step before ended, the longest first; their learned tokens count."""
+        policy, task = context.run_state.policy, context.run_state.task
+        batch = worked_batch(policy, task, context.spent.updates * self.count, self.count)
+        length = batch["prompt_mask"].sum(1) + batch["present"].sum(1)
+        batch = batch.rows(torch.argsort(length, descending=True, stable=True))
+        return batch.with_fields(weight=batch["mask"].float(), demonstrated=torch.ones(len(batch), dtype=torch.bool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeWithDemonstrations(Optimize):
+    """Take AdamW steps on the sum of the terms and the mean negative log-likelihood of demonstrations (PPO-ptx).
+
+    Each step reads the next few. Where a minibatch leaves the policy alone, so do they.
+    """
+
+    ptx_coef: float = hyperparameter(
+        0.1, "weight of the demonstrations' negative log-likelihood, mean over tokens; 0 is off", low=0
+    )
+    ptx_rows: int = hyperparameter(16, "demonstrations in one optimizer step", low=1)
+
+    @property
+    def also(self) -> tuple[On, ...]:
+        """The demonstrations, imitated."""
+        if not self.ptx_coef:
+            return ()
+        term = DemonstrationNLL(demonstration_weight=self.ptx_coef, aggregation="token-mean")
+        return (On(Demonstrations(self.ptx_rows), (term,)),)
+
+    def check_within(self, recipe: Recipe) -> None:
+        """Only language models have demonstrations."""
+        if self.ptx_coef and "prompt_ids" not in recipe.collected:
+            raise UserError(
+                f"{recipe.name}: part '{self.name}' imitates worked completions, which only language tasks have; set "
+                "--ptx-coef 0."
+            )
 
 
 def recipe() -> Recipe:
