@@ -668,7 +668,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "core/recipe.py",
+        "core/checking.py",
         "test_told.py",
         [
             ("sorted(part.told - part.required())", "()"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from polyrl.core.part import Term
 from polyrl.core.update import (
     Again,
     Batch,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Missing = Callable[[Step, "Part", str, set[str]], None]
 """Told of a part of a step that needs a field which its batch, with these fields, does not have."""
+OUTPUTS = frozenset({"logprob", "entropy", "value", "cost", "score"})
+"""What terms of an objective on the fresh batch may want of policy, critic and reward model."""
 
 
 class _Walk:
@@ -241,6 +244,25 @@ def check_told(recipe: Recipe) -> None:
     for part in recipe.parts():
         for name in sorted(part.told - part.required()):
             raise UserError(
-                f"{recipe.name}: part '{part.name}' asks the environment to tell '{name}' and does not need it as it is "
-                "set; let its `told` name what its `required()` does, or less."
+                f"{recipe.name}: part '{part.name}' asks the environment to tell '{name}' and does not need it as it "
+                "is set; let its `told` name what its `required()` does, or less."
+            )
+
+
+def check_terms(recipe: Recipe) -> None:
+    """Refuse terms of an objective on the fresh batch that need a list of updates, or an output that no model gives.
+
+    Raises:
+        UserError: names the term.
+    """
+    for term in recipe.terms:
+        if type(term).summand is not Term.summand:
+            raise UserError(
+                f"{recipe.name}: the term '{term.name}' asks for models by name or for random numbers, which there "
+                "are in a list of updates alone; take a method that has one, or a term that needs none."
+            )
+        for missing in sorted(term.wants - OUTPUTS):
+            raise UserError(
+                f"{recipe.name}: the term '{term.name}' wants the output '{missing}', which no model gives; there "
+                f"are {', '.join(sorted(OUTPUTS))}."
             )

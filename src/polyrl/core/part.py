@@ -118,6 +118,7 @@ class Part:
     def required_access(self) -> frozenset[str]:
         """What the part asks of the task with its present hyperparameters."""
         return self.access
+
     @property
     def told(self) -> frozenset[str]:
         """Those of its present needs that nobody but the environment can give: entries of its info that it declares.

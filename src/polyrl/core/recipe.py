@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 MOST_NAMED = 4
 """Parts that an error names as those that would give a missing field."""
-OUTPUTS = frozenset({"logprob", "entropy", "value", "cost", "score"})
-"""What terms of an objective on the fresh batch may want of policy, critic and reward model."""
 
 
 @dataclass(frozen=True)
@@ -399,22 +397,12 @@ class Recipe:
             if not self.updates:
                 raise UserError(f"{self.name}: the stream '{name}' is read by updates, and it has no list of them.")
             given[name] = self.of_stream(name)._checked_stages(providers)
-        from polyrl.core.checking import check_told, check_updates
+        from polyrl.core.checking import check_terms, check_told, check_updates
 
         check_told(self)
         for entry in (*self.models.values(), *self.sources.values()):
             entry.check_within(self)
-        for term in self.terms:
-            if type(term).summand is not Term.summand:
-                raise UserError(
-                    f"{self.name}: the term '{term.name}' asks for models by name or for random numbers, which there "
-                    "are in a list of updates alone; take a method that has one, or a term that needs none."
-                )
-            for missing in sorted(term.wants - OUTPUTS):
-                raise UserError(
-                    f"{self.name}: the term '{term.name}' wants the output '{missing}', which no model gives; there "
-                    f"are {', '.join(sorted(OUTPUTS))}."
-                )
+        check_terms(self)
         if self.updates:
             check_updates(self, given)
         return self
