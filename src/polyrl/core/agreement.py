@@ -1,14 +1,20 @@
-"""Whether sampler and trainer agree on the log-probabilities of the actions that one took and the other learns from."""
+"""Whether two ways to one number agree: sampler and trainer on log-probabilities, written derivatives and autograd."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
+
+if TYPE_CHECKING:
+    from polyrl.core.part import Term
+    from polyrl.core.update import See
 
 LARGEST_GAP = {"float32": 0.2, "bfloat16": 2.0}
 """Difference of two log-probabilities of one action, nats, that cannot be rounding. In float32 up to 2e-4 was seen over
@@ -44,3 +50,45 @@ def check_logprob_gap(logprob: Tensor, rows: Experience, limit: float | None, co
             "trained on this batch: what was sampled is not from the policy that is trained, or its "
             "log-probability is computed in two ways."
         )
+
+
+def differs(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two results of one computation, of equal shape, are further apart than rounding can bring them."""
+    finite = torch.isfinite(wanted)
+    found, wanted = found[finite].double(), wanted[finite].double()
+    return not float((found - wanted).norm()) <= 1e-3 * float(wanted.norm()) + 1e-5 * len(wanted) ** 0.5
+
+
+def compare_written(
+    term: Term, outputs: dict[str, Tensor], batch: Experience, see: See, weights: Tensor, trains: str
+) -> None:
+    """Compare the derivatives that a term of a list states with autograd's, where the update's outputs stand.
+
+    The random stream is left where it was.
+
+    Raises:
+        UserError: they are not the derivatives of its summand.
+    """
+    stream = see.generator.get_state()
+    leaves = {name: x.detach().requires_grad_() for name, x in outputs.items()}
+    with torch.enable_grad():
+        total = (term.summand(leaves, batch, see) * weights).sum()
+    wanted = torch.autograd.grad(total, [*leaves.values()], allow_unused=True) if total.requires_grad else ()
+    see.generator.set_state(stream)
+    told = term.grad_summand(outputs, batch, see, weights)
+    see.generator.set_state(stream)
+    assert told is not None
+    size = float(weights.abs().mean()) or 1.0  # as if each step weighed 1
+    by = dict(zip(leaves, wanted, strict=True)) if wanted else {}
+    pairs = {"loss": (told[0], total.detach())}
+    for name, x in outputs.items():
+        found, autograds = told[1].get(name), by.get(name)
+        zero = torch.zeros_like(x)
+        pairs[f"derivative by {name}"] = (zero if found is None else found, zero if autograds is None else autograds)
+    for what, (found, right) in pairs.items():
+        if differs(found.reshape(-1) / size, right.reshape(-1) / size):
+            raise UserError(
+                f"The {what} that the term '{term.name}' of the model '{trains}' states (grad_summand, grad_outputs) "
+                "is not autograd's of its loss, so nothing was trained; mend it, or leave it away: then autograd finds "
+                "it."
+            )

@@ -35,6 +35,7 @@ class Context:
         optimizer: the trained models' optimizers, by model.
         params_updated: whether this iteration has already changed a model.
         compared: whether written derivatives were compared with autograd's, which a process does once.
+        written: terms of a list of updates of which that was done.
         sources: rows beside the fresh ones, by name (`polyrl.data.base.Rows`).
         turn: number of the present pass through the stages, from 0; None where an iteration is one pass.
         turns: passes in one iteration.
@@ -59,6 +60,7 @@ class Context:
     optimizer: Any = None
     params_updated: bool = False
     compared: bool = False
+    written: set[type] = field(default_factory=set)
     sources: dict[str, Rows] = field(default_factory=dict)
     turn: int | None = None
     turns: int = 1

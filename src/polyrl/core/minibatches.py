@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -43,3 +45,20 @@ def blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
         name: torch.where(counted, x, torch.zeros_like(x)) if x.shape == counted.shape and x.is_floating_point() else x
         for name, x in fields.items()
     }
+
+
+def joined(tables: list[Experience]) -> Experience:
+    """The rows of several tables one after another, with the fields that all of them have."""
+    names = set(tables[0].fields()).intersection(*(t.fields() for t in tables[1:]))
+    return Experience({name: torch.cat([t[name] for t in tables]) for name in tables[0].fields() if name in names})
+
+
+def put_rows(found: dict[str, Tensor], outputs: Mapping[str, Tensor], rows: Tensor | None, size: int) -> None:
+    """Put the outputs of some rows, as constants, into those of all `size` rows."""
+    for name, x in outputs.items():
+        if rows is None:
+            found[name] = x.detach()
+        else:
+            if name not in found:
+                found[name] = x.new_zeros((size, *x.shape[1:]))
+            found[name][rows] = x.detach()

@@ -197,10 +197,10 @@ class Term(Part):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep nothing inherited that was written for another loss.
 
-        Written derivatives (`grad_outputs`) are those of the class that wrote them: a subclass has autograd's, unless
-        it says its own or takes the others on knowingly (`grad_outputs = Parent.grad_outputs`). `statistics` are
-        dropped in the same way where the loss is another one: where a subclass overrides `loss`, or a method or
-        property that it may read.
+        Written derivatives (`grad_outputs`, `grad_summand`) are those of the class that wrote them: a subclass has
+        autograd's, unless it says its own or takes the others on knowingly (`grad_outputs = Parent.grad_outputs`).
+        `statistics` are dropped in the same way where the loss is another one: where a subclass overrides `loss`, or a
+        method or property that it may read.
         """
         super().__init_subclass__(**kwargs)
         for before, now in RENAMED.items():
@@ -210,6 +210,8 @@ class Term(Part):
                 )
         if "grad_outputs" not in vars(cls):
             setattr(cls, "grad_outputs", Term.grad_outputs)  # noqa: B010 - mypy takes no plain assignment to a method
+        if "grad_summand" not in vars(cls):
+            setattr(cls, "grad_summand", Term.grad_summand)  # noqa: B010
         writer = next(c for c in cls.__mro__ if "statistics" in vars(c))
         below = cls.__mro__[: cls.__mro__.index(writer)]
         if any(_is_another_loss(name, value, writer) for c in below for name, value in vars(c).items()):
@@ -250,6 +252,24 @@ class Term(Part):
         """The loss within an update, where other models and draws may be seen; `loss` unless a term needs these."""
         return self.loss(outputs, batch)
 
+    def grad_summand(
+        self, outputs: dict[str, Tensor], batch: Experience, see: See, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """What `grad_outputs` is to the loss, of `summand`; None where nobody has written it: then autograd does it.
+
+        Written by a term whose summand asks other models; it may ask nothing of the model that it trains beside
+        `outputs`. What a term says itself is compared with autograd's at a run's first step, and is not inherited.
+        """
+        if type(self).summand is not Term.summand:
+            return None
+        return self.grad_outputs(outputs, batch, weights)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether `grad_summand` gives derivatives, so that an update may do without autograd."""
+        own = type(self)
+        return own.summand is Term.summand or own.grad_summand is not Term.grad_summand
+
     def priority(self, outputs: Mapping[str, Tensor], batch: Experience) -> Tensor | None:
         """How much there is to learn from each row `[B, T]`, for sources that sample by it; None: it says nothing."""
         return None
@@ -272,8 +292,17 @@ class Term(Part):
 
 _BESIDE_THE_LOSS = frozenset(
     {
-        *("name", "averaging", "weights", "step_weights", "grad_outputs", "on_update_end", "priority", "notices"),
-        *("required", "required_models", "check_within", "apply"),
+        *(
+            "name",
+            "averaging",
+            "weights",
+            "step_weights",
+            "grad_outputs",
+            "grad_summand",
+            "is_written",
+            "on_update_end",
+        ),
+        *("priority", "notices", "required", "required_models", "check_within", "apply"),
     }
 )
 """Methods and properties of a term that neither its loss nor its statistics are made of."""

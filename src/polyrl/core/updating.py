@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from polyrl.core.agreement import check_logprob_gap
+from polyrl.core.agreement import check_logprob_gap, compare_written
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.means import Means
-from polyrl.core.minibatches import blanked, rows_of_units, steps_that_count, units_of
+from polyrl.core.minibatches import blanked, joined, put_rows, rows_of_units, steps_that_count, units_of
 from polyrl.core.part import Improver, Part, Term
 from polyrl.core.schedules import schedule_factor
 from polyrl.core.update import (
@@ -39,6 +39,9 @@ from polyrl.core.update import (
     fresh_alone,
 )
 from polyrl.errors import NotFinite
+
+if TYPE_CHECKING:
+    from polyrl.models.base import ClosedForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,12 +214,11 @@ class _Turn:
     def update(self, update: Update) -> None:
         """One optimizer step."""
         see = self._see(update.name)
-        self.models.zero_gradients(update.trains)
         counts = self._objective(update, update.objectives[0], see)
         if update.also:
             own = self.batch, self.sampled, self.computed, self.acts
             for on in update.also:
-                counts |= self._objective(update, on, see)
+                counts |= self._objective(update, on, see, adds=True)
             self.batch, self.sampled, self.computed, self.acts = own
         if not counts:  # momentum alone moves nothing
             return
@@ -225,8 +227,8 @@ class _Turn:
         else:
             self._step(update)
 
-    def _objective(self, update: Update, on: On, see: See) -> bool:
-        """Add the gradients of terms on a batch; whether some of its steps count."""
+    def _objective(self, update: Update, on: On, see: See, *, adds: bool = False) -> bool:
+        """Find the gradients of terms on a batch, or add them to those found; whether some of its steps count."""
         batch = self._rows(on.batch, see)
         batch = self._credited(update.name, on.credit, batch, see)
         wants = frozenset[str]().union(*(t.wants for t in on.terms))
@@ -241,6 +243,13 @@ class _Turn:
             if watched:  # whatever the terms read: sampler and trainer are compared, and the move is measured
                 wants |= {"logprob", "entropy"} & given
         weights = [term.step_weights(batch) for term in on.terms]  # of the whole batch, before its rows are parted
+        if counted is None and not update.also and all(term.is_written for term in on.terms):
+            closed = self.models.closed_form(update.trains, wants)
+            if closed is not None:
+                constants = self._written(update, on, closed, batch, weights, wants, see)
+                return self._after(update, on, constants, batch, counted)
+        if not adds:
+            self.models.zero_gradients(update.trains)
         losses, constants = [0.0] * len(on.terms), dict[str, Tensor]()
         grouped_by = next((term.grouped_by for term in on.terms if term.grouped_by), "")
         self.models.ask_gradients(update.trains, True)
@@ -262,10 +271,43 @@ class _Turn:
                     losses = [loss + float(part.detach()) for loss, part in zip(losses, parts, strict=True)]
                     total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
                     total.backward()  # type: ignore[no-untyped-call]
-                    _put(constants, outputs, rows, len(batch))
+                    put_rows(constants, outputs, rows, len(batch))
         finally:
             self.models.ask_gradients(update.trains, False)
         self._add_losses(update, on, losses)
+        return self._after(update, on, constants, batch, counted)
+
+    def _written(
+        self,
+        update: Update,
+        on: On,
+        closed: ClosedForm,
+        batch: Experience,
+        weights: list[Tensor],
+        wants: frozenset[str],
+        see: See,
+    ) -> dict[str, Tensor]:
+        """Write the gradients of terms without autograd; the model's outputs."""
+        outputs = closed.forward(batch, wants, see.draw)
+        for term, weight in zip(on.terms, weights, strict=True):
+            if type(term) not in self.context.written:
+                compare_written(term, outputs, batch, see, weight, update.trains)
+                self.context.written.add(type(term))
+        losses, grad_outputs = list[float](), dict[str, Tensor]()
+        for term, weight in zip(on.terms, weights, strict=True):
+            found = term.grad_summand(outputs, batch, see, weight)
+            assert found is not None
+            losses.append(float(found[0]))
+            for name, x in found[1].items():
+                grad_outputs[name] = grad_outputs[name] + x if name in grad_outputs else x
+        self._add_losses(update, on, losses)
+        closed.backward(grad_outputs)
+        return outputs
+
+    def _after(
+        self, update: Update, on: On, constants: dict[str, Tensor], batch: Experience, counted: Tensor | None
+    ) -> bool:
+        """Log, feed back to sources, and keep what was put out for the updates that follow; True."""
         if counted is not None and not bool(counted.all()):
             batch = batch.with_fields(**blanked(batch.data, counted))
         if on.batch.reads():
@@ -412,20 +454,3 @@ class _Turn:
         self.context.params_updated = True
         optimizer.step()
         self.context.spent.updates += 1
-
-
-def _put(found: dict[str, Tensor], outputs: Mapping[str, Tensor], rows: Tensor | None, size: int) -> None:
-    """Put the outputs of some rows, as constants, into those of all `size` rows."""
-    for name, x in outputs.items():
-        if rows is None:
-            found[name] = x.detach()
-        else:
-            if name not in found:
-                found[name] = x.new_zeros((size, *x.shape[1:]))
-            found[name][rows] = x.detach()
-
-
-def joined(tables: list[Experience]) -> Experience:
-    """The rows of several tables one after another, with the fields that all of them have."""
-    names = set(tables[0].fields()).intersection(*(t.fields() for t in tables[1:]))
-    return Experience({name: torch.cat([t[name] for t in tables]) for name in tables[0].fields() if name in names})

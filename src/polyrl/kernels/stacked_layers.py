@@ -78,16 +78,6 @@ class StackedLayers(torch.autograd.Function):
         return gradient_x, None, *found
 
 
-def outputs_only(x: Tensor, activation: str, parameters: tuple[Tensor, ...]) -> Tensor:
-    """What `StackedLayers` gives `[K, N, O]`, with nothing kept to go back: all members share one memory."""
-    members, rows = len(parameters[0]), len(x)
-    hidden = [x.new_empty(rows, weight.shape[2]) for weight in parameters[:-2:2]]
-    found = x.new_empty(members, rows, parameters[-2].shape[2])
-    for k in range(members):
-        member_forward(x, activation, parameters, k, [*hidden, found[k]])
-    return found
-
-
 def member_forward(x: Tensor, activation: str, parameters: tuple[Tensor, ...], k: int, outputs: list[Tensor]) -> None:
     """Write member `k`'s outputs `[N, O]` of each layer."""
     last = len(outputs) - 1

@@ -83,8 +83,30 @@ class Interface:
 Forward = Callable[..., Tensor]
 
 
+class ClosedForm(ABC):
+    """A model's forward pass, and the way back of the latest one, written out: no autograd, and nothing added up."""
+
+    @abstractmethod
+    def forward(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """What `Network.outputs` gives, as constants."""
+
+    @abstractmethod
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """Write the gradient of every parameter, given the objective's gradients by the latest outputs."""
+
+
 class Network(nn.Module):
     """A model's module: `outputs` for what terms read, and named methods for what its own papers ask of it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Inherit no written passes: a subclass may compute in another way. It has autograd's, or says its own."""
+        super().__init_subclass__(**kwargs)
+        if "closed_form" not in vars(cls):
+            setattr(cls, "closed_form", Network.closed_form)  # noqa: B010 - mypy takes no plain assignment to a method
+
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """Passes without autograd that give these outputs; None where autograd must do it. It is not inherited."""
+        return None
 
     @abstractmethod
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
@@ -218,6 +240,10 @@ class NamedModels(Mapping[str, Any], ABC):
             own: whether the run collected these rows: then the likelihoods of what acted are those of its actor.
         """
 
+    def closed_form(self, name: str, wants: Collection[str]) -> ClosedForm | None:
+        """Passes of a model without autograd, over all rows of a batch at once; None where autograd must do it."""
+        return None
+
     @abstractmethod
     def optimizers(self) -> Mapping[str, Any]:
         """One optimizer for each trained model."""
@@ -302,6 +328,10 @@ class Models(NamedModels):
         if not asked <= found.keys():
             found |= self[name].outputs(batch, asked - found.keys(), draw)
         return nullcontext(iter([(None, found)]))
+
+    def closed_form(self, name: str, wants: Collection[str]) -> ClosedForm | None:
+        """The module's own."""
+        return self._modules[name].closed_form(wants)
 
     def __getitem__(self, name: str) -> Network:
         return self._modules[name]

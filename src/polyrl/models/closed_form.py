@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyrl.core.agreement import differs
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.models.actor import Actor
@@ -179,13 +180,6 @@ class ActorCriticPasses:
             self.actor.backward(self._way_back(*ours))
         if self.critic is not None and "value" in grad_outputs:
             self.critic.backward(grad_outputs["value"].numpy())
-
-
-def differs(found: Tensor, wanted: Tensor) -> bool:
-    """Whether two results of one computation, of equal shape, are further apart than rounding can bring them."""
-    finite = torch.isfinite(wanted)
-    found, wanted = found[finite].double(), wanted[finite].double()
-    return not float((found - wanted).norm()) <= 1e-3 * float(wanted.norm()) + 1e-5 * len(wanted) ** 0.5
 
 
 def compare_with_autograd(distribution: Distribution, params: Floats, action: NDArray[Any]) -> None:

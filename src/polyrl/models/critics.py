@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyrl.kernels.passes import Passes
 from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
-from polyrl.models.base import Interface, Network, PolicyNetwork, Trained
+from polyrl.models.base import ClosedForm, Interface, Network, PolicyNetwork, Trained
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
 from polyrl.recipe import hyperparameter
@@ -44,9 +45,63 @@ class ActionCritics(Network):
         found: Tensor = self.network(torch.cat([observation, action], -1), members).squeeze(-1)
         return found
 
+    def way_back(
+        self, observation: Tensor, action: Tensor, members: int | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Values `[..., K]` of the first `members` critics, and what brings gradients by them to gradients by actions.
+
+        The critics' own parameters get none. The way back is that of the latest call alone.
+        """
+        size = action.shape[-1]
+        x = torch.cat([observation, action], -1)
+        flat = x.reshape(-1, x.shape[-1])
+        passes = self.network.passes(flat)
+        if passes is not None:
+            out = passes.forward(flat, members)
+            number = passes.number
+
+            def back(grad_values: Tensor) -> Tensor:
+                assert passes is not None and passes.number == number
+                by_input = passes.to_input(_by_member(grad_values))
+                return by_input[:, -size:].reshape(action.shape)
+
+            return out.squeeze(-1).t().reshape(*x.shape[:-1], len(out)), back
+        with torch.enable_grad():
+            leaf = action.detach().requires_grad_()
+            chosen = None if members is None else slice(members)
+            values = self.network(torch.cat([observation, leaf], -1), chosen).squeeze(-1)
+        return values.detach(), lambda grad_values: torch.autograd.grad(values, leaf, grad_values)[0]
+
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "q" `[B, T, K]` of the actions that were taken."""
         return {"q": self(batch["observation"], batch["action"])}
+
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """By the network's passes."""
+        passes = self.network.passes_to_train()
+        return None if passes is None else _ActionCriticPasses(passes)
+
+
+def _by_member(values: Tensor) -> Tensor:
+    """`[..., K]` as `[K, N, 1]`, in one piece."""
+    return values.reshape(-1, values.shape[-1]).t().contiguous().unsqueeze(-1)
+
+
+class _ActionCriticPasses(ClosedForm):
+    """ "q" and its way back."""
+
+    def __init__(self, passes: Passes):
+        self.passes = passes
+
+    def forward(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """The values of the actions that were taken."""
+        x = torch.cat([batch["observation"], batch["action"]], -1)
+        out = self.passes.forward(x.reshape(-1, x.shape[-1]))
+        return {"q": out.squeeze(-1).t().reshape(*x.shape[:-1], len(out))}
+
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """To the critics."""
+        self.passes.to_parameters(_by_member(grad_outputs["q"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +200,34 @@ class ActionValues(PolicyNetwork):
         values = self(batch["observation"])
         return {"action_values": values, "q": values.gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)}
 
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """By the network's passes, where it gives the values themselves."""
+        passes = None if self.dueling else self.network.passes_to_train()
+        return None if passes is None else _ActionValuePasses(passes)
+
+
+class _ActionValuePasses(ClosedForm):
+    """ "q" and "action_values", and their way back."""
+
+    def __init__(self, passes: Passes):
+        self.passes, self.action = passes, torch.empty(0)
+
+    def forward(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """Of the actions that were taken, and of all."""
+        observation, self.action = batch["observation"], batch["action"].unsqueeze(-1)
+        values = self.passes.forward(observation.reshape(-1, observation.shape[-1]))[0]
+        values = values.reshape(*observation.shape[:-1], values.shape[-1])
+        return {"action_values": values, "q": values.gather(-1, self.action).squeeze(-1)}
+
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """To the network."""
+        size = self.passes.size
+        by_values = grad_outputs.get("action_values")
+        by_values = torch.zeros(*self.action.shape[:-1], size) if by_values is None else by_values.clone()
+        if "q" in grad_outputs:
+            by_values.scatter_add_(-1, self.action, grad_outputs["q"].unsqueeze(-1))
+        self.passes.to_parameters(by_values.reshape(1, -1, size))
+
 
 def dueling_values(value: Tensor, advantage: Tensor) -> Tensor:
     """V + A - mean A (arXiv:1511.06581, equation 9): `[..., 1]` and `[..., A]` to `[..., A]`."""
@@ -202,6 +285,28 @@ class StateCritic(ValueModel):
         """Values `[...]` of observations `[..., D]`."""
         found: Tensor = self.network(observation).squeeze(-1).squeeze(-1)
         return found
+
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """By the network's passes."""
+        passes = self.network.passes_to_train()
+        return None if passes is None else _StatePasses(passes, self.observes)
+
+
+class _StatePasses(ClosedForm):
+    """ "value" and its way back."""
+
+    def __init__(self, passes: Passes, observes: str):
+        self.passes, self.observes = passes, observes
+
+    def forward(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """Values of the states."""
+        observation = batch[self.observes]
+        out = self.passes.forward(observation.reshape(-1, observation.shape[-1]))
+        return {"value": out.reshape(observation.shape[:-1])}
+
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """To the critic."""
+        self.passes.to_parameters(grad_outputs["value"].reshape(1, -1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)

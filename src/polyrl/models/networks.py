@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from polyrl import kernels
-from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers, outputs_only
+from polyrl.kernels.passes import Passes
+from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers
 from polyrl.models.normalization import Floats
 
 Activation = Literal["relu", "tanh", "elu"]
@@ -55,21 +56,40 @@ class StackedMlp(nn.Module):
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(members, h)) for h in hidden] if layer_norm else [])
         # looked up once: weight and bias of each layer in turn
         self._layers = tuple(p for pair in zip(self.weights, self.biases, strict=True) for p in pair)
+        self._passes: Passes | None = None
 
     def forward(self, x: Tensor, chosen: slice | Tensor | None = None) -> Tensor:
         """Outputs `[..., members, O]` of inputs `[..., I]`; with `chosen`, of these members only."""
         flat = x.reshape(-1, x.shape[-1])
-        layers = self._layers if chosen is None else tuple(p[chosen] for p in self._layers)
-        out = self._fast(flat, layers) if self._is_fast(flat) else self._plain(flat, layers, chosen)
+        if chosen is None and not torch.is_grad_enabled() and (passes := self.passes(flat)) is not None:
+            out = passes.outputs(flat)
+        else:
+            layers = self._layers if chosen is None else tuple(p[chosen] for p in self._layers)
+            out = self._fast(flat, layers) if self._is_fast(flat) else self._plain(flat, layers, chosen)
         return out.transpose(0, 1).reshape(*x.shape[:-1], len(out), out.shape[-1])
+
+    def passes(self, x: Tensor) -> Passes | None:
+        """Passes without autograd for inputs `[N, I]`; None where the layers or the numbers are others than are known.
+
+        Found again where the parameters have been moved since.
+        """
+        if not self._is_fast(x) or x.dtype != self._layers[0].dtype:
+            return None
+        if self._passes is None or not self._passes.stands():
+            self._passes = Passes(self.activation, self._layers)
+        return self._passes
+
+    def passes_to_train(self) -> Passes | None:
+        """The same, for parameters of which each has the place of its gradient; None where one has none."""
+        if any(p.grad is None for p in self._layers):
+            return None
+        return self.passes(self._layers[0])
 
     def _is_fast(self, x: Tensor) -> bool:
         known = self.activation in IN_PLACE and not self.layer_norm
         return kernels.ENABLED and known and x.dtype == torch.float32 and x.device.type == "cpu"
 
     def _fast(self, x: Tensor, layers: tuple[Tensor, ...]) -> Tensor:
-        if not torch.is_grad_enabled():
-            return outputs_only(x, self.activation, layers)
         found: Tensor = StackedLayers.apply(x, self.activation, *layers)  # type: ignore[no-untyped-call]
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,19 +15,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyrl.models.actor import BLOCKED, ActionNotFinite, Actor, Moment, Player
-from polyrl.models.base import Interface, Network, PolicyNetwork, Trained
+from polyrl.models.base import ClosedForm, Interface, Network, PolicyNetwork, Trained
 from polyrl.models.distributions import Distribution, distribution_of
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
 from polyrl.models.normalization import Floats
+from polyrl.models.squashed import (
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    DeterministicPasses,
+    SquashedPasses,
+    gaussian_logprob,
+    squashed_logprob,
+)
 from polyrl.recipe import hyperparameter
 
 if TYPE_CHECKING:
     from polyrl.core.experience import Experience
     from polyrl.core.update import Draws
 
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-"""Bounds of log standard deviations, as Stable-Baselines3 has them."""
 FREE_LOG_STD = (-5.0, 2.0)
 """Bounds of log standard deviations that are the same in every state (arXiv:2110.06169's code)."""
 LARGEST_ATANH = 1 - 1e-6
@@ -235,6 +240,11 @@ class SquashedGaussianPolicy(BoundedPolicy):
             found["mode"] = torch.tanh(self.distribution(observation)[0])
         return found
 
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """By the network's passes, for fresh actions."""
+        passes = self.network.passes_to_train() if {"sampled_action", "sampled_logprob"} >= set(wants) else None
+        return None if passes is None else SquashedPasses(passes, self.numbers)
+
     def mode(self, said: Floats) -> Floats:
         """tanh of the mean."""
         return np.tanh(said[:, : self.numbers])
@@ -243,22 +253,6 @@ class SquashedGaussianPolicy(BoundedPolicy):
         """tanh of mean plus deviation times noise."""
         deviation = np.exp(np.clip(said[:, self.numbers :], LOG_STD_MIN, LOG_STD_MAX))
         return np.tanh(said[:, : self.numbers] + deviation * noise)
-
-
-def squashed_logprob(before: Tensor, standard: Tensor, log_std: Tensor) -> Tensor:
-    """Log-density of tanh(`before`), a Gaussian number whose standard score is `standard`; `[..., A]` to `[...]`.
-
-    log N minus sum log(1 - tanh^2) (arXiv:1812.05905, equation 21), the latter as 2 (log 2 - u - softplus(-2u)), which
-    loses no digits far from 0.
-    """
-    gaussian = -0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)
-    shrinks = 2 * (math.log(2) - before - nn.functional.softplus(-2 * before))
-    return (gaussian - shrinks).sum(-1)
-
-
-def gaussian_logprob(standard: Tensor, log_std: Tensor) -> Tensor:
-    """Log-density of Gaussian numbers of these standard scores `[..., A]`, summed to `[...]`."""
-    return (-0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +286,11 @@ class DeterministicPolicyNetwork(BoundedPolicy):
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "mode" `[B, T, A]`: the action in each state."""
         return {"mode": self(batch["observation"])}
+
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """By the network's passes."""
+        passes = self.network.passes_to_train()
+        return None if passes is None else DeterministicPasses(passes)
 
     def mode(self, said: Floats) -> Floats:
         """tanh."""

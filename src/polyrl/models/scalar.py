@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from polyrl.models.base import Interface, Network, Trained
+from polyrl import kernels
+from polyrl.models.base import ClosedForm, Interface, Network, Trained
 from polyrl.recipe import hyperparameter
 
 if TYPE_CHECKING:
@@ -32,6 +33,26 @@ class PositiveNumber(Network):
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "log_number" `[1]`."""
         return {"log_number": self.log}
+
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """The number itself."""
+        return _ScalarPasses(self.log) if kernels.ENABLED and self.log.grad is not None else None
+
+
+class _ScalarPasses(ClosedForm):
+    """ "log_number", of which nothing is computed."""
+
+    def __init__(self, log: nn.Parameter):
+        self.log = log
+
+    def forward(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """The logarithm as it is now, a copy."""
+        return {"log_number": self.log.detach().clone()}
+
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """To the logarithm."""
+        assert self.log.grad is not None
+        self.log.grad.copy_(grad_outputs["log_number"])
 
 
 @dataclass(frozen=True, kw_only=True)

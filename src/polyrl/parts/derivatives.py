@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from polyrl.core.agreement import differs
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.closed_form import differs
 from polyrl.recipe import Term
 
 

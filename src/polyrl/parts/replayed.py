@@ -175,6 +175,13 @@ class SquaredTD(OffPolicyTerm):
         """Sum over critics of (Q_k - y)^2 / 2, `[B, T]`."""
         return (outputs["q"] - experience["value_target"].unsqueeze(-1)).square().sum(-1) / 2
 
+    def grad_outputs(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """By Q_k: the error, weighted."""
+        error = outputs["q"] - experience["value_target"].unsqueeze(-1)
+        return (error.square().sum(-1) / 2 * weights).sum(), {"q": error * weights.unsqueeze(-1)}
+
     def priority(self, outputs: Mapping[str, Tensor], batch: Experience) -> Tensor:
         """Mean absolute error of the critics `[B, T]`."""
         return (outputs["q"] - batch["value_target"].unsqueeze(-1)).abs().mean(-1)
@@ -203,6 +210,18 @@ class SoftValue(OffPolicyTerm):
         """What the policy is raised by, of the critics' values `[..., K]`: the least."""
         return q.amin(-1)
 
+    def grad_summand(
+        self, outputs: dict[str, Tensor], batch: Experience, see: See, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Through the least critic to the action; critics that are equally low share it."""
+        logprob, temperature = outputs["sampled_logprob"], see["temperature"]()
+        q, back = see["q"].way_back(batch["observation"], outputs["sampled_action"])
+        least = self.value(q)
+        is_least = (q == least.unsqueeze(-1)).to(q.dtype)
+        by_q = is_least * (-weights / is_least.sum(-1)).unsqueeze(-1)
+        total = ((temperature * logprob - least) * weights).sum()
+        return total, {"sampled_logprob": temperature * weights, "sampled_action": back(by_q)}
+
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
         """Minus the mean log-density: an estimate of the entropy."""
         return {"entropy": -outputs["sampled_logprob"]}
@@ -222,6 +241,13 @@ class EntropyTarget(OffPolicyTerm):
         """-log alpha (log pi + H*), `[B, T]`."""
         target = -float(experience["action"].shape[-1]) if self.target_entropy is None else self.target_entropy
         return -outputs["log_number"] * (experience["sampled_logprob"] + target)
+
+    def grad_outputs(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """By log alpha: what the loss is linear in."""
+        by_number = (self.loss({"log_number": torch.ones(1)}, experience) * weights).sum().reshape(1)
+        return (self.loss(outputs, experience) * weights).sum(), {"log_number": by_number}
 
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
         """The temperature."""

@@ -176,6 +176,13 @@ class HuberTD(OffPolicyTerm):
         """Of every row, `[B, T]`."""
         return torch.nn.functional.smooth_l1_loss(outputs["q"], experience["value_target"], reduction="none")
 
+    def grad_outputs(
+        self, outputs: dict[str, Tensor], experience: Experience, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """By Q: the error, cut at 1."""
+        total = (self.loss(outputs, experience) * weights).sum()
+        return total, {"q": (outputs["q"] - experience["value_target"]).clamp(-1, 1) * weights}
+
     def priority(self, outputs: Mapping[str, Tensor], batch: Experience) -> Tensor:
         """The absolute error `[B, T]`."""
         return (outputs["q"] - batch["value_target"]).abs()

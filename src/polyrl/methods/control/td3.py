@@ -67,6 +67,13 @@ class FirstCriticValue(OffPolicyTerm):
         value: Tensor = see["q"].first(batch["observation"], outputs["mode"])
         return -value
 
+    def grad_summand(
+        self, outputs: dict[str, Tensor], batch: Experience, see: See, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Through the first critic to the action."""
+        values, back = see["q"].way_back(batch["observation"], outputs["mode"], 1)
+        return -(values[..., 0] * weights).sum(), {"mode": back(-weights.unsqueeze(-1))}
+
 
 def recipe() -> Recipe:
     """TD3 with the usual settings (algorithm 1)."""
