@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from polyrl.errors import UserError
+from polyrl.report.json_lines import read_lines
 from polyrl.report.labels import DOMAINS
 from polyrl.report.problems import Problem, find_problems
 from polyrl.report.records import Records
 from polyrl.runtime.chart import Chart
-from polyrl.runtime.files import parse_json, read_json, read_yaml
+from polyrl.runtime.files import read_json, read_yaml
 from polyrl.runtime.metric import Metric
 from polyrl.settings import with_present_names
 
@@ -194,27 +195,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{str(error).rstrip('.')}: restore it or leave this run out.") from None
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read a JSON-lines file; count the lines that are no JSON object, a cut last line not included."""
-    if not path.is_file():
-        return [], 0
-    rows: list[dict[str, Any]] = []
-    skipped = 0
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                row = parse_json(line.decode("utf-8", "replace"))
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
-            elif line.endswith(b"\n"):  # only a killed process leaves a last line without its newline
-                skipped += 1
-    return rows, skipped
-
-
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop what a resumed run did again: a line of iteration k replaces every earlier line of k and beyond."""
     kept: list[dict[str, Any]] = []
@@ -245,8 +225,8 @@ def load_run(path: Path) -> Run:
             f"'{path}' is no run folder, it has no config.yaml: give one that polyrl train or polyrl compare wrote."
         )
     config = with_present_names(_read_yaml(path / "config.yaml"))
-    rows, skipped = _read_lines(path / "metrics.jsonl")
-    samples, skipped_samples = _read_lines(path / "samples.jsonl")
+    rows, skipped = read_lines(path / "metrics.jsonl")
+    samples, skipped_samples = read_lines(path / "samples.jsonl")
     seed = config.get("seed")
     return Run(
         path=path,

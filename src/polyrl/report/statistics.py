@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import special
 
 Array = npt.NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def _matrix(scores: Sequence[Sequence[float]] | Array) -> Array:
 
 def t_factor(n: int, level: float = LEVEL) -> float:
     """Return the factor on the standard error of a mean of `n` values (n >= 2) that gives a two-sided interval."""
-    return float(stats.t.ppf(0.5 + level / 2, n - 1))
+    return float(special.stdtrit(n - 1, 0.5 + level / 2))
 
 
 def mean_interval(values: Sequence[float] | Array, level: float = LEVEL, least: int = LEAST_SEEDS) -> Estimate:
@@ -92,7 +92,7 @@ def paired_p_value(x: Sequence[float] | Array, y: Sequence[float] | Array) -> fl
     if np.ptp(difference) == 0:
         return 1.0 if difference[0] == 0 else 0.0
     t = difference.mean() / (difference.std(ddof=1) / math.sqrt(a.size))
-    return float(2 * stats.t.sf(abs(t), a.size - 1))
+    return float(2 * special.stdtr(a.size - 1, -abs(t)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -123,8 +123,10 @@ def probability_of_improvement(x: Sequence[float] | Array, y: Sequence[float] | 
     value, least = float(_superiority(a[:, None], b[:, None])), int(min(a.size, b.size))
     if least < LEAST_SEEDS:
         return Estimate(value, None, None, least)
+    from scipy import optimize  # whose import costs more than a page without intervals
+
     star, pairs = (a.size + b.size) / 2 - 1, a.size * b.size
-    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    z = float(special.ndtri(0.5 + LEVEL / 2))
 
     def distance(theta: float) -> float:
         inner = 1 + star * (1 - theta) / (2 - theta) + star * theta / (1 + theta)
@@ -142,7 +144,15 @@ def interquartile_mean(scores: Sequence[Sequence[float]] | Array) -> float:
 
     A quarter of the entries, rounded down, is dropped at each end.
     """
-    return float(stats.trim_mean(_matrix(scores), 0.25, axis=None))
+    return float(_middle_mean(_matrix(scores).reshape(1, -1))[0])
+
+
+def _middle_mean(values: Array) -> Array:
+    """Mean of the middle half of each row `[R, n]`, of which a quarter, rounded down, is dropped at each end."""
+    dropped = values.shape[1] // 4
+    last = values.shape[1] - dropped
+    parted = np.partition(values, (dropped, last - 1), axis=1)
+    return np.asarray(parted[:, dropped:last].mean(axis=1), dtype=np.float64)
 
 
 def stratified_bootstrap(
@@ -176,7 +186,7 @@ def suite_interquartile_mean(scores: Sequence[Sequence[float]] | Array, seed: in
     matrix = _matrix(scores)
 
     def middle(drawn: Array) -> Array:
-        return np.asarray(stats.trim_mean(drawn.reshape(len(drawn), -1), 0.25, axis=1), dtype=np.float64)
+        return _middle_mean(drawn.reshape(len(drawn), -1))
 
     low, high = stratified_bootstrap([matrix], middle, seed)
     return Estimate(interquartile_mean(matrix), low, high, len(matrix))
