@@ -18,8 +18,9 @@ import yaml
 from scipy import stats
 
 from polyrl.errors import UserError
-from polyrl.report import statistics
+from polyrl.report import json_lines, statistics
 from polyrl.report.findings import cautions, pairs, verdict
+from polyrl.report.json_lines import read_lines
 from polyrl.report.page import embed_json, render_page, write_report
 from polyrl.report.payload import MOST_CELLS, build_payload
 from polyrl.report.runs import Comparison, load_comparison, load_folders, load_run
@@ -642,3 +643,41 @@ def test_an_optimum_keeps_its_digits_beside_a_bad_method(tmp_path: Path) -> None
     finals = {"hdpo": [6.11, 6.11, 6.12], "reinforce": [2400.0, 1800.0, 2700.0]}
     said = " ".join(verdict(_results(tmp_path / "c", "operations", finals, start=3600.0)))
     assert "(6.094 per period)" in said and "-> 6.113 per period" in said
+
+
+ODD_LINES = {
+    "nothing": b"",
+    "whole": b'{"a": 1}\n{"b": {"c": [2, {"d": 3}]}}\n',
+    "a blank line": b'{"a": 1}\n\n{"b": 2}\n',
+    "a cut end": b'{"a": 1}\n{"b": 2',
+    "an end without its newline": b'{"a": 1}\n{"b": 2}',
+    "no object": b'{"a": 1}\n[1, 2]\n{"b": 2}\n',
+    "two on one line": b'{"a": 1}, {"b": 2}\n{"c": 3}\n',
+    "one over two lines": b'{"a": [{"b": 1}\n{"c": 2}]}\n',
+    "both": b'{"a": [{"b": 1}\n{"c": 2}]}, {"d": 3}\n',
+    "Windows": b'{"a": 1}\r\n{"b": 2}\r\n',
+    "no UTF-8": b'{"a": "\xff"}\n{"b": 2}\n',
+    "numbers that are none": b'{"a": NaN, "b": Infinity}\n{"b": 1e999}\n',
+    "the same name twice": b'{"a": 1, "a": 2}\n',
+    "deep": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+}
+
+
+@pytest.mark.parametrize("name", ODD_LINES)
+def test_lines_that_are_read_at_once_are_those_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(ODD_LINES[name])
+    at_once = read_lines(file)
+    monkeypatch.setattr(json_lines, "_read_whole", lambda data: None)
+    assert repr(at_once) == repr(read_lines(file))
+
+
+def test_the_middle_half_is_what_scipy_trims() -> None:
+    drawn = np.random.default_rng(1)
+    for size in range(1, 30):
+        values = drawn.normal(size=(5, size))
+        assert statistics.interquartile_mean(values) == stats.trim_mean(values, 0.25, axis=None)
+    for n in (2, 3, 10, 50):
+        assert statistics.t_factor(n) == stats.t.ppf(0.975, n - 1)
