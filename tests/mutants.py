@@ -893,11 +893,11 @@ GROUPS: list[Group] = [
         "report/statistics.py",
         "test_report.py -k 'interval or paired or holm or probability or interquartile or bootstrap'",
         [
-            ("stats.t.ppf(0.5 + level / 2, n - 1)", "stats.t.ppf(0.5 + level / 2, n)"),
-            ("stats.t.ppf(0.5 + level / 2, n - 1)", "stats.norm.ppf(0.5 + level / 2)"),
+            ("special.stdtrit(n - 1, 0.5 + level / 2)", "special.stdtrit(n, 0.5 + level / 2)"),
+            ("special.stdtrit(n - 1, 0.5 + level / 2)", "special.ndtri(0.5 + level / 2)"),
             ("float(x.std(ddof=1)) / math.sqrt(n)", "float(x.std(ddof=0)) / math.sqrt(n)"),
             ("return mean_interval(a - b, level)", "return mean_interval(b - a, level)"),
-            ("float(2 * stats.t.sf(abs(t), a.size - 1))", "float(stats.t.sf(abs(t), a.size - 1))"),
+            ("float(2 * special.stdtr(a.size - 1, -abs(t)))", "float(special.stdtr(a.size - 1, -abs(t)))"),
             ("(len(p_values) - rank) * p_values[index]", "len(p_values) * p_values[index]"),
             ("largest = max(largest, min(", "largest = max(0.0, min("),
             ("(left > right) + 0.5 * (left == right)", "left > right"),
@@ -907,7 +907,17 @@ GROUPS: list[Group] = [
             ),
             ("star, pairs = (a.size + b.size) / 2 - 1,", "star, pairs = (a.size + b.size) / 2,"),
             ("return 1.0 if difference[0] == 0 else 0.0", "return 0.0"),
-            ("trim_mean(_matrix(scores), 0.25, axis=None)", "trim_mean(_matrix(scores), 0.1, axis=None)"),
+            ("dropped = values.shape[1] // 4", "dropped = values.shape[1] // 8"),
+        ],
+    ),
+    Group(
+        "report/json_lines.py",
+        "test_report.py -k 'at_once'",
+        [
+            ('and line[-1:] == b"}"', ""),
+            ("if lines.pop() or not all", "if not lines.pop() and not all"),
+            ('b",0,".join(lines)', 'b",".join(lines)'),
+            ("len(rows) == max(2 * len(lines) - 1, 0) and", "True and"),
         ],
     ),
     # -------------------------------------------------------------------------------------------- judging
@@ -1524,9 +1534,8 @@ GROUPS: list[Group] = [
         "test_language_lists.py",
         [
             ("(weight if rows is None else weight[rows])", "weight.mean()"),
-            ("counts |= self._objective(update, on, see)", "pass"),
+            ("counts |= self._objective(update, on, see, adds=True)", "pass"),
             ("self.batch, self.sampled, self.computed, self.acts = own\n", "pass\n"),
-            ("found[name][rows] = x.detach()", "pass"),
         ],
     ),
     Group(
@@ -1695,10 +1704,104 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "core/minibatches.py",
+        "test_language_lists.py",
+        [("found[name][rows] = x.detach()", "pass")],
+    ),
+    Group(
+        "kernels/passes.py",
+        "test_passes.py -k 'separate or first_members or stays or follow'",
+        [
+            ("array += self.bias_array", "pass"),
+            ("torch.sum(grad_output, 0, out=self.bias_grad)", "pass"),
+            ("torch.mul(grad_output, self.transposed, out=out)", "out.copy_(self.transposed)"),
+            ("found.index_add_(0, rows, by_input)", "found[: len(rows)] += by_input"),
+            ("found += by_input", "found = by_input"),
+            ("before.mul_(1 - output * output)", "pass"),
+            ("if i < last:", "if True:"),
+            (
+                "for k in range(members):\n            self._forward",
+                "for k in range(self.members):\n            self._forward",
+            ),
+            ("return self._at == (self._place(), self._first.grad is not None)", "return True"),
+            ("if found is None or len(found) != rows:", "if found is None:"),
+            (
+                "before = scratch(len(output), output.shape[1], -1 - i % 2)",
+                "before = scratch(len(output), output.shape[1], 0)",
+            ),
+        ],
+    ),
+    Group(
+        "models/squashed.py",
+        "test_passes.py -k 'models_without'",
+        [
+            ("* -2 + 2 * column", "* -2"),
+            ("by_log_std = -column", "pass"),
+            ("by_before * self.noise * self.std", "by_before * self.noise"),
+            ("by_log_std * free", "by_log_std"),
+            ("by_before = by_before + tanh_backward(by_action, self.action)", "by_before = by_before + by_action"),
+            ('tanh_backward(grad_outputs["mode"], self.action)', 'grad_outputs["mode"]'),
+        ],
+    ),
+    Group(
+        "models/critics.py",
+        "test_passes.py -k 'models_without or subclass or dueling or written'",
+        [
+            ("by_input[:, -size:].reshape", "by_input[:, :size].reshape"),
+            (
+                "values.reshape(-1, values.shape[-1]).t().contiguous().unsqueeze(-1)",
+                "values.reshape(values.shape[-1], -1, 1)",
+            ),
+            ("None if self.dueling else self.network.passes_to_train()", "self.network.passes_to_train()"),
+            ("else by_values.clone()", "else torch.zeros_like(by_values)"),
+        ],
+    ),
+    Group(
+        "models/base.py",
+        "test_passes.py -k 'subclass'",
+        [('setattr(cls, "closed_form", Network.closed_form)', "pass")],
+    ),
+    Group(
+        "core/part.py",
+        "test_passes.py -k 'inherited'",
+        [('setattr(cls, "grad_summand", Term.grad_summand)', "pass")],
+    ),
+    Group(
+        "core/agreement.py",
+        "test_passes.py -k 'refused'",
+        [
+            ("if differs(found.reshape(-1) / size, right.reshape(-1) / size):", "if False:"),
+            ("stream = see.generator.get_state()", "stream = torch.Generator().manual_seed(1).get_state()"),
+        ],
+    ),
+    Group(
+        "parts/replayed.py",
+        "test_passes.py -k 'written or share'",
+        [
+            ('{"q": error * weights.unsqueeze(-1)}', '{"q": error}'),
+            ("(-weights / is_least.sum(-1))", "(-weights)"),
+            ('return total, {"sampled_logprob": temperature * weights,', 'return total, {"sampled_logprob": weights,'),
+            ('{"log_number": by_number}', '{"log_number": -by_number}'),
+        ],
+    ),
+    Group(
+        "core/updating.py",
+        "test_passes.py test_offline_methods.py -k 'beside or cql_is'",
+        [
+            ("and all(term.is_written for term in on.terms)", ""),
+            ("if counted is None and not update.also", "if counted is None"),
+            ("see, adds=True)", "see)"),
+        ],
+    ),
+    Group(
+        "models/squashed.py",
+        "test_off_policy.py -k 'card or exact or integrates'",
+        [("shrinks = 2 * (math.log(2) - before", "shrinks = (math.log(2) - before")],
+    ),
+    Group(
         "models/policies.py",
         "test_off_policy.py -k 'card or exact or integrates or fast_actors or own or fill'",
         [
-            ("shrinks = 2 * (math.log(2) - before", "shrinks = (math.log(2) - before"),
             (
                 "return torch.tanh(before), squashed_logprob(before, noise, log_std)",
                 "return before, squashed_logprob(before, noise, log_std)",

@@ -15,18 +15,21 @@ from torch import Tensor
 from polyrl import kernels
 from polyrl.core.agreement import compare_written
 from polyrl.core.experience import Experience
-from polyrl.core.update import Draws, See
+from polyrl.core.update import Again, Draws, Move, On, Sample, See, Update
+from polyrl.data.replay import Replay
 from polyrl.errors import UserError
 from polyrl.kernels.flat import FlatParameters
 from polyrl.methods.control.dqn import HuberTD
 from polyrl.methods.control.td3 import FirstCriticValue
-from polyrl.models.base import Interface, Model, Models, Network
+from polyrl.models.base import Copy, Interface, Model, Models, Network
 from polyrl.models.critics import DiscreteQNetwork, QNetwork, StateCritic, ValueNetwork
 from polyrl.models.networks import StackedMlp
 from polyrl.models.policies import DeterministicPolicy, SquashedGaussian
 from polyrl.models.scalar import PositiveScalar
-from polyrl.parts.replayed import EntropyTarget, SoftValue, SquaredTD
-from polyrl.recipe import Term
+from polyrl.parts.replayed import EntropyTarget, SoftTarget, SoftValue, SquaredTD, StepAndKeep
+from polyrl.recipe import Recipe, Term
+from polyrl.runs import make_loop
+from polyrl.runtime.config import PythonObjects, RunConfig
 
 pytestmark = pytest.mark.skipif(not kernels.ENABLED, reason="about the fast forms themselves")
 torch.set_num_threads(1)
@@ -323,3 +326,49 @@ def test_written_derivatives_are_not_inherited() -> None:
 
 def test_a_module_says_by_itself_whether_it_has_passes() -> None:
     assert Network.closed_form(torch.nn.Module(), {"q"}) is None  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------------- a list
+
+
+def beside_another_batch() -> Recipe:
+    """Critics that learn from two batches in one step, and a policy after them."""
+    credit = (SoftTarget(),)
+    return Recipe(
+        name="mine",
+        models={
+            "policy": SquashedGaussian(hidden="20x20"),
+            "q": QNetwork(hidden="20x20"),
+            "q_target": Copy("q"),
+            "temperature": PositiveScalar(),
+        },
+        collect=StepAndKeep(random_steps=10),
+        sources={"replay": Replay(learning_starts=20)},
+        updates=(
+            Update(
+                "q",
+                (SquaredTD(),),
+                Sample("replay", batch_size=8),
+                credit,
+                (On(Sample("replay", batch_size=24), (SquaredTD(),), credit),),
+            ),
+            Update("policy", (SoftValue(),), Again()),
+            Move("q_target", "q", tau=0.05),
+        ),
+        turns=40,
+    )
+
+
+def test_a_list_trains_as_with_autograd_where_one_step_has_a_batch_beside_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr(kernels, "ENABLED", fast)
+        config = RunConfig(method="mine", task="Pendulum-v1", budget="iterations=2", tensorboard=False, seed=3)
+        loop = make_loop(config, given=PythonObjects(recipe=beside_another_batch().check()))[0]
+        loop.iterate()
+        found.append({name: flat.vector.detach().clone() for name, flat in loop.run_state.models.flat.items()})
+        assert loop.context.written == ({SoftValue} if fast else set())
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-5)
