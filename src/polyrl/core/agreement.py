@@ -64,7 +64,7 @@ def compare_written(
 ) -> None:
     """Compare the derivatives that a term of a list states with autograd's, where the update's outputs stand.
 
-    The random stream is left where it was.
+    The random stream is left where it was; `weights` are `[B, T]`, as the summand.
 
     Raises:
         UserError: they are not the derivatives of its summand.

@@ -54,7 +54,7 @@ def joined(tables: list[Experience]) -> Experience:
 
 
 def put_rows(found: dict[str, Tensor], outputs: Mapping[str, Tensor], rows: Tensor | None, size: int) -> None:
-    """Put the outputs of some rows, as constants, into those of all `size` rows."""
+    """Put outputs `[b, ...]` of some rows, as constants, into those of all `size` rows."""
     for name, x in outputs.items():
         if rows is None:
             found[name] = x.detach()

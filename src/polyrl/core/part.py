@@ -257,6 +257,7 @@ class Term(Part):
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
         """What `grad_outputs` is to the loss, of `summand`; None where nobody has written it: then autograd does it.
 
+        The sum of `weights` `[B, T]` times the summand, and its derivatives, each of the shape of its output.
         Written by a term whose summand asks other models; it may ask nothing of the model that it trains beside
         `outputs`. What a term says itself is compared with autograd's at a run's first step, and is not inherited.
         """
