@@ -52,13 +52,15 @@ class _Layer:
     bias_array: NDArray[Any]
     weight_grad: Tensor | None
     bias_grad: Tensor | None
+    weight_grad_array: NDArray[Any] | None
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor, k: int) -> _Layer:
         """Member `k` of `[K, I, O]` and `[K, O]`."""
         w, b = weight.detach()[k], bias.detach()[k]
         gradients = [None if p.grad is None else p.grad[k] for p in (weight, bias)]
-        return cls(w, b, w.t(), w.numpy(), b.numpy(), *gradients)
+        array = None if gradients[0] is None else gradients[0].numpy()
+        return cls(w, b, w.t(), w.numpy(), b.numpy(), *gradients, array)
 
     def forward(self, x: Tensor, out: Tensor) -> None:
         """Write `x [N, I] @ weight + bias` into `out` `[N, O]`."""
@@ -73,7 +75,7 @@ class _Layer:
         """Write the gradients of weight and bias, by those of the outputs `[N, O]`."""
         assert self.weight_grad is not None and self.bias_grad is not None
         if grad_output.shape[1] < NARROW:
-            np.dot(x.numpy().T, grad_output.numpy(), out=self.weight_grad.numpy())
+            np.dot(x.numpy().T, grad_output.numpy(), out=self.weight_grad_array)
         else:
             torch.mm(x.t(), grad_output, out=self.weight_grad)
         torch.sum(grad_output, 0, out=self.bias_grad)

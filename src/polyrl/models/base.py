@@ -286,6 +286,7 @@ class Models(NamedModels):
         for name, module in self._modules.items():
             if any(True for _ in module.parameters()):
                 self.flat[name] = FlatParameters(module)
+        self._buffered = {name: any(True for _ in module.buffers()) for name, module in self._modules.items()}
         self._parameters = {name: [*module.parameters()] for name, module in self._modules.items()}
         for name in self._modules:
             self.ask_gradients(name, False)
@@ -370,7 +371,9 @@ class Models(NamedModels):
                 moved.copy_(goal)
 
     def _pairs(self, target: str, towards: str) -> list[tuple[Tensor, Tensor]]:
-        pairs = [*zip(self[target].buffers(), self[towards].buffers(), strict=True)]
+        pairs = list[tuple[Tensor, Tensor]]()
+        if self._buffered[target]:  # asking a module for none costs more than a small move
+            pairs += zip(self[target].buffers(), self[towards].buffers(), strict=True)
         if target in self.flat:
             pairs.append((self.flat[target].vector.data, self.flat[towards].vector.data))
         return pairs
