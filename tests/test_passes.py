@@ -31,7 +31,7 @@ from polyrl.recipe import Recipe, Term
 from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig
 
-pytestmark = pytest.mark.skipif(not kernels.ENABLED, reason="about the fast forms themselves")
+pytestmark = pytest.mark.kernels
 torch.set_num_threads(1)
 ROWS, OBSERVED, ACTIONS = 9, 4, 2
 
