@@ -58,9 +58,9 @@ class _Layer:
     def of(cls, weight: Tensor, bias: Tensor, k: int) -> _Layer:
         """Member `k` of `[K, I, O]` and `[K, O]`."""
         w, b = weight.detach()[k], bias.detach()[k]
-        gradients = [None if p.grad is None else p.grad[k] for p in (weight, bias)]
-        array = None if gradients[0] is None else gradients[0].numpy()
-        return cls(w, b, w.t(), w.numpy(), b.numpy(), *gradients, array)
+        by_weight, by_bias = (None if p.grad is None else p.grad[k] for p in (weight, bias))
+        array = None if by_weight is None else by_weight.numpy()
+        return cls(w, b, w.t(), w.numpy(), b.numpy(), by_weight, by_bias, array)
 
     def forward(self, x: Tensor, out: Tensor) -> None:
         """Write `x [N, I] @ weight + bias` into `out` `[N, O]`."""

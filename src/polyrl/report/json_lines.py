@@ -38,7 +38,9 @@ def _read_whole(data: bytes) -> list[dict[str, Any]] | None:
     if lines.pop() or not all(line[:1] == b"{" and line[-1:] == b"}" for line in lines):
         return None
     try:
-        rows = parse_json(b"[" + b",0,".join(lines) + b"]")  # the zeros stay between rows only where lines are whole
+        rows: list[Any] = parse_json(
+            b"[" + b",0,".join(lines) + b"]"
+        )  # the zeros stay between rows only where lines are whole
     except ValueError:
         return None
     whole = len(rows) == max(2 * len(lines) - 1, 0) and not any(rows[1::2])
