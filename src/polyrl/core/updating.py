@@ -289,12 +289,11 @@ class _Turn:
     ) -> dict[str, Tensor]:
         """Write the gradients of terms without autograd; the model's outputs."""
         outputs = closed.forward(batch, wants, see.draw)
+        losses, grad_outputs = list[float](), dict[str, Tensor]()
         for term, weight in zip(on.terms, weights, strict=True):
             if type(term) not in self.context.written:
                 compare_written(term, outputs, batch, see, weight, update.trains)
                 self.context.written.add(type(term))
-        losses, grad_outputs = list[float](), dict[str, Tensor]()
-        for term, weight in zip(on.terms, weights, strict=True):
             found = term.grad_summand(outputs, batch, see, weight)
             assert found is not None
             losses.append(float(found[0]))
