@@ -672,6 +672,12 @@ GROUPS: list[Group] = [
         "test_told.py",
         [
             ("sorted(part.told - part.required())", "()"),
+        ],
+    ),
+    Group(
+        "core/recipe.py",
+        "test_told.py",
+        [
             ("*(kind().told for p in stated for kind in p.derives)", "*(frozenset() for p in ())"),
         ],
     ),
