@@ -18,7 +18,7 @@ from polyrl.reproduction import ledger
 from polyrl.reproduction.claim import RULE, Arm, Claim, fingerprint
 from polyrl.reproduction.judging import interval, outcome_of, verdict_of_entry
 from polyrl.reproduction.running import problems, shortened
-from polyrl.runs import make_recipe, make_task
+from polyrl.request import make_recipe, make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
 from polyrl.settings import american

@@ -19,7 +19,8 @@ from polyrl.data.transitions import Transitions
 from polyrl.errors import UserError
 from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Architecture, Improver, hyperparameter
-from polyrl.runs import completed, default_task, located, make_loop, plain
+from polyrl.request import completed, default_task
+from polyrl.runs import located, make_loop, plain
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.runtime.metric import Metric
 from polyrl.tasks import DOMAINS, built_in, domain_of
@@ -124,7 +125,7 @@ def test_methods_with_different_tasks_need_one_named() -> None:
 
 
 def test_an_environment_from_python_makes_a_run_of_control() -> None:
-    from polyrl.runs import domain
+    from polyrl.request import domain
 
     assert domain(RunConfig(method="ppo", task="make_it"), PythonObjects(environment=lambda: None)) == "control"
 

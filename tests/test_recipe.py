@@ -294,7 +294,7 @@ def test_booleans() -> None:
         ("clip_rnage", "0.1", "grpo has no hyperparameter 'clip_rnage'. Did you mean 'clip_range'"),
         ("gae.clip_range", "0.1", "grpo has no hyperparameter 'gae.clip_range'"),
         ("clip_range", "-0.1", "clipped-surrogate.clip_range is -0.1 but must be above 0"),
-        ("clip_range", 0, "clipped-surrogate.clip_range is 0 but must be above 0"),
+        ("clip_range", 0, "clipped-surrogate.clip_range is 0.0 but must be above 0"),
         ("top_p", "1.5", "sample-responses.top_p is 1.5 but must be above 0 and at most 1"),
         ("prompts_per_step", "0", "prompts_per_step is 0 but must be at least 1"),
         ("dual_clip", "1", "dual_clip is 1.0 but must be above 1"),

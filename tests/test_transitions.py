@@ -27,7 +27,8 @@ from polyrl.data.transitions import GivenTransitions, Transitions, return_range_
 from polyrl.errors import UserError
 from polyrl.methods.control import bc
 from polyrl.models.policies import scaler
-from polyrl.runs import completed, make_loop, resume_run, start_run
+from polyrl.request import completed
+from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.minari import Episode, read_episodes, write_dataset

@@ -14,7 +14,7 @@ from conftest import Command
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.reproduction.running import _base, group_folders, groups, shortened
-from polyrl.runs import default_task, domain, make_task
+from polyrl.request import default_task, domain, make_task
 from polyrl.runtime.config import RunConfig
 from polyrl.unused import ELSEWHERE, OF_LANGUAGE, refuse_unused
 

@@ -11,17 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from polyrl.arguments import (
     budget_text,
-    check_hyperparameters,
-    make_config,
-    method_name,
-    model_name,
-    named,
     objects,
     out_folder,
+    read_call,
     seed_list,
-    split_options,
-    task_of,
-    texts,
 )
 from polyrl.errors import UserError
 from polyrl.plain_text import printable
@@ -50,17 +43,19 @@ def train(
     dataset: str | Path | Sequence[dict[str, Any]] | None = None,
     test_dataset: str | Path | Sequence[dict[str, Any]] | None = None,
     budget: str | Mapping[str, float] = "",
-    seed: int = 0,
+    seed: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    trust_code: bool = False,
     options: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> RunResult:
     """Train a policy and return what came of it, which a notebook shows as a table and a curve.
 
     Args:
-        method: a method or composition such as "grpo+drop-equal-groups", a method file, or a `Recipe`.
+        method: a method or composition such as "grpo+drop-equal-groups", a method file, a `Recipe`, or a recipe file
+            (.yaml), whose settings hold where no argument says something else.
         task: built-in task, Gymnasium environment such as "CartPole-v1", an environment object, or a function that
             makes one; the method's own if neither it nor a dataset is given.
         model: model folder or hub id, a model of transformers, or (model, tokenizer); none makes the task's tiny model.
@@ -74,43 +69,37 @@ def train(
         budget: what ends the run, such as "samples=20000,seconds=600" or {"steps": 100000}; the task's own if empty.
         keywords: every option of the command line under its name (`max_tokens=64`, `lora=16`, `device="cuda"`,
             `evaluations=4`), and hyperparameters of the recipe's parts (`clip_range=0.1`).
-        options: the options among them as a mapping.
+        seed: of everything random; none is 0, or what a recipe file says.
+        trust_code: run the code that a recipe file names though you have not run it before.
+        options: the options among the keywords as a mapping.
 
     Raises:
         UserError: something in the arguments or the data is wrong.
     """
-    from polyrl.catalogue import task_with_data
-    from polyrl.runs import completed, default_folder, domain, make_recipe, start_run
+    from polyrl.runs import default_folder, start_run
     from polyrl.runtime.progress import Progress
 
-    called = method_name(method)
-    chosen, hyperparameters = split_options("train", options, keywords)
-    specs, given = objects(method, dataset, reward, task, preference, test_dataset)
-    named_task = task_of(task)[0]
-    if dataset is not None and given.environment is None:
-        named_task = task_with_data(named_task, [called]) or ""
-    config = make_config(
+    request = read_call(
         "train",
-        {"test_dataset": named(test_dataset), **chosen},
-        method=called,
-        task=named_task,
-        dataset=named(dataset),
-        rewards=specs,
-        preference=named(preference),
-        model=model_name(model),
-        budget=budget_text(budget),
+        [method],
+        task=task,
+        model=model,
+        reward=reward,
+        preference=preference,
+        dataset=dataset,
+        test_dataset=test_dataset,
+        budget=budget,
+        options=options,
+        keywords=keywords,
         seed=seed,
-        hyperparameters=texts(hyperparameters),
-        from_python=given.names(),
+        trust_code=trust_code,
     )
-    if hyperparameters:
-        whole = completed(dataclasses.replace(config, hyperparameters={}), given)
-        recipe = make_recipe(whole, given)
-        check_hyperparameters("train", [recipe], hyperparameters, domain(whole, given))
+    ((given, recipe),) = zip(request.given.values(), request.recipes.values(), strict=True)
+    config = request.config
     folder = out_folder(out) or default_folder(config)
     progress = Progress(config.arm, config.budget, quiet=quiet)
-    loop = start_run(config, folder, given=given, progress=progress, overwrite=overwrite, say=_say(quiet))
-    return _finish(loop, progress, folder)
+    how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "say": _say(quiet)}
+    return _finish(start_run(config, folder, given=given, recipe=recipe, **how), progress, folder)
 
 
 def resume(
@@ -187,49 +176,33 @@ def compare(
     Raises:
         UserError: something in the arguments or the data is wrong, or every run failed.
     """
-    from polyrl.catalogue import task_with_data
     from polyrl.comparison import run_comparison
     from polyrl.recipe import Recipe
-    from polyrl.runs import default_task, domain, make_recipe
 
     alone = isinstance(methods, str | os.PathLike | Recipe) or not isinstance(methods, Sequence)
-    arms = [methods] if alone else list(methods)  # type: ignore[arg-type]
-    names = [method_name(method) for method in arms]
-    chosen, hyperparameters = split_options("compare", options, keywords)
-    specs, given = objects(None, dataset, reward, task, preference, test_dataset)
-    named_task = task_of(task)[0]
-    if dataset is not None and given.environment is None and names:
-        named_task = task_with_data(named_task, names) or ""
-    base = make_config(
+    request = read_call(
         "compare",
-        {"test_dataset": named(test_dataset), **chosen},
-        method="",
-        task=named_task,
-        dataset=named(dataset),
-        rewards=specs,
-        preference=named(preference),
-        model=model_name(model),
-        budget=budget_text(budget),
-        hyperparameters=texts(hyperparameters),
-        from_python=given.names() + (("method",) if any(isinstance(arm, Recipe) for arm in arms) else ()),
+        [methods] if alone else list(methods),  # type: ignore[arg-type]
+        task=task,
+        model=model,
+        reward=reward,
+        preference=preference,
+        dataset=dataset,
+        test_dataset=test_dataset,
+        budget=budget,
+        options=options,
+        keywords=keywords,
     )
-    if len(set(names)) < len(names):
-        raise UserError("A method is named twice; give each arm once, or give a recipe another name.")
-    recipes = {name: arm for name, arm in zip(names, arms, strict=True) if isinstance(arm, Recipe)}
-    own = {name: dataclasses.replace(given, recipe=recipes.get(name)) for name in names}
-    if hyperparameters and names:
-        bare = dataclasses.replace(base, hyperparameters={}, task=base.task or default_task(names))
-        made = [make_recipe(dataclasses.replace(bare, method=name), own[name]) for name in names]
-        check_hyperparameters("compare", made, hyperparameters, domain(bare, given))
     folder = run_comparison(
-        names,
-        base,
+        [*request.recipes],
+        request.config,
         seed_list(seeds),
         out_folder(out),
         workers=workers,
         quiet=quiet,
         overwrite=overwrite,
-        given=own,
+        given=request.given,
+        recipes=request.recipes,
     )
     return ComparisonResult(folder)
 

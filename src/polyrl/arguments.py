@@ -1,4 +1,4 @@
-"""Arguments of the Python API as a config holds them: plain values, names, and objects that no config can hold."""
+"""The Python API as a way of asking (`polyrl.request`): plain values, names, and objects that no config can hold."""
 
 from __future__ import annotations
 
@@ -9,28 +9,92 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyrl.errors import UserError, nearest
-from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.errors import UserError
+from polyrl.recipe_file import read_recipe_file
+from polyrl.request import Asked, Door, Request, is_recipe_file, read
+from polyrl.runtime.config import PythonObjects
+from polyrl.runtime.options import by_name
 
 if TYPE_CHECKING:
-    from polyrl.recipe import Recipe
     from polyrl.tasks.theory.finite import FiniteMDP
 
-NOT_OPTIONS = frozenset(
-    {"method", "label", "task", "dataset", "rewards", "preference", "model", "seed", "budget"}
-    | {"hyperparameters", "from_python", "test_dataset"}
-)
-"""Fields of a config that are arguments of their own, or none."""
-OPTIONS = frozenset(f.name for f in dataclasses.fields(RunConfig)) - NOT_OPTIONS
-"""Keywords that are options of a run, whatever the method; every other one is a hyperparameter."""
-TURNED = {"eval_sampled": "eval_greedy", "no_tensorboard": "tensorboard", "no_chat_template": "chat_template"}
-"""Options of the command line that say the opposite of a config's field."""
+OWN = ("task", "model", "reward", "preference", "dataset", "test_dataset", "budget", "out", "overwrite", "quiet")
+"""Arguments of `train` and `compare` besides the keywords."""
 
 
-def split_options(
+class Call(Door):
+    """A call of `polyrl.train` or `polyrl.compare`, and its words for a keyword that is none."""
+
+    def __init__(self, function: str):
+        seed = "seed" if function == "train" else "seeds"
+        super().__init__(f"polyrl.{function}", [*(set(by_name()) - {"seed", "rewards"}), *OWN, seed])
+
+
+def read_call(
+    function: str,
+    methods: Sequence[Any],
+    *,
+    task: Any,
+    model: Any,
+    reward: Any,
+    preference: Any,
+    dataset: Any,
+    test_dataset: Any,
+    budget: Any,
+    options: Mapping[str, Any] | None,
+    keywords: Mapping[str, Any],
+    trust_code: bool = False,
+    **own: Any,
+) -> Request:
+    """What a call of `train` or `compare` asks.
+
+    Args:
+        function: "train", whose one method may be a recipe file, or "compare".
+        methods: names, files and recipes.
+        options: options among the keywords, as a mapping.
+        keywords: options of a run, and hyperparameters.
+        trust_code: run the code that a recipe file names though the user has not run it before.
+        own: further fields of the config that are arguments of this function.
+
+    Raises:
+        UserError: an argument is not what it must be, or what `polyrl.request.read` refuses.
+    """
+    several = function == "compare"
+    names = [method_name(method) for method in methods]
+    if len(set(names)) < len(names):
+        raise UserError("A method is named twice; give each arm once, or give a recipe another name.")
+    recipes = {n: m for n, m in zip(names, methods, strict=True) if not isinstance(m, str | os.PathLike)}
+    chosen, hyperparameters = _split(function, options, keywords)
+    specs, given = objects(None, dataset, reward, task, preference, test_dataset)
+    asked = {
+        "task": task_of(task)[0] or None,
+        "dataset": named(dataset),
+        "rewards": specs or None,
+        "preference": named(preference),
+        "model": model_name(model),
+        "budget": budget_text(budget) or None,
+        "from_python": (given.names() + (("method",) if recipes else ())) or None,
+        **own,
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
+    twice = sorted({*asked, "method", "task", "dataset", "rewards", "model", "budget", *own} & {*chosen})
+    if twice:
+        raise UserError(f"polyrl.{function} takes {' and '.join(twice)} by itself; leave it out of options.")
+    settings = {k: plain(v) for k, v in {"test_dataset": named(test_dataset), **asked, **chosen}.items()}
+    plain_values = {name: plain(value) for name, value in hyperparameters.items()}
+    what, door = Asked(names, settings, plain_values, given, recipes, several), Call(function)
+    for name in names:
+        if name not in recipes and is_recipe_file(name):
+            if several:
+                raise UserError(f"{name} is a recipe file, which polyrl.train takes; compare methods by their names.")
+            return read(*read_recipe_file(name, what, door, trust_code=trust_code))
+    return read(door, what)
+
+
+def _split(
     function: str, options: Mapping[str, Any] | None, keywords: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of a run and hyperparameters of the method.
+    """Options of a run by field, and hyperparameters of the method.
 
     Raises:
         UserError: an option is given twice.
@@ -40,34 +104,14 @@ def split_options(
     if twice:
         raise UserError(f"polyrl.{function} is given {' and '.join(twice)} twice, as a keyword and in options.")
     hyperparameters = {}
+    known = by_name()
     for name, value in keywords.items():
-        if name in TURNED:
-            given[TURNED[name]] = not value
-        elif name in OPTIONS:
-            given[name] = value
-        else:
+        option = known.get(name)
+        if option is None or option.many:
             hyperparameters[name] = value
+        else:
+            given[option.of] = not value if option.opposite else value
     return given, hyperparameters
-
-
-def check_hyperparameters(function: str, recipes: Iterable[Recipe], given: Iterable[str], domain: str | None) -> None:
-    """Refuse a keyword that is neither an option nor a hyperparameter.
-
-    Raises:
-        UserError: names the nearest one, or what a name of another library is here.
-    """
-    from polyrl.names_elsewhere import option_elsewhere
-
-    recipes = [*recipes]
-    known = {k for r in recipes for key in r.hyperparameters() for k in (key, key.rpartition(".")[2])}
-    own = {*OPTIONS, *TURNED, "task", "model", "reward", "preference", "dataset", "test_dataset", "budget", "out"}
-    own |= {"seed" if function == "train" else "seeds", "overwrite", "quiet"}
-    for name in given:
-        if name in known or name.replace("_", "-") in known:
-            continue
-        said = option_elsewhere(name, domain, {*known, *own}) or nearest(name, [*own, *known])
-        names = " or ".join(r.name for r in recipes)
-        raise UserError(f"polyrl.{function} has no option '{name}', and {names} no hyperparameter of that name.{said}")
 
 
 def budget_text(budget: Any) -> str:
@@ -94,26 +138,6 @@ def plain(value: Any) -> Any:
     if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
         return value.item()
     return value
-
-
-def make_config(function: str, options: Mapping[str, Any], **asked: Any) -> RunConfig:
-    """The config of what was asked for.
-
-    Raises:
-        UserError: an option that there is not, or a value of another type.
-    """
-    twice = sorted(asked.keys() & options.keys())
-    if twice:
-        raise UserError(f"polyrl.{function} takes {' and '.join(twice)} by itself; leave it out of options.")
-    return RunConfig.from_dict({k: plain(v) for k, v in {**asked, **options}.items()}, f"polyrl.{function}")
-
-
-def texts(hyperparameters: Mapping[str, Any]) -> dict[str, str]:
-    """Hyperparameters as they would be typed."""
-    return {
-        k: ",".join(map(str, plain(v))) if isinstance(v, list | tuple) else str(plain(v))
-        for k, v in hyperparameters.items()
-    }
 
 
 def method_name(method: Any) -> str:

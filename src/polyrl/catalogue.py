@@ -338,6 +338,18 @@ def build(spec: str, settings: dict[str, Any] | None = None, *, domain: str | No
     Raises:
         UserError: unknown name, unknown or bad hyperparameter, or a composition whose needs nobody gives.
     """
+    recipe = compose(spec, domain)
+    for key, value in (settings or {}).items():
+        recipe = recipe.set(key, value)
+    return checked(recipe)
+
+
+def compose(spec: str, domain: str | None = None) -> Recipe:
+    """The recipe that `spec` names, as `build` reads it, before it is checked.
+
+    Raises:
+        UserError: unknown name, or an unknown or bad hyperparameter in parentheses.
+    """
     result: Recipe | None = None
     for name, arguments in _split(spec):
         item = _load(name, domain)
@@ -355,11 +367,17 @@ def build(spec: str, settings: dict[str, Any] | None = None, *, domain: str | No
             result = result.set(f"{item.name}.{key}" if key in own else key, value)
     if result is None:
         raise UserError("Name a method, such as grpo; `polyrl list` shows what there is.")
-    for key, value in (settings or {}).items():
-        result = result.set(key, value)
-    checked = dataclasses.replace(result, name=spec if not spec.endswith(".py") else result.name)
+    return dataclasses.replace(result, name=spec if not spec.endswith(".py") else result.name)
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, if it holds together; otherwise an error that names the known parts that would give what is missing.
+
+    Raises:
+        UserError: a part needs what nobody gives.
+    """
     try:
-        return checked.check()
+        return recipe.check()
     except UserError:
         # only now is it worth importing everything, to say who would give the field
-        return checked.check(providers=part_classes())
+        return recipe.check(providers=part_classes())

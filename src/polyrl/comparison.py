@@ -18,7 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from rich.console import Console
@@ -38,6 +38,9 @@ from polyrl.runtime.metric import Metric
 from polyrl.runtime.parent import end_with_parent
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
+
+if TYPE_CHECKING:
+    from polyrl.recipe import Recipe
 
 STOPPED = "it was stopped; the same command goes on with it"
 """What a run says that was asked to stop."""
@@ -69,6 +72,7 @@ def run_comparison(
     overwrite: bool = False,
     sentences: bool = True,
     given: Mapping[str, PythonObjects] | None = None,
+    recipes: Mapping[str, Recipe] | None = None,
 ) -> Path:
     """Run what is missing of a comparison, write its page, and return its folder.
 
@@ -76,6 +80,7 @@ def run_comparison(
         methods: the arms; as a mapping, what each is called -> its method.
         sentences: whether to print what the comparison shows, besides its progress.
         given: what only Python can give, by arm; it is sent to the processes of the runs.
+        recipes: those of the arms, where they have been made (`polyrl.request`).
 
     Raises:
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
@@ -85,15 +90,17 @@ def run_comparison(
         raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")
     if not methods or not seeds:
         raise UserError("Name at least one method and one seed to compare.")
-    from polyrl.runs import completed, default_task
+    from polyrl.request import completed, default_task, make_recipe
 
     called = dict(methods) if isinstance(methods, Mapping) else {method: method for method in methods}
     task = base.task or default_task(list(called.values()))
     own = {name: (given or {}).get(name, PythonObjects()) for name in called}
     shared = next(iter(own.values()))
     base = dataclasses.replace(base, task=task)
-    arms_given = {called[name]: objects for name, objects in own.items()}
-    base = dataclasses.replace(completed(base, shared, [*called.values()], arms_given), method="")
+    recipes = recipes or {
+        name: make_recipe(dataclasses.replace(base, method=method), own[name]) for name, method in called.items()
+    }
+    base = dataclasses.replace(completed(base, shared, recipes=recipes), method="")
     labels = {name: "" if name == method else name for name, method in called.items()}
     folder = out or _free_folder(base)
     arms = []
@@ -108,7 +115,7 @@ def run_comparison(
     if any(len(name.encode()) > LONGEST_NAME for name in called) and not quiet:
         console.print("Some names are too long for folders: a hash stands for their ends.", style="dim")
     with stopped_by_signals():
-        prepared = _prepare(arms, console, quiet, begins="problem" not in stated)
+        prepared = _prepare(arms, [*recipes.values()], console, quiet, begins="problem" not in stated)
         _check_problem(folder, stated.get("problem"), prepared["problem"], console)
         stated |= prepared
         with writing(folder):
@@ -140,22 +147,23 @@ def _free_folder(base: RunConfig) -> Path:
     return root / f"compare-{plain(base.task)}-{stamp}"
 
 
-def _prepare(all_arms: Sequence[Arm], console: Console, quiet: bool, *, begins: bool) -> dict[str, Any]:
+def _prepare(
+    arms: Sequence[Arm], recipes: Sequence[Recipe], console: Console, quiet: bool, *, begins: bool
+) -> dict[str, Any]:
     """Find every mistake, and make what the runs share once, before the first run; return how they are judged.
 
     What no arm would use is a mistake where the comparison begins, and not where it goes on.
     """
-    from polyrl.runs import make_recipe, prepare
+    from polyrl.runs import prepare
 
-    arms = [(a.config, a.given) for a in {a.config.method: a for a in all_arms}.values()]
-    for config, given in arms:
-        make_recipe(config, given)
-        sent(given)
+    for arm in {a.config.method: a for a in arms}.values():
+        sent(arm.given)
     metric, problem = prepare(
-        all_arms[0].config,
+        arms[0].config,
+        recipes,
         (lambda _: None) if quiet else (lambda t: console.print(Text(t, style="dim"))),
-        given=all_arms[0].given,
-        arms=arms if begins else (),
+        given=arms[0].given,
+        begins=begins,
     )
     return {**metric.stated(), "problem": problem}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError
-from polyrl.runs import domain
+from polyrl.request import domain
 from polyrl.runtime.checkpoint import checkpoints
 from polyrl.runtime.config import PythonObjects, RunConfig, check_given
 from polyrl.runtime.run_folder import RunFolder

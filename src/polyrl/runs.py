@@ -6,9 +6,8 @@ Each domain makes its own tasks and run states (`polyrl.run_state.<domain>`); th
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from polyrl.core.loop import Loop
 from polyrl.core.more_budget import go_on_with
 from polyrl.errors import UserError
 from polyrl.problem import CODE, CONTENT, changed, gone_on, refusal, state_problem
+from polyrl.request import completed, default_task, domain, domain_module, make_recipe, make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.checkpoint import checkpoints
 from polyrl.runtime.config import PythonObjects, RunConfig, check_given
@@ -32,8 +32,6 @@ from polyrl.runtime.health import Health
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
 from polyrl.runtime.run_folder import RunFolder, provenance
-from polyrl.tasks import domain_of
-from polyrl.tasks.user_code import FINITE_MDP, stated_return
 from polyrl.trust import check_code, choose
 from polyrl.unused import refuse_unused
 
@@ -42,91 +40,6 @@ if TYPE_CHECKING:
     from polyrl.run_state.base import RunState
 
 Say = Callable[[str], None]
-
-
-def domain_module(config: RunConfig, given: PythonObjects | None = None) -> Any:
-    """The module of the run's domain."""
-    return importlib.import_module(f"polyrl.run_state.{domain(config, given)}")
-
-
-def domain(config: RunConfig, given: PythonObjects | None = None) -> str:
-    """The run's domain."""
-    if given and given.environment:
-        return "theory" if stated_return(given.environment) == FINITE_MDP else "control"
-    return domain_of(config.task)
-
-
-def completed(
-    config: RunConfig,
-    given: PythonObjects | None = None,
-    methods: Sequence[str] = (),
-    arms: Mapping[str, PythonObjects] | None = None,
-) -> RunConfig:
-    """The same run with what was not said filled in: the method's own task, the method's or the task's own budget.
-
-    Args:
-        config: what was said.
-        given: what Python gave.
-        methods: those of a comparison, which must have one budget.
-        arms: what Python gave of each of them.
-
-    Raises:
-        UserError: the task is unknown, or the methods have different budgets of their own.
-    """
-    if not config.task:
-        config = dataclasses.replace(config, task=default_task([config.method]))
-    if config.budget:
-        return config
-    named = methods or [config.method]
-    arms = arms or {}
-    own = {
-        make_recipe(dataclasses.replace(config, method=method), arms.get(method, given)).budget: method
-        for method in named
-    }
-    if len(own) > 1:
-        said = " and ".join(f"{budget or 'that of the task'} ({method})" for budget, method in own.items())
-        raise UserError(f"These methods have different budgets of their own, {said}; name one with --budget.")
-    return dataclasses.replace(config, budget=next(iter(own)) or make_task(config, given).budget)
-
-
-def default_task(methods: Sequence[str]) -> str:
-    """The task that these methods run on when none is named.
-
-    Raises:
-        UserError: they have none in common.
-    """
-    tasks = {catalogue.default_task(method): method for method in methods}
-    if len(tasks) > 1:
-        said = " and ".join(f"{task} ({method})" for task, method in tasks.items())
-        raise UserError(f"These methods have different tasks of their own, {said}; name one with --task.")
-    return next(iter(tasks))
-
-
-def make_task(config: RunConfig, given: PythonObjects | None = None) -> Any:
-    """What is to be solved: a built-in task, an environment, or the user's dataset with the user's rewards."""
-    return domain_module(config, given).make_task(config, given or PythonObjects())
-
-
-def make_recipe(config: RunConfig, given: PythonObjects | None = None) -> Recipe:
-    """Build and check the recipe.
-
-    Raises:
-        UserError: it does not hold together, or learns from data where none is named.
-    """
-    if given and given.recipe is not None:
-        recipe = given.recipe
-        for name, value in config.hyperparameters.items():
-            recipe = recipe.set(name, value)
-        recipe = recipe.check()
-    else:
-        recipe = catalogue.build(config.method, dict(config.hyperparameters), domain=domain(config, given))
-    rows = given is not None and given.dataset is not None  # refused where the task is made
-    if not config.dataset and not rows and any(source.from_dataset for source in recipe.sources.values()):
-        raise UserError(
-            f"{recipe.name} learns from recorded transitions; name their file or folder with --dataset, such as one "
-            "that `polyrl record` has written."
-        )
-    return recipe
 
 
 WITHOUT_COLLECTING = ("updates", "iterations", "seconds")
@@ -150,47 +63,59 @@ def make_budget(config: RunConfig, recipe: Recipe) -> Budget:
 
 def prepare(
     config: RunConfig,
+    recipes: Sequence[Recipe],
     say: Say = lambda _: None,
     *,
     given: PythonObjects | None = None,
-    arms: Sequence[tuple[RunConfig, PythonObjects]] = (),
+    begins: bool = True,
 ) -> tuple[Metric, dict[str, Any]]:
     """Find every mistake that shows before a run, make once what several runs share.
 
     Args:
         config: of the first run.
+        recipes: of all methods, the first run's first.
         say: is told what is going on.
         given: what Python gave of the first run.
-        arms: of all methods, and what Python gave of each, where what none of them uses is to be refused.
+        begins: whether what none of the recipes uses is to be refused.
 
     Returns:
         What judges the runs, and the problem that they are given (`state_problem`, without its evaluation).
     """
-    recipe = make_recipe(config, given)
-    make_budget(config, recipe)
+    make_budget(config, recipes[0])
     make_device(config.device)
     task = make_task(config, given)
-    made = [make_recipe(*arm) for arm in arms]
-    for asking in made or [recipe]:
+    for asking in recipes:
         check_access(asking, task)
-    if arms:
-        refuse_unused(config, made, task, domain(config, given))
+    if begins:
+        refuse_unused(config, recipes, task, domain(config, given))
     if domain(config, given) == "language":
         domain_module(config, given).prepare(config, task, say)
-    metric = recipe.metric or task.metric
+    metric = recipes[0].metric or task.metric
     return metric, state_problem(task, metric, {}, config.task)
 
 
+def _complete(config: RunConfig, given: PythonObjects | None, recipe: Recipe | None) -> tuple[RunConfig, Recipe]:
+    """The config with the task and the budget that are taken where none is named, and its recipe, made once."""
+    config = dataclasses.replace(config, task=config.task or default_task([config.method]))
+    recipe = recipe or make_recipe(config, given)
+    return completed(config, given, recipes={config.method: recipe}), recipe
+
+
 def make_loop(
-    config: RunConfig, *, given: PythonObjects | None = None, say: Say = lambda _: None, asked: bool = True
+    config: RunConfig,
+    *,
+    given: PythonObjects | None = None,
+    recipe: Recipe | None = None,
+    say: Say = lambda _: None,
+    asked: bool = True,
 ) -> tuple[Loop, dict[str, Any]]:
     """Everything of a run but its folder; returns the loop and the facts for config.yaml.
 
     Cheap mistakes are found first: no model is loaded or made before recipe, budget, task and rewards are good.
     `asked` says whether the config is what somebody asks of this very run: what it would not use is then refused.
+    `recipe` is the config's, where it has been made (`polyrl.request`).
     """
-    config = completed(config, given)
-    recipe = make_recipe(config, given)
+    config, recipe = _complete(config, given, recipe)
     budget = make_budget(config, recipe)
     task = make_task(config, given)
     check_domain(recipe, task.name, domain(config, given))
@@ -322,17 +247,24 @@ def start_run(
     folder: Path,
     *,
     given: PythonObjects | None = None,
+    recipe: Recipe | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
     say: Say = lambda _: None,
     asked: bool = True,
 ) -> Loop:
-    """Prepare a new run in a new folder. Nothing is written before everything is known to be good."""
+    """Prepare a new run in a new folder. Nothing is written before everything is known to be good.
+
+    `recipe` is the config's, where it has been made (`polyrl.request`).
+    """
+    named = config.method
     config = located(config)
     choose(config)
-    config = completed(config, given)
+    if recipe is not None and recipe.name == named:  # as it is called where the run goes on
+        recipe = dataclasses.replace(recipe, name=config.method)
+    config, recipe = _complete(config, given, recipe)
     RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
-    loop, facts = make_loop(config, given=given, say=say, asked=asked)
+    loop, facts = make_loop(config, given=given, recipe=recipe, say=say, asked=asked)
     loop.folder = RunFolder.create(folder, overwrite=overwrite)
     try:
         loop.folder.write_config(facts)

@@ -23,12 +23,19 @@ def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
-    """Turn the text of a hyperparameter into its type (int, float, bool, str, Literal, optional, tuple of strings).
+    """Turn a hyperparameter, its text or a value, into its type.
 
-    A set of strings is written `a+b`.
+    Types are int, float, bool, str, Literal, tuple of strings, set of strings (written `a+b`), and each of them or
+    None. A value of any other type is read as its text is, so that Python and the command line refuse and round alike.
+
+    Raises:
+        UserError: it is of another type; named as `owner.name`, or as `name` where nobody owns it.
     """
     if not isinstance(text, str):
-        return text
+        if _is_of(kind, text):
+            return text
+        text = as_text(text)
+    called = f"{owner}.{name}" if owner else name
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if type(None) in arguments and text.lower() in ("none", "null", ""):
@@ -38,7 +45,7 @@ def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
         if text not in arguments and american(text) in arguments:
             return american(text)
         if text not in arguments:
-            raise UserError(f"{owner}.{name} is '{text}' but must be one of {', '.join(arguments)}.")
+            raise UserError(f"{called} is '{text}' but must be one of {', '.join(arguments)}.")
         return text
     if origin is tuple:
         return tuple(text.split(",")) if text else ()
@@ -56,9 +63,28 @@ def parse_value(owner: str, name: str, kind: Any, text: Any) -> Any:
             return float(text)
     except (KeyError, ValueError, OverflowError):
         raise UserError(
-            f"{owner}.{name} is '{text}' but must be {'a' if kind is not int else 'an'} {kind.__name__}."
+            f"{called} is '{text}' but must be {'a' if kind is not int else 'an'} {kind.__name__}."
         ) from None
     return text
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value is of this very type already; of a type that no text is read as, whatever it is."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(one, value) for one in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple)
+    if origin is Literal:
+        return value in arguments
+    if kind in (int, float, bool, str):
+        return type(value) is kind
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def as_text(value: Any) -> str:
+    """A value as it would be typed."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def parse_call(text: str) -> tuple[str, dict[str, str]]:

@@ -18,6 +18,7 @@ from polyrl.core.more_budget import finished
 from polyrl.core.throughput import throughput
 from polyrl.errors import UserError
 from polyrl.other_data import is_model
+from polyrl.request import Request
 from polyrl.run_state.language_evaluation import answers
 from polyrl.runtime.config import RunConfig, check_given
 from polyrl.runtime.figures import format_amount, format_kl
@@ -37,18 +38,18 @@ def demo_config() -> RunConfig:
     )
 
 
-def run_training(config: RunConfig, out: Path | None, *, overwrite: bool, quiet: bool) -> None:
+def run_training(request: Request, out: Path | None, *, overwrite: bool, quiet: bool) -> None:
     """Train, then say where everything is."""
     from polyrl.runs import default_folder, start_run
 
-    console = Terminal()
+    console, config = Terminal(), request.config
     folder = out or default_folder(config)
     if out is None and len(config.arm.encode()) > LONGEST_NAME:
         told = f"The name is too long for a folder, so a hash stands for its end: {folder}"
         console.print(Text(told, style="dim"), soft_wrap=True)
     progress = Progress(config.arm, config.budget, quiet=quiet, console=console)
     say = (lambda _: None) if quiet else (lambda text: console.print(Text(text, style="dim")))
-    loop = start_run(config, folder, progress=progress, overwrite=overwrite, say=say)
+    loop = start_run(config, folder, recipe=request.recipe, progress=progress, overwrite=overwrite, say=say)
     with progress:
         loop.run()
     if not quiet:

@@ -15,10 +15,10 @@ import click
 from polyrl.cli.options import (
     FOLDER,
     HOW,
+    SEED,
     TRUST,
     WHAT,
-    config_of,
-    read_hyperparameters,
+    read_command,
     read_seeds,
     split_methods,
 )
@@ -64,19 +64,19 @@ def polyrl() -> None:
 @click.argument("method")
 @WHAT
 @HOW
-@click.option("--seed", type=int, help="of everything random  [0]")
+@SEED
 @FOLDER
+@TRUST
 @click.pass_context
 def train(ctx: click.Context, /, method: str, out: Path | None, overwrite: bool, quiet: bool, **given: Any) -> None:
-    """Train a policy with METHOD, such as grpo, ppo+entropy-bonus or ./mine.py.
+    """Train a policy with METHOD, such as grpo, ppo+entropy-bonus, ./mine.py, or a recipe file mine.yaml.
 
     Besides the options below, any hyperparameter of the method: --learning-rate 1e-4.
     """
-    hyperparameters = read_hyperparameters((method,), ctx.args, ctx)
-    config = config_of((method,), given, hyperparameters)
+    request = read_command((method,), ctx.args, ctx, given)
     from polyrl.cli.commands import run_training
 
-    run_training(config, out, overwrite=overwrite, quiet=quiet)
+    run_training(request, out, overwrite=overwrite, quiet=quiet)
 
 
 @polyrl.command(context_settings=HYPERPARAMETERS)
@@ -103,12 +103,20 @@ def compare(
     An arm may have its own hyperparameters: polyrl compare grpo 'grpo(clip_range=0.1)'.
     """
     names, rest = split_methods(methods, ctx.args)
-    hyperparameters = read_hyperparameters(names, rest, ctx)
     chosen = read_seeds(seeds)
+    asked = read_command(names, rest, ctx, given, several=True)
     from polyrl.comparison import run_comparison
 
-    base = config_of(names, given, hyperparameters)
-    run_comparison(list(names), base, chosen, out, workers=workers, quiet=quiet, overwrite=overwrite)
+    run_comparison(
+        list(names),
+        asked.config,
+        chosen,
+        out,
+        workers=workers,
+        quiet=quiet,
+        overwrite=overwrite,
+        recipes=asked.recipes,
+    )
 
 
 @polyrl.command(context_settings=HELP)
@@ -176,8 +184,14 @@ def list_(what: str) -> None:
 @polyrl.command(context_settings=HELP)
 @click.argument("method")
 @click.option("--task", help="the task, where the method has a form for each kind of task")
-def show(method: str, task: str | None) -> None:
+@click.option("--yaml", "as_yaml", is_flag=True, help="print a recipe file instead, which `polyrl train` takes")
+def show(method: str, task: str | None, as_yaml: bool) -> None:
     """Show what METHOD is: its paper, its five stages, its hyperparameters."""
+    if as_yaml:
+        from polyrl.recipe_file import recipe_yaml
+
+        click.echo(recipe_yaml(method, task), nl=False)
+        return
     from polyrl.cli.kept_text import kept_text
     from polyrl.runtime.terminal import Terminal
     from polyrl.tasks import domain_of
@@ -200,7 +214,8 @@ def show(method: str, task: str | None) -> None:
 @click.argument("method")
 @WHAT
 @HOW
-@click.option("--seed", type=int, help="of everything random  [0]")
+@SEED
+@TRUST
 @click.option(
     "--iteration",
     type=click.IntRange(min=1),
@@ -212,16 +227,15 @@ def show(method: str, task: str | None) -> None:
 @click.pass_context
 def trace(ctx: click.Context, /, method: str, iteration: int, profile: bool, **given: Any) -> None:
     """Run one iteration of METHOD and explain it stage by stage: fields, shapes, ranges, seconds."""
-    hyperparameters = read_hyperparameters((method,), ctx.args, ctx)
-    config = config_of((method,), given, hyperparameters)
+    request = read_command((method,), ctx.args, ctx, given)
     if profile:
         from polyrl.cli.profiling import profile_method
 
-        profile_method(config)
+        profile_method(request.config, request.recipe)
         return
     from polyrl.cli.trace import trace_method
 
-    trace_method(config, iteration)
+    trace_method(request.config, iteration, recipe=request.recipe)
 
 
 @polyrl.command("eval", context_settings=HELP)

@@ -20,7 +20,7 @@ from polyrl.runtime.terminal import Terminal
 if TYPE_CHECKING:
     from polyrl.core.experience import Experience
     from polyrl.core.loop import Loop
-    from polyrl.recipe import Part, Stage
+    from polyrl.recipe import Part, Recipe, Stage
     from polyrl.runtime.config import RunConfig
 
 WARM_UP, MEASURED = 1, 3
@@ -90,12 +90,12 @@ def measure(loop: Loop, *, warm_up: int = WARM_UP, iterations: int = MEASURED) -
     return profile
 
 
-def profile_method(config: RunConfig) -> None:
+def profile_method(config: RunConfig, recipe: Recipe | None = None) -> None:
     """Print where the time of a method's iterations goes."""
     from polyrl.runs import make_loop
 
     out = Terminal()
-    loop, _ = make_loop(config, say=lambda text: out.print(Text(text, style="dim")))
+    loop, _ = make_loop(config, recipe=recipe, say=lambda text: out.print(Text(text, style="dim")))
     profile = measure(loop)
     if profile.flops:
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32

@@ -306,17 +306,18 @@ class Tracer:
         return step
 
 
-def trace_method(config: RunConfig, iteration: int = 1) -> None:
+def trace_method(config: RunConfig, iteration: int = 1, *, recipe: Recipe | None = None) -> None:
     """Run one iteration and explain it: what each part did to which fields, and what that looks like on a few rows.
 
     Args:
         config: what to run.
         iteration: which one is explained; those before it run in silence.
+        recipe: the config's, where it has been made.
     """
     from polyrl.runs import make_loop
 
     out = console()
-    loop, facts = make_loop(config, say=lambda text: out.print(Text(text, style="dim")))
+    loop, facts = make_loop(config, recipe=recipe, say=lambda text: out.print(Text(text, style="dim")))
     recipe, run_state, domain = loop.recipe, loop.run_state, str(facts.get("domain", "language"))
     out.print(title(config.method, recipe))
     start = f", from {STARTS[domain]}" if domain in STARTS else ""

@@ -27,7 +27,7 @@ from polyrl.reproduction import ledger
 from polyrl.reproduction.claim import RULE, Arm, Claim, fingerprint
 from polyrl.reproduction.judging import Judged, Observed, judge, verdict_of
 from polyrl.reproduction.quantities import curve_of, named
-from polyrl.runs import make_task
+from polyrl.request import make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.metric import Metric

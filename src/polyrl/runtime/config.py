@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -173,19 +173,13 @@ class RunConfig:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: object = "The run's config") -> RunConfig:
-        """Read back `as_dict`; `source` is the file that the values come from.
+    def stated(cls, values: Mapping[str, Any], source: object) -> RunConfig:
+        """The config of values by field; `source` is where they were said.
 
         Raises:
             UserError: a key is unknown or missing, or a value is of another type.
         """
         known = get_type_hints(cls)
-        if "chat_template" not in values and "monitor_kl_every" in values:
-            values = {**values, "chat_template": False}  # a run of before it could be, which goes on as it began
-        typed = values.get("hyperparameters")
-        if isinstance(typed, dict):  # numbers that somebody wrote there by hand
-            plain = {k: str(v) if isinstance(v, int | float) else v for k, v in typed.items()}
-            values = {**values, "hyperparameters": plain}
         for key, value in values.items():
             if key not in known:
                 raise UserError(f"{source} has an unknown key '{shown(key)}'.{nearest(str(key), known)}")
@@ -195,6 +189,21 @@ class RunConfig:
             raise UserError(f"{source} does not name a method.")
         tuples = {name: tuple(values.get(name, ())) for name in ("rewards", "from_python")}
         return cls(**{**values, **tuples})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: object = "The run's config") -> RunConfig:
+        """Read back `as_dict`; `source` is the file that the values come from.
+
+        Raises:
+            UserError: a key is unknown or missing, or a value is of another type.
+        """
+        if "chat_template" not in values and "monitor_kl_every" in values:
+            values = {**values, "chat_template": False}  # a run of before it could be, which goes on as it began
+        typed = values.get("hyperparameters")
+        if isinstance(typed, dict):  # numbers that somebody wrote there by hand
+            plain = {k: str(v) if isinstance(v, int | float) else v for k, v in typed.items()}
+            values = {**values, "hyperparameters": plain}
+        return cls.stated(values, source)
 
 
 GIVEN = ("method", "dataset", "test_dataset", "reward", "preference", "task")

@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from polyrl.errors import UserError
 
 LONGEST_NAME = 160
@@ -172,6 +170,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no such file, or cannot be read.
     """
+    import yaml  # takes 20 ms, which a typing mistake on the command line need not
+
     try:
         if not file.is_file():
             raise UserError(f"There is no file {file}.")
