@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conversations import answer, letters, talk
 from polyrl.errors import UserError
 from polyrl.models.language.labelled import LabelledResponses, encode_labelled
 from polyrl.models.language.policy import LanguagePolicy
@@ -20,28 +21,10 @@ from polyrl.tasks.language.dataset import DatasetTask, held_out, prompt_hash
 from polyrl.tasks.language.labelled import LabelledDataset, labelled_of_pairs
 from polyrl.tasks.language.left_out import UNUSABLE
 from polyrl.tasks.language.preferences import PairDataset, dataset_task
-from tiny_models import make_policy, multi_character_tokenizer
+
+__all__ = ["letters"]
 
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def letters(tmp_path_factory: pytest.TempPathFactory) -> LanguagePolicy:
-    """A policy over a, b and c with tokens of several letters and a chat template."""
-    policy = make_policy(tmp_path_factory.mktemp("letters"), tokenizer=multi_character_tokenizer())
-    policy.tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'user' %}a{% else %}b{% endif %}{{ m.content }}<eos>c{% endfor %}"
-        "{% if add_generation_prompt %}b{% endif %}"
-    )
-    return policy
-
-
-def talk(*contents: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
-
-
-def answer(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def some(count: int = 40, **more: Any) -> Rows:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conversations import answer, letters, talk
 from polyrl.core.experience import Experience
 from polyrl.data.pairs import numbers_of_step
 from polyrl.errors import UserError
@@ -24,28 +25,10 @@ from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import compared, load_preference
 from polyrl.tasks.language.preferences import PairDataset, SortPairs, dataset_task
 from polyrl.tasks.language.wanted import PairsWanted
-from tiny_models import make_policy, multi_character_tokenizer
+
+__all__ = ["letters"]
 
 Make = Callable[..., LanguagePolicy]
-
-
-@pytest.fixture(scope="module")
-def letters(tmp_path_factory: pytest.TempPathFactory) -> LanguagePolicy:
-    """A policy over a, b and c with tokens of several letters, whose tokenizer knows end tokens in text."""
-    policy = make_policy(tmp_path_factory.mktemp("letters"), tokenizer=multi_character_tokenizer())
-    policy.tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'user' %}a{% else %}b{% endif %}{{ m.content }}<eos>c{% endfor %}"
-        "{% if add_generation_prompt %}b{% endif %}"
-    )
-    return policy
-
-
-def talk(*contents: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)]
-
-
-def answer(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def some(count: int = 20, **more: Any) -> list[dict[str, Any]]:

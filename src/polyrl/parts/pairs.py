@@ -22,6 +22,7 @@ from polyrl.errors import UserError
 from polyrl.models.language.pairs import by_pair, sequence_log_ratio, sequence_logprob
 from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
 from polyrl.parts.credit import check_groups
+from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 
 Reference = Literal["start", "round"]
@@ -356,3 +357,21 @@ class LogRatioLoss(ImplicitRewardLoss):
         """rho of each response, `[B]`."""
         reference, mask = experience[self._reference_field()], experience["mask"]
         return sequence_log_ratio(outputs["logprob"], reference, mask, length_norm=self.length_norm)
+
+
+def recipe_of_pairs(name: str, *terms: Term, notes: dict[str, str]) -> Recipe:
+    """A method that fits the policy to fixed pairs in one pass: nothing is sampled and nothing scored.
+
+    Args:
+        name: of the method.
+        terms: its objective, all of which its paper adds.
+        notes: one line a stage, besides that on what is collected.
+    """
+    return Recipe(
+        name=name,
+        collect=OfflinePairs(pairs_per_step=32),
+        terms=terms,
+        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
+        adds=tuple(term.name for term in terms),
+        notes={"collect": "labelled pairs of responses; nothing is sampled", **notes},
+    )

@@ -13,8 +13,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from polyrl.parts.optimize import Optimize
-from polyrl.parts.pairs import LogRatioLoss, OfflinePairs, dpo_loss
+from polyrl.parts.pairs import LogRatioLoss, dpo_loss, recipe_of_pairs
 from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "dpo"
@@ -57,16 +56,10 @@ class DPOLoss(LogRatioLoss):
 
 def recipe() -> Recipe:
     """DPO as published: fixed pairs, summed log-ratios to the starting model, one pass."""
-    return Recipe(
-        name=SLUG,
-        collect=OfflinePairs(pairs_per_step=32),
-        score=(),
-        credit=(),
-        terms=(DPOLoss(beta=0.1),),
-        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
-        adds=("dpo-loss",),
+    return recipe_of_pairs(
+        SLUG,
+        DPOLoss(beta=0.1),
         notes={
-            "collect": "labelled pairs of responses; nothing is sampled",
             "score": "the label is the score; the starting model says how likely it finds each response",
             "credit": "the whole response is one action: its log-ratio is a sum over tokens",
             "improve": "a logistic loss on the difference of the two log-ratios",

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polyrl.parts.optimize import Optimize
-from polyrl.parts.pairs import LogRatioLoss, OfflinePairs
+from polyrl.parts.pairs import LogRatioLoss, recipe_of_pairs
 from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "ipo"
@@ -53,16 +52,10 @@ class IPOLoss(LogRatioLoss):
 
 def recipe() -> Recipe:
     """IPO as published: fixed pairs, summed log-ratios, a squared loss."""
-    return Recipe(
-        name=SLUG,
-        collect=OfflinePairs(pairs_per_step=32),
-        score=(),
-        credit=(),
-        terms=(IPOLoss(tau=0.1),),
-        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
-        adds=("ipo-loss",),
+    return recipe_of_pairs(
+        SLUG,
+        IPOLoss(tau=0.1),
         notes={
-            "collect": "labelled pairs of responses; nothing is sampled",
             "credit": "the whole response is one action: its log-ratio is a sum over tokens",
             "improve": "a squared loss: a margin beyond the target is as wrong as one short of it",
         },

@@ -18,8 +18,7 @@ from torch.nn.functional import softplus
 from polyrl.core.experience import Experience
 from polyrl.models.language.pairs import sequence_logprob
 from polyrl.parts.imitation import DemonstrationNLL
-from polyrl.parts.optimize import Optimize
-from polyrl.parts.pairs import ImplicitRewardLoss, OfflinePairs
+from polyrl.parts.pairs import ImplicitRewardLoss, recipe_of_pairs
 from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "orpo"
@@ -66,19 +65,11 @@ class OddsRatioLoss(ImplicitRewardLoss):
 
 def recipe() -> Recipe:
     """ORPO as published (equation 6): fixed pairs, the chosen response's likelihood and a small odds-ratio term."""
-    return Recipe(
-        name=SLUG,
-        collect=OfflinePairs(pairs_per_step=32),
-        score=(),
-        credit=(),
-        terms=(
-            OddsRatioLoss(odds_weight=0.1),
-            DemonstrationNLL(demonstration_weight=1.0, imitate="chosen", aggregation="seq-mean-token-mean"),
-        ),
-        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
-        adds=("odds-ratio-loss", "demonstration-nll"),
+    return recipe_of_pairs(
+        SLUG,
+        OddsRatioLoss(odds_weight=0.1),
+        DemonstrationNLL(demonstration_weight=1.0, imitate="chosen", aggregation="seq-mean-token-mean"),
         notes={
-            "collect": "labelled pairs of responses; nothing is sampled",
             "score": "the label is the score; no reference model is asked",
             "credit": "the whole response is one action: its odds are those of the mean of its tokens",
             "improve": "the chosen response is imitated, and a logistic loss holds the rejected one's odds below",

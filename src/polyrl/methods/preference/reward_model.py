@@ -8,7 +8,7 @@ on the responses of held-out pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -16,8 +16,7 @@ from torch.nn.functional import softplus
 
 from polyrl.core.experience import Experience
 from polyrl.models.language.pairs import by_pair
-from polyrl.parts.optimize import Optimize
-from polyrl.parts.pairs import OfflinePairs, PairTerm, whole_pairs
+from polyrl.parts.pairs import PairTerm, recipe_of_pairs, whole_pairs
 from polyrl.recipe import Recipe
 from polyrl.tasks.language.preferences import PAIR_METRIC
 
@@ -58,17 +57,5 @@ class BradleyTerry(PairTerm):
 
 def recipe() -> Recipe:
     """One pass over fixed pairs with the Bradley-Terry loss."""
-    return Recipe(
-        name=SLUG,
-        collect=OfflinePairs(pairs_per_step=32),
-        score=(),
-        credit=(),
-        terms=(BradleyTerry(),),
-        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
-        adds=("bradley-terry",),
-        metric=PAIR_METRIC,
-        notes={
-            "collect": "labelled pairs of responses; nothing is sampled",
-            "improve": "a logistic loss on the difference of the two scores",
-        },
-    )
+    notes = {"improve": "a logistic loss on the difference of the two scores"}
+    return replace(recipe_of_pairs(SLUG, BradleyTerry(), notes=notes), metric=PAIR_METRIC)

@@ -14,8 +14,7 @@ from torch.nn.functional import softplus
 
 from polyrl.core.experience import Experience
 from polyrl.models.language.pairs import sequence_logprob
-from polyrl.parts.optimize import Optimize
-from polyrl.parts.pairs import ImplicitRewardLoss, OfflinePairs
+from polyrl.parts.pairs import ImplicitRewardLoss, recipe_of_pairs
 from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "simpo"
@@ -54,16 +53,10 @@ class SimpoLoss(ImplicitRewardLoss):
 
 def recipe() -> Recipe:
     """SimPO as published: fixed pairs, mean log-probabilities, a margin of half of beta, one pass."""
-    return Recipe(
-        name=SLUG,
-        collect=OfflinePairs(pairs_per_step=32),
-        score=(),
-        credit=(),
-        terms=(SimpoLoss(beta=0.5, target_margin=0.25),),
-        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
-        adds=("simpo-loss",),
+    return recipe_of_pairs(
+        SLUG,
+        SimpoLoss(beta=0.5, target_margin=0.25),
         notes={
-            "collect": "labelled pairs of responses; nothing is sampled",
             "score": "the label is the score; no reference model is asked",
             "credit": "the whole response is one action: its reward is the mean log-probability of its tokens",
             "improve": "a logistic loss on the difference of the two means, less a margin",

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import relu
 
-from polyrl.parts.optimize import Optimize
-from polyrl.parts.pairs import LogRatioLoss, OfflinePairs
+from polyrl.parts.pairs import LogRatioLoss, recipe_of_pairs
 from polyrl.recipe import Recipe, hyperparameter
 
 SLUG = "slic"
@@ -47,16 +46,10 @@ class SlicLoss(LogRatioLoss):
 
 def recipe() -> Recipe:
     """SLiC with a reference: fixed pairs, summed log-ratios, a hinge."""
-    return Recipe(
-        name=SLUG,
-        collect=OfflinePairs(pairs_per_step=32),
-        score=(),
-        credit=(),
-        terms=(SlicLoss(beta=0.1),),
-        optimize=Optimize(learning_rate=5e-4, warmup=0.1, schedule="cosine"),
-        adds=("slic-loss",),
+    return recipe_of_pairs(
+        SLUG,
+        SlicLoss(beta=0.1),
         notes={
-            "collect": "labelled pairs of responses; nothing is sampled",
             "credit": "the whole response is one action: its log-ratio is a sum over tokens",
             "improve": "a hinge: the gradient of a pair is constant until its margin is wide enough, then 0",
         },
