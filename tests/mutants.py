@@ -1906,4 +1906,47 @@ GROUPS: list[Group] = [
             ("not made.terminated[0]", "True"),
         ],
     ),
+    # ------------------------------------------------------------------------------------------- requests and charts
+    Group(
+        "request.py",
+        "test_request.py -k 'four_doors or composed_once or with_their_line or says_nothing'",
+        [
+            ("recipe = recipe.set(name, value)", "pass"),
+            ("_check_names(door, hyperparameters, names, kinds)", "pass"),
+            ("with door.place(name):", "with contextlib.nullcontext():"),
+            ("with door.settings():", "with contextlib.nullcontext():"),
+            ("config = RunConfig.stated(", "config = RunConfig.from_dict("),
+        ],
+    ),
+    Group(
+        "recipe_file.py",
+        "test_request.py -k 'beside_a_file or with_their_line or no_recipes or names_runs or file_of_a_method'",
+        [
+            ("    settings |= asked.settings\n", ""),
+            ("key.start_mark.line + 1", "key.start_mark.line"),
+            ("if name in found:", "if False:"),
+            ("    check_code(RunConfig(method=named, **own), file, trust_code=trust_code)\n", ""),
+            ("{**hyperparameters, **{_plain(k)", "{**{}, **{_plain(k)"),
+            ("if all(v == first for v in values.values()) else values", "if True else values"),
+        ],
+    ),
+    Group(
+        "report/drawing.py",
+        "test_drawing.py",
+        [
+            ("_text(str(text))\n", "str(text)\n"),
+            ("own = dict(colours)", "own: dict[str, str] = {}"),
+        ],
+    ),
+    Group(
+        "report/draw.js",
+        "test_drawing.py",
+        [
+            ("scale(y.domain, height - bottom, top)", "scale(y.domain, top, height - bottom)"),
+            ("labels[i - 1].place + step)", "labels[i - 1].place)"),
+            ("labels[i + 1].place - step)", "labels[i + 1].place)"),
+            ("return { room: alone ? names : 0, lined: false };", "return { room: 0, lined: false };"),
+            ("[x, , high]) => [x, high]", "[x, , high]) => [x, high * 1.1]"),
+        ],
+    ),
 ]

@@ -578,7 +578,7 @@ def test_the_command_says_what_came_of_it(
     said = done.output
     assert "It is better." in said and "CONFIRMED" in said and "met" in said and "nash-mp.json" in said
     assert "wanted at most 0" in said and "chance of improvement 1.00" in said
-    if importlib.util.find_spec("altair") and importlib.util.find_spec("vl_convert"):
+    if importlib.util.find_spec("quickjs"):
         assert (tmp_path / "runs" / "reproduce-nash-mp" / "claim.svg").is_file()
     quick = run_command("reproduce", "nash-mp", "--workers", "1", "--quick", "--ledger", there)
     assert "No verdict: --quick is only a smoke test." in quick.output and "CONFIRMED" not in quick.output
@@ -597,7 +597,7 @@ def test_list_and_show_tell_the_verdict(tmp_path: Path, monkeypatch: pytest.Monk
 # ---------------------------------------------------------------------------------------------------------- picture
 
 drawing = pytest.mark.skipif(
-    not (importlib.util.find_spec("altair") and importlib.util.find_spec("vl_convert")),
+    not (importlib.util.find_spec("quickjs") and importlib.util.find_spec("vl_convert")),
     reason="the extra `figures` is not installed",
 )
 
@@ -618,24 +618,14 @@ def test_the_picture_shows_every_arm_criterion_and_verdict(tmp_path: Path) -> No
     assert (save_picture(entry, tmp_path / "claim.png")).read_bytes()[:4] == b"\x89PNG"
 
 
-@drawing
-def test_labels_are_moved_apart_and_stay_in_order() -> None:
-    from polyrl.reproduction.picture import spread_apart
-
-    moved = spread_apart([100.0, 101.0, 99.0, 10.0], 15, 300)
-    assert moved[3] == 10 and moved[2] < moved[0] < moved[1]
-    assert min(b - a for a, b in zip(sorted(moved), sorted(moved)[1:], strict=False)) > 14.8
-    assert sum(moved[:3]) / 3 == pytest.approx(100, abs=0.5)
-
-
 def test_without_the_extra_the_verdict_stands_and_the_picture_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from polyrl.reproduction.picture import draw
+    from polyrl.reproduction.picture import save_picture
 
-    monkeypatch.setitem(__import__("sys").modules, "altair", None)
+    monkeypatch.setitem(__import__("sys").modules, "quickjs", None)
     with pytest.raises(UserError, match=r"extra `figures`: pip install 'polyrl\[figures\]'"):
-        draw(judged_runs(a_claim(), tmp_path / "runs"))
+        save_picture(judged_runs(a_claim(), tmp_path / "runs"), tmp_path / "claim.svg")
 
 
 # ------------------------------------------------------------------------------- what the experiments need besides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import re
@@ -225,8 +226,10 @@ def test_a_run_is_shown_as_table_and_curve(tmp_path: Path) -> None:
                           out=tmp_path / "<run>", quiet=True, tensorboard=False)  # fmt: skip
     text = result._repr_html_()
     assert "&lt;run&gt;" in text and "<run>" not in text
-    points = re.findall(r'points="([^"]*)"', text)[0].split()
-    assert len(points) == len(result.curve()) == 3 and "<th>start</th>" in text
+    data = re.findall(r"<script type='application/json' id='data'>(.*?)</script>", html.unescape(text))[0]
+    (chart,) = json.loads(data)["items"]
+    assert chart["series"][0]["mean"] == [[x, y] for x, y in result.curve()]
+    assert len(result.curve()) == 3 and "<th>start</th>" in text
     assert result.curve()[-1][1] == result.final["eval/return"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from polyrl.runtime.run_folder import RunFolder
 if TYPE_CHECKING:
     from polyrl.report.runs import Comparison
 
-WIDE, HIGH = 420, 120
+WIDE, HIGH = 480, 220
 """Pixels of a curve."""
 PAGE_HEIGHT = 820
 """Pixels of the page within a notebook."""
@@ -58,7 +59,7 @@ class RunResult:
         metric = self._metric
         return (
             f"<p><b>{escape(str(self.folder))}</b><br>{escape(spent)}</p>"
-            f"{table(('', 'start', 'end'), rows)}<p>{escape(metric.label)}</p>{_curve(self.curve())}"
+            f"{table(('', 'start', 'end'), rows)}{_curve(self.curve(), metric)}"
         )
 
 
@@ -135,27 +136,24 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _curve(points: Sequence[tuple[int, float]]) -> str:
-    """A curve as SVG, with its first and last value."""
-    if len(points) < 2:
+def _curve(points: Sequence[tuple[int, float]], metric: Metric) -> str:
+    """A curve over the iterations, as HTML."""
+    from polyrl.report.drawing import Axis, Curves, Series, Sheet, frame
+
+    known = [(x, y) for x, y in points if math.isfinite(y)]
+    if len({x for x, _ in known}) < 2:
         return ""
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    (left, right), (low, high) = (min(xs), max(xs)), (min(ys), max(ys))
-    place = [
-        (
-            10 + (WIDE - 20) * (x - left) / max(right - left, 1),
-            HIGH - 20 - (HIGH - 40) * (y - low) / ((high - low) or 1),
-        )
-        for x, y in points
-    ]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in place)
-    texts = "".join(
-        f'<text x="{x:.1f}" y="{max(y - 6, 10):.1f}" font-size="11" text-anchor="{anchor}" fill="currentColor">'
-        f"{_number(value)}</text>"
-        for (x, y), value, anchor in ((place[0], ys[0], "start"), (place[-1], ys[-1], "end"))
+    log = metric.scale == "log" and all(y > 0 for _, y in known)
+    drawn = [(float(x), math.log10(y) if log else y) for x, y in known]
+    low, high = min(y for _, y in drawn), max(y for _, y in drawn)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+    chart = Curves(
+        width=WIDE,
+        height=HIGH,
+        x=Axis(domain=(drawn[0][0], drawn[-1][0]), title="iteration"),
+        y=Axis(domain=(low - room, high + room), title=metric.label, log=log),
+        series=[Series(name=metric.label, look=0, mean=drawn, end=drawn[-1])],
+        unnamed=True,
     )
-    axis = f'<text x="10" y="{HIGH - 4}" font-size="11" fill="currentColor">iteration {left} to {right}</text>'
-    return (
-        f'<svg width="{WIDE}" height="{HIGH}" role="img"><polyline points="{line}" fill="none" stroke="#2a6fbb" '
-        f'stroke-width="2"/>{texts}{axis}</svg>'
-    )
+    label = f"{metric.label} by iteration: from {_number(points[0][1])} to {_number(points[-1][1])}"
+    return frame(Sheet(width=WIDE, height=HIGH, label=label, items=[(0, 0, chart)]))

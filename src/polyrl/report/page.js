@@ -10,7 +10,7 @@
   let shown = metrics[0];
   let range = "whole";
   const byId = (id) => document.getElementById(id);
-  const colour = (method) => `c${methods.indexOf(method) % 8}`;
+  const look = (method) => methods.indexOf(method);
 
   // ---- elements ----------------------------------------------------------------------------------------------------
   function node(parent, name, attributes = {}, text) {
@@ -42,140 +42,25 @@
     ruler.font = `${font} ${getComputedStyle(document.body).fontFamily}`;
     return ruler.measureText(text).width;
   }
-  const at = (value) => Math.round(value * 10) / 10;
+  const draw = polyrlDraw({ node, widthOf });
+  const { at, minus, figures, short, scientific, domain, mark, lineText } = draw;
+  const colour = (method) => draw.colour(look(method));
 
   // ---- numbers -----------------------------------------------------------------------------------------------------
-  const minus = (text) => text.replace("-", "−");
   const fixed = (value, digits = metric.digits) => minus(Number(value.toFixed(digits)) === 0 ? (0).toFixed(digits) : value.toFixed(digits));
   const signed = (value) => (Number(value.toFixed(metric.digits)) > 0 ? "+" : "") + fixed(value);
-  const scientific = (value, digits = 1) => value.toExponential(digits).replace(/e\+?/, "e");
   const times = (value) => {
     if (value >= 1e6 || (value > 0 && value < 0.01)) return scientific(value);
-    return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 2 : value < 100 ? 1 : 0 });
+    return draw.grouped(value, 0, value < 10 ? 2 : value < 100 ? 1 : 0);
   };
-  // A value of a log metric takes two or three figures, wherever its point stands.
-  function figures(value) {
-    if (value === 0) return "0";
-    const size = Math.abs(value);
-    if (size < 1e-3 || size >= 1e5) return minus(scientific(value).replace("e-", "e−"));
-    const digits = Math.max(0, 2 - Math.floor(Math.log10(size)));
-    return minus(value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
-  }
   const told = (value) => (metric.log ? figures(value) : fixed(value)); // a value of the deciding metric
   const interval = (e, say = told) => (e.low === null ? "" : ` [${say(e.low)}, ${say(e.high)}]`);
-  const digitsOf = (step) => [0, 1, 2, 3, 4, 5, 6, 7, 8].find((d) => Math.abs(step * 10 ** d - Math.round(step * 10 ** d)) < 1e-6 * step * 10 ** d) ?? 8;
-  function short(value, step) {
-    const size = Math.max(Math.abs(value), step || 0);
-    for (const [unit, letter] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-      if (size < unit) continue;
-      if (value === 0) return "0";
-      const digits = step ? digitsOf(step / unit) : Math.abs(value) / unit < 10 ? 2 : 1;
-      return minus((value / unit).toFixed(Math.min(4, digits)).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "")) + letter;
-    }
-    if (value === 0) return "0";
-    const digits = step ? digitsOf(step) : Math.max(0, 3 - Math.ceil(Math.log10(size + 1e-12)));
-    return minus(value.toFixed(Math.min(8, digits)));
-  }
-  function ticks(low, high, wanted) {
-    const raw = (high - low) / Math.max(1, wanted);
-    const power = 10 ** Math.floor(Math.log10(raw));
-    const step = power * [1, 2, 2.5, 5, 10].find((m) => m * power >= raw * 0.999);
-    const values = [];
-    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) values.push(k * step);
-    return { values, step };
-  }
-  function domain(values, pad = 0.06, bounded = false, log = false) {
-    let [low, high] = [Math.min(...values), Math.max(...values)];
-    const natural = !log && low >= 0;
-    if (!(high > low)) [low, high] = [low - (Math.abs(low) * 0.1 || 0.5), high + (Math.abs(high) * 0.1 || 0.5)];
-    if (natural) low = Math.max(0, low);
-    const room = (high - low) * pad;
-    const [under, over] = [low - room, high + room];
-    if (log) return [under, over];
-    // A share cannot leave [0, 1], a length or a distance cannot be negative: nor does its axis.
-    return [low >= 0 ? Math.max(0, under) : under, bounded && high <= 1 ? Math.min(1, over) : over];
-  }
   // Values of a log metric are drawn and averaged as their decimal logarithm; `floor` stands for what is not above it.
   const logged = (value) => Math.log10(Math.max(value, data.floor));
   const put = (item, value) => (item.log ? logged(value) : value);
   const taken = (item, value) => (item.log ? 10 ** value : value);
-  const raised = (digits) => [...String(digits)].map((d) => "⁰¹²³⁴⁵⁶⁷⁸⁹"["0123456789".indexOf(d)] ?? "⁻").join("");
-  function power(exponent) {
-    if (exponent < -3 || exponent > 4) return `10${raised(exponent)}`;
-    return exponent < 0 ? (10 ** exponent).toFixed(-exponent) : (10 ** exponent).toLocaleString("en");
-  }
-  // Ticks between two decimal logarithms: powers of ten, or within a decade or two also 2 and 5, or an even scale.
-  function logTicks(low, high, wanted) {
-    const decades = high - low;
-    if (decades < 0.7) {
-      const { values, step } = ticks(10 ** low, 10 ** high, wanted);
-      return { values: values.filter((v) => v > 0).map(Math.log10), text: (v) => short(10 ** v, step), minor: [] };
-    }
-    const stride = Math.max(1, Math.ceil(decades / Math.max(2, wanted)));
-    const between = (list) => list.filter((v) => v >= low - 1e-9 && v <= high + 1e-9);
-    const first = Math.floor(low);
-    const powers = Array.from({ length: Math.ceil(high) - first + 1 }, (_, k) => first + k);
-    const some = powers.filter((k) => k % stride === 0);
-    const minor = stride === 1 && decades <= 4 ? between(powers.flatMap((k) => [2, 3, 4, 5, 6, 7, 8, 9].map((m) => k + Math.log10(m)))) : [];
-    if (decades < 1.8 && wanted >= 3) {
-      const values = between(powers.flatMap((k) => [1, 2, 5].map((m) => k + Math.log10(m))));
-      return { values, text: (v) => figures(Number((10 ** v).toPrecision(1))).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, ""), minor };
-    }
-    return { values: between(some), text: power, minor };
-  }
-  const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low)) * (to - from);
   const unitOf = (item) => (item.unit ? `${item.label} (${item.unit})` : item.label);
 
-  function evenTicks(low, high, wanted) {
-    let { values, step } = ticks(low, high, wanted);
-    for (let more = 1; values.length < 2 && more < 4; more++) ({ values, step } = ticks(low, high, wanted + more)); // one number is no scale
-    return { values, text: (v) => short(v, step), minor: [] };
-  }
-  function frame(host, { height, x, y, xTitle, yTitle, label, right = 16, left = 52, log = false, small = false }) {
-    const { svg, width } = canvas(host, height, label);
-    const [top, bottom] = small ? [24, 24] : [30, 46];
-    const sy = scale(y, height - bottom, top);
-    const up = (log ? logTicks : evenTicks)(...y, Math.max(small ? 2 : 3, Math.floor((height - top - bottom) / (small ? 30 : 46))));
-    left = Math.max(left, ...up.values.map((value) => widthOf(up.text(value), "12px") + 12));
-    const sx = scale(x, left, width - right);
-    const across = ticks(...x, Math.max(2, Math.floor((width - left - right) / (width < 640 ? 62 : 90))));
-    for (const value of up.minor) node(svg, "line", { class: "grid minor", x1: left, x2: width - right, y1: at(sy(value)), y2: at(sy(value)) });
-    for (const value of up.values) {
-      node(svg, "line", { class: "grid", x1: left, x2: width - right, y1: at(sy(value)), y2: at(sy(value)) });
-      node(svg, "text", { x: left - 8, y: at(sy(value)) + 4, "text-anchor": "end" }, up.text(value));
-    }
-    for (const value of across.values) {
-      node(svg, "text", { x: at(sx(value)), y: height - bottom + 18, "text-anchor": "middle" }, short(value, across.step));
-    }
-    node(svg, "line", { class: "base", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom });
-    if (yTitle) node(svg, "text", { class: "title y-title", x: 0, y: 13 }, yTitle);
-    if (xTitle) node(svg, "text", { class: "title x-title", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, xTitle);
-    return { svg, width, height, sx, sy, top, bottom: height - bottom, left, right: width - right };
-  }
-  function line(points, sx, sy) {
-    return points.map(([x, y], i) => `${i ? "L" : "M"}${at(sx(x))} ${at(sy(y))}`).join("");
-  }
-  // Shape and colour both tell a method, so neither has to be seen alone.
-  function mark(parent, method, x, y, size, className = "mark") {
-    const s = size;
-    const shape = [
-      `M${-s} 0A${s} ${s} 0 1 1 ${s} 0A${s} ${s} 0 1 1 ${-s} 0Z`,
-      `M${-s * 0.9} ${-s * 0.9}H${s * 0.9}V${s * 0.9}H${-s * 0.9}Z`,
-      `M0 ${-s * 1.25}L${s * 1.25} 0L0 ${s * 1.25}L${-s * 1.25} 0Z`,
-      `M0 ${-s * 1.15}L${s * 1.1} ${s * 0.85}H${-s * 1.1}Z`,
-    ][methods.indexOf(method) % 4];
-    return node(parent, "path", { class: `${className} ${colour(method)}`, d: shape, transform: `translate(${at(x)} ${at(y)})` });
-  }
-
-  // Labels that would lie on each other move apart, in order, and stay between `top` and `bottom`.
-  function spread(labels, bottom, step = 16) {
-    labels.sort((a, b) => a.place - b.place);
-    for (let i = 1; i < labels.length; i++) labels[i].place = Math.max(labels[i].place, labels[i - 1].place + step);
-    for (let i = labels.length - 1; i >= 0; i--) {
-      labels[i].place = Math.min(labels[i].place, i === labels.length - 1 ? bottom : labels[i + 1].place - step);
-    }
-    return labels;
-  }
   // Lines that an axis over `values` shows: those within it, and others as long as the results keep a third of the axis.
   function linesWithin(values) {
     let [low, high] = [Math.min(...values), Math.max(...values)];
@@ -255,66 +140,34 @@
     const ys = range === "end" && reach(half).length ? reach(half) : reach(-Infinity);
     const lines = shown.key === metric.key ? linesWithin(ys) : [];
     const unseen = shown.key === metric.key ? metric.lines.filter((l) => !lines.includes(l)) : [];
-    const lineText = (l) => `${l.name} ${minus(l.text)}`;
-    const wide = host.clientWidth >= 720;
-    const longest = Math.max(series.length > 1 ? Math.max(...series.map((m) => widthOf(m.method, "600 13px"))) : 0, ...lines.map((l) => widthOf(lineText(l), "12.5px")));
-    const beside = wide && longest > 0 && longest < 200;
-    const names = beside && series.length > 1;
-    const area = frame(host, {
-      height: wide ? 420 : 330,
-      x: domain([0, ...xs], 0),
-      y: domain([...ys, ...lines.map((l) => put(metric, l.value))], 0.05, shown.unit.startsWith("share"), shown.log),
-      xTitle: unitOf(axis),
-      yTitle: unitOf(shown),
-      right: beside ? longest + 26 : 14,
-      log: shown.log,
-      label: `${shown.label} by ${axis.label.toLowerCase()}: ${series.map((m) => m.method).join(", ")}${lines.length ? `; lines: ${lines.map(lineText).join(", ")}` : ""}`,
-    });
-    const { svg, sx, sy } = area;
-    node(node(svg, "clipPath", { id: "curves-clip" }), "rect", { x: area.left, y: area.top - 8, width: area.right - area.left + 8, height: area.bottom - area.top + 8 });
-    for (const l of lines) {
-      const y = at(sy(put(metric, l.value)));
-      node(svg, "line", { class: `line${l.target ? " target" : ""}`, x1: area.left, x2: area.right, y1: y, y2: y, "data-line": l.name });
-    }
-    for (const m of series) {
-      const group = node(svg, "g", { class: `series ${colour(m.method)}`, "data-method": m.method, ...(range === "end" ? { "clip-path": "url(#curves-clip)" } : {}) });
-      if (m.mean.length && m.mean[0].low !== null) {
-        const edge = [...m.mean.map((p) => [p.x, p.high]), ...m.mean.map((p) => [p.x, p.low]).reverse()];
-        node(group, "path", { class: "band", d: `${line(edge, sx, sy)}Z` });
-      }
-      const sparse = m.n < data.least_seeds_for_band && m.runs.every((r) => r.curve.length <= 24);
-      if (showSeeds || alone(m)) {
-        for (const { run, curve } of m.runs) {
-          const lost = run.status !== "finished";
-          const single = alone(m) && m.runs.length === 1;
-          node(group, "path", { class: single ? "mean" : `seed${lost ? " lost" : ""}`, d: line(curve, sx, sy) });
-          if (sparse) {
-            for (const [x, y] of curve) node(group, "circle", { class: "dot", cx: at(sx(x)), cy: at(sy(y)), r: 2.2 });
-          }
-          if (lost) {
-            const [x, y] = curve[curve.length - 1].map((v, i) => at(i ? sy(v) : sx(v)));
-            node(group, "path", { class: "cross", d: `M${x - 4} ${y - 4}l8 8m0 -8l-8 8` });
-          }
-        }
-      }
-      if (m.mean.length) node(group, "path", { class: "mean", d: line(m.mean.map((p) => [p.x, p.y]), sx, sy) });
-    }
-    const ends = series.map((m) => {
-      const longestRun = m.runs.reduce((a, b) => (a.curve.length >= b.curve.length ? a : b)).curve;
-      const last = m.mean.length ? m.mean[m.mean.length - 1] : { x: longestRun[longestRun.length - 1][0], y: longestRun[longestRun.length - 1][1] };
-      return { method: m.method, x: sx(last.x), y: sy(last.y), place: sy(last.y) };
-    });
-    const labels = lines.map((l) => ({ line: l, place: sy(put(metric, l.value)) }));
-    spread([...(names ? ends : []), ...(beside ? labels : [])], area.bottom);
-    for (const end of ends) {
-      mark(svg, end.method, end.x, end.y, 4.5);
-      if (names) node(svg, "text", { class: `own ${colour(end.method)}`, x: at(end.x) + 12, y: at(end.place) + 4 }, end.method);
-    }
-    if (!beside) spread(labels, area.bottom, 15);
-    for (const { line: l, place } of labels) {
-      const where = beside ? { x: area.right + 12, y: at(place) + 4 } : { x: area.left + 6, y: at(place) - 5 };
-      node(svg, "text", { class: `line-label${l.target ? " target" : ""}`, ...where }, lineText(l));
-    }
+    const sparse = (m) => m.n < data.least_seeds_for_band && m.runs.every((r) => r.curve.length <= 24);
+    const chart = {
+      width: Math.max(260, Math.round(host.clientWidth)),
+      height: host.clientWidth >= 720 ? 420 : 330,
+      clip: range === "end",
+      x: { title: unitOf(axis), domain: domain([0, ...xs], 0) },
+      y: { title: unitOf(shown), log: shown.log, domain: domain([...ys, ...lines.map((l) => put(metric, l.value))], 0.05, shown.unit.startsWith("share"), shown.log) },
+      lines: lines.map((l) => ({ ...l, value: put(metric, l.value) })),
+      series: series.map((m) => {
+        const longestRun = m.runs.reduce((a, b) => (a.curve.length >= b.curve.length ? a : b)).curve;
+        const last = m.mean[m.mean.length - 1];
+        return {
+          name: m.method,
+          look: look(m.method),
+          band: m.mean.length && m.mean[0].low !== null ? m.mean.map((p) => [p.x, p.low, p.high]) : null,
+          curves: showSeeds || alone(m) ? m.runs.map(({ run, curve }) => ({
+            points: curve,
+            kind: alone(m) && m.runs.length === 1 ? "mean" : run.status !== "finished" ? "lost" : "seed",
+            lost: run.status !== "finished",
+            dots: sparse(m),
+          })) : [],
+          mean: m.mean.length ? m.mean.map((p) => [p.x, p.y]) : null,
+          end: last ? [last.x, last.y] : longestRun[longestRun.length - 1],
+        };
+      }),
+    };
+    const { svg } = canvas(host, chart.height, `${shown.label} by ${axis.label.toLowerCase()}: ${series.map((m) => m.method).join(", ")}${lines.length ? `; lines: ${lines.map(lineText).join(", ")}` : ""}`);
+    const area = draw.curves(svg, chart);
     caption(series, unseen.map(lineText));
     hover(host, area, series);
   }
@@ -395,57 +248,15 @@
   }
 
   // ---- rows of dots: final results and differences -----------------------------------------------------------------
-  // `values` and `zero`, the value without a difference, are in the drawing's units: logarithms where `log`.
-  function rows(host, { items, values, title, label, lead, text, pad = 0.08, zero = null, log = false, lines = [] }) {
-    const wide = host.clientWidth >= 640;
-    const gutter = wide ? Math.min(260, Math.max(...items.map((i) => widthOf(lead(i), "600 13px"))) + 20) : 8;
-    const tail = wide ? Math.max(...items.map((i) => widthOf(text(i), "13px"))) + 20 : 8;
-    const step = wide ? 50 : 64;
-    const width = Math.max(260, Math.round(host.clientWidth));
-    const has = zero !== null;
-    let [low, high] = domain([...(has ? [zero] : []), ...values, ...lines.map((l) => put(metric, l.value))], pad, false, log || has);
+  function drawRows(host, { items, values, pad = 0.08, zero = null, log = false, lines = [], title }) {
+    const [width, has] = [Math.max(260, Math.round(host.clientWidth)), zero !== null];
+    let [low, high] = domain([...(has ? [zero] : []), ...values, ...lines.map((l) => l.value)], pad, false, log || has);
     if (!has && !log && Math.min(...values) >= 0) low = Math.max(0, low);
-    const sx = scale([low, high], gutter + 4, width - tail - 4);
-    // The names of lines stand above the rows, on as many levels as they need to keep apart.
-    const levels = [];
-    const named = lines.map((l) => {
-      const [x, breadth] = [sx(put(metric, l.value)), widthOf(`${l.name} ${l.text}`, "12.5px")];
-      const middle = Math.min(Math.max(x, gutter + breadth / 2), width - breadth / 2);
-      let level = levels.findIndex((taken) => taken.every(([from, to]) => middle + breadth / 2 + 12 < from || middle - breadth / 2 - 12 > to));
-      if (level < 0) level = levels.push([]) - 1;
-      levels[level].push([middle - breadth / 2, middle + breadth / 2]);
-      return { line: l, x, middle, level };
-    });
-    const head = levels.length * 17;
-    const height = head + items.length * step + 62;
-    const { svg } = canvas(host, height, label);
-    const bottom = head + items.length * step + 12;
-    const across = (log ? logTicks : evenTicks)(low, high, Math.max(2, Math.floor((width - gutter - tail) / (wide ? 90 : 62))));
-    for (const value of across.minor) node(svg, "line", { class: "grid minor", x1: at(sx(value)), x2: at(sx(value)), y1: head + 6, y2: bottom });
-    for (const value of across.values) {
-      const isZero = has && Math.abs(value - zero) < (high - low) * 1e-9;
-      node(svg, "line", { class: isZero ? "zero" : "grid", x1: at(sx(value)), x2: at(sx(value)), y1: head + 6, y2: bottom });
-      node(svg, "text", { x: at(sx(value)), y: bottom + 18, "text-anchor": "middle" }, across.text(isZero ? zero : value));
-    }
-    if (has && !across.values.some((v) => Math.abs(v - zero) < (high - low) * 1e-9)) node(svg, "line", { class: "zero", x1: at(sx(zero)), x2: at(sx(zero)), y1: head + 6, y2: bottom });
-    for (const { line: l, x, middle, level } of named) {
-      const y = head - level * 17;
-      node(svg, "line", { class: `line${l.target ? " target" : ""}`, x1: at(x), x2: at(x), y1: y - 1, y2: bottom, "data-line": l.name });
-      node(svg, "text", { class: `line-label${l.target ? " target" : ""}`, x: at(middle), y: y - 5, "text-anchor": "middle" }, `${l.name} ${minus(l.text)}`);
-    }
-    node(svg, "line", { class: "base", x1: gutter, x2: width - tail, y1: bottom, y2: bottom });
-    node(svg, "text", { class: "title x-title", x: (gutter + width - tail) / 2, y: bottom + 40, "text-anchor": "middle" }, title);
-    return items.map((item, i) => {
-      const y = head + 12 + i * step + (wide ? step / 2 : step * 0.68);
-      if (wide) {
-        node(svg, "text", { class: "label", x: 0, y: y + 4 }, lead(item));
-        node(svg, "text", { class: "value", x: width - tail + 16, y: y + 4 }, text(item));
-      } else {
-        node(svg, "text", { class: "label", x: 0, y: y - 21 }, lead(item));
-        node(svg, "text", { class: "value", x: width, y: y - 21, "text-anchor": "end" }, text(item));
-      }
-      return { item, svg, sx, y };
-    });
+    const chart = { items, width, domain: [low, high], title, zero, log, lines };
+    const { svg } = canvas(host, 10, title);
+    const height = draw.rows(svg, chart);
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.setAttribute("height", height);
   }
   function drawFinal() {
     const host = byId("final-chart");
@@ -473,19 +284,22 @@
     const values = starts ? [...ends, ...begun] : ends;
     const title = `Final ${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`;
     const text = (i) => told(i.estimate.value) + (barred(i) ? interval(i.estimate) : "");
-    for (const { item, svg, sx, y } of rows(host, { items, values, title, label: title, lead: (i) => i.method, text, log, lines })) {
-      const group = node(svg, "g", { class: colour(item.method), "data-method": item.method });
-      const from = start(item);
-      if (starts && from !== null) node(group, "path", { class: "start", d: `M${at(sx(from))} ${y - 11}v24` });
-      const alone = item.runs.length === 1;
-      item.runs.forEach((run, k) => {
-        const place = alone ? y : y + 9 + (((k * 2) % 3) - 1) * 1.6;
-        const dot = mark(group, item.method, sx(u(run.final)), place, alone ? 5.6 : 3.4, alone ? "mark" : "dot");
-        node(dot, "title", {}, `${item.method}, seed ${run.seed}: ${told(run.final)}`);
-      });
-      if (barred(item)) node(group, "line", { class: "bar", x1: at(sx(u(item.estimate.low))), x2: at(sx(u(item.estimate.high))), y1: y - 5, y2: y - 5 });
-      if (!alone) mark(group, item.method, sx(u(item.estimate.value)), y - 5, 5.6);
-    }
+    drawRows(host, {
+      items: items.map((i) => ({
+        name: i.method,
+        method: i.method,
+        text: text(i),
+        look: look(i.method),
+        start: starts ? start(i) : null,
+        dots: i.runs.map((run) => ({ value: u(run.final), title: `${i.method}, seed ${run.seed}: ${told(run.final)}` })),
+        bar: barred(i) ? [u(i.estimate.low), u(i.estimate.high)] : null,
+        value: i.runs.length > 1 ? u(i.estimate.value) : null,
+      })),
+      values,
+      title,
+      log,
+      lines: lines.map((l) => ({ ...l, value: u(l.value) })),
+    });
     const several = items.some((i) => i.runs.length > 1);
     const said = [several ? `Every small mark is one finished seed; the large mark is their ${log ? "geometric " : ""}mean.` : "One finished seed."];
     if (items.some(barred)) said.push(`Bar: 95% t interval${log ? " of the logarithm" : ""}.`);
@@ -506,12 +320,21 @@
     const title = log ? `Final ${metric.label}: first over second, as a factor` : `Difference in ${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`;
     const lead = (p) => `${p.first} ${log ? "/" : "−"} ${p.second}`;
     const text = (p) => (log ? `${times(p.difference.value)}${interval(p.difference, times)}` : `${signed(p.difference.value)}${interval(p.difference)}`);
-    for (const { item, svg, sx, y } of rows(host, { items, values, title, label: title, lead, text, zero: 0, log })) {
-      const { value, low, high } = item.difference;
-      const group = node(svg, "g", { class: item.shown ? colour(item.first) : "neutral" });
-      if (low !== null) node(group, "path", { class: "bar", d: `M${at(sx(u(low)))} ${y}H${at(sx(u(high)))}M${at(sx(u(low)))} ${y - 5}v10M${at(sx(u(high)))} ${y - 5}v10` });
-      node(group, "circle", { class: `mark${item.shown ? "" : " open"}`, cx: at(sx(u(value))), cy: y, r: 6 });
-    }
+    drawRows(host, {
+      items: items.map((p) => ({
+        name: lead(p),
+        text: text(p),
+        look: p.shown ? look(p.first) : null,
+        capped: true,
+        open: !p.shown,
+        bar: p.difference.low === null ? null : [u(p.difference.low), u(p.difference.high)],
+        value: u(p.difference.value),
+      })),
+      values,
+      title,
+      zero: 0,
+      log,
+    });
   }
 
   // ---- diagnostics: small curves side by side ----------------------------------------------------------------------
@@ -536,20 +359,20 @@
       const host = element(figure, "div", "chart");
       const drawn = (m) => (m.mean.length ? [m.mean.map((p) => [p.x, p.y])] : m.runs.map((r) => r.curve));
       const all = series.flatMap((m) => drawn(m).flat());
-      const { svg, sx, sy } = frame(host, {
+      const chart = {
+        width: Math.max(260, Math.round(host.clientWidth)),
         height: 150,
-        x: domain([0, ...all.map((p) => p[0])], 0),
-        y: domain(all.map((p) => p[1]), 0.08, item.unit.startsWith("share"), item.log),
-        left: 36,
-        right: 10,
-        log: item.log,
         small: true,
-        label: `${item.label} by ${axis.label.toLowerCase()}: ${series.map((m) => m.method).join(", ")}`,
-      });
-      for (const m of series) {
-        const group = node(svg, "g", { class: `series ${colour(m.method)}`, "data-method": m.method });
-        for (const curve of drawn(m)) node(group, "path", { class: m.mean.length || m.runs.length === 1 ? "mean" : "seed", d: line(curve, sx, sy) });
-      }
+        unnamed: true,
+        x: { domain: domain([0, ...all.map((p) => p[0])], 0) },
+        y: { log: item.log, domain: domain(all.map((p) => p[1]), 0.08, item.unit.startsWith("share"), item.log) },
+        series: series.map((m) => ({
+          name: m.method,
+          look: look(m.method),
+          curves: drawn(m).map((points) => ({ points, kind: m.mean.length || m.runs.length === 1 ? "mean" : "seed" })),
+        })),
+      };
+      draw.curves(canvas(host, 150, `${item.label} by ${axis.label.toLowerCase()}: ${series.map((m) => m.method).join(", ")}`).svg, chart);
     }
     byId("panels-legend").replaceChildren();
     for (const method of methods.length > 1 ? methods.filter((m) => !hidden.has(m)) : []) {
@@ -566,34 +389,10 @@
     const host = byId("cost-chart");
     if (!host) return;
     const total = (c) => stageNames.reduce((sum, s) => sum + (c.stages[s] || 0), 0);
-    const largest = Math.max(...data.costs.map(total)) || 1;
-    const wide = host.clientWidth >= 640;
-    const gutter = wide ? Math.min(260, Math.max(...data.costs.map((c) => widthOf(c.method))) + 20) : 0;
-    const step = wide ? 38 : 54;
-    const bottom = data.costs.length * step + 6;
-    const { svg, width } = canvas(host, bottom + 46, `Seconds by stage: ${data.costs.map((c) => `${c.method} ${short(total(c))}`).join(", ")}`);
-    const sx = scale([0, largest], gutter, width - 64);
-    const across = ticks(0, largest, Math.max(2, Math.floor((width - gutter) / (wide ? 110 : 70))));
-    for (const value of across.values) {
-      node(svg, "line", { class: "grid", x1: at(sx(value)), x2: at(sx(value)), y1: 4, y2: bottom });
-      node(svg, "text", { x: at(sx(value)), y: bottom + 18, "text-anchor": value ? "middle" : "start" }, short(value, across.step));
-    }
-    node(svg, "text", { class: "title x-title", x: (gutter + width - 64) / 2, y: bottom + 40, "text-anchor": "middle" }, "Wall time of a run (s)");
-    data.costs.forEach((cost, i) => {
-      const top = 6 + i * step + (wide ? 6 : 22);
-      node(svg, "text", { class: "label", x: 0, y: wide ? top + 17 : top - 6 }, cost.method);
-      let from = 0;
-      stageNames.forEach((stage, k) => {
-        const seconds = cost.stages[stage] || 0;
-        const breadth = sx(from + seconds) - sx(from);
-        if (breadth > 0.3) {
-          const bar = node(svg, "rect", { class: `block-bar s${k % 8}`, x: at(sx(from)), y: top, width: at(breadth), height: 26 });
-          node(bar, "title", {}, `${cost.method}, ${stage}: ${short(seconds)} s`);
-        }
-        from += seconds;
-      });
-      node(svg, "text", { class: "value", x: at(sx(from)) + 8, y: top + 17 }, `${short(cost.total ?? from)} s`);
-    });
+    const items = data.costs.map((c) => ({ name: c.method, text: `${short(c.total ?? total(c))} s`, pieces: stageNames.map((s) => c.stages[s] || 0) }));
+    const chart = { items, pieces: stageNames, width: Math.max(260, Math.round(host.clientWidth)), title: "Wall time of a run (s)" };
+    const label = `Seconds by stage: ${data.costs.map((c) => `${c.method} ${short(total(c))}`).join(", ")}`;
+    draw.stacked(canvas(host, draw.stackedHeight(chart), label).svg, chart);
   }
 
   // ---- KL ----------------------------------------------------------------------------------------------------------
@@ -632,23 +431,22 @@
     }).filter((m) => m.paths.length);
     if (!series.length) return false;
     const all = series.flatMap((m) => (small ? m.middle : m.paths.flat()));
-    const { svg, sx, sy } = frame(host, {
+    const chart = {
+      width: Math.max(260, Math.round(host.clientWidth)),
       height,
-      x: domain([...(fromZero ? [0] : []), ...all.map((p) => p[0])], 0.04),
-      y: domain(all.map((p) => p[1]), 0.06, against.unit.startsWith("share")),
-      xTitle: scaleWords[xScale](xTitle),
-      yTitle: small ? against.unit : unitOf(against),
-      label: `${against.label} against ${xTitle}`,
-    });
-    for (const m of series) {
-      const group = node(svg, "g", { class: `series ${colour(m.method)}`, "data-method": m.method });
-      if (m.paths.length > 1 && !small) for (const p of m.paths) {
-        node(group, "path", { class: "seed", d: line(p, sx, sy) });
-        mark(group, m.method, sx(p[p.length - 1][0]), sy(p[p.length - 1][1]), 3.2, "dot");
-      }
-      node(group, "path", { class: "mean", d: line(m.middle, sx, sy) });
-      mark(group, m.method, sx(m.middle[m.middle.length - 1][0]), sy(m.middle[m.middle.length - 1][1]), small ? 4.5 : 5.5);
-    }
+      unnamed: true,
+      size: small ? 4.5 : 5.5,
+      x: { title: scaleWords[xScale](xTitle), domain: domain([...(fromZero ? [0] : []), ...all.map((p) => p[0])], 0.04) },
+      y: { title: small ? against.unit : unitOf(against), domain: domain(all.map((p) => p[1]), 0.06, against.unit.startsWith("share")) },
+      series: series.map((m) => ({
+        name: m.method,
+        look: look(m.method),
+        curves: m.paths.length > 1 && !small ? m.paths.map((points) => ({ points, kind: "seed", end: true })) : [],
+        mean: m.middle,
+        end: m.middle[m.middle.length - 1],
+      })),
+    };
+    draw.curves(canvas(host, height, `${against.label} against ${xTitle}`).svg, chart);
     return true;
   }
   function drawKl() {
@@ -770,7 +568,7 @@
   function swatch(parent, method) {
     const svg = node(parent, "svg", { class: `swatch ${colour(method)}`, viewBox: "0 0 26 14", "aria-hidden": "true" });
     node(svg, "path", { class: "mean", d: "M2 7H24" });
-    mark(svg, method, 13, 7, 4.2);
+    mark(svg, look(method), 13, 7, 4.2);
   }
   function controls() {
     fill(byId("metric"), metrics);

@@ -161,7 +161,7 @@ def _own_settings(settings: Settings) -> dict[str, dict[str, Any]]:
 def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
     """Return the whole page as one HTML text; `csv_name` is the data file that it speaks of."""
     payload = build_payload(comparison)
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    script = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("draw.js", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     settings = compare_settings(comparison.runs)
     own = _own_settings(settings)
@@ -171,7 +171,7 @@ def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
         payload=payload,
         data=embed_json(payload),
         script=Markup(script),
-        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        style=Markup("".join((FOLDER / name).read_text(encoding="utf-8") for name in ("draw.css", "page.css"))),
         digest=digest,
         csv_name=csv_name,
         headline=headline(comparison),
