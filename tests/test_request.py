@@ -209,6 +209,13 @@ def test_code_that_a_file_names_runs_where_the_user_has_run_it(tmp_path: Path) -
     assert of_file(file).config.rewards == (f"{reward}:f",)  # now it is recorded
 
 
+def test_trust_that_nothing_asks_for_is_refused(polyrl: Command) -> None:
+    told = polyrl("train", "grpo", "--trust-code")
+    assert told.code == 2 and "--trust-code is for code that a recipe file names" in told.err
+    with pytest.raises(UserError, match="trust_code is for code that a recipe file names"):
+        read_call("train", ["grpo"], **NOTHING, trust_code=True)
+
+
 def test_mistakes_in_files_and_calls_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     file = written(tmp_path, "method: grpo\nclip-rnage: 0.1\n")
     code = (

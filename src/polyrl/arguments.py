@@ -77,12 +77,15 @@ def read_call(
         **own,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
-    twice = sorted({*asked, "method", "task", "dataset", "rewards", "model", "budget", *own} & {*chosen})
+    by_itself = {"method", "task", "dataset", "rewards", "preference", "model", "budget", "from_python", *own}
+    twice = sorted(by_itself & {*chosen})
     if twice:
         raise UserError(f"polyrl.{function} takes {' and '.join(twice)} by itself; leave it out of options.")
     settings = {k: plain(v) for k, v in {"test_dataset": named(test_dataset), **asked, **chosen}.items()}
     plain_values = {name: plain(value) for name, value in hyperparameters.items()}
     what, door = Asked(names, settings, plain_values, given, recipes, several), Call(function)
+    if trust_code and not any(map(is_recipe_file, names)):
+        raise UserError("trust_code is for code that a recipe file names; what the call names runs anyway.")
     for name in names:
         if name not in recipes and is_recipe_file(name):
             if several:

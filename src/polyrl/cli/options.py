@@ -78,6 +78,8 @@ def read_command(
         from polyrl.recipe_file import read_recipe_file
 
         door, asked = read_recipe_file(method, asked, door, trust_code=bool(given.get("trust_code")))
+    if given.get("trust_code") and not any(map(is_recipe_file, methods)):
+        raise UserError("--trust-code is for code that a recipe file names; what the command names runs anyway.")
     return read(door, asked)
 
 

@@ -149,8 +149,8 @@ def reproduce(
 
 
 def _base(claim: Claim, task: str, budget: str) -> RunConfig:
-    options = {"tensorboard": False, **claim.options}
-    return RunConfig(method="", task=task, budget=budget, hyperparameters=dict(claim.hyperparameters), **options)
+    asked = {"method": "", "task": task, "budget": budget, "tensorboard": False, **claim.options}
+    return RunConfig.stated({**asked, "hyperparameters": dict(claim.hyperparameters)}, f"The claim of {claim.slug}")
 
 
 def span(seeds: Sequence[int]) -> str:
