@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from polyrl.report.drawing import Axis, Curve, Curves, Dot, Line, Row, Rows, Series, Sheet, Words, frame, save, svg
+from polyrl.report.drawing import frame, save, svg
+from polyrl.runtime.drawing import Axis, Curve, Curves, Dot, Line, Row, Rows, Series, Sheet, Words
 
 pytest.importorskip("quickjs", reason="the extra `figures` is not installed")
 HOSTILE = '</script><img src=x onerror="alert(1)"><b>&\x00\x1b\ud800'

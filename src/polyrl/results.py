@@ -138,7 +138,8 @@ def _number(value: float | None) -> str:
 
 def _curve(points: Sequence[tuple[int, float]], metric: Metric) -> str:
     """A curve over the iterations, as HTML."""
-    from polyrl.report.drawing import Axis, Curves, Series, Sheet, frame
+    from polyrl.report.drawing import frame
+    from polyrl.runtime.drawing import Axis, Curves, Series, Sheet
 
     known = [(x, y) for x, y in points if math.isfinite(y)]
     if len({x for x, _ in known}) < 2:

@@ -1,4 +1,4 @@
-// Draws a chart from its description (chart.py has the words): in pages, in notebooks and in pictures that are files.
+// Draws a chart from its description (runtime/drawing.py): in pages, in notebooks and in pictures that are files.
 // It knows no document: `node(parent, name, attributes, text)` makes an element, `widthOf(text, font)` measures one.
 "use strict";
 const polyrlDraw = ({ node, widthOf }) => {

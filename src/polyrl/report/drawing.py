@@ -1,7 +1,6 @@
-"""Charts as descriptions, and the pictures that are made of them.
+"""Charts drawn: `draw.js` draws every description (`polyrl.runtime.drawing`), wherever it is seen.
 
-A description says what is drawn: series, axes, intervals, lines, names. `draw.js` draws it, wherever it is seen: in
-the comparison page, which makes descriptions as people switch its axes, in notebooks, and in files, for which `svg`
+In the comparison page, which makes descriptions as people switch its axes, in notebooks, and in files, for which `svg`
 runs the same script in an engine of its own. Colours and strokes are those of `draw.css`.
 """
 
@@ -9,181 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from polyrl.errors import UserError
+from polyrl.runtime.drawing import Sheet
 
 FOLDER = Path(__file__).parent
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """An axis: the least and the largest value on it, decimal logarithms where `log`."""
-
-    domain: Point
-    title: str = ""
-    log: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A value that stands beside the results, in the axis's units; `target` is what is to be reached."""
-
-    name: str
-    value: float
-    text: str = ""
-    target: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One curve of a series: a seed's, one that was lost, or one that is drawn as thickly as a mean."""
-
-    points: Sequence[Point]
-    kind: Literal["mean", "seed", "lost"] = "seed"
-    lost: bool = False
-    dots: bool = False
-    end: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """What is drawn of one arm.
-
-    Attributes:
-        name: of the arm.
-        look: which colour and mark it has, from 0.
-        curves: thin ones.
-        band: x, low and high of an interval.
-        mean: the thick curve.
-        end: where its mark and its name stand.
-    """
-
-    name: str
-    look: int
-    curves: Sequence[Curve] = ()
-    band: Sequence[tuple[float, float, float]] | None = None
-    mean: Sequence[Point] | None = None
-    end: Point | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curves:
-    """Series over an axis.
-
-    Attributes:
-        width, height: in pixels.
-        lines: horizontal ones.
-        beside: the least width at which names stand at the right of their curves.
-        alone: whether nothing else says which series is which.
-        small: without titles and names.
-        unnamed: without names.
-        clip: whether what lies beyond the axes is cut off.
-    """
-
-    width: int
-    height: int
-    x: Axis
-    y: Axis
-    series: Sequence[Series]
-    lines: Sequence[Line] = ()
-    beside: int = 720
-    alone: bool = False
-    small: bool = False
-    unnamed: bool = False
-    clip: bool = False
-    kind: Literal["curves"] = "curves"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dot:
-    """One seed's value, and what is said of it where somebody points at it."""
-
-    value: float
-    title: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Dots, their mean and its interval.
-
-    Attributes:
-        name, text: at its left and right.
-        look: which colour it has; none takes that of `tone`.
-        tone: met, failed or open.
-        value: the large mark.
-        bar: the interval.
-        dots: the small marks.
-    """
-
-    name: str = ""
-    text: str = ""
-    look: int | None = None
-    tone: str = ""
-    value: float | None = None
-    bar: Point | None = None
-    dots: Sequence[Dot] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Rows on one axis.
-
-    Attributes:
-        domain: the least and the largest value on it.
-        lines: vertical ones.
-        shade: from where to where it is shaded.
-        bare: rows without names and texts.
-    """
-
-    width: int
-    domain: Point
-    items: Sequence[Row]
-    title: str = ""
-    lines: Sequence[Line] = ()
-    shade: Point | None = None
-    bare: bool = False
-    log: bool = False
-    kind: Literal["rows"] = "rows"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Words:
-    """Lines of text; `tone` is soft, a verdict or an outcome, whose colour they have."""
-
-    lines: Sequence[str]
-    size: float = 13
-    weight: int = 400
-    tone: str = ""
-    kind: Literal["words"] = "words"
-
-    @property
-    def height(self) -> float:
-        """Pixels from the top of the first line to below the last."""
-        return len(self.lines) * self.size * 1.25
-
-
-Placed = tuple[float, float, Curves | Rows | Words]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """Charts and words, each with the place of its upper left corner (x, y)."""
-
-    width: int
-    height: int
-    label: str
-    items: Sequence[Placed]
-
-    def stated(self) -> dict[str, Any]:
-        """As `draw.js` reads it."""
-        return {"items": [{"at": [x, y], **asdict(item)} for x, y, item in self.items]}
 
 
 def read_file(name: str) -> str:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from polyrl.report.drawing import Axis, Curves, Dot, Line, Placed, Point, Row, Rows, Series, Sheet, Words, save
+from polyrl.report.drawing import save
 from polyrl.report.labels import axis_label
 from polyrl.report.scale import mean
 from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND
 from polyrl.reproduction.quantities import named as called
 from polyrl.reproduction.words import criterion_digits, estimate_text, signed, threshold_text
+from polyrl.runtime.drawing import Axis, Curves, Dot, Line, Placed, Point, Row, Rows, Series, Sheet, Words
 from polyrl.runtime.metric import Metric
 from polyrl.tasks import domain_of
 

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from polyrl.runtime.drawing import Axis, Curves, Series, blocks
 from polyrl.runtime.figures import format_budget, format_kl, format_value, scientific, whole
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.terminal import Terminal
@@ -188,7 +189,6 @@ def short(value: float) -> str:
 
 def sparkline(values: Sequence[float], metric: Metric | None = None) -> str:
     """Bars, higher for higher values: of [0, 1] where all lie in it, else of their own range; of logarithms if log."""
-    bars = "▁▂▃▄▅▆▇█"
     known = [float(value) for value in values if math.isfinite(value)]
     log = metric is not None and metric.scale == "log"
     if log:
@@ -196,6 +196,7 @@ def sparkline(values: Sequence[float], metric: Metric | None = None) -> str:
     if not known:
         return ""
     low, high = (0.0, 1.0) if not log and min(known) >= 0 and max(known) <= 1 else (min(known), max(known))
-    if high == low:
-        return bars[3] * len(known)
-    return "".join(bars[min(7, max(0, int((value - low) / (high - low) * 8)))] for value in known)
+    points = [(float(i), value) for i, value in enumerate(known)]
+    series = [Series(name="", look=0, mean=points)]
+    x, y = Axis(domain=(0, len(points))), Axis(domain=(low, high), log=log)
+    return blocks(Curves(width=len(points), height=1, x=x, y=y, series=series))
