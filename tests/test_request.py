@@ -246,6 +246,15 @@ def test_the_file_of_a_method_makes_its_recipe(method: str, task: str, tmp_path:
             request.recipe.set(name, 1)
 
 
+def test_show_writes_a_file_that_train_takes(tmp_path: Path, polyrl: Command, of_command: Any) -> None:
+    shown = polyrl("show", "sac", "--yaml")
+    assert shown.code == 0 and "\nmethod: sac\ntask: Pendulum-v1\n" in shown.out and "\nturns: 1000 " in shown.out
+    request = of_command(written(tmp_path, shown.out), "--turns", "10")
+    assert request.recipe.turns == 10 and request.config.task == "Pendulum-v1"
+    wrong = polyrl("show", "sca", "--yaml")
+    assert wrong.code == 2 and "There is no method or part 'sca'. Did you mean 'sac'" in wrong.err
+
+
 # -------------------------------------------------------------------------------------------------- values and options
 
 
