@@ -150,6 +150,7 @@ def test_what_is_said_beside_a_file_goes_before_it(tmp_path: Path, of_command: A
         ),
         ("max_token: 3", "line 4: 'max-token' is no option and no hyperparameter of grpo. Did you mean 'max-tokens'"),
         ("vf_coef: 0.5", "line 4: 'vf-coef' is no option and no hyperparameter of grpo."),
+        ("optimize.clip-range: 1", "line 4: 'optimize.clip-range' is no option and no hyperparameter of grpo. Did you"),
         ("clip-range: much", "line 4: clipped-surrogate.clip_range is 'much' but must be a float."),
         ("clip-range: -1", "line 4: clipped-surrogate.clip_range is -1.0 but must be above 0"),
         ("lora: x", "line 4: lora is 'x' but must be an int."),
