@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import polyrl
 from conftest import child_environment, read_records
-from polyrl import arguments
 from polyrl.arguments import model_name, seed_list, task_of
 from polyrl.catalogue import build
 from polyrl.cli.main import compare as compare_command
 from polyrl.cli.main import train as train_command
 from polyrl.errors import UserError
+from polyrl.runtime.options import by_name
 from polyrl.runtime.run_folder import RunFolder
 from tiny_models import save_model
 
@@ -70,7 +70,7 @@ def test_every_option_of_the_command_line_is_a_keyword() -> None:
         own = inspect.signature(function).parameters
         for parameter in command.params:
             name = str(parameter.name)
-            assert name in own or name in {*arguments.OPTIONS, *arguments.TURNED} or name in ("method", "methods"), name
+            assert name in own or name in by_name() or name in ("method", "methods"), name
 
 
 def test_options_are_taken_as_they_are_typed(model: Path, tmp_path: Path) -> None:
@@ -138,7 +138,8 @@ def test_the_public_names_are_listed_and_there() -> None:
     page = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
     assert [n for n in polyrl.__all__ if f"polyrl.{n}" not in page and n != "__version__"] == []
     listed = set(re.findall(r"`(\w+)=`", page))
-    assert arguments.OPTIONS - listed == set()
+    own = {"task", "dataset", "test_dataset", "rewards", "preference", "model", "seed", "budget"}
+    assert {option.of for option in by_name().values()} - own - listed == set()
 
 
 # ------------------------------------------------------------------------------------------------------------- objects

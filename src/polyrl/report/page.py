@@ -158,10 +158,15 @@ def _own_settings(settings: Settings) -> dict[str, dict[str, Any]]:
     return own
 
 
+def _lean(script: str) -> str:
+    """A script without its indentation and the lines that are comments: both hold no text over several lines."""
+    return re.sub(r"(?m)^[ \t]*//.*\n|^[ \t]+", "", script)
+
+
 def render_page(comparison: Comparison, csv_name: str = "report.csv") -> str:
     """Return the whole page as one HTML text; `csv_name` is the data file that it speaks of."""
     payload = build_payload(comparison)
-    script = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("draw.js", "page.js"))
+    script = "".join(_lean((FOLDER / name).read_text(encoding="utf-8")) for name in ("draw.js", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     settings = compare_settings(comparison.runs)
     own = _own_settings(settings)
