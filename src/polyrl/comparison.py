@@ -73,6 +73,7 @@ def run_comparison(
     sentences: bool = True,
     given: Mapping[str, PythonObjects] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
+    note: str = "",
 ) -> Path:
     """Run what is missing of a comparison, write its page, and return its folder.
 
@@ -81,6 +82,7 @@ def run_comparison(
         sentences: whether to print what the comparison shows, besides its progress.
         given: what only Python can give, by arm; it is sent to the processes of the runs.
         recipes: those of the arms, where they have been made (`polyrl.request`).
+        note: a sentence for the page, such as why the comparison is as large as it is; kept where it goes on.
 
     Raises:
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
@@ -123,6 +125,7 @@ def run_comparison(
         lock = FolderLock(folder, "comparison")
         try:
             stated = {**stated, **begin(folder, methods, base, seeds, overwrite)}  # another process may have begun it
+            stated |= {"note": note} if note and "note" not in stated else {}
             if overwrite:
                 clear(folder)
             for file in ownership.leftovers(folder):

@@ -28,15 +28,6 @@ from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks import DOMAINS
 
-DEMO_METHODS = ["ppo", "grpo", "rloo", "remax"]
-
-
-def demo_config() -> RunConfig:
-    """The comparison that `make demo` runs: a budget of about three minutes for twenty runs on two cores."""
-    return RunConfig(
-        method="", task="addition", budget="samples=1792", evaluations=5, eval_prompts=200, tensorboard=False
-    )
-
 
 def run_training(request: Request, out: Path | None, *, overwrite: bool, quiet: bool) -> None:
     """Train, then say where everything is."""

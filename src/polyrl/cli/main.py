@@ -162,14 +162,17 @@ def reproduce(
 
 
 @polyrl.command(context_settings=HELP)
+@click.option(
+    "--size",
+    type=click.Choice(["full", "half", "quarter"]),
+    help="how much is run  [the largest whose page comes within five minutes here]",
+)
 @FOLDER
-def demo(out: Path | None, overwrite: bool, quiet: bool) -> None:
-    """Compare ppo, grpo, rloo and remax on multi-digit addition: about five minutes on two cores."""
-    from polyrl.cli.commands import DEMO_METHODS, demo_config
-    from polyrl.comparison import run_comparison
+def demo(size: str | None, out: Path | None, overwrite: bool, quiet: bool) -> None:
+    """Compare ppo, grpo, rloo and remax on multi-digit addition: within five minutes on two cores."""
+    from polyrl.cli.demo import run_demo
 
-    folder = out or Path("runs/demo")
-    run_comparison(DEMO_METHODS, demo_config(), range(5), folder, quiet=quiet, overwrite=overwrite)
+    run_demo(out or Path("runs/demo"), size=size, overwrite=overwrite, quiet=quiet)
 
 
 @polyrl.command("list", context_settings=HELP)

@@ -125,6 +125,8 @@ class Comparison:
     command: str
     started: str = ""
     finished: str = ""
+    note: str = ""
+    """What whoever made the comparison had to say of it, such as why it is as large as it is."""
     problems: list[str] = field(default_factory=list)
     asked: list[Problem] = field(default_factory=list)
     """The problems that the runs were given: usually one. Only runs of one problem are compared."""
@@ -371,6 +373,7 @@ def _build(path: Path, stated: Mapping[str, Any], runs: list[Run], problems: lis
         command=_text(command),
         started=_text(stated.get("started")),
         finished=_text(stated.get("finished")),
+        note=_text(stated.get("note")),
         problems=problems,
         asked=asked,
         metrics=metrics,
