@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from language_work import CASES, PARTS, PEERS, SIZES, WORK, build_model, data, write_rows
+from language_work import ALLOCATOR, CASES, PAIRED, PARTS, PEERS, WORK, build_model, data, write_rows
 from peers import BUILD, peer_python
 from results import shown, spread, table, write
 from turns import alternate, one_thread, started
@@ -33,7 +33,7 @@ def python_of(side: str) -> str:
 def prepare(name: str, seed: int = 0) -> tuple[str, Path]:
     """Model and training rows of a case, the same files for every side."""
     case = WORK[name]
-    model = build_model(SIZES[case.size], FOLDER / "models" / case.size)
+    model = build_model(case.shape, FOLDER / "models" / case.model, case.family, ends=not case.answer)
     rows = data(case, "train", seed)
     write_rows(data(case, "test", seed), FOLDER / name / "test.jsonl")
     return str(model), write_rows(rows, FOLDER / name / "train.jsonl")
@@ -46,7 +46,7 @@ def command(side: str, name: str, model: str, rows: Path, *more: str) -> list[st
     elif side == "plain-loop":
         script = ["language_plain_ppo.py"]
     else:
-        script = ["language_trl.py", *(["--defaults"] if side == "trl-defaults" else [])]
+        script = ["language_trl.py", "--as", side]
     return [python_of(side), str(HERE / script[0]), name, model, str(rows), *script[1:], *more]
 
 
@@ -60,8 +60,8 @@ def agreement(name: str) -> dict[str, Any]:
     model, _ = prepare(name)
     folder = FOLDER / name / "agreement"
     rows = data(case, "train")
-    if case.method == "dpo":  # one batch of pairs and no more: both sides take all of it
-        rows = rows[: SIZES[case.size].prompts * SIZES[case.size].group // 2]
+    if case.method in PAIRED:  # one batch of pairs and no more: both sides take all of it
+        rows = rows[: case.shape.prompts * case.shape.group // 2]
     write_rows(data(case, "test"), folder / "test.jsonl")
     file, record = write_rows(rows, folder / "train.jsonl"), folder / "record.json"
     run(command(case.peers[0], name, model, file, "--record", str(record)))
@@ -90,7 +90,8 @@ def measure(name: str, repeats: int, quick: bool) -> dict[str, Any]:
     model, rows = prepare(name)
     sides = [*case.peers, OURS]
     commands = {side: command(side, name, model, rows) for side in sides}
-    with started(commands, lambda side: FOLDER / name / f"{side}.log") as processes:
+    tuned = {"trl-tuned": ALLOCATOR}
+    with started(commands, lambda side: FOLDER / name / f"{side}.log", tuned) as processes:
         turns = alternate(processes, repeats, 1 if quick else case.steps, warm_up=1)
     found: dict[str, Any] = {"goal": case.goal, "sides": {side: summary(turns[side]) for side in sides}}
     by_round = {
@@ -101,8 +102,9 @@ def measure(name: str, repeats: int, quick: bool) -> dict[str, Any]:
         for peer in case.peers
     }
     found["same_work"] = same_work(found["sides"], OURS)
-    # autocast rounds differently in every library: there the float32 case of the same size stands for both
-    if case.precision == "float32":
+    # autocast rounds differently in every library: there the float32 case of the same size stands for both;
+    # adapters and heads that each library draws for itself have no common gradient
+    if case.precision == "float32" and not case.lora and case.method != "reward-model":
         found["same_gradient"] = agreement(name)
     return found
 
@@ -124,7 +126,7 @@ def same_work(sides: dict[str, dict[str, Any]], ours: str) -> dict[str, float]:
         if peer == ours:
             continue
         theirs, their_error = tokens(peer)
-        found[peer] = (mean - theirs) / math.sqrt(error + their_error)
+        found[peer] = (mean - theirs) / math.sqrt(error + their_error) if mean != theirs else 0.0
         if abs(found[peer]) > CHANCE or sides[peer]["updates"] != sides[ours]["updates"]:
             raise RuntimeError(
                 f"{ours} and {peer} do not do the same work: {mean:.0f} and {theirs:.0f} tokens a step, "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language_work import MAX_GRAD_NORM, PPO, SIZES, WORK, echo, read_rows
+from language_work import MAX_GRAD_NORM, PPO, WORK, echo, read_rows
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from turns import Side
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path)
     given = parser.parse_args()
     case = WORK[given.case]
-    size = SIZES[case.size]
+    size = case.shape
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     plain = Plain(given.model, read_rows(given.rows), size.prompts * size.group, size.length, case.learning_rate)

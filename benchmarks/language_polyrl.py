@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from language_work import DPO_BETA, GRPO, MAX_GRAD_NORM, PPO, RLOO_BETA, SIZES, WORK, Case, Size
+from language_work import DPO_BETA, GRPO, MAX_GRAD_NORM, PAIRED, PPO, RLOO_BETA, WORK, Case, Size
 from turns import Side
 
 from polyrl.core.experience import Experience
@@ -34,6 +34,9 @@ def hyperparameters(case: Case, size: Size) -> dict[str, Any]:
         return {**sampled, **own, "minibatches": 1}
     if case.method == "rloo":
         return {**sampled, "kl_coef": RLOO_BETA}
+    if case.method == "reward-model":
+        half = size.prompts * size.group // 2
+        return {**shared, "pairs_per_step": half, "warmup": 0, "schedule": "constant"}
     if case.method == "dpo":
         pairs = size.prompts * size.group // 2
         return {**shared, "pairs_per_step": pairs, "beta": DPO_BETA, "warmup": 0, "schedule": "constant"}
@@ -44,25 +47,28 @@ def hyperparameters(case: Case, size: Size) -> dict[str, Any]:
 
 def config(case: Case, model: str, folder: Path, seed: int, **changes: int) -> RunConfig:
     """An ordinary run, with no evaluation, checkpoint or TensorBoard file on the way, as the peer has none."""
-    known = {**hyperparameters(case, SIZES[case.size]), **changes}
+    known = {**hyperparameters(case, case.shape), **changes}
     settings = {name: str(value) for name, value in known.items()}
     return RunConfig(
         method=case.method,
         task="dataset",
         dataset=str(folder / "train.jsonl"),
         test_dataset=str(folder / "test.jsonl"),
-        rewards=() if case.method == "dpo" else (f"{HERE / 'language_work.py'}:{case.reward}",),
+        rewards=() if case.method in PAIRED else (f"{HERE / 'language_work.py'}:{case.reward}",),
         model=model,
         seed=seed,
         budget="updates=1000000000",
         hyperparameters=settings,
-        max_tokens=SIZES[case.size].length,
+        max_tokens=None if case.method == "reward-model" else case.shape.length,
+        lora=case.lora or None,
         precision="bfloat16" if case.precision == "bfloat16" else "float32",
         threads=1,
         eval_prompts=1,
         evaluations=1,
         checkpoint_every=1_000_000_000,
-        monitor_kl_every=0,  # a forward pass of the reference that the peer does not make either
+        monitor_kl_every=5
+        if case.method == "reward-model"
+        else 0,  # a forward pass of the reference that the peer does not make either
         tensorboard=False,
     )
 
@@ -88,7 +94,7 @@ class Steps(Progress):
 
 def watch(loop: Loop, side: Side) -> None:
     """Time the loop's parts: sampling, rewards, forward passes that only measure, the update without AdamW's step."""
-    names = {"score": "scoring"} if loop.recipe.name == "dpo" else {"collect": "generation", "score": "scoring"}
+    names = {"score": "scoring"} if loop.recipe.name in PAIRED else {"collect": "generation", "score": "scoring"}
     watched = set()
     for stage, parts in loop.recipe.stages():
         for part in parts:

@@ -14,9 +14,19 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from language_work import DPO_BETA, GRPO, MAX_GRAD_NORM, REWARDS, RLOO_BETA, SIZES, WORK, Case, read_rows
+from language_work import ACCUMULATION, DPO_BETA, GRPO, MAX_GRAD_NORM, PAIRED, REWARDS, RLOO_BETA, WORK, Case, read_rows
+from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback, set_seed
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+)
 from turns import Side
 
 
@@ -56,11 +66,13 @@ class Steps(TrainerCallback):  # type: ignore[misc]
         """One optimizer step was taken."""
         scores = self.batch.scores
         self.side.step(tokens=self.batch.tokens, updates=1, reward=sum(scores) / len(scores) if scores else None)
+        self.batch.tokens = 0  # those of pairs are counted part by part
 
 
-def make_trainer(case: Case, model: str, rows: Path, batch: Batch, *, seed: int, steps: int, defaults: bool) -> Any:
-    """A trainer of the case; `defaults` leaves precision and checkpointing as TRL has them."""
-    size = SIZES[case.size]
+def make_trainer(case: Case, model: str, rows: Path, batch: Batch, *, seed: int, steps: int, side: str) -> Any:
+    """A trainer of the case; "trl-defaults" leaves precision and checkpointing as TRL has them."""
+    size = case.shape
+    parts = ACCUMULATION if side == "trl-tuned" else 1
     common: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
         "max_steps": steps,
@@ -69,22 +81,28 @@ def make_trainer(case: Case, model: str, rows: Path, batch: Batch, *, seed: int,
         "max_grad_norm": MAX_GRAD_NORM,
         "logging_steps": 1,  # polyrl logs every iteration
         "save_strategy": "no",
+        "gradient_accumulation_steps": parts,
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
         "seed": seed,
         "model_init_kwargs": {"dtype": "float32"},  # master weights; bf16 below is autocast
     }
-    if not defaults:
+    if side != "trl-defaults":
         common |= {"bf16": case.precision == "bfloat16", "gradient_checkpointing": False}
     dataset = Dataset.from_list(read_rows(rows))
     tokenizer = AutoTokenizer.from_pretrained(model)
+    adapters = LoraConfig(r=case.lora, lora_alpha=32, target_modules="all-linear") if case.lora else None
+    if case.method in PAIRED:
+        common["per_device_train_batch_size"] = size.prompts * size.group // 2 // parts
+    if case.method == "reward-model":
+        settings = RewardConfig(**common)
+        return RewardTrainer(model, args=settings, train_dataset=dataset, processing_class=tokenizer)
     if case.method == "dpo":
-        pairs = size.prompts * size.group // 2
-        settings = DPOConfig(per_device_train_batch_size=pairs, beta=DPO_BETA, **common)
+        settings = DPOConfig(beta=DPO_BETA, **common)
         return DPOTrainer(model, args=settings, train_dataset=dataset, processing_class=tokenizer)
     common |= {
-        "per_device_train_batch_size": size.prompts * size.group,
+        "per_device_train_batch_size": size.prompts * size.group // parts,
         "num_generations": size.group,
         "max_completion_length": size.length,
     }
@@ -93,22 +111,31 @@ def make_trainer(case: Case, model: str, rows: Path, batch: Batch, *, seed: int,
         kind = GRPOTrainer
     else:
         settings, kind = RLOOConfig(beta=RLOO_BETA, **common), RLOOTrainer
-    return kind(model, reward_funcs=batch.scored, args=settings, train_dataset=dataset, processing_class=tokenizer)
+    shared = {"args": settings, "train_dataset": dataset, "processing_class": tokenizer, "peft_config": adapters}
+    return kind(model, reward_funcs=batch.scored, **shared)
 
 
 def watch(trainer: Any, side: Side, batch: Batch, method: str) -> None:
     """Time the trainer's parts."""
     wrap = side.clock.wrap
     wrap(trainer.accelerator, "backward", "loss and backward")
-    if method == "dpo":
+    if method in PAIRED:
         wrap(trainer, "compute_loss", "loss and backward")
-        wrap(trainer.ref_model, "forward", "log-probabilities")
+        if method == "dpo":
+            wrap(trainer.ref_model, "forward", "log-probabilities")
         collate = trainer.data_collator
 
         def counted(examples: Any) -> Any:
             made = collate(examples)
-            batch.tokens = int(made["completion_mask"].sum())
+            batch.tokens += int(made["completion_mask"].sum()) if method == "dpo" else answered(made)
             return made
+
+        prompt_end = trainer.processing_class.convert_tokens_to_ids("=")
+
+        def answered(made: Any) -> int:
+            """Tokens behind the prompts, which end in `=`."""
+            behind = (made["input_ids"] == prompt_end).cumsum(1) > 0
+            return int((behind & made["attention_mask"].bool()).sum()) - len(behind)
 
         trainer.data_collator = counted
     else:
@@ -124,7 +151,7 @@ def main() -> None:
     parser.add_argument("case", choices=list(WORK))
     parser.add_argument("model")
     parser.add_argument("rows", type=Path)
-    parser.add_argument("--defaults", action="store_true")
+    parser.add_argument("--as", dest="side", default="trl", help="which of the peers of language_work.py")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path)
     given = parser.parse_args()
@@ -133,7 +160,7 @@ def main() -> None:
     set_seed(given.seed)
     batch = Batch(REWARDS[case.reward])
     steps = 1 if given.record else 1_000_000
-    trainer = make_trainer(case, given.model, given.rows, batch, seed=given.seed, steps=steps, defaults=given.defaults)
+    trainer = make_trainer(case, given.model, given.rows, batch, seed=given.seed, steps=steps, side=given.side)
     if given.record:
         trainer.train()
         first = trainer.state.log_history[0]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from language import FOLDER, OURS, command, prepare, python_of
-from language_work import LEARNING, SIZES
+from language_work import LEARNING
 from results import table, write
 from turns import started
 
@@ -55,7 +55,7 @@ def main(only: Sequence[str], repeats: int, quick: bool) -> None:
         for side in SIDES:
             curves[side].append(curve(side, seed, steps))
     pieces = compare(curves, PIECES)
-    size = SIZES[LEARNING.size]
+    size = LEARNING.shape
     print(
         f"\nlearning: share of digits in completions, {seeds} seeds, {size.prompts} x {size.group} completions a step"
     )

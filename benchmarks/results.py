@@ -29,6 +29,10 @@ PACKAGES = {
 """What decides the numbers of each file."""
 
 
+CAPPED = "_avx2"
+"""Behind the name of a file whose cases ran with the instruction sets capped at AVX2."""
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, system."""
     cpu = Path("/proc/cpuinfo")
@@ -39,6 +43,20 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": platform.platform(),
     }
+
+
+def capped() -> bool:
+    """Whether the libraries of this process and its children are told to do without AVX-512."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
+
+
+def instructions() -> str:
+    """The widest instruction set that the measured processes take."""
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text(encoding="utf-8") if cpu.is_file() else ""
+    if capped():
+        return "AVX2"
+    return "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else platform.machine()
 
 
 def commit() -> dict[str, Any]:
@@ -72,13 +90,16 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def write(name: str, pythons: dict[str, str], results: dict[str, Any], **facts: Any) -> Path:
-    """Bring results/<name>.json up to date: cases that were measured now replace the old ones, each with its facts."""
-    file = RESULTS / f"{name}.json"
+    """Bring results/<name>.json up to date: cases that were measured now replace the old ones, each with its facts.
+
+    Where the instruction sets are capped (`run.py`), the file is results/<name>_avx2.json.
+    """
+    file = RESULTS / f"{name}{CAPPED if capped() else ''}.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     now = {
         **commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
-        "machine": machine(),
+        "machine": {**machine(), "instructions": instructions()},
         "versions": {side: versions(python, PACKAGES[name]) for side, python in pythons.items()},
         **facts,
     }

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,17 @@ def peak_mib() -> float:
 class Process:
     """The other end: starts a side with one thread, and gives it turns. What it prints goes to `log`."""
 
-    def __init__(self, command: list[str], log: Path):
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str] | None = None):
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         with log.open("w") as err:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True, env=one_thread()
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                env={**one_thread(), **(environment or {})},
             )
         self.facts: dict[str, Any] = self._read()["facts"]
 
@@ -173,12 +178,16 @@ def one_thread() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(commands: dict[str, list[str]], log: Callable[[str], Path]) -> Iterator[dict[str, Process]]:
-    """Start the sides one after the other, and end them in any case."""
+def started(
+    commands: dict[str, list[str]],
+    log: Callable[[str], Path],
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+) -> Iterator[dict[str, Process]]:
+    """Start the sides one after the other, some with an environment of their own, and end them in any case."""
     processes: dict[str, Process] = {}
     try:
         for name, command in commands.items():
-            processes[name] = Process(command, log(name))
+            processes[name] = Process(command, log(name), (environments or {}).get(name))
         yield processes
     finally:
         for process in processes.values():

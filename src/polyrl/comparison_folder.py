@@ -63,9 +63,16 @@ def begin(
     }
 
 
+WRITTEN_OUT = {"precision": "float32", "micro_batch_tokens": 1024}
+"""Settings that were written out where nobody had asked for them, and now depend on the device."""
+
+
 def _same(before: dict[str, Any], question: dict[str, Any], folder: Path) -> bool:
     """Whether two questions are the same; settings that an older version did not know have their defaults."""
-    return {**before, "base": RunConfig.from_dict(before["base"], folder / "compare.yaml").as_dict()} == question
+    known = RunConfig.from_dict(before["base"], folder / "compare.yaml").as_dict()
+    asked = question["base"]
+    known |= {name: None for name, value in WRITTEN_OUT.items() if asked[name] is None and known[name] == value}
+    return {**before, "base": known} == question
 
 
 def holding_of(folder: Path) -> ownership.Holding:

@@ -26,7 +26,7 @@ from polyrl.request import completed, default_task, domain, domain_module, make_
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.checkpoint import checkpoints
 from polyrl.runtime.config import PythonObjects, RunConfig, check_given
-from polyrl.runtime.device import make_device
+from polyrl.runtime.device import check_precision, make_device, settings_of, settled
 from polyrl.runtime.files import short_name
 from polyrl.runtime.health import Health
 from polyrl.runtime.metric import Metric
@@ -89,6 +89,7 @@ def prepare(
     if begins:
         refuse_unused(config, recipes, task, domain(config, given))
     if domain(config, given) == "language":
+        check_precision(config)
         domain_module(config, given).prepare(config, task, say)
     metric = recipes[0].metric or task.metric
     return metric, state_problem(task, metric, {}, config.task)
@@ -122,6 +123,9 @@ def make_loop(
     check_access(recipe, task)
     if asked:
         refuse_unused(config, [recipe], task, domain(config, given))
+    language = domain(config, given) == "language"
+    if language and asked:
+        check_precision(config)
     torch.set_num_threads(config.threads)
     threadpool_limits(config.threads, user_api="blas")  # NumPy's
     run_state: RunState = domain_module(config, given).make_run_state(config, task, recipe, say)
@@ -146,7 +150,8 @@ def make_loop(
             options=frozenset(key.rpartition(".")[2] for key in recipe.hyperparameters()),
         ),
     )
-    language = domain(config, given) == "language"
+    if language:
+        config = settled(config, settings_of(config))
     facts = {
         **provenance(),
         "domain": domain(config, given),

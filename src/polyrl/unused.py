@@ -27,7 +27,7 @@ OF_LANGUAGE = (
         "rewards",
         "preference",
     ),
-    *("model", "lora", "max_tokens", "precision", "micro_batch_tokens", "eval_prompts", "eval_greedy"),
+    *("model", "lora", "max_tokens", "precision", "force", "micro_batch_tokens", "eval_prompts", "eval_greedy"),
     *("monitor_kl_every", "on_reward_error", "reward_timeout", "reward_process"),
 )
 """Fields of `RunConfig` that only language runs look at."""
@@ -141,6 +141,8 @@ def _asked(config: RunConfig) -> list[str]:
     objects = {python.get(name, name) for name in config.from_python}
     if config.device == "cpu":
         usual["device"] = "cpu"  # where all but language runs anyway
+    if config.precision == "float32" and config.micro_batch_tokens in (None, 1024):
+        usual |= {"precision": "float32", "micro_batch_tokens": config.micro_batch_tokens}  # written out before 0.2
     return [name for name, value in usual.items() if getattr(config, name) != value or name in objects]
 
 

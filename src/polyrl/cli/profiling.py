@@ -98,9 +98,9 @@ def profile_method(config: RunConfig, recipe: Recipe | None = None) -> None:
     loop, _ = make_loop(config, recipe=recipe, say=lambda text: out.print(Text(text, style="dim")))
     profile = measure(loop)
     if profile.flops:
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        dtype = torch.bfloat16 if loop.run_state.precision == "bfloat16" else torch.float32
         profile.peak = matmul_rate(dtype, loop.run_state.device)
-    show(out, profile, f"{config.method} on {loop.run_state.task.name}", config.precision)
+    show(out, profile, f"{config.method} on {loop.run_state.task.name}", loop.run_state.precision)
 
 
 def show(out: Console, profile: Profile, what: str, precision: str) -> None:

@@ -162,13 +162,13 @@ def go_on(
         words = _words(policy, states, sampling, count, tool)
     rows = Rows.new(sampling, greedy, room.repeat_interleave(count), generator, heard=words is not None)
     texts = [state.text for state in states]
-    decoder = engine.decoder(size)
     longest_text = max(len(text) for text in texts) + int(room.max())
+    decoder = engine.decoder(size, longest_text)
     if decoder is None and (not policy.can_share or policy.shares_even_only or policy.changes_rope(longest_text)):
         share = False
     longest, which = shared_texts(texts) if share else (texts, [*range(len(texts))])
     with policy.autocast() if decoder is None else nullcontext():
-        for lot in _lots(which, [len(text) for text in longest], max(1, engine.max_rows // count)):
+        for lot in _lots(which, [len(text) for text in longest], max(1, engine.rows_at_once(longest_text) // count)):
             number = {w: i for i, w in enumerate(dict.fromkeys(which[i] for i in lot))}
             cut = _Beginnings(
                 texts=[longest[w] for w in number],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Protocol
@@ -18,7 +18,9 @@ from polyrl.models.language.policy import LanguagePolicy
 from polyrl.rollout.cached import Plain, read_plainly
 from polyrl.rollout.decoding import Rows, decode_rows
 from polyrl.rollout.drawing import Sampling
+from polyrl.rollout.room import ROWS, row_bytes, rows_that_fit
 from polyrl.rollout.words import StopStringTracker
+from polyrl.runtime.memory import free_memory
 from polyrl.tasks.language.base import Tool
 
 __all__ = ["Engine", "Sampling", "TransformersEngine"]
@@ -62,16 +64,29 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, policy: LanguagePolicy, *, max_rows: int = 256, compact_at: float | None = None, fast: bool = True
+        self,
+        policy: LanguagePolicy,
+        *,
+        max_rows: int | None = None,
+        compact_at: float | None = None,
+        fast: bool = True,
+        free: Callable[[torch.device], int | None] = free_memory,
     ):
-        """`max_rows` responses at a time bound memory; `compact_at` is explained in `decode_rows`.
+        """`compact_at` is explained in `decode_rows`.
 
-        Without `fast` every model runs through its own forward pass.
+        Args:
+            policy: what samples.
+            max_rows: responses at a time, which bound memory and mean nothing else; None takes `ROWS`, and as many as
+                `free` has room for where that is known.
+            compact_at: see above.
+            fast: without it every model runs through its own forward pass.
+            free: bytes that are free on a device, or None where that is not known.
         """
-        if max_rows < 1:
+        if max_rows is not None and max_rows < 1:
             raise UserError(f"max_rows must be at least 1, not {max_rows}.")
         self.policy = policy
         self.max_rows = max_rows
+        self.free = free
         self.compact_at = compact_at
         self.fast = fast
 
@@ -86,11 +101,18 @@ class TransformersEngine:
     def _dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.policy.precision == "bfloat16" else torch.float32
 
-    def decoder(self, size: int) -> Decoder | None:
-        """What decodes `size` rows, with a copy of the weights as they are now; None where the model itself does."""
+    def rows_at_once(self, length: int) -> int:
+        """How many responses are sampled at a time where prompt and response have up to `length` tokens."""
+        if self.max_rows is not None:
+            return self.max_rows
+        free = self.free(self.policy.device)
+        return ROWS if free is None else rows_that_fit(free, row_bytes(self.policy, length))
+
+    def decoder(self, size: int, length: int) -> Decoder | None:
+        """What decodes `size` rows of up to `length` tokens, with a copy of the weights; None where the model does."""
         if self.plain_because is not None:
             return None
-        return Decoder(self.policy.causal_lm, rows=min(size, self.max_rows), dtype=self._dtype)
+        return Decoder(self.policy.causal_lm, rows=min(size, self.rows_at_once(length)), dtype=self._dtype)
 
     @torch.no_grad()  # not inference_mode: tensors that the model caches in passing must stay usable in training
     def generate(
@@ -129,11 +151,13 @@ class TransformersEngine:
         rows = Rows.new(sampling, greedy, room, generator, heard=words is not None)
         # prompts of similar length share a chunk, so that little padding is read
         order = sorted(range(size), key=lambda row: len(prompts[row // each]))
-        decoder = self.decoder(size)
+        length = max(map(len, prompts)) + sampling.max_tokens
+        at_once = self.rows_at_once(length)
+        decoder = self.decoder(size, length)
         # around all steps: autocast keeps what it has cast until its outermost context ends
         with policy.autocast() if decoder is None else nullcontext():
-            for start in range(0, size, self.max_rows):
-                chunk = order[start : start + self.max_rows]
+            for start in range(0, size, at_once):
+                chunk = order[start : start + at_once]
                 decode_rows(
                     self._read([tuple(prompts[row // each]) for row in chunk], sampling.max_tokens, decoder),
                     torch.tensor(chunk, device=device),

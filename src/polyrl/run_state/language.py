@@ -23,7 +23,7 @@ from polyrl.run_state.reward_model import FOLDER as REWARD_MODEL
 from polyrl.run_state.reward_model import RewardModelRunState
 from polyrl.run_state.user_data import check_pairs_can_be_made, fit_rows
 from polyrl.runtime.config import PythonObjects, RunConfig
-from polyrl.runtime.device import make_device
+from polyrl.runtime.device import apply, settings_of
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language import task as built_in_task
 from polyrl.tasks.language.call_policy import CallPolicy
@@ -204,13 +204,15 @@ def load_reward_model(
     """The run state of a reward model that starts from `model`."""
     if config.lora:
         raise UserError("A reward model is trained whole; leave --lora away.")
+    settings = settings_of(config)
+    apply(settings)
     run_state = RewardModelRunState(
         task,
         model,
         seed=config.seed,
-        device=make_device(config.device),
-        precision=config.precision,
-        micro_batch_tokens=config.micro_batch_tokens,
+        device=settings.device,
+        precision=settings.precision,
+        micro_batch_tokens=settings.micro_batch_tokens,
         prompts=_evaluation(config, task).prompts,
         terms=terms,
     )
@@ -238,16 +240,18 @@ def load_run_state(
     reference: str | None = None,
 ) -> LanguageRunState:
     """The run state with `model` as its policy; the reference is `model` too unless another is given."""
+    settings = settings_of(config)
+    apply(settings)
     run_state = LanguageRunState(
         task,
         model,
         seed=config.seed,
-        device=make_device(config.device),
-        precision=config.precision,
+        device=settings.device,
+        precision=settings.precision,
         lora=LoraSettings(rank=config.lora) if config.lora else None,
         evaluation=_evaluation(config, task),
         calls=task.calls,
-        micro_batch_tokens=config.micro_batch_tokens,
+        micro_batch_tokens=settings.micro_batch_tokens,
         monitor_kl_every=config.monitor_kl_every,
         critic=critic,
         pair_terms=terms,

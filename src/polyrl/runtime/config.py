@@ -105,10 +105,13 @@ class RunConfig:
     max_tokens: int | None = None
     """Longest response in training and evaluation; none takes the task's."""
     device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Of forward passes; none takes float32, and bfloat16 on a CUDA device that multiplies it."""
+    force: bool = False
+    """Run in bfloat16 though a measurement at the start says that the processor is slow at it."""
     threads: int = 1
-    micro_batch_tokens: int = 1024
-    """Padded tokens of a forward pass: measured best on a CPU, whose caches are small; a GPU wants more."""
+    micro_batch_tokens: int | None = None
+    """Padded tokens of a forward pass; none takes 1,024, measured best on a CPU, and 32,768 on a CUDA device."""
     eval_prompts: int | None = None
     """Test prompts of an evaluation; none takes the task's."""
     eval_greedy: bool = True
@@ -134,7 +137,6 @@ class RunConfig:
         """Refuse impossible settings."""
         for name in (
             "threads",
-            "micro_batch_tokens",
             "evaluations",
             "checkpoint_every",
             "keep_checkpoints",
@@ -155,7 +157,7 @@ class RunConfig:
         for option, value in asked.items():
             if value and not (self.dataset or "dataset" in self.from_python):
                 raise UserError(f"--{option} is for data of your own; give --dataset too.")
-        for name in ("lora", "max_tokens", "max_prompt_tokens", "eval_prompts", "eval_episodes"):
+        for name in ("lora", "max_tokens", "max_prompt_tokens", "eval_prompts", "eval_episodes", "micro_batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")

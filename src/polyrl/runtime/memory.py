@@ -34,6 +34,14 @@ def peak_memory_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a CUDA device, those that torch keeps for later included; None of any other device."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 @functools.cache
 def keep_freed_memory() -> None:
     """Let the process keep what it freed (blocks of up to 64 MiB, 1 GiB in all), where the C library is glibc.
