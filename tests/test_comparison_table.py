@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from polyrl import comparison_table
-from polyrl.comparison import Arm
+from polyrl.catalogue import build
+from polyrl.comparison import Arm, _alike
 from polyrl.comparison_table import RunSoFar, Watch
 from polyrl.report.records import Records
 from polyrl.runtime.config import RunConfig
@@ -112,3 +113,18 @@ def test_records_by_column_are_the_rows() -> None:
     assert records.keys == ["iteration", "a", "b", "e"] and records[-1] == {"iteration": 2, "e": 3}
     assert records.series("a") == [1.0] and records.series("none") == [] and records.where("e").tolist() == [2]
     assert len(records) == 3 and records[1:] == [{"iteration": 1}, {"iteration": 2, "e": 3}] and Records([]) == []
+
+
+def test_an_arm_that_is_another_one_over_again_is_told(tmp_path: Path) -> None:
+    """A setting that is the default; two files whose classes have one name are two methods."""
+    code = "from polyrl.catalogue import build\nfrom polyrl.recipe import Part\n"
+    code += "class Twice(type(build('grpo').terms[0])):\n    pass\n"
+    code += "def recipe():\n    return build('grpo') + Twice()\n"
+    files = [tmp_path / "one.py", tmp_path / "two.py"]
+    for file in files:
+        file.write_text(code)
+    arms = ["grpo", "grpo(clip_range=0.2)", "grpo(clip_range=0.1)", "grpo+entropy-bonus", *map(str, files)]
+    said = _alike({arm: build(arm) for arm in arms})
+    assert said == ["grpo(clip_range=0.2) is grpo with the same settings: seed by seed their runs will be equal."]
+    lists = {arm: build(arm) for arm in ("sac", "sac(tau=0.005)", "sac(tau=0.01)", "sac(capacity=9999)")}
+    assert [text.partition(" is ")[0] for text in _alike(lists)] == ["sac(tau=0.005)"]

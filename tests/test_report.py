@@ -316,6 +316,14 @@ def test_few_seeds_failed_seeds_and_uneven_budgets_are_said(tmp_path: Path) -> N
     assert "grpo spent 3,840 samples of a budget of 4,400." in uneven
 
 
+def test_a_run_with_a_budget_of_another_unit_owes_nothing_of_it(tmp_path: Path) -> None:
+    """As beside a clone, which takes updates and no steps."""
+    folders = [write_run(tmp_path / "a", "grpo", config={"budget": {"samples": 9000}}, iterations=4)]
+    folders += [write_run(tmp_path / "b", "ppo", config={"budget": {"updates": 4}}, iterations=4)]
+    said = " ".join(verdict(load_folders(folders)))
+    assert "grpo spent" in said and "ppo spent" not in said and "budget.samples and budget.updates differ" in said
+
+
 def test_unequal_starts_and_evaluations_are_said(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", "grpo", config={"start": "sha256:aa", "evaluation": {"prompts": 100}}, iterations=4)
     b = write_run(tmp_path / "b", "ppo", config={"start": "sha256:bb", "evaluation": {"prompts": 200}}, iterations=4)

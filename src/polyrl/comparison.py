@@ -117,7 +117,7 @@ def run_comparison(
     if any(len(name.encode()) > LONGEST_NAME for name in called) and not quiet:
         console.print("Some names are too long for folders: a hash stands for their ends.", style="dim")
     with stopped_by_signals():
-        prepared = _prepare(arms, [*recipes.values()], console, quiet, begins="problem" not in stated)
+        prepared = _prepare(arms, recipes, console, quiet, begins="problem" not in stated)
         _check_problem(folder, stated.get("problem"), prepared["problem"], console)
         stated |= prepared
         with writing(folder):
@@ -151,7 +151,7 @@ def _free_folder(base: RunConfig) -> Path:
 
 
 def _prepare(
-    arms: Sequence[Arm], recipes: Sequence[Recipe], console: Console, quiet: bool, *, begins: bool
+    arms: Sequence[Arm], recipes: Mapping[str, Recipe], console: Console, quiet: bool, *, begins: bool
 ) -> dict[str, Any]:
     """Find every mistake, and make what the runs share once, before the first run; return how they are judged.
 
@@ -161,14 +161,30 @@ def _prepare(
 
     for arm in {a.config.method: a for a in arms}.values():
         sent(arm.given)
+    alike = _alike(recipes)
+    for text in alike:
+        console.print(Text(text), soft_wrap=True)
     metric, problem = prepare(
         arms[0].config,
-        recipes,
+        [*recipes.values()],
         (lambda _: None) if quiet else (lambda t: console.print(Text(t, style="dim"))),
         given=arms[0].given,
         begins=begins,
     )
-    return {**metric.stated(), "problem": problem}
+    return {**metric.stated(), "problem": problem, **({"note": " ".join(alike)} if alike else {})}
+
+
+def _alike(recipes: Mapping[str, Recipe]) -> list[str]:
+    """A sentence for each arm that is another one over again, as where a setting is given that is the default."""
+    found: dict[Any, str] = {}
+    said = []
+    for name, recipe in recipes.items():
+        text = repr((recipe.stages(), recipe.models, recipe.sources, recipe.policy, recipe.turns))
+        # classes themselves, too: those of two method files may have one name
+        made = (text, *(type(part) for part in recipe.parts()), *(type(entry) for _, entry in recipe.entries()))
+        if (first := found.setdefault(made, name)) != name:
+            said.append(f"{name} is {first} with the same settings: seed by seed their runs will be equal.")
+    return said
 
 
 def _check_problem(folder: Path, before: Any, now: dict[str, Any], console: Console) -> None:

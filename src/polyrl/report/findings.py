@@ -307,19 +307,28 @@ def _lost(runs: Sequence[Run], total: int, method: str, said: str) -> list[str]:
 
 
 def _uneven(comparison: Comparison) -> list[str]:
-    """Name methods that spent more than 5% beside the budget: then the comparison is not at an equal budget."""
+    """Name methods that spent more than 5% beside the budget: then the comparison is not at an equal budget.
+
+    Runs whose own budget has no such unit, as beside runs of another method, have nothing to come up to.
+    """
     result = []
     for key, limit in comparison.budget.items():
         if not isinstance(limit, (int, float)) or limit <= 0:
             continue
         for method in comparison.methods:
-            spent = [run.spent(key) for run in comparison.of(method) if run.status == "finished"]
-            known = [value for value in spent if value is not None]
+            runs = [run for run in comparison.of(method) if run.status == "finished" and _is_limited(run, key)]
+            known = [value for run in runs if (value := run.spent(key)) is not None]
             mean = sum(known) / len(known) if known else limit
             if abs(mean / limit - 1) > 0.05:
                 unit = budget_words(comparison.domain, key)
                 result.append(f"{method} spent {mean:,.0f} {unit} of a budget of {limit:,.0f}.")
     return result
+
+
+def _is_limited(run: Run, unit: str) -> bool:
+    """Whether a run's own budget is in this unit, or it states none."""
+    own = run.config.get("budget")
+    return not isinstance(own, dict) or unit in own
 
 
 def _unequal_time(comparison: Comparison) -> list[str]:

@@ -16,7 +16,7 @@ TASKS: dict[str, str] = {
     "learned-reverse": "reverse, rewarded by a reward model that is learned from preferences; gold is logged",
     "learned-sort": "sort 4 to `difficulty` digits, rewarded by a reward model that can be fooled; gold is logged",
     "lock": "12 letters of which `difficulty` decide: credit assignment at its barest (..c....f..a.=)",
-    "office": "copy, add, pay, clear: small jobs in a hidden run state of `difficulty` entries a table (copy f.a m.b:)",
+    "office": "copy, add, pay, clear: small jobs on hidden tables of `difficulty` entries (copy f.a m.b:)",
     "reverse": "write up to `difficulty` letters backwards (reverse kdjfa=)",
     "reverse-dense": "reverse, rewarded letter by letter: the gold of reward-model studies",
     "sort-pairs": "sort 4 to `difficulty` digits, taught badly: fixed preference pairs, gold score logged (52814>)",
