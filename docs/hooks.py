@@ -511,6 +511,12 @@ def results(name: str) -> dict[str, Any]:
     return dict(known.get("cases", {}))
 
 
+def without_avx512(name: str, case: str, peer: str) -> str:
+    """The same ratio where all sides had to do without AVX-512."""
+    ratio = results(f"{name}_avx2").get(case, {}).get("ratios", {}).get(peer)
+    return spread_text(ratio, 2) if ratio else "not measured"
+
+
 def spread_text(value: dict[str, float], digits: int) -> str:
     """Median with the range of the rounds."""
     return f"{value['median']:,.{digits}f} ({value['low']:,.{digits}f} to {value['high']:,.{digits}f})"
@@ -552,6 +558,7 @@ def measured_on(cases: dict[str, Any]) -> str:
         facts = found["measured"]
         versions = {k: v for known in facts["versions"].values() for k, v in known.items()}
         machine = f"{facts['machine']['cpu']}, {facts['machine']['cores']} cores, one thread a process"
+        machine += f", {facts['machine']['instructions']}" if "instructions" in facts["machine"] else ""
         state = (
             f"commit {facts['commit']}{' with changes' if facts['dirty'] else ''}, {facts['date'].partition(' ')[0]}"
         )
@@ -569,14 +576,17 @@ def language_tables(cases: dict[str, Any]) -> str:
             seconds = [f"{side['seconds']['median']:.3f}" for side in sides]
             first = peer == next(iter(found["ratios"]))
             ratios.append(
-                (name, peer, *seconds, spread_text(ratio, 2), f"{found['goal']:g}" if first and found["goal"] else "")
+                (
+                    *(name, peer, *seconds, spread_text(ratio, 2), without_avx512("language", name, peer)),
+                    f"{found['goal']:g}" if first and found["goal"] else "",
+                )
             )
         for side, values in found["sides"].items():
             milliseconds = [f"{1000 * took:.0f}" for took in values["parts"].values()]
             done = (f"{values['tokens']['mean']:,.0f}", f"{values['updates']:g}", f"{values['peak_mib']:,.0f}")
             parts.append((name, side, *milliseconds, *done))
     names = next(iter(cases.values()))["sides"]["polyrl"]["parts"]
-    head = ("work", "peer", "peer, s a step", "polyrl, s a step", "polyrl is faster by", "goal")
+    head = ("work", "peer", "peer, s a step", "polyrl, s a step", "polyrl is faster by", "without AVX-512", "goal")
     columns = ("work", "side", *(f"{part}, ms" for part in names), "tokens", "updates", "peak MiB")
     return f"{table(head, ratios)}\n{table(columns, parts)}"
 
@@ -589,14 +599,17 @@ def control_tables(cases: dict[str, Any]) -> str:
             rates = [f"{found['sides'][side]['steps_per_second']['median']:,.0f}" for side in (peer, "polyrl")]
             first = peer == next(iter(found["ratios"]))
             ratios.append(
-                (name, peer, *rates, spread_text(ratio, 2), f"{found['goal']:g}" if first and found["goal"] else "")
+                (
+                    *(name, peer, *rates, spread_text(ratio, 2), without_avx512("control", name, peer)),
+                    f"{found['goal']:g}" if first and found["goal"] else "",
+                )
             )
         for side, values in found["sides"].items():
             microseconds = [f"{1e6 * took:.1f}" for took in values["parts"].values()]
             done = (f"{values['steps']:,.0f}", f"{values['updates']:.0f}", f"{values['peak_mib']:,.0f}")
             parts.append((name, side, *microseconds, *done))
     names = next(iter(cases.values()))["sides"]["polyrl"]["parts"]
-    head = ("work", "peer", "peer, steps/s", "polyrl, steps/s", "polyrl is faster by", "goal")
+    head = ("work", "peer", "peer, steps/s", "polyrl, steps/s", "polyrl is faster by", "without AVX-512", "goal")
     columns = ("work", "side", *(f"{part}, us a step" for part in names), "steps an iteration", "updates", "peak MiB")
     return f"{table(head, ratios)}\n{table(columns, parts)}"
 
