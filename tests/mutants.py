@@ -106,7 +106,50 @@ GROUPS: list[Group] = [
         "test_aihf.py -k resumed",
         [("found |= {name: model.stored(name) for name, model in self.own.items()}", "pass")],
     ),
+    Group(
+        "cli/demo.py",
+        "test_demo.py -k 'largest or sizes_are or said'",
+        [
+            ("spent + size.seconds(iteration, workers) <= LIMIT", "size.seconds(iteration, workers) <= LIMIT"),
+            (
+                "return fitting[0] if fitting else [*SIZES.values()][-1]",
+                "return fitting[-1] if fitting else [*SIZES.values()][-1]",
+            ),
+            ("max(self.work / busy, self.longest)", "self.work / busy"),
+            ("total > LIMIT", "total < LIMIT"),
+        ],
+    ),
+    Group(
+        "comparison.py",
+        "test_comparison_table.py -k over_again",
+        [("made = (text, *(type(part) for part in recipe.parts()),", "made = (text,")],
+    ),
+    Group(
+        "report/findings.py",
+        "test_report.py -k 'owes_nothing or uneven'",
+        [("return not isinstance(own, dict) or unit in own", "return True")],
+    ),
     # ------------------------------------------------------------------------------------------- runtime
+    Group(
+        "runtime/device.py",
+        "test_device.py -k 'defaults or asked_for or refused or auto'",
+        [
+            ('"cuda" if found.cuda else "mps" if found.mps else "cpu"', '"cuda" if found.cuda else "cpu"'),
+            ('kind == "cuda" and found.bfloat16', 'kind == "cuda"'),
+            ('tf32=kind == "cuda" and config.precision != "float32"', 'tf32=kind == "cuda"'),
+            (">= SLOW", "> SLOW"),
+            (" or config.force or ", " or "),
+        ],
+    ),
+    Group(
+        "rollout/room.py",
+        "test_device.py -k 'rows or row'",
+        [
+            ("fitting.bit_length() - 1", "fitting.bit_length()"),
+            ("int(free * SHARE)", "int(free)"),
+            ("kept * length + DRAWING", "kept + DRAWING"),
+        ],
+    ),
     Group(
         "runtime/seeding.py",
         "test_streams.py -k 'numbers_in_every or all_matter'",

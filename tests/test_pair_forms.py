@@ -17,6 +17,7 @@ from chat_tokenizers import (
     said,
     user,
 )
+from conftest import Command
 from polyrl.errors import UserError
 from polyrl.models.language.pairs import encode_pair
 from polyrl.tasks.language.preferences import dataset_task
@@ -157,3 +158,21 @@ def test_conversations_in_a_table_are_the_json_text_of_their_messages(tmp_path: 
         assert (row["chosen"], row["rejected"]) == ([said("yes")], [said("no")])
     texts = [{"prompt": f'[{{"a": {i}}}]', "chosen": "[{", "rejected": '[{"role": 1}]'} for i in range(3)]
     assert all(row in texts for row in dataset_task(texts).train_rows)
+
+
+def test_pairs_that_nobody_answers_need_no_room_for_an_answer(
+    tmp_path: Path, polyrl: Command, small_model: Path
+) -> None:
+    """The limit is 256 tokens where none is named, and the model's context has 64: only what samples is refused."""
+    file = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "reverse abc=", "chosen": "cba", "rejected": "abc"}
+    file.write_text("".join(json.dumps({**pair, "prompt": f"reverse {c}bc="}) + "\n" for c in "abcdefghijklmnopqrstu"))
+    words = ["--model", str(small_model), "--dataset", str(file), "--budget", "updates=1", "--evaluations", "1"]
+    told = polyrl("train", "dpo", *words, "--pairs-per-step", "4", "--out", str(tmp_path / "dpo"))
+    assert told.code == 0, told.err
+    sampled = polyrl("train", "dpo", *words, "--eval-sampled", "--out", str(tmp_path / "sampled"))
+    assert sampled.code == 2 and "exceeds the model's context of 64" in sampled.err
+    long = {**pair, "chosen": "c" * 60}
+    file.write_text(file.read_text() + json.dumps(long) + "\n")
+    told = polyrl("train", "dpo", *words, "--out", str(tmp_path / "long"))
+    assert told.code == 2 and "row 22" in told.err

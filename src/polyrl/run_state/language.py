@@ -156,6 +156,8 @@ def make_run_state(
     if recipe.models:
         run_state.take_models(recipe.models, recipe.acts, recipe.judged or recipe.acts, recipe.moved)
     run_state.keeps_reference = "reference" in recipe.required_models()
+    if (recipe.fixed_pairs or needs_labels) and not answers(run_state):
+        room = 0  # what was written already is read, and nobody answers
     _fit(config, task, run_state.policy, room)
     _say_how_prompts_are_asked(task, run_state.policy)
     some = [row for split in SPLITS for row in task.rows(split, config.seed, 0, CHECKED_ROWS)]
