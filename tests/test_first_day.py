@@ -31,23 +31,19 @@ def words(folder: Path, small_model: Path) -> None:
     (folder / "fresh.jsonl").write_text("".join(lines[600:800]))
 
 
-def demand(folder: Path, _: Path) -> None:
+def demand(folder: Path) -> None:
     """A year of demand."""
     days = np.random.default_rng(0).poisson(np.tile([4, 4, 5, 5, 7, 9, 3], 52))
     np.savetxt(folder / "demand.csv", days, fmt="%d")
 
 
-def nothing(folder: Path, _: Path) -> None:
-    """Nothing lies there."""
-
-
-THERE: dict[str, Callable[[Path, Path], None]] = {
-    "control": nothing,
+THERE: dict[str, Callable[..., None] | None] = {
+    "control": None,
     "operations": demand,
     "post-training": words,
-    "student": nothing,
+    "student": None,
 }
-"""What lies in the folder of each page before its first command."""
+"""What puts there what lies in the folder of each page before its first command."""
 
 
 def typed(page: str) -> list[tuple[str, list[str]]]:
@@ -79,11 +75,12 @@ def test_each_kind_of_user_has_a_page_of_five_to_eight_commands() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_do_what_it_shows(
-    page: str, tmp_path: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch, small_model: Path
+    page: str, tmp_path: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     for name, code in titled(f"first-day/{page}.md").items():
         (tmp_path / name).write_text(code, encoding="utf-8")
-    THERE[page](tmp_path, small_model)
+    if (lay := THERE[page]) is not None:
+        lay(tmp_path, *([request.getfixturevalue("small_model")] if lay is words else []))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     for command, shown in typed(page):

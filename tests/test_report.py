@@ -321,7 +321,12 @@ def test_a_run_with_a_budget_of_another_unit_owes_nothing_of_it(tmp_path: Path) 
     folders = [write_run(tmp_path / "a", "grpo", config={"budget": {"samples": 9000}}, iterations=4)]
     folders += [write_run(tmp_path / "b", "ppo", config={"budget": {"updates": 4}}, iterations=4)]
     said = " ".join(verdict(load_folders(folders)))
-    assert "grpo spent" in said and "ppo spent" not in said and "budget.samples and budget.updates differ" in said
+    assert (
+        "grpo spent" in said
+        and "ppo spent" not in said
+        and "Equal in" not in said
+        and "budget.samples and budget.updates differ" in said
+    )
 
 
 def test_unequal_starts_and_evaluations_are_said(tmp_path: Path) -> None:

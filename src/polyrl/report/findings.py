@@ -341,6 +341,8 @@ def _unequal_time(comparison: Comparison) -> list[str]:
             taken[method] = statistics.median(seconds)
     if len(taken) < 2 or "seconds" in comparison.budget or not comparison.budget:
         return []
+    if any(not _is_limited(run, unit) for run in comparison.runs for unit in comparison.budget):
+        return []  # nothing is equal
     slow, fast = max(taken, key=lambda m: taken[m]), min(taken, key=lambda m: taken[m])
     if taken[slow] < UNEQUAL_TIME * taken[fast]:
         return []
