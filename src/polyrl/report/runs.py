@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -125,8 +125,7 @@ class Comparison:
     command: str
     started: str = ""
     finished: str = ""
-    note: str = ""
-    """What whoever made the comparison had to say of it, such as why it is as large as it is."""
+    note: str = ""  # what its maker had to say, such as why it is as large as it is
     problems: list[str] = field(default_factory=list)
     asked: list[Problem] = field(default_factory=list)
     """The problems that the runs were given: usually one. Only runs of one problem are compared."""
@@ -304,10 +303,6 @@ def _unique_labels(groups: Sequence[tuple[str, Sequence[Run]]]) -> list[Run]:
     return joined
 
 
-def _ordered(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
@@ -326,7 +321,7 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _by_method(runs: Sequence[Run], planned: Sequence[str]) -> tuple[list[str], list[Run]]:
-    found = _ordered(run.label for run in runs)
+    found = list(dict.fromkeys(run.label for run in runs))
     methods = [m for m in planned if m in found] + [m for m in found if m not in planned]
     return methods, sorted(runs, key=lambda run: (methods.index(run.label), run.seed))
 
