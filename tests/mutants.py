@@ -54,6 +54,7 @@ GROUPS: list[Group] = [
         "core/updating.py",
         "test_named_streams.py",
         [
+            ("adds=counts)", "adds=True)"),
             ("self.acts = self.updates.acting.get(batch.stream, self.models.acts)", "pass"),
             ("self.context.fresh[batch.stream] if batch.stream else self.fresh", "self.fresh"),
             ("see.rows = tuple(self._rows(batch, see) for batch in update.also)", "see.rows = (self.fresh,)"),
@@ -1583,7 +1584,7 @@ GROUPS: list[Group] = [
         "test_language_lists.py",
         [
             ("(weight if rows is None else weight[rows])", "weight.mean()"),
-            ("counts |= self._objective(update, on, see, adds=True)", "pass"),
+            ("counts |= self._objective(update, on, see, adds=counts)", "pass"),
             ("self.batch, self.sampled, self.computed, self.acts = own\n", "pass\n"),
         ],
     ),
@@ -1839,7 +1840,7 @@ GROUPS: list[Group] = [
         [
             ("and all(term.is_written for term in on.terms)", ""),
             ("if counted is None and not update.also", "if counted is None"),
-            ("see, adds=True)", "see)"),
+            ("see, adds=counts)", "see)"),
         ],
     ),
     Group(

@@ -14,6 +14,7 @@ import torch
 from conftest import SEED
 from polyrl import catalogue
 from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.streams import Stream
 from polyrl.core.update import Fresh, Move, On, OwnUpdate, See, Update
 from polyrl.errors import UserError
@@ -24,7 +25,7 @@ from polyrl.models.policies import RandomActor
 from polyrl.parts.control import ScaleReward, StateValues, StepEnvironments
 from polyrl.parts.credit import GAE
 from polyrl.parts.improve import PolicyGradient
-from polyrl.recipe import Recipe
+from polyrl.recipe import Part, Recipe, Stage
 from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig
 
@@ -89,6 +90,35 @@ def test_an_update_on_two_streams_is_the_sum_of_both() -> None:
     assert loop.context.metrics["logprob_gap"] < 1e-5
     ratio = policy.actor().outputs(there, {"logprob"})["logprob"] - there["behaviour_logprob"]
     assert float(ratio.abs().max()) > 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NothingCounts(Part):
+    """Weighs every step 0."""
+
+    stage: ClassVar[Stage] = "select"
+    gives: ClassVar[frozenset[str]] = frozenset({"weight"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
+
+    def __call__(self, experience: Experience, context: Any) -> Experience:
+        return experience.with_fields(weight=torch.zeros_like(experience["reward"]))
+
+
+def test_where_no_step_of_the_first_batch_counts_the_gradient_is_that_of_the_other() -> None:
+    loop = loop_of(two_streams(select=(NothingCounts(),), updates=(two_streams().updates[1],)))
+    found = []
+    for _ in range(2):  # the second one finds the gradient of the first where it was
+        before = loop.run_state.models.flat["policy"].vector.detach().clone()
+        loop.iterate()
+        found.append(loop.context.metrics["grad_norm/policy"])
+    there, vector = loop.context.fresh["there"], loop.run_state.models.flat["policy"].vector
+    vector.data.copy_(before)
+    with See(loop.run_state.models, loop.context, "plain").gradients("policy") as policy:
+        credited = GAE()(StateValues("critic").apply(there, {"critic": loop.run_state.models["critic"]}), loop.context)
+        logprob = policy.actor().outputs(there, {"logprob"})["logprob"]
+        weight = there["weight"] * there["mask"]
+        (-(weight * credited["advantage"] * logprob).sum() / weight.sum()).backward()
+    assert found[1] == pytest.approx(float(vector.grad.norm()), rel=1e-4)
 
 
 def test_a_stream_more_changes_no_number_of_the_others() -> None:

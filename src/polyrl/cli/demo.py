@@ -204,7 +204,12 @@ def plan(
 def run_demo(folder: Path, *, size: str | None = None, overwrite: bool = False, quiet: bool = False) -> None:
     """Make the starting model, find the size, compare, and write the page; as `plan` and `run_comparison`."""
     from polyrl.comparison import run_comparison
-    from polyrl.runs import completed, prepare
+    from polyrl.request import completed, make_recipe
+    from polyrl.runs import prepare
+
+    def prepared() -> None:
+        config = completed(replace(SIZES["full"].config(), method=COSTLIEST))
+        prepare(config, [make_recipe(config)], say)
 
     console = Terminal()
     say: Callable[[str], None] = (lambda _: None) if quiet else lambda t: console.print(Text(t, "dim"), soft_wrap=True)
@@ -213,7 +218,7 @@ def run_demo(folder: Path, *, size: str | None = None, overwrite: bool = False, 
         size=size,
         overwrite=overwrite,
         workers=min(os.cpu_count() or 1, len(METHODS) * SIZES["full"].seeds),
-        prepared=lambda: prepare(completed(replace(SIZES["full"].config(), method=COSTLIEST)), say),
+        prepared=prepared,
         measured=measure,
         clock=time.perf_counter,
     )

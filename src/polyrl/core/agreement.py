@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,3 +93,42 @@ def compare_written(
                 "is not autograd's of its loss, so nothing was trained; mend it, or leave it away: then autograd finds "
                 "it."
             )
+
+
+def written(
+    terms: Sequence[Term],
+    outputs: dict[str, Tensor],
+    batch: Experience,
+    see: See,
+    weights: Sequence[Tensor],
+    trains: str,
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Each term's loss, and the derivatives of their sum by the model's outputs, as the terms state them.
+
+    Those of a kind of term that a run meets for the first time are compared with autograd's.
+
+    Args:
+        terms: that state their derivatives.
+        outputs: of the model, `[B, T, ...]` each.
+        batch: rows of the update.
+        see: of the update.
+        weights: of each term's summand, `[B, T]`.
+        trains: name of the model.
+
+    Returns:
+        A number for each term, and by output a tensor `[B, T, ...]` as it.
+
+    Raises:
+        UserError: they differ.
+    """
+    losses, grad_outputs = list[float](), dict[str, Tensor]()
+    for term, weight in zip(terms, weights, strict=True):
+        if type(term) not in see.context.written:
+            compare_written(term, outputs, batch, see, weight, trains)
+            see.context.written.add(type(term))
+        found = term.grad_summand(outputs, batch, see, weight)
+        assert found is not None
+        losses.append(float(found[0]))
+        for name, x in found[1].items():
+            grad_outputs[name] = grad_outputs[name] + x if name in grad_outputs else x
+    return losses, grad_outputs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyrl.core.agreement import check_logprob_gap, compare_written
+from polyrl.core.agreement import check_logprob_gap, written
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.means import Means
@@ -218,7 +218,7 @@ class _Turn:
         if update.also:
             own = self.batch, self.sampled, self.computed, self.acts
             for on in update.also:
-                counts |= self._objective(update, on, see, adds=True)
+                counts |= self._objective(update, on, see, adds=counts)
             self.batch, self.sampled, self.computed, self.acts = own
         if not counts:  # momentum alone moves nothing
             return
@@ -289,16 +289,7 @@ class _Turn:
     ) -> dict[str, Tensor]:
         """Write the gradients of terms without autograd; the model's outputs."""
         outputs = closed.forward(batch, wants, see.draw)
-        losses, grad_outputs = list[float](), dict[str, Tensor]()
-        for term, weight in zip(on.terms, weights, strict=True):
-            if type(term) not in self.context.written:
-                compare_written(term, outputs, batch, see, weight, update.trains)
-                self.context.written.add(type(term))
-            found = term.grad_summand(outputs, batch, see, weight)
-            assert found is not None
-            losses.append(float(found[0]))
-            for name, x in found[1].items():
-                grad_outputs[name] = grad_outputs[name] + x if name in grad_outputs else x
+        losses, grad_outputs = written(on.terms, outputs, batch, see, weights, update.trains)
         self._add_losses(update, on, losses)
         closed.backward(grad_outputs)
         return outputs
