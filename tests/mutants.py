@@ -1526,6 +1526,30 @@ GROUPS: list[Group] = [
     # ------------------------------------------------------------------------- models, sources, lists of updates
     Group(
         "data/replay.py",
+        "test_returns_to_go.py",
+        [
+            ("max(self.open[lane], self.count - slots)", "self.open[lane]"),
+            ("            self.open[lane] = numbers[k] + 1\n", ""),
+            ("        kept[RETURN][at] = np.nan\n", ""),
+            ('(kept["truncated"][at] & ~kept["rollout_end"][at])', 'kept["truncated"][at]'),
+            ("np.argwhere(ends | rests)", "np.argwhere(ends)"),
+            ("self._changed.update((episode // self.piece).tolist())", "pass"),
+            ("self.open = self._open_then.copy()", "pass"),
+            ("self.arrays[RETURN][begins : self.count, lane] = np.nan", "pass"),
+            ('self.open = np.array(facts["open"], dtype=np.int64)', "pass"),
+        ],
+    ),
+    Group(
+        "data/transitions.py",
+        "test_returns_to_go.py",
+        [
+            ("torch.from_numpy(whole)[recorded.number]", "torch.from_numpy(whole)[: len(recorded.number)]"),
+            ("(recorded.steps * scale + entry.reward_shift).numpy()", "recorded.steps.numpy()"),
+            ("                begin = end + 1\n", ""),
+        ],
+    ),
+    Group(
+        "data/replay.py",
         "test_replay.py",
         [
             ("first = self.count % self.slots", "first = 0"),

@@ -12,7 +12,6 @@ import pytest
 
 from polyrl import catalogue
 from polyrl.core.recipe import Recipe
-from polyrl.data.replay import Replay
 from polyrl.rollout.environments import Environments
 from polyrl.run_state import operations
 from polyrl.tasks.theory.finite import FiniteMDP
@@ -77,7 +76,6 @@ STILL: dict[str, Callable[[], bool]] = {
     "F": lambda: Recipe.__annotations__["judged"] == "str",
     "G": lambda: not {"pretrained", "from-run", "given"} & set(catalogue.entries()),
     "H": lambda: not {"reset_to", "restore", "set_state"} & set(dir(Environments)),
-    "J": lambda: not any("return" in name for name in Replay.fields),
     "M": lambda: (
         not {"features", "observation"} & {f.name for f in dataclasses.fields(FiniteMDP)}
         and "InventoryTask" in source_of(operations)

@@ -70,6 +70,10 @@ FIELDS: dict[str, Field] = {
     "rollout_end": Field("[B, T]", "bool", "-", "the rollout ended here and the episode goes on in the next (control)"),
     "next_observation": Field("[B, T, ...]", "float32", "task's own", "what was seen after each step (control)"),
     "discount": Field("[B, T]", "float32", "0 to 1", "what the value that follows counts for; 0 at an end"),
+    "return_to_go": Field(
+        "[B, T]", "float32", "reward", "discounted rewards from the step to its episode's end (replay, transitions)"
+    ),
+    "return_known": Field("[B, T]", "bool", "-", "the episode has ended, so that return_to_go is there; else it is 0"),
     "row": Field("[B, T]", "int64", "index", "place in the source that the row was sampled from"),
     "final_value": Field("[B, T]", "float32", "reward", "value of the state after a truncated step"),
     "ref_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action under the reference policy"),

@@ -23,6 +23,7 @@ from torch import Tensor
 from polyrl.core.experience import Experience
 from polyrl.data.base import Rows, Source
 from polyrl.data.priorities import Priorities
+from polyrl.data.returns import returns_to_go
 from polyrl.errors import UserError
 from polyrl.recipe import hyperparameter
 
@@ -30,6 +31,8 @@ PIECE = 65_536
 """Steps in one file of a checkpoint, at most."""
 KEPT = ("observation", "action", "reward", "next_observation", "terminated", "truncated", "rollout_end", "mask")
 """Fields of what a turn collects that are kept, `[B, T, ...]`."""
+RETURN = "return_to_go"
+"""What is written when an episode ends, NaN until then."""
 MASKS = ("action_mask", "next_action_mask")
 """Fields that are kept where there are such."""
 
@@ -40,6 +43,8 @@ class Replay(Source):
 
     Attributes:
         also: further fields `[B, T, ...]` of what a turn collects that its rows have.
+        returns: whether its rows have `return_to_go` as well, the discounted sum of an episode's rewards from the step
+            on, which is there once the episode has ended: `return_known` says whether, and 0 stands for it until then.
     """
 
     after: ClassVar[str] = "score"
@@ -56,6 +61,7 @@ class Replay(Source):
     importance_exponent: float = hyperparameter(0.4, "how much of the bias of priorities weights undo", low=0, high=1)
 
     also: tuple[str, ...] = ()
+    returns: bool = False
 
     def required(self) -> frozenset[str]:
         """What it keeps."""
@@ -63,7 +69,7 @@ class Replay(Source):
 
     def sampled(self) -> frozenset[str]:
         """Fields of its rows."""
-        return self.fields | set(self.also)
+        return self.fields | set(self.also) | ({"return_to_go", "return_known"} if self.returns else set())
 
     def make(self, name: str, task: Any, config: Any) -> Rows:
         """An empty buffer."""
@@ -92,6 +98,9 @@ class ReplayBuffer(Rows):
         self._changed: set[int] = set()
         self._committed = 0
         self._saved = -1
+        self.open: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        """Where each lane's present episode began, a number as `count`; only where returns are kept."""
+        self._open_then = self.open
 
     # --------------------------------------------------------------------------------------------------- writing
 
@@ -105,6 +114,9 @@ class ReplayBuffer(Rows):
                 f"n_step={self.entry.n_step} needs; raise --capacity."
             )
         self.arrays = {name: np.zeros((self.slots, lanes, *x.shape[2:]), dtype=x.dtype) for name, x in like.items()}
+        if self.entry.returns:
+            self.arrays[RETURN] = np.full((self.slots, lanes), np.nan, dtype=np.float32)
+            self.open = self._open_then = np.zeros(lanes, dtype=np.int64)
         self.flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in self.arrays.items()}
         if self.wants_feedback:
             self.priorities = Priorities(self.slots * lanes)
@@ -134,6 +146,23 @@ class ReplayBuffer(Rows):
             rows = (written[:, None] * lanes + np.arange(lanes)).reshape(-1)
             self.priorities.add(rows, given["mask"].reshape(-1))
         self.count += steps
+        if self.entry.returns:
+            self._fill(self.count - steps)
+
+    def _fill(self, first: int) -> None:
+        """Write the returns of the episodes that ended since slot number `first`."""
+        kept, slots = self.arrays, self.slots
+        numbers = np.arange(first, self.count)
+        at = numbers % slots
+        kept[RETURN][at] = np.nan
+        rests = ~kept["mask"][at]  # steps that only reset an environment belong to no episode
+        ends = (kept["terminated"][at] | (kept["truncated"][at] & ~kept["rollout_end"][at])) & ~rests
+        for k, lane in np.argwhere(ends | rests):
+            if ends[k, lane]:
+                episode = np.arange(max(self.open[lane], self.count - slots), numbers[k] + 1) % slots
+                kept[RETURN][episode, lane] = returns_to_go(kept["reward"][episode, lane], self.entry.gamma)
+                self._changed.update((episode // self.piece).tolist())
+            self.open[lane] = numbers[k] + 1
 
     @property
     def piece(self) -> int:
@@ -147,7 +176,7 @@ class ReplayBuffer(Rows):
 
     def commit(self) -> None:
         """Remember how far it is written."""
-        self._committed = self.count
+        self._committed, self._open_then = self.count, self.open.copy()
 
     def rewind(self) -> bool:
         """Forget the latest slots, which is possible while none of them has taken the place of an older one."""
@@ -158,6 +187,9 @@ class ReplayBuffer(Rows):
         if self.priorities is not None:
             self.priorities.remove(np.arange(self._committed * self.lanes, self.count * self.lanes))
         self.count = self._committed
+        self.open = self._open_then.copy()
+        for lane, begins in enumerate(self.open):  # what ended since then is not over any more
+            self.arrays[RETURN][begins : self.count, lane] = np.nan
         return True
 
     # -------------------------------------------------------------------------------------------------- sampling
@@ -195,6 +227,9 @@ class ReplayBuffer(Rows):
             "discount": np.where(kept["terminated"].take(last), np.float32(0), discount),
         }
         found |= {name: kept[name].take(rows, 0) for name in self.entry.also}
+        if self.entry.returns:
+            known = np.isfinite(kept[RETURN].take(rows))
+            found |= {"return_to_go": np.where(known, kept[RETURN].take(rows), np.float32(0)), "return_known": known}
         found |= {name: kept[name].take(x, 0) for name, x in zip(MASKS, (rows, last), strict=True) if name in kept}
         return Experience({name: torch.from_numpy(x).unsqueeze(1) for name, x in found.items()})
 
@@ -253,7 +288,7 @@ class ReplayBuffer(Rows):
             save_file({name: np.ascontiguousarray(x[rows]) for name, x in self.arrays.items()}, path)
         if self.priorities is not None:
             save_file(self.priorities.state(), folder / f"source-{self.name}-priorities.safetensors")
-        facts = {"count": self.count, "slots": self.slots, "lanes": self.lanes}
+        facts = {"count": self.count, "slots": self.slots, "lanes": self.lanes, "open": self.open.tolist()}
         (folder / f"source-{self.name}.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         self._changed, self._saved = set(), self.count
 
@@ -289,11 +324,14 @@ class ReplayBuffer(Rows):
                     first = piece * self.piece
                     for name, x in read.items():
                         self.arrays[name][first : first + len(x)] = x
+            if self.entry.returns and lanes:
+                self.open = np.array(facts["open"], dtype=np.int64)
             if self.priorities is not None:
                 self.priorities.load(load_file(folder / f"source-{self.name}-priorities.safetensors"))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             raise UserError(f"The folder {folder} does not hold the replay buffer '{self.name}'.") from None
         self._changed, self._saved, self._committed = set(), self.count, self.count
+        self._open_then = self.open.copy()
 
 
 def link(old: Path, new: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.data.base import Rows, Source
+from polyrl.data.returns import returns_to_go
 from polyrl.errors import UserError
 from polyrl.recipe import Recipe, hyperparameter
 from polyrl.tasks.control.environment import ControlTask
@@ -22,7 +24,11 @@ RANGE = 1000.0
 
 @dataclass(frozen=True)
 class Transitions(Source):
-    """Sample from the transitions of `--dataset`."""
+    """Sample from the transitions of `--dataset`.
+
+    Attributes:
+        returns: whether its rows have `return_to_go` and `return_known`, as those of a `Replay`.
+    """
 
     fields: ClassVar[frozenset[str]] = frozenset(
         {"observation", "action", "reward", "next_observation", "discount", "weight", "row"}
@@ -34,6 +40,12 @@ class Transitions(Source):
         "none", "none, or return-range: the best and the worst episode's returns become 1000 apart"
     )
     reward_shift: float = hyperparameter(0.0, "what is added to every reward after that")
+
+    returns: bool = False
+
+    def sampled(self) -> frozenset[str]:
+        """Fields of its rows."""
+        return self.fields | ({"return_to_go", "return_known"} if self.returns else set())
 
     def check_within(self, recipe: Recipe) -> None:
         """Rewards of the data alone cannot be scaled beside those of an environment."""
@@ -56,6 +68,7 @@ class GivenTransitions(Rows):
     Attributes:
         name: in the recipe.
         reward, discount: float32 `[N]`: scaled rewards; gamma, and 0 where the episode terminated.
+        returned: float32 `[N]`, discounted sums of scaled rewards to the episode's end; NaN where that is not known.
     """
 
     def __init__(self, name: str, entry: Transitions, recorded: Recorded):
@@ -63,6 +76,15 @@ class GivenTransitions(Rows):
         scale = return_range_scale(recorded.returns) if entry.reward_scale == "return-range" else 1.0
         self.reward = recorded.reward * scale + entry.reward_shift
         self.discount = (~recorded.terminated).float() * entry.gamma
+        self.returned: Tensor | None = None
+        if entry.returns:
+            rewards = (recorded.steps * scale + entry.reward_shift).numpy()
+            whole = np.full(len(rewards), np.nan, dtype=np.float32)
+            begin = 0
+            for end in recorded.ends.nonzero()[:, 0].tolist():
+                whole[begin : end + 1] = returns_to_go(rewards[begin : end + 1], entry.gamma)
+                begin = end + 1
+            self.returned = torch.from_numpy(whole)[recorded.number]
 
     def ready(self) -> bool:
         """Always."""
@@ -83,6 +105,9 @@ class GivenTransitions(Rows):
             "reward": self.reward.index_select(0, row),
             "discount": self.discount.index_select(0, row),
         }
+        if self.returned is not None:
+            returned = self.returned.index_select(0, row)
+            found |= {"return_to_go": returned.nan_to_num(0), "return_known": ~returned.isnan()}
         return Experience({name: x.unsqueeze(1) for name, x in found.items()})
 
     def facts(self) -> dict[str, float]:

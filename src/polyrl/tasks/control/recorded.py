@@ -45,6 +45,9 @@ class Recorded:
         action: float32 `[N, A]` in [-1, 1], or int64 `[N]`.
         reward: float32 `[N]`.
         terminated: bool `[N]`: nothing follows. A time limit is none: `after` is what it showed last.
+        steps: float32 `[K]`, rewards of all steps of the data in their order, those that are left out among them.
+        ends: bool `[K]`, steps that end an episode, by a time limit too.
+        number: int64 `[N]`, place of each transition among them.
         returns: of the whole episodes, undiscounted.
         left_out: rows that are not used.
         notices: what else is to be said of the data.
@@ -56,6 +59,9 @@ class Recorded:
     action: Tensor
     reward: Tensor
     terminated: Tensor
+    steps: Tensor
+    ends: Tensor
+    number: Tensor
     returns: list[float]
     left_out: LeftOut
     notices: list[str]
@@ -153,6 +159,7 @@ class _Reader:
     columns: list[tuple[NDArray[Any], ...]] = field(default_factory=list)
     count: int = 0
     outside: int = 0
+    steps: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = field(default_factory=list)
 
     # -------------------------------------------------------------------------------------------- where rows come from
 
@@ -161,8 +168,8 @@ class _Reader:
         place, steps = episode.place, len(episode.rewards)
         shown = self._observations(episode.observations, steps + 1, place)
         which, columns = np.arange(steps), _columns(vars(episode), steps, place)
-        self._returns(columns)
         self._add(shown, which, which + 1, columns, which, f"{place}, step")
+        self._returns(columns)
 
     def add_file(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take in plain arrays, a row a step."""
@@ -185,8 +192,8 @@ class _Reader:
             for row in np.flatnonzero(lost):
                 self.left_out.add(NOT_FOLLOWED, f"{place}, row {row}")
             kept = np.flatnonzero(~lost)
-        self._returns(columns)
         self._add(shown, which[kept], after[kept], tuple(c[kept] for c in columns), kept, f"{place}, row")
+        self._returns(columns)
 
     def _observations(self, values: Any, count: int, place: str) -> NDArray[np.float32]:
         """`count` observations, `[count, D]`."""
@@ -238,14 +245,23 @@ class _Reader:
             self.outside += int((np.abs(action[keep]) > 1 + OUTSIDE).any(1).sum())
             action = action.clip(-1, 1)
         self.seen.append(shown)
+        earlier = sum(len(rewards) for rewards, _ in self.steps)
         self.columns.append(
-            (before[keep] + self.count, after[keep] + self.count, action[keep], reward[keep], terminated[keep])
+            (
+                before[keep] + self.count,
+                after[keep] + self.count,
+                action[keep],
+                reward[keep],
+                terminated[keep],
+                numbers[keep] + earlier,
+            )
         )
         self.count += len(shown)
 
     def _returns(self, columns: tuple[NDArray[Any], ...]) -> None:
-        """Note the returns of the episodes that end in these steps."""
+        """Note the rewards of these steps, and the returns of the episodes that end in them."""
         _, reward, terminated, truncated = columns
+        self.steps.append((reward.astype(np.float32), terminated | truncated))
         begin = 0
         for end in np.flatnonzero(terminated | truncated).tolist():
             total = float(reward[begin : end + 1].sum())
@@ -289,7 +305,8 @@ class _Reader:
                 f"{counted(self.outside, 'action')} of the data {path} lay beyond the bounds of {self.task.spec} and "
                 "were brought to them, as its environment does."
             )
-        before, after, action, reward, terminated = (np.concatenate(c) for c in zip(*self.columns, strict=True))
+        before, after, action, reward, terminated, number = (np.concatenate(c) for c in zip(*self.columns, strict=True))
+        steps, ends = (np.concatenate(c) for c in zip(*self.steps, strict=True))
         return Recorded(
             seen=torch.from_numpy(np.concatenate(self.seen)),
             before=torch.from_numpy(before),
@@ -297,6 +314,9 @@ class _Reader:
             action=torch.from_numpy(action),
             reward=torch.from_numpy(reward.astype(np.float32)),
             terminated=torch.from_numpy(terminated),
+            steps=torch.from_numpy(steps),
+            ends=torch.from_numpy(ends),
+            number=torch.from_numpy(number),
             returns=self.returns,
             left_out=self.left_out,
             notices=self.notices,
