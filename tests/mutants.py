@@ -1980,9 +1980,9 @@ GROUPS: list[Group] = [
         "test_request.py -k 'four_doors or composed_once or with_their_line or says_nothing'",
         [
             ("recipe = recipe.set(name, value)", "pass"),
-            ("_check_names(door, hyperparameters, names, kinds)", "pass"),
-            ("with door.place(name):", "with contextlib.nullcontext():"),
-            ("with door.settings():", "with contextlib.nullcontext():"),
+            ("_check_names(frontend, hyperparameters, names, kinds)", "pass"),
+            ("with frontend.place(name):", "with contextlib.nullcontext():"),
+            ("with frontend.settings():", "with contextlib.nullcontext():"),
             ("config = RunConfig.stated(", "config = RunConfig.from_dict("),
         ],
     ),

@@ -483,7 +483,7 @@ def test_a_reproduction_runs_judges_and_enters(in_process: list[str], tmp_path: 
         "rock-paper-scissors(beta=0.02)",
         "matrix-game(actions=3,beta=0.1)",
     ]
-    assert entry["arms"][1]["hyperparameters"]["mirror-prox.prox_steps"] == "one"
+    assert entry["arms"][1]["hyperparameters"]["anchor-move.prox_steps"] == "one"
     slopes = entry["criteria"][1]["per_seed"]
     assert len(set(slopes.values())) == 3  # each seed is another game
     assert entry["arms"][0]["runs"][0]["curve"]["x"] == [0, 10, 20, 30, 40, 50, 60]
@@ -521,16 +521,16 @@ def test_a_diverging_method_is_counted_against_itself(in_process: list[str], tmp
     file = tmp_path / "broken.py"
     file.write_text(
         "import torch\nfrom dataclasses import dataclass, replace\n"
-        "from polyrl.methods.preference import nash_mp\nfrom polyrl.recipe import Improver\n"
+        "from polyrl.methods.preference import nash_mp\nfrom polyrl.core.update import Fresh, OwnUpdate\n"
         "from polyrl.parts.theory import check_finite\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Breaks(Improver):\n"
+        "@dataclass(frozen=True)\n"
+        "class Breaks(OwnUpdate):\n"
         "    needs = frozenset({'score'})\n"
-        "    def run(self, terms, experience, context):\n"
-        "        context.spent.updates += 1\n"
-        "        if context.seed == 11 and context.iteration == 3:\n"
-        "            check_finite(self, context, policy=torch.tensor(float('nan')))\n"
-        "def recipe():\n    return replace(nash_mp.recipe(), optimize=Breaks(), adds=())\n",
+        "    def step(self, batch, see):\n"
+        "        if see.context.seed == 11 and see.context.iteration == 3:\n"
+        "            check_finite(self, see.context, policy=torch.tensor(float('nan')))\n"
+        "        return {}\n"
+        "def recipe():\n    return replace(nash_mp.recipe(), updates=(Breaks('policy', Fresh()),), adds=())\n",
         encoding="utf-8",
     )
     arms = (Arm("two", "nash-mp"), Arm("one", str(file)))

@@ -17,7 +17,7 @@ from polyrl.arguments import read_call
 from polyrl.catalogue import build
 from polyrl.errors import UserError
 from polyrl.recipe_file import read_recipe_file, recipe_yaml
-from polyrl.request import Asked, Door, Request, make_recipe, read
+from polyrl.request import Asked, Frontend, Request, make_recipe, read
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.options import OPTIONS, by_name, hints
 from polyrl.settings import parse_value
@@ -57,9 +57,9 @@ def written(folder: Path, text: str) -> str:
 
 
 def of_file(file: str, **beside: Any) -> Request:
-    over = Door("polyrl train", [option.name for option in OPTIONS])
-    door, asked = read_recipe_file(file, Asked([file], **beside), over)
-    return read(door, asked)
+    over = Frontend("polyrl train", [option.name for option in OPTIONS])
+    frontend, asked = read_recipe_file(file, Asked([file], **beside), over)
+    return read(frontend, asked)
 
 
 @pytest.fixture
@@ -81,20 +81,23 @@ def test_four_doors_lead_to_one_recipe_and_one_config(tmp_path: Path, of_command
     file = written(tmp_path, FILE)
     asked: dict[str, Any] = {**NOTHING, "task": "addition", "budget": {"samples": 64}, "keywords": KEYWORDS}
     asked |= {"reward": ["exact", ("length", 0.5)], "seed": 3}
-    doors = [of_command(*WORDS), of_command(file), read_call("train", ["grpo+reference-kl"], **asked)]
-    doors.append(read_call("train", [Path(file)], **NOTHING))
-    first = doors[0]
+    frontends = [of_command(*WORDS), of_command(file), read_call("train", ["grpo+reference-kl"], **asked)]
+    frontends.append(read_call("train", [Path(file)], **NOTHING))
+    first = frontends[0]
     assert first.recipe.hyperparameters()["clipped-surrogate.clip_range"] == 0.1
     assert (first.config.eval_greedy, first.config.tensorboard, first.config.rewards) == (
         False,
         False,
         ("exact", "length=0.5"),
     )
-    for door in doors:
-        assert door.recipe.hyperparameters() == first.recipe.hyperparameters() and door.recipe.name == first.recipe.name
-        plain = {**door.config.as_dict(), "hyperparameters": None}
+    for frontend in frontends:
+        assert (
+            frontend.recipe.hyperparameters() == first.recipe.hyperparameters()
+            and frontend.recipe.name == first.recipe.name
+        )
+        plain = {**frontend.config.as_dict(), "hyperparameters": None}
         assert plain == {**first.config.as_dict(), "hyperparameters": None}
-        again = RunConfig.from_dict(door.config.as_dict())
+        again = RunConfig.from_dict(frontend.config.as_dict())
         assert make_recipe(again).hyperparameters() == first.recipe.hyperparameters()
 
 
@@ -205,8 +208,8 @@ def test_code_that_a_file_names_runs_where_the_user_has_run_it(tmp_path: Path) -
     file = written(tmp_path, f"method: grpo\nreward: {reward}:f\n")
     with pytest.raises(UserError, match="which is code that you have not run"):
         of_file(file)
-    door, asked = read_recipe_file(file, Asked([file]), Door("polyrl train"), trust_code=True)
-    assert read(door, asked).config.rewards == (f"{reward}:f",)
+    frontend, asked = read_recipe_file(file, Asked([file]), Frontend("polyrl train"), trust_code=True)
+    assert read(frontend, asked).config.rewards == (f"{reward}:f",)
     assert of_file(file).config.rewards == (f"{reward}:f",)  # now it is recorded
 
 

@@ -301,9 +301,13 @@ def test_unknown_names_and_settings_are_told():
         task("aditon")
     with pytest.raises(UserError, match=r"no setting 'dificulty'\. Did you mean 'difficulty'"):
         task("addition", dificulty=3)
-    for wrong in (0, 13, 4.0, True, None):
+    for wrong in (0, 13):
         with pytest.raises(UserError, match="whole number from 1 to 12"):
             task("addition", difficulty=wrong)
+    for wrong in (4.5, True, None):
+        with pytest.raises(UserError, match=f"difficulty is '{wrong}' but must be an int"):
+            task("addition", difficulty=wrong)
+    assert task("addition", difficulty=4.0).difficulty == 4  # as its text would be
     with pytest.raises(UserError, match="start_accuracy"):
         task("addition", start_accuracy=1.5)
     with pytest.raises(ValueError, match="split"):

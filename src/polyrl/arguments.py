@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyrl.errors import UserError
 from polyrl.recipe_file import read_recipe_file
-from polyrl.request import Asked, Door, Request, is_recipe_file, read
+from polyrl.request import Asked, Frontend, Request, is_recipe_file, read
 from polyrl.runtime.config import PythonObjects
 from polyrl.runtime.options import by_name
 
@@ -22,7 +22,7 @@ OWN = ("task", "model", "reward", "preference", "dataset", "test_dataset", "budg
 """Arguments of `train` and `compare` besides the keywords."""
 
 
-class Call(Door):
+class Call(Frontend):
     """A call of `polyrl.train` or `polyrl.compare`, and its words for a keyword that is none."""
 
     def __init__(self, function: str):
@@ -83,15 +83,15 @@ def read_call(
         raise UserError(f"polyrl.{function} takes {' and '.join(twice)} by itself; leave it out of options.")
     settings = {k: plain(v) for k, v in {"test_dataset": named(test_dataset), **asked, **chosen}.items()}
     plain_values = {name: plain(value) for name, value in hyperparameters.items()}
-    what, door = Asked(names, settings, plain_values, given, recipes, several), Call(function)
+    what, frontend = Asked(names, settings, plain_values, given, recipes, several), Call(function)
     if trust_code and not any(map(is_recipe_file, names)):
         raise UserError("trust_code is for code that a recipe file names; what the call names runs anyway.")
     for name in names:
         if name not in recipes and is_recipe_file(name):
             if several:
                 raise UserError(f"{name} is a recipe file, which polyrl.train takes; compare methods by their names.")
-            return read(*read_recipe_file(name, what, door, trust_code=trust_code))
-    return read(door, what)
+            return read(*read_recipe_file(name, what, frontend, trust_code=trust_code))
+    return read(frontend, what)
 
 
 def _split(

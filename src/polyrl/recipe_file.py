@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from polyrl.errors import UserError
-from polyrl.request import Asked, Door, make_task
+from polyrl.request import Asked, Frontend, make_task
 from polyrl.runtime.files import LARGEST_YAML, read_error, shown
 from polyrl.runtime.options import by_name
 from polyrl.settings import american, as_text
@@ -29,10 +29,10 @@ OF_THE_COMMAND = ("out", "overwrite", "quiet", "trust_code")
 """Options of the command that say nothing of a run."""
 
 
-class FileDoor(Door):
+class FileFrontend(Frontend):
     """The words in which a recipe file's mistakes are told: the same, with the line; others are those of `over`."""
 
-    def __init__(self, file: str, lines: Mapping[str, int], over: Door):
+    def __init__(self, file: str, lines: Mapping[str, int], over: Frontend):
         super().__init__(over.name, over.options)
         self.file, self.lines, self.over = file, lines, over
 
@@ -92,7 +92,9 @@ class Written:
     line: int
 
 
-def read_recipe_file(method: str, asked: Asked, over: Door, *, trust_code: bool = False) -> tuple[FileDoor, Asked]:
+def read_recipe_file(
+    method: str, asked: Asked, over: Frontend, *, trust_code: bool = False
+) -> tuple[FileFrontend, Asked]:
     """What a file asks, and over it what was asked beside it.
 
     Args:
@@ -114,20 +116,20 @@ def read_recipe_file(method: str, asked: Asked, over: Door, *, trust_code: bool 
         what = "is the config of a run, which `polyrl resume` goes on with" if "run" in keys else "names no method"
         raise UserError(f"{file} {what}; a recipe file has a line like method: grpo.")
     taken = {_plain(name) for name in asked.hyperparameters}
-    door = FileDoor(str(file), {key: v.line for key, v in keys.items() if key not in taken}, over)
+    frontend = FileFrontend(str(file), {key: v.line for key, v in keys.items() if key not in taken}, over)
     settings: dict[str, Any] = {}
     hyperparameters: dict[str, Any] = {}
-    with door.place("method"):
+    with frontend.place("method"):
         named = _one(keys.pop("method"))
     options = by_name()
     for key, value in keys.items():
         if key in OF_THE_COMMAND:
-            raise UserError(f"{door.at(key)}: '{key}' is said in the command, as --{key.replace('_', '-')}.")
+            raise UserError(f"{frontend.at(key)}: '{key}' is said in the command, as --{key.replace('_', '-')}.")
         option = options.get(key)
         if option is None:
             hyperparameters[key] = ",".join(value.texts)
             continue
-        with door.place(key):
+        with frontend.place(key):
             if option.many:
                 settings[option.of] = value.texts
             elif (text := _one(value)) != "none":
@@ -138,7 +140,7 @@ def read_recipe_file(method: str, asked: Asked, over: Door, *, trust_code: bool 
     check_code(RunConfig(method=named, **own), file, trust_code=trust_code)
     settings |= asked.settings
     everything = {**hyperparameters, **{_plain(k): v for k, v in asked.hyperparameters.items()}}
-    return door, replace(asked, methods=[named], settings=settings, hyperparameters=everything)
+    return frontend, replace(asked, methods=[named], settings=settings, hyperparameters=everything)
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,8 @@
 """What somebody asks for, read once: methods, options and hyperparameters become checked recipes and a typed config.
 
-The command line, Python, a recipe file and a claim ask in words of their own (`Door`). Everything behind those words is
-here and nowhere else: which names there are, what a text means, which task and budget are taken where none is named.
+The command line, Python, a recipe file and a claim ask in words of their own (`Frontend`). Everything behind those
+words is here and nowhere else: which names there are, what a text means, which task and budget are taken where none is
+named.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def is_recipe_file(method: str) -> bool:
     return method.endswith((".yaml", ".yml"))
 
 
-class Door:
+class Frontend:
     """A way of asking, and the words in which its mistakes are told.
 
     Attributes:
@@ -167,7 +168,7 @@ def make_recipe(config: RunConfig, given: PythonObjects | None = None) -> Recipe
         UserError: it does not hold together, a hyperparameter is unknown or malformed, or it learns from data where
             none is named.
     """
-    return _finished(_composed(config, given), config, given, config.hyperparameters, Door(""))
+    return _finished(_composed(config, given), config, given, config.hyperparameters, Frontend(""))
 
 
 def _composed(config: RunConfig, given: PythonObjects | None) -> Recipe:
@@ -176,11 +177,15 @@ def _composed(config: RunConfig, given: PythonObjects | None) -> Recipe:
 
 
 def _finished(
-    recipe: Recipe, config: RunConfig, given: PythonObjects | None, hyperparameters: Mapping[str, Any], door: Door
+    recipe: Recipe,
+    config: RunConfig,
+    given: PythonObjects | None,
+    hyperparameters: Mapping[str, Any],
+    frontend: Frontend,
 ) -> Recipe:
     """The recipe with its hyperparameters, texts or values, checked."""
     for name, value in hyperparameters.items():
-        with door.place(name):
+        with frontend.place(name):
             recipe = recipe.set(name, value)
     recipe = catalogue.checked(recipe)
     rows = given is not None and given.dataset is not None  # refused where the task is made
@@ -193,7 +198,12 @@ def _finished(
 
 
 def _check_names(
-    door: Door, given: Mapping[str, Any], names: Iterable[str], domains: Mapping[str, str], *, whole: bool = True
+    frontend: Frontend,
+    given: Mapping[str, Any],
+    names: Iterable[str],
+    domains: Mapping[str, str],
+    *,
+    whole: bool = True,
 ) -> None:
     """Refuse what is not among the names of hyperparameters; only its last word is looked up, unless `whole`.
 
@@ -207,12 +217,14 @@ def _check_names(
         if plain in known or (not whole and plain.rpartition(".")[2] in known):
             continue
         kinds = {*domains.values()}
-        there = {*names, *known, *(o.replace("-", "_") for o in door.options)}
+        there = {*names, *known, *(o.replace("-", "_") for o in frontend.options)}
         text = value if isinstance(value, str) else ""
         said = option_elsewhere(plain, kinds.pop() if len(kinds) == 1 else None, there, text)
-        said = said or nearest(door.written(name), dict.fromkeys([*door.options, *map(door.written, names)]))
-        said = said or door.last_hint(next(iter(domains)))
-        raise UserError(f"{door.unknown(name, ' or '.join(domains))}{said}")
+        said = said or nearest(
+            frontend.written(name), dict.fromkeys([*frontend.options, *map(frontend.written, names)])
+        )
+        said = said or frontend.last_hint(next(iter(domains)))
+        raise UserError(f"{frontend.unknown(name, ' or '.join(domains))}{said}")
 
 
 # ---------------------------------------------------------------------------------------------------------- requests
@@ -220,7 +232,7 @@ def _check_names(
 
 @dataclass(frozen=True)
 class Asked:
-    """What was written at a door.
+    """What was asked for, as a frontend hands it over.
 
     Attributes:
         methods: their names; of recipes that were given as objects their own.
@@ -239,7 +251,7 @@ class Asked:
     several: bool = False
 
 
-def read(door: Door, asked: Asked) -> Request:
+def read(frontend: Frontend, asked: Asked) -> Request:
     """What was asked for, or the first mistake in it: names first, which takes no import, then values, then recipes.
 
     Raises:
@@ -259,19 +271,19 @@ def read(door: Door, asked: Asked) -> Request:
         kinds = {m: _kind(task, m, asked.given) for m in asked.methods}
         stated = [stated_names(method, kinds[method]) if method in named else None for method in asked.methods]
         if None not in stated:  # what there is not has neither value nor words behind it
-            _check_names(door, hyperparameters, {n for s in stated for n in s or ()}, kinds, whole=False)
-    door.check_rest()
+            _check_names(frontend, hyperparameters, {n for s in stated for n in s or ()}, kinds, whole=False)
+    frontend.check_rest()
     texts = {name: as_text(value) for name, value in hyperparameters.items()}
-    with door.settings():
-        config = RunConfig.stated({**settings, "hyperparameters": texts}, door.name)
+    with frontend.settings():
+        config = RunConfig.stated({**settings, "hyperparameters": texts}, frontend.name)
     given = {m: dataclasses.replace(asked.given, recipe=asked.recipes.get(m)) for m in asked.methods}
     configs = {m: dataclasses.replace(config, method=m, task=task or catalogue.default_task(m)) for m in asked.methods}
     composed = {m: _composed(configs[m], given[m]) for m in asked.methods}
     if hyperparameters:
         keys = [key for recipe in composed.values() for key in recipe.hyperparameters()]
         names = [name for key in keys for name in (key, key.rpartition(".")[2])]
-        _check_names(door, hyperparameters, names, kinds)
-    made = {m: _finished(composed[m], configs[m], given[m], hyperparameters, door) for m in asked.methods}
+        _check_names(frontend, hyperparameters, names, kinds)
+    made = {m: _finished(composed[m], configs[m], given[m], hyperparameters, frontend) for m in asked.methods}
     return Request(config, made, given)
 
 

@@ -15,7 +15,7 @@ from polyrl.runtime.options import SEED as SEED_OF_A_RUN
 from polyrl.runtime.options import WHAT as WHAT_IS_ASKED
 
 if TYPE_CHECKING:
-    from polyrl.request import Door, Request
+    from polyrl.request import Frontend, Request
 
 
 def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -63,7 +63,7 @@ def read_command(
     from polyrl.request import Asked, is_recipe_file, read
     from polyrl.runtime.budget import Budget
 
-    door, hyperparameters = command_line(rest, ctx)
+    frontend, hyperparameters = command_line(rest, ctx)
     settings: dict[str, Any] = {}
     for option in OPTIONS:
         value = given.get(option.keyword)
@@ -77,15 +77,15 @@ def read_command(
             raise UserError(f"{method} is a recipe file, which `polyrl train` takes; compare methods by their names.")
         from polyrl.recipe_file import read_recipe_file
 
-        door, asked = read_recipe_file(method, asked, door, trust_code=bool(given.get("trust_code")))
+        frontend, asked = read_recipe_file(method, asked, frontend, trust_code=bool(given.get("trust_code")))
     if given.get("trust_code") and not any(map(is_recipe_file, methods)):
         raise UserError("--trust-code is for code that a recipe file names; what the command names runs anyway.")
-    return read(door, asked)
+    return read(frontend, asked)
 
 
-def command_line(rest: list[str], ctx: click.Context) -> tuple[Door, dict[str, str]]:
+def command_line(rest: list[str], ctx: click.Context) -> tuple[Frontend, dict[str, str]]:
     """`["--clip-range", "0.1"]` -> {"clip-range": "0.1"}, and the words in which the command's mistakes are told."""
-    from polyrl.request import Door
+    from polyrl.request import Frontend
 
     found: dict[str, str] = {}
     without: list[str] = []
@@ -103,7 +103,7 @@ def command_line(rest: list[str], ctx: click.Context) -> tuple[Door, dict[str, s
             value = items.pop(0)
         found[name] = value
 
-    class CommandLine(Door):
+    class CommandLine(Frontend):
         def written(self, name: str) -> str:
             return name.replace("_", "-")
 

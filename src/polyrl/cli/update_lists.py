@@ -116,7 +116,10 @@ def batch_words(batch: Part) -> str:
 
 
 def _numbered(every: int) -> str:
-    return "" if every == 1 else f", at every {every}th"
+    if every == 1:
+        return ""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(every % 10 if every // 10 % 10 != 1 else 0, "th")
+    return f", at every {every}{ending}"
 
 
 def step_words(step: Step) -> str:
