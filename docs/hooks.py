@@ -20,10 +20,10 @@ from polyrl import catalogue, method_files, names_elsewhere
 from polyrl.claims import claims
 from polyrl.cli.update_lists import PLAIN, step_words, walk
 from polyrl.core import special_rows
-from polyrl.core.experience import FIELDS
+from polyrl.core.fields import FIELDS, Field, documented, own_fields
 from polyrl.core.special_rows import USES
 from polyrl.core.update import Update
-from polyrl.recipe import STAGES, Part, Recipe, options
+from polyrl.recipe import STAGES, Part, Recipe, kebab, options
 from polyrl.reproduction import ledger
 from polyrl.reproduction.page import NOT_RETESTED, claim_page, claims_page
 from polyrl.tasks import DOMAINS, built_in
@@ -123,7 +123,8 @@ def docstring(thing: object) -> str:
 
 def fields_text(names: frozenset[str]) -> str:
     """Names of fields, each a link to its meaning."""
-    linked = (f"[`{n}`](fields.md#{n})" if n in FIELDS else f"`{n}`" for n in sorted(names))
+    known = documented(catalogue.part_classes())
+    linked = (f"[`{n}`](fields.md#{n})" if n in known else f"`{n}`" for n in sorted(names))
     return ", ".join(linked) or "nothing"
 
 
@@ -315,15 +316,32 @@ def parts_page() -> str:
 
 
 def fields_page() -> str:
-    """Every standard field of the experience."""
-    rows = [(f'<a id="{name}"></a>`{name}`', f"`{f.shape}`", f.dtype, f.unit, f.meaning) for name, f in FIELDS.items()]
-    body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    """Every field that the experience may have: what parts share, then what one part alone brings."""
+    own = own_fields(catalogue.part_classes())
+    head = "| field | shape | dtype | unit | meaning |"
+    shared = "".join(f"{field_row(name, field)}\n" for name, field in FIELDS.items())
+    brought = "".join(f"{field_row(name, field)} {part_link(kind)} |\n" for name, (field, kind) in own.items())
     return (
         "# Experience fields\n\n"
         "`Experience` is the one table that flows through the stages. `B` is the number of episodes (responses), `T` "
-        "the longest one in steps (tokens), `P` the longest prompt. A part may add fields of its own names.\n\n"
-        "| field | shape | dtype | unit | meaning |\n| --- | --- | --- | --- | --- |\n" + body
+        "the longest one in steps (tokens), `P` the longest prompt.\n\n"
+        f"{head}\n|{' --- |' * 5}\n{shared}\n"
+        "## Of one part\n\n"
+        "What one part alone brings stands in its file, as `own_fields`. A part of yours may say what its own fields "
+        "are in the same way, and `polyrl trace` shows it ([writing a method](../writing-a-method.md#parts)).\n\n"
+        f"{head} brought by |\n|{' --- |' * 6}\n{brought}"
     )
+
+
+def field_row(name: str, field: Field) -> str:
+    """A field's row of a table, its name a place that links lead to."""
+    return f'| <a id="{name}"></a>`{name}` | `{field.shape}` | {field.dtype} | {field.unit} | {field.meaning} |'
+
+
+def part_link(kind: type[Part]) -> str:
+    """The name of a part with a link to it; of what several parts derive from, the link is to the first of them."""
+    first = next(cls for cls in catalogue.part_classes() if issubclass(cls, kind))
+    return f"[`{kebab(kind.__name__)}`](parts.md#{kebab(first.__name__)})"
 
 
 TASK_INTRO = {

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from polyrl.core.experience import FIELDS, Experience
+from polyrl import catalogue
+from polyrl.core.experience import Experience
+from polyrl.core.fields import documented
 from polyrl.errors import UserError
 from polyrl.methods.language.dapo_direct import OfflineSteps
 from polyrl.parts.collect import SampleResponses
@@ -92,7 +94,7 @@ def test_what_was_sampled_is_what_is_judged(model: Path, collector: str) -> None
 
 
 def test_no_column_becomes_a_field(model: Path) -> None:
-    run_state = run_state_of(model, rows_with(*sorted(set(FIELDS) | {"kl_factor"})), Spy())
+    run_state = run_state_of(model, rows_with(*sorted(documented(catalogue.part_classes()))), Spy())
     batch = COLLECTORS["whole responses"](None, make_context(run_state))
     plain = COLLECTORS["whole responses"](None, make_context(run_state_of(model, rows_with(), Spy())))
     assert batch.fields() == plain.fields()

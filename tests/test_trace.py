@@ -20,6 +20,7 @@ from polyrl.cli import excerpts, responses, tokens
 from polyrl.cli.fields import field_table, value_range
 from polyrl.cli.trace import counted, metric_words, whats_new
 from polyrl.core.experience import Experience
+from polyrl.core.fields import FIELDS
 from polyrl.models.language.rows import pad_rows
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
@@ -262,14 +263,14 @@ def responses_of(groups: list[int], scores: list[float], length: int = 4, **fiel
 def test_what_was_there_before_stands_below_what_is_there_now() -> None:
     before = responses_of([0, 0, 0, 0], [-4.0, 1.0, 2.0, 0.5])
     after = before.with_fields(score=torch.tensor([-0.8, 0.8, 0.8, 0.5 + 1e-8]))
-    said = text(field_table(before, after, ["score"], 140))
+    said = text(field_table(before, after, ["score"], FIELDS, 140))
     assert row(said, "score")[3:6] == ["-0.8", "0.325", "0.8"]
     assert row(said, "before")[:3] == ["-4", "-0.125", "2"] and "differs in 3 of 4 rows" in said  # rounding is none
     weight = before["weight"].clone()
     weight[1, 2:] = 0
     weight[3] = 0
     masked = before.with_fields(weight=weight)
-    narrow = text(field_table(before, masked, ["weight"], 80))
+    narrow = text(field_table(before, masked, ["weight"], FIELDS, 80))
     assert "before (differs in 6 of 16 steps)  min 1  mean 1  max 1" in narrow
     assert "weight  how much each step counts" in narrow and "min 0  mean 0.625  max 1" in narrow
     said = counted(masked, before, "language")
@@ -280,11 +281,11 @@ def test_what_was_there_before_stands_below_what_is_there_now() -> None:
 
 def test_ranges_of_indices_and_of_unfinished_responses() -> None:
     batch = responses_of([7, 7, 9, 9], [0.0, 1.0, 0.0, 0.0], finished=torch.tensor([True, True, False, False]))
-    assert value_range(batch, "group") == ("", "2 different", "")
-    assert value_range(batch, "action") == ("", "", "")  # token ids have no mean
-    assert value_range(batch, "score") == ("0", "0.5", "1")  # what goes on has none yet
+    assert value_range(batch, "group", FIELDS["group"]) == ("", "2 different", "")
+    assert value_range(batch, "action", FIELDS["action"]) == ("", "", "")  # token ids have no mean
+    assert value_range(batch, "score", FIELDS["score"]) == ("0", "0.5", "1")  # what goes on has none yet
     copies = batch.with_fields(copies=torch.tensor([1, 2, 3, 2]))
-    assert value_range(copies, "copies") == ("1", "2", "3")
+    assert value_range(copies, "copies", None) == ("1", "2", "3")
 
 
 def test_metrics_are_told_in_words() -> None:
@@ -329,7 +330,7 @@ def test_greedy_twins_stand_below_the_responses_to_their_prompt() -> None:
     shown = example.rows(batch)
     assert [bool(twin[i]) for i in shown] == [False, True, False, True]
     assert all(shown[k + 1] == shown[k] + 1 for k in (0, 2))
-    said = text(tokens.token_table(batch, None, shown, ["advantage"], _Letters()))
+    said = text(tokens.token_table(batch, None, shown, ["advantage"], _Letters(), ()))
     assert not {chr(97 + i) for i in range(8) if twin[i]} & {*row(said, "action")}  # they are not trained
 
 
@@ -390,7 +391,11 @@ def test_tokens_are_shown_with_what_a_part_read_and_gave() -> None:
     weight[1, 15] = 0
     before = before.with_fields(entropy_at_collection=entropy, advantage=torch.ones(2, 30))
     after = before.with_fields(weight=weight)
-    said = text(tokens.token_table(after, before, [0, 1], ["entropy_at_collection", "weight"], _Letters(), "x:"))
+    said = text(
+        tokens.token_table(
+            after, before, [0, 1], ["entropy_at_collection", "weight"], _Letters(), {"entropy_at_collection"}, "x:"
+        )
+    )
     last = said.rindex("action")
     assert "b" in said[last:] and "0.87" in said[last:] and "..." in said[last:]  # around the change, in the middle
     assert "0" in [c for line in said[last:].splitlines() if line.split()[:1] == ["weight"] for c in line.split()[1:]]
@@ -398,7 +403,7 @@ def test_tokens_are_shown_with_what_a_part_read_and_gave() -> None:
     mask = present.clone()
     mask[:, 2:5] = False  # what a tool said
     tool = before.with_fields(mask=mask, present=present).rows([0, 1])
-    line = text(tokens.token_table(tool, None, [0], ["advantage"], _Letters())).splitlines()
+    line = text(tokens.token_table(tool, None, [0], ["advantage"], _Letters(), ())).splitlines()
     assert row("\n".join(line), "action")[:8] == ["a"] * 8
     assert row("\n".join(line), "advantage").count("+1.00") == row("\n".join(line), "action").count("a") - 3
 

@@ -10,6 +10,7 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from polyrl.api import compare, evaluate, reproduce, resume, train
     from polyrl.core.experience import Experience
+    from polyrl.core.fields import Field
     from polyrl.errors import UserError
     from polyrl.recipe import Architecture, Improver, Part, Recipe, Term, hyperparameter
     from polyrl.results import ComparisonResult, RunResult
@@ -25,6 +26,7 @@ _HOMES = {
     "ComparisonResult": "results",
     "UserError": "errors",
     "Experience": "core.experience",
+    "Field": "core.fields",
     "Metric": "runtime.metric",
     "Architecture": "recipe",
     "Improver": "recipe",
@@ -37,6 +39,7 @@ __all__ = [
     "Architecture",
     "ComparisonResult",
     "Experience",
+    "Field",
     "Improver",
     "Metric",
     "Part",

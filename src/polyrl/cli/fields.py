@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,22 +12,26 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl.cli.responses import ROUNDING, differs
-from polyrl.core.experience import FIELDS, Experience
+from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 
 WIDE = 110
 """Columns from which the meaning of a field stands beside its numbers; below, it stands above them."""
 NO_NUMBERS = {"token id", "token id or action"}
 
 
-def field_table(before: Experience | None, after: Experience, changed: Sequence[str], width: int) -> Any:
+def field_table(
+    before: Experience | None, after: Experience, changed: Sequence[str], known: Mapping[str, Field], width: int
+) -> Any:
     """Changed fields with shape, unit, range and meaning; what was there before has a line of its own.
 
     Args:
         before, after: what a part was given, and what it returned.
         changed: fields to show.
+        known: what is known of fields, by name; of others the numbers alone are shown.
         width: columns of the terminal: below `WIDE`, each field has lines of its own.
     """
-    lines = [line for name in changed for line in _field_lines(before, after, name)]
+    lines = [line for name in changed for line in _field_lines(before, after, name, known.get(name))]
     if width < WIDE:
         blocks: list[Padding] = [Padding(Text("gives", style="dim"), (0, 0, 0, 4))]
         for name, shape, unit, low, mean, high, meaning in lines:
@@ -48,11 +52,10 @@ def field_table(before: Experience | None, after: Experience, changed: Sequence[
     return table
 
 
-def _field_lines(before: Experience | None, after: Experience, name: str) -> Iterator[list[str]]:
+def _field_lines(before: Experience | None, after: Experience, name: str, field: Field | None) -> Iterator[list[str]]:
     """Cells of a field, and of what it was: name, shape, unit, min, mean, max, meaning."""
-    field = FIELDS.get(name)
     unit, meaning = (field.unit, field.meaning) if field else ("", "")
-    yield [name, "[" + ", ".join(map(str, after[name].shape)) + "]", unit, *value_range(after, name), meaning]
+    yield [name, "[" + ", ".join(map(str, after[name].shape)) + "]", unit, *value_range(after, name, field), meaning]
     if before is None or name not in before or before[name].shape != after[name].shape:
         return
     where = differs(before[name], after[name])
@@ -62,13 +65,12 @@ def _field_lines(before: Experience | None, after: Experience, name: str) -> Ite
         said, total = "steps", where.numel()
         if "mask" in after and where.shape == after["mask"].shape:
             where, total = where & after["mask"], int(after["mask"].sum())
-    yield ["  before", "", "", *value_range(before, name), f"differs in {int(where.sum())} of {total} {said}"]
+    yield ["  before", "", "", *value_range(before, name, field), f"differs in {int(where.sum())} of {total} {said}"]
 
 
-def value_range(experience: Experience, name: str) -> tuple[str, str, str]:
+def value_range(experience: Experience, name: str, field: Field | None) -> tuple[str, str, str]:
     """Least, mean and greatest value over the steps that count; how many different ones an index has."""
     values = experience[name]
-    field = FIELDS.get(name)
     if not values.numel() or (field and field.unit in NO_NUMBERS):
         return "", "", ""
     if field and field.unit == "index":

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from polyrl.core.experience import FIELDS, Experience
+from polyrl.core.experience import Experience
+from polyrl.core.fields import documented
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.recipe import Part
 from polyrl.tasks.language.columns import told_columns
@@ -189,11 +190,10 @@ def read_prompt(experience: Experience, row: int, tokenizer: Any) -> str:
 def row_fields(part: Part, experience: Experience, changed: Sequence[str]) -> list[str]:
     """Fields of a part that say one number, or a few, of each row, and not the same of all."""
     found = []
+    few = {name for name, field in documented([type(part)]).items() if field.shape == "[B, k]"}
     for name in changed:
         values = experience[name]
-        narrow = values.dim() == 1 or (
-            values.dim() == 2 and values.shape[1] <= 8 and FIELDS.get(name, _ANY).shape == "[B, k]"
-        )
+        narrow = values.dim() == 1 or (values.dim() == 2 and values.shape[1] <= 8 and name in few)
         if (
             name in part.gives
             and name not in LANGUAGE_FIELDS
@@ -202,9 +202,6 @@ def row_fields(part: Part, experience: Experience, changed: Sequence[str]) -> li
         ):
             found.append(name)
     return found
-
-
-_ANY = next(iter(FIELDS.values()))
 
 
 def _said_of(experience: Experience, rows: Sequence[int]) -> tuple[dict[str, list[Any]], dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from polyrl.cli.responses import differs, indented, read_text
-from polyrl.core.experience import FIELDS, Experience
+from polyrl.core.experience import Experience
 from polyrl.parts.collect import LANGUAGE_FIELDS
 from polyrl.recipe import Part
 
@@ -97,6 +97,7 @@ def token_table(
     rows: Sequence[int],
     names: Sequence[str],
     tokenizer: Any,
+    logprobs: Collection[str],
     caption: str = "what each token will be pushed by:",
 ) -> Padding:
     """Two of the rows token by token: the one that a part has moved most and the one that it has moved least.
@@ -107,6 +108,7 @@ def token_table(
         rows: rows to choose from.
         names: fields `[B, T]`.
         tokenizer: reads the tokens.
+        logprobs: fields in nats, which are shown without a sign.
         caption: what is to be seen.
     """
     rows = [i for i in rows if not bool(experience["greedy"][i])]  # greedy baselines are never trained
@@ -132,8 +134,8 @@ def token_table(
             own = experience["mask"][i]
             moves = old is not None and bool(differs(old[i], experience[name][i])[own].any())
             if old is not None and moves and len({*old[i][own].tolist()}) > 1:
-                lines.append((f"{name} before", _line(old[i], experience, i, places, name)))
-            lines.append((name, _line(experience[name][i], experience, i, places, name)))
+                lines.append((f"{name} before", _line(old[i], experience, i, places, name, logprobs)))
+            lines.append((name, _line(experience[name][i], experience, i, places, name, logprobs)))
         blocks.append(TokenTable(lines))
     return indented(caption, *[x for block in blocks for x in (block, Text(""))][:-1])
 
@@ -155,7 +157,14 @@ def _piece(experience: Experience, row: int, t: int | None, tokenizer: Any) -> T
     return Text(piece, style="cyan" if bool(experience["mask"][row, t]) else "dim")
 
 
-def _line(values: Tensor, experience: Experience, row: int, places: Sequence[int | None], name: str) -> list[Text]:
+def _line(
+    values: Tensor,
+    experience: Experience,
+    row: int,
+    places: Sequence[int | None],
+    name: str,
+    logprobs: Collection[str],
+) -> list[Text]:
     """Cells of one field; what a tool said has none."""
     own = experience["mask"][row]
     shown = values[own]
@@ -169,7 +178,7 @@ def _line(values: Tensor, experience: Experience, row: int, places: Sequence[int
             cells.append(Text("yes" if bool(values[t]) else "-", style="" if bool(values[t]) else "dim"))
         elif not values.is_floating_point():
             cells.append(Text(str(int(values[t]))))
-        elif name in FIELDS and FIELDS[name].unit == "nats":
+        elif name in logprobs:
             cells.append(Text(signed(float(values[t]), digits).plain.removeprefix("+")))
         elif "weight" in name:
             weight = float(values[t])

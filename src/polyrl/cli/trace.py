@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from polyrl.cli import excerpts, responses, tokens, update_lists
 from polyrl.cli.explain import console, first_sentence, part_name, stage_heading, stream_heading, title
 from polyrl.cli.fields import field_table
 from polyrl.cli.update_lists import written
-from polyrl.core.experience import FIELDS, Experience
+from polyrl.core.experience import Experience
+from polyrl.core.fields import Field, documented
 from polyrl.core.update import Step
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.tools import turns
@@ -66,6 +68,11 @@ class Tracer:
     def recipe(self) -> Recipe:
         """What runs."""
         return self.loop.recipe  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def known(self) -> dict[str, Field]:
+        """What is known of the fields that the recipe's parts give."""
+        return documented(map(type, self.recipe.parts()))
 
     @property
     def tokenizer(self) -> Any:
@@ -117,7 +124,7 @@ class Tracer:
         if needs:
             self._say(f"reads {', '.join(needs)}", style="dim")
         if changed:
-            self.out.print(field_table(before, after, changed, self.out.width))
+            self.out.print(field_table(before, after, changed, self.known, self.out.width))
         if said := self._news():
             self._say(f"measured: {said}")
 
@@ -127,7 +134,7 @@ class Tracer:
             if step is not None and owner == step.name:
                 changed = [f for f in after.fields() if f not in before or after[f] is not before[f]]
                 self._say(name, style="dim")
-                self.out.print(field_table(before, after, changed, self.out.width))
+                self.out.print(field_table(before, after, changed, self.known, self.out.width))
 
     def _news(self, skip: frozenset[str] = frozenset()) -> str:
         """Metrics that are new since this was asked last, in words."""
@@ -211,16 +218,16 @@ class Tracer:
         names = tokens.token_fields(part, old, after, changed)
         real = [name for name in names if name in changed and _really(old, after, name)]
         whole = part.stage == "score" and "score" in changed  # paid once, at the last token: the table above says it
-        logprobs = all(FIELDS[name].unit == "nats" for name in real if name in FIELDS)
+        logprobs = {name for name, field in self.known.items() if field.unit == "nats"}
         if (
             whole
-            or (part.stage == "collect" and logprobs)
+            or (part.stage == "collect" and all(name in logprobs for name in real if name in self.known))
             or ("advantage" in real and not bool(after["advantage"].any()))
         ):
             return
         if (part.name in self.recipe.adds and real) or "advantage" in real:
             caption = "what each token will be pushed by:" if "advantage" in real else "token by token:"
-            yield tokens.token_table(after, old, rows, names, self.tokenizer, caption)
+            yield tokens.token_table(after, old, rows, names, self.tokenizer, logprobs, caption)
 
     # --------------------------------------------------------------------------------------------------- improve
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import SpecialRows
 from polyrl.errors import UserError
 
@@ -63,6 +64,7 @@ class Part:
         stage: which of the five stages the part works in.
         slot: parts of one slot exclude each other: adding one to a recipe replaces the other.
         needs, gives: names of experience fields. Override `required()` when a need depends on a hyperparameter.
+        own_fields: those of its `gives` that no other part brings, each with what it is (`polyrl.core.fields`).
         models: models besides the policy that must exist: "reference", "critic".
         brings: models of language of the part's own, by name, each made of a run's state: `RunState.own` holds them,
             checkpoints keep them, and `optimizers` makes an optimizer for each.
@@ -86,6 +88,7 @@ class Part:
     slot: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset()
+    own_fields: ClassVar[Mapping[str, Field]] = MappingProxyType({})
     models: ClassVar[frozenset[str]] = frozenset()
     brings: ClassVar[Mapping[str, Callable[[Any], OwnModel]]] = MappingProxyType({})
     measures: ClassVar[bool] = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyrl.core.derived import DERIVED, measuring
+from polyrl.core.fields import own_fields
 from polyrl.core.part import STAGES, Architecture, Change, Improver, Part, Stage, Term, kebab, options
 from polyrl.errors import UserError, nearest
 from polyrl.names_elsewhere import option_elsewhere
@@ -384,7 +385,8 @@ class Recipe:
             providers: known part classes, named in the error as those that would give a missing field.
 
         Raises:
-            UserError: a part needs a field that no earlier part gives, or stands in the wrong stage.
+            UserError: a part needs a field that no earlier part gives, or stands in the wrong stage; or a field would
+                be two different things.
         """
         if self.policy:
             self.policy.check_within(self)
@@ -399,6 +401,7 @@ class Recipe:
             given[name] = self.of_stream(name)._checked_stages(providers)
         from polyrl.core.checking import check_terms, check_told, check_updates
 
+        own_fields(map(type, self.parts()))
         check_told(self)
         for entry in (*self.models.values(), *self.sources.values()):
             entry.check_within(self)

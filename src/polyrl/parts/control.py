@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import See
 from polyrl.errors import UserError
@@ -88,6 +90,13 @@ class StepEnvironments(Part):
             "rollout_end",
         }
     )
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "final_observation": Field("[B, T, ...]", "float32", "task's own", "seen after each truncated step (control)"),
+        "starts_episode": Field("[B]", "bool", "-", "the row's first step starts an episode (control)"),
+        "rollout_end": Field(
+            "[B, T]", "bool", "-", "the rollout ended here and the episode goes on in the next (control)"
+        ),
+    }
 
     environments: int = hyperparameter(8, "environments that are stepped together", low=1)
     steps_per_environment: int = hyperparameter(128, "steps of each environment in one iteration", low=1)
@@ -254,6 +263,9 @@ class StateValues(Part):
     stage: ClassVar[Stage] = "credit"
     scope: ClassVar[Scope] = "step"
     gives: ClassVar[frozenset[str]] = frozenset({"value", "final_value"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "final_value": Field("[B, T]", "float32", "reward", "value of the state after a truncated step"),
+    }
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     observation: ClassVar[str] = "observation"
     value: ClassVar[str] = "value"

@@ -6,6 +6,7 @@ as long as the same policy acts. Rows are numbered over the whole run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.errors import UserError
 from polyrl.recipe import Part, Stage, hyperparameter
 from polyrl.rollout.finite import NUMBERS, drawn, outcomes, rolled
@@ -33,6 +35,9 @@ class FromFinite(Part):
     stage: ClassVar[Stage] = "collect"
     domain: ClassVar[str] = "theory"
     solves: ClassVar[str] = "finite"
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "step": Field("[B, T]", "int64", "index", "step of the episode or stream, from 0 (theory)"),
+    }
     stream: ClassVar[str]
     """Name of its random numbers, which a paper's own part keeps."""
 

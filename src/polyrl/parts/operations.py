@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +11,7 @@ import torch
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.errors import UserError
 from polyrl.models import inventory
 from polyrl.models.base import Trained
@@ -141,6 +143,12 @@ class DrawTraces(Part):
     stage: ClassVar[Stage] = "collect"
     domain: ClassVar[str] = "operations"
     gives: ClassVar[frozenset[str]] = frozenset({"demand", "initial_inventory", "mask"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "demand": Field("[B, T, n]", "float32", "units", "what customers ask of each store in each period"),
+        "initial_inventory": Field(
+            "[B, N, slots]", "float32", "units", "at first: on hand (slot 0), arriving in k periods"
+        ),
+    }
 
     scenarios: int = hyperparameter(512, "demand traces in one iteration", low=1)
     periods: int = hyperparameter(50, "periods of each trace", low=1)

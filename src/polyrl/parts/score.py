@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import (
     ALONE,
     LEFT_OUT,
@@ -248,6 +249,9 @@ class TrajectoryKLPenalty(Part):
     slot: ClassVar[str] = "kl-in-reward"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "behaviour_logprob", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "kl_charge"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "kl_charge": Field("[B]", "float32", "reward", "what leaving the reference costs the whole response"),
+    }
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     kl_coef: float = hyperparameter(0.05, "beta: weight of the reference KL in the reward; 0 is off", low=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import ALONE, SpecialRows, finished_rows, sampled_steps, scored_rows
 from polyrl.errors import UserError
 from polyrl.parts.credit import group_statistics
@@ -130,6 +132,11 @@ class EntropyAtCollection(Part):
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"prompt_ids", "action", "mask", "greedy", "behaviour_logprob"})
     gives: ClassVar[frozenset[str]] = frozenset({"entropy_at_collection"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "entropy_at_collection": Field(
+            "[B, T]", "float32", "nats", "entropy of the policy that sampled, before each step"
+        ),
+    }
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
         unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
     )

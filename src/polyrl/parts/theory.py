@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.part import kebab
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import OwnUpdate, flat
@@ -84,6 +86,11 @@ class EnumerateAnswers(Part):
     domain: ClassVar[str] = "theory"
     solves: ClassVar[str] = "game"
     gives: ClassVar[frozenset[str]] = frozenset({"action", "mask", "present", "behaviour_logprob", "opponent_logprob"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "opponent_logprob": Field(
+            "[B, T]", "float64", "nats", "log-probability of the action under the opponent (theory)"
+        ),
+    }
 
     def opponent(self, context: Context) -> Tensor:
         """Log-probabilities `[n]` of whom the answers are compared with."""
@@ -196,6 +203,9 @@ class RobustBackup(Part):
     solves: ClassVar[str] = "mdp"
     needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "next_state", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"action_value", "value", "bonus"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "bonus": Field("[B, T]", "float64", "reward", "what the value was raised by because little is known (theory)"),
+    }
     models: ClassVar[frozenset[str]] = frozenset({"q", "regressions"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import ALONE, PAID_AT_THE_END, SpecialRows, finished_rows, scored_rows
 from polyrl.errors import UserError
 from polyrl.parts.score import at_last_step
@@ -72,6 +73,9 @@ class Turns(Part):
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mask", "present"})
     gives: ClassVar[frozenset[str]] = frozenset({"turn"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "turn": Field("[B, T]", "int64", "index", "turn that the token belongs to, from 0: tool returns part them"),
+    }
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
     def __call__(self, experience: Experience, context: Context) -> Experience:

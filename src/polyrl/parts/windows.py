@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.errors import UserError
 from polyrl.kernels.padding import pad_rows
 from polyrl.parts.collect import LANGUAGE_FIELDS
@@ -28,6 +30,11 @@ class WindowedRollouts(Part):
     stage: ClassVar[Stage] = "collect"
     domain: ClassVar[str] = "language"
     gives: ClassVar[frozenset[str]] = LANGUAGE_FIELDS | {"window", "policy_version", "finished"}
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "window": Field("[B, T]", "bool", "-", "the token was sampled in this iteration (windowed rollouts)"),
+        "policy_version": Field("[B, T]", "int64", "iteration", "when the token was sampled (windowed rollouts)"),
+        "finished": Field("[B]", "bool", "-", "the response is complete; others go on next time (windowed rollouts)"),
+    }
 
     prompts_per_step: int = hyperparameter(8, "slots, divided by completions_per_prompt", low=1)
     completions_per_prompt: int = hyperparameter(8, "responses sampled for each prompt", low=1)

@@ -6,6 +6,7 @@ learn towards it, and the policy imitates the data's actions, each the more the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Again, Move, Sample, See, Update
 from polyrl.data.transitions import Transitions
@@ -84,6 +86,11 @@ class AdvantageWeight(Part):
     scope: ClassVar[Scope] = "step"
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "action_value"})
     gives: ClassVar[frozenset[str]] = frozenset({"imitation_weight"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "imitation_weight": Field(
+            "[B, T]", "float32", "-", "how much the action is imitated: grows with its advantage"
+        ),
+    }
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     models: ClassVar[frozenset[str]] = frozenset({"value"})
 

@@ -9,6 +9,7 @@ The two other objectives that the paper compares stand below.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import ALONE, SpecialRows
 from polyrl.parts.control import MlpActorCritic, ScaleReward, StepEnvironments
 from polyrl.parts.credit import GAE
@@ -61,6 +63,9 @@ class KLFactor(Part):
     measures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"kl_factor"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "kl_factor": Field("[B]", "float32", "-", "what the coefficient of an adaptive KL penalty has come to"),
+    }
     special_rows: ClassVar[SpecialRows | None] = ALONE
 
     def __call__(self, experience: Experience, context: Context) -> Experience:

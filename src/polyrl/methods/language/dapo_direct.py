@@ -13,6 +13,7 @@ prompt with the first steps of a solution, and stands where a prompt stands else
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.errors import UserError
 from polyrl.kernels.padding import pad_rows
@@ -69,7 +71,19 @@ class OfflineSteps(Continuing):
     stage: ClassVar[Stage] = "collect"
     domain: ClassVar[str] = "language"
     gives: ClassVar[frozenset[str]] = (LANGUAGE_FIELDS - {"behaviour_logprob"}) | {
-        *("ref_logprob", "copies", "outcome", "state_outcome", "ends_response", "critic_turn"),
+        *("ref_logprob", "copies", "outcome", "state_outcome", "problem", "ends_response", "critic_turn"),
+    }
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "copies": Field(
+            "[B]", "int64", "-", "how many of the state's continuations begin with this step (offline steps)"
+        ),
+        "outcome": Field(
+            "[B]", "float32", "task's own", "mean score of the continuations that begin with this step (offline steps)"
+        ),
+        "state_outcome": Field("[B]", "float32", "task's own", "mean score of a state's continuations (offline steps)"),
+        "problem": Field("[B]", "int64", "index", "problem of the data set that the state belongs to (offline steps)"),
+        "ends_response": Field("[B]", "bool", "-", "nothing follows the step (offline steps)"),
+        "critic_turn": Field("[B]", "bool", "-", "the batch is for the critic, not for the policy (offline steps)"),
     }
 
     continuations: int = hyperparameter(8, "N, continuations of each state: their first steps are the actions", low=2)
@@ -233,6 +247,9 @@ class StepAdvantage(Part):
         {"copies", "outcome", "state_outcome", "ends_response", "critic_turn", "group", "mask"}
     )
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "advantage_gap", "value_target"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "advantage_gap": Field("[B]", "float32", "reward", "best less worst advantage among the steps of a state"),
+    }
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     step_value: Literal["critic", "outcomes"] = hyperparameter(

@@ -6,6 +6,7 @@ rollouts sampled, dropped ones included (the code's nominal minibatch), so batch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import SpecialRows
 from polyrl.methods.language.rloo import LeaveOneOut
 from polyrl.parts.collect import SampleResponses
@@ -81,6 +83,11 @@ class DropSmallAdvantages(Part):
     scope: ClassVar[Scope] = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"advantage", "weight"})
     gives: ClassVar[frozenset[str]] = frozenset({"weight", "kept_share"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "kept_share": Field(
+            "[B]", "float32", "0 to 1", "share of the responses that a filter left in: what is divided by"
+        ),
+    }
     # the window of an unfinished response is a rollout that trains, or does not
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
         unfinished="counted", greedy="left out", masked="left out", unpaid="left out"

@@ -5,6 +5,7 @@ Not for verifiable rewards with a sharp model: where the greedy answer is alread
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import SpecialRows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import return_to_go
@@ -33,6 +35,9 @@ class SampleWithGreedyBaseline(SampleResponses):
     """Sample responses, and decode one greedy response to each prompt as well (Algorithm 1, line 4)."""
 
     gives: ClassVar[frozenset[str]] = SampleResponses.gives | {"has_greedy_baseline"}
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "has_greedy_baseline": Field("[B]", "bool", "-", "the row's group holds a greedy baseline"),
+    }
 
     greedy_baseline: ClassVar[bool] = True
 
@@ -78,6 +83,9 @@ class GreedyBaseline(Part):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "group", "greedy", "has_greedy_baseline", "mask"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "baseline_score"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "baseline_score": Field("[B]", "float32", "task's own", "score that the episode is judged against"),
+    }
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
         unfinished="alone", greedy="counted", masked="alone", unpaid="alone"
     )

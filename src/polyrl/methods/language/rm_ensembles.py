@@ -9,7 +9,7 @@ what the best of n answers by each score would truly be worth (the protocol of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import SpecialRows, finished_rows, scored_rows
 from polyrl.methods.language import ppo
 from polyrl.parts.proxies import log_best_of_n, pools
@@ -50,6 +51,11 @@ class Ensemble(Part):
     slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"action", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated", "member_score"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "member_score": Field(
+            "[B, k]", "float32", "-", "score by each member of a reward ensemble, centred and scaled"
+        ),
+    }
     special_rows: ClassVar[SpecialRows | None] = JUDGED
 
     members: int = hyperparameter(5, "reward models that the task makes; several --reward given are all members", low=1)

@@ -13,7 +13,7 @@ paper's words, and pay the same clipped token rewards at other times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import SpecialRows, finished_rows, sampled_rows, sampled_steps, scored_rows
 from polyrl.errors import UserError
 from polyrl.methods.language import ppo
@@ -81,6 +82,9 @@ class DPOReward(Part):
     scope: ClassVar[Scope] = "episode"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"reward", "dpo_logprob"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "dpo_logprob": Field("[B, T]", "float32", "nats", "log-probability of the action under a frozen DPO policy"),
+    }
     # a token of an unfinished response is paid as it comes; what is paid at the end waits for it
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
         unfinished="alone", greedy="left out", masked="left out", unpaid="left out"

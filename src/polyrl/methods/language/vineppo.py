@@ -11,6 +11,7 @@ are whitened over the whole batch and not in each minibatch, and no minibatch is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import LEFT_OUT, SpecialRows
 from polyrl.parts.collect import SampleResponses
 from polyrl.parts.credit import WhitenAdvantage
@@ -73,6 +75,10 @@ class VineAdvantage(Continuing):
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "score", "action", "mask", "present", "group", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "step_start", "step_value"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "step_start": Field("[B, T]", "bool", "-", "a step of the response begins with this token"),
+        "step_value": Field("[B, T]", "float32", "reward", "mean score of continuations from a step's start, else 0"),
+    }
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 
     max_states: int | None = hyperparameter(

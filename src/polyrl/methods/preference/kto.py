@@ -13,7 +13,7 @@ one batch the later ones are judged against the policy that the first one began 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.data.pairs import numbers_of_step
 from polyrl.errors import UserError
@@ -94,6 +95,9 @@ class OfflineResponses(Part):
     stage: ClassVar[Stage] = "collect"
     domain: ClassVar[str] = "language"
     gives: ClassVar[frozenset[str]] = (LANGUAGE_FIELDS - {"behaviour_logprob"}) | {"desirable", "example"}
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "desirable": Field("[B]", "bool", "-", "the response is labelled good; other labelled ones are bad (KTO)"),
+    }
 
     responses_per_step: int = hyperparameter(64, "labelled responses in one iteration; one alone has no z0", low=2)
 
@@ -125,6 +129,11 @@ class ReferencePoint(Part):
         {"prompt_ids", "prompt_mask", "action", "present", "mask", "temperature", "greedy"}
     )
     gives: ClassVar[frozenset[str]] = frozenset({"reference_point"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "reference_point": Field(
+            "[B]", "float32", "nats", "what a response's log-ratio is judged against, one number a batch (KTO)"
+        ),
+    }
     models: ClassVar[frozenset[str]] = frozenset({"reference"})
     special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
 

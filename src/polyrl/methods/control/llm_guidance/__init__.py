@@ -12,7 +12,7 @@ taught to 95% of oracle answers on its own grid, because at the 90% of the paper
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.errors import UserError
 from polyrl.methods.control.llm_guidance.adviser import Adviser, UncertainAdvice, built_in_adviser
 from polyrl.methods.control.llm_guidance.mixture import AdvisedActor
@@ -58,6 +59,12 @@ class GuidedEnvironments(StepEnvironments):
     """Step environments with the mixture of the present policy and an adviser's calibrated advice (equation 3)."""
 
     gives: ClassVar[frozenset[str]] = StepEnvironments.gives | {"advice", "advice_weight"}
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "advice": Field("[B, T, A]", "float32", "-", "probabilities that an adviser gives the actions (control)"),
+        "advice_weight": Field(
+            "[B, T]", "float32", "0 to 1", "share of the advice in the mixture that acted (control)"
+        ),
+    }
 
     shaper: Shaper = hyperparameter(
         "entropy", "weight of the advice: entropy, uncalibrated (one pass), linear, constant or none"
