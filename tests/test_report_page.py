@@ -30,6 +30,15 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 HOSTILE = '</script><img src=x onerror="document.title=1;alert(1)"><b id=broken>'
 
 
+LONG = (
+    "grpo",
+    "grpo(clip_range=0.1,learning_rate=3e-4)",
+    "grpo(clip_range=0.1,learning_rate=1e-4)+reference-kl(kl_loss_coef=0.04)",
+    "a" * 90,
+)
+"""Methods as people write them who change hyperparameters, and a name that has no place to be broken at."""
+
+
 @dataclass
 class Opened:
     """A page in the browser with everything that it complained about or asked for."""
@@ -70,6 +79,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "cartpole": write_domain(root / "cartpole", "control", seeds=5),
         "operations": write_domain(root / "operations", "operations", seeds=5),
         "theory": write_domain(root / "theory", "theory", seeds=3),
+        "long": write_comparison(root / "long", LONG, iterations=20),
         "single": write_run(root / "single", iterations=20),
         "killed": write_run(root / "killed", iterations=20, status="running", stop=0),
         "hostile": write_run(root / "hostile", iterations=20, completion=HOSTILE, config={"label": HOSTILE * 2}),
@@ -105,7 +115,7 @@ def _numbers(path: str) -> list[float]:
 
 @pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize(
-    "name", ["full", "three", "control", "cartpole", "operations", "theory", "single", "killed", "hostile"]
+    "name", ["full", "three", "control", "cartpole", "operations", "theory", "long", "single", "killed", "hostile"]
 )
 def test_every_report_opens_cleanly_and_fits(browser: Browser, reports: dict[str, Path], name: str, width: int) -> None:
     opened = _open(browser, reports[name], width)
@@ -118,7 +128,7 @@ def test_every_report_opens_cleanly_and_fits(browser: Browser, reports: dict[str
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-@pytest.mark.parametrize("name", ["full", "cartpole", "operations", "theory"])
+@pytest.mark.parametrize("name", ["full", "cartpole", "operations", "theory", "long"])
 def test_nothing_is_drawn_outside_its_chart(browser: Browser, reports: dict[str, Path], name: str, width: int) -> None:
     opened = _open(browser, reports[name], width)
     outside = opened.page.evaluate("""() => [...document.querySelectorAll('.chart > svg')].flatMap(svg => {
@@ -130,6 +140,46 @@ def test_nothing_is_drawn_outside_its_chart(browser: Browser, reports: dict[str,
         }).map(e => svg.parentNode.id + ' ' + e.outerHTML.slice(0, 120));
     })""")
     assert outside == []
+    opened.page.close()
+
+
+OVERLAPS = """() => [...document.querySelectorAll('.chart > svg')].flatMap(svg => {
+    const boxes = what => [...svg.querySelectorAll(what)]
+        .map(e => [e, e.getBoundingClientRect()]).filter(([, b]) => b.width + b.height);
+    const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+    const on = (one, a, others) => others.filter(([, b]) => meet(a, b)).map(([other]) => [one, other]);
+    const texts = boxes('text');
+    // what is drawn stands beside the names, or below them
+    const drawn = boxes('.bar, .mark, .dot, .block-bar');
+    const found = [
+        ...texts.flatMap(([one, a], i) => on(one, a, texts.slice(i + 1))),
+        ...boxes('text.label').flatMap(([one, a]) => on(one, a, drawn)),
+    ];
+    return found.map(pair => svg.parentNode.id + ': ' + pair.map(e => e.textContent || e.outerHTML).join(' | '));
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 700, 1400])
+@pytest.mark.parametrize("name", ["full", "cartpole", "operations", "theory", "long"])
+def test_no_two_texts_lie_on_each_other(browser: Browser, reports: dict[str, Path], name: str, width: int) -> None:
+    opened = _open(browser, reports[name], width)
+    assert opened.page.evaluate(OVERLAPS) == []
+    opened.page.close()
+
+
+def test_long_names_are_broken_where_they_may_be_and_are_all_there(browser: Browser, reports: dict[str, Path]) -> None:
+    opened = _open(browser, reports["long"], 390)
+    shown = opened.page.eval_on_selector_all("#final-chart text.label", "all => all.map(e => e.textContent)")
+    assert shown[:4] == [
+        LONG[0],
+        LONG[1],
+        "grpo(clip_range=0.1,learning_rate=1e-4)+",
+        "reference-kl(kl_loss_coef=0.04)",
+    ]
+    assert "".join(shown) == "".join(LONG)  # letters of the last name too, on lines of their own
+    pairs = opened.page.eval_on_selector_all("#pairs-chart text.label", "all => all.map(e => e.textContent)")
+    assert pairs[pairs.index("grpo −") + 1] in (LONG[1], "grpo(clip_range=0.1,learning_rate=1e-4)+")
     opened.page.close()
 
 

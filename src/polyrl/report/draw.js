@@ -109,6 +109,37 @@ const polyrlDraw = ({ node, widthOf }) => {
     }
     return labels;
   }
+  // A name in lines that have room: broken between its words, and a word that is too long after a sign, or anywhere.
+  function broken(name, room, font) {
+    const fits = (text) => widthOf(text, font) <= room;
+    const pieces = (word, [signs, ...others]) => (fits(word) ? [word] : signs ? word.match(signs).flatMap((piece) => pieces(piece, others)) : [...word]);
+    const lines = [];
+    for (const word of name.split(" ")) {
+      pieces(word, [/[^,+]+[,+]*|[,+]+/g, /[^(=_/]+[(=_/]*|[(=_/]+/g]).forEach((piece, i) => {
+        const joined = `${lines[lines.length - 1]}${i ? "" : " "}${piece}`;
+        if (lines.length && (i || fits(word)) && fits(joined)) lines[lines.length - 1] = joined;
+        else lines.push(piece);
+      });
+    }
+    return lines;
+  }
+  const LINE = 16; // from one line of a name to the next
+  // Names of rows, in lines: at the left of wide drawings, above each row of narrow ones, where a text that has no room
+  // beside the name stands below it. `height` is that of a row, `lines` those of its name.
+  function named(items, { width, font, step, gutter, text = () => 0 }) {
+    return items.map((item) => {
+      const lines = broken(item.name, gutter ? gutter - 20 : width, font);
+      if (gutter) return { lines, below: false, height: Math.max(step, lines.length * LINE + 14) };
+      const below = text(item) > 0 && widthOf(lines[lines.length - 1], font) + text(item) + 14 > width;
+      return { lines, below, height: step + (lines.length - 1 + (below ? 1 : 0)) * LINE };
+    });
+  }
+  // Room at the left for names, at most a third of the drawing.
+  const gutterOf = (items, width, font) => Math.min(Math.max(260, width / 3), Math.max(...items.map((i) => widthOf(i.name, font))) + 20);
+  function nameLines(svg, lines, x, y) {
+    lines.forEach((text, i) => node(svg, "text", { class: "label", x, y: y + i * LINE }, text));
+  }
+  const above = (heights, i) => heights.slice(0, i).reduce((sum, h) => sum + h, 0);
   const lineText = (l) => `${l.name}${l.text ? ` ${minus(l.text)}` : ""}`;
   const lineClass = (l, base) => `${base}${l.target ? " target" : ""}`;
 
@@ -189,14 +220,16 @@ const polyrlDraw = ({ node, widthOf }) => {
   // Values are in the drawing's units: logarithms where `log`. `zero` is the value without a difference.
   function rows(svg, { items, width, domain: [low, high], title, zero = null, log = false, lines = [], shade, bare = false }) {
     const wide = width >= 640;
-    const gutter = bare ? 0 : wide ? Math.min(260, Math.max(...items.map((i) => widthOf(i.name, "600 13px"))) + 20) : 8;
+    const gutter = bare ? 0 : wide ? gutterOf(items, width, "600 13px") : 8;
     const tail = bare ? 0 : wide ? Math.max(...items.map((i) => widthOf(i.text, "13px"))) + 20 : 8;
     const step = bare ? 40 : wide ? 50 : 64;
+    const heads = bare ? [] : named(items, { width, font: "600 13px", step, gutter: wide ? gutter : 0, text: (i) => widthOf(i.text, "13px") });
+    const heights = bare ? items.map(() => step) : heads.map((h) => h.height);
     const has = zero !== null;
     const sx = bare ? scale([low, high], 0, width) : scale([low, high], gutter + 4, width - tail - 4);
     // The names of lines stand above the rows, on as many levels as they need to keep apart.
     const levels = [];
-    const named = lines.map((l) => {
+    const marked = lines.map((l) => {
       const [x, breadth] = [sx(l.value), widthOf(`${l.name} ${l.text}`, "12.5px")];
       const middle = Math.min(Math.max(x, gutter + breadth / 2), width - breadth / 2);
       if (!l.name) return { line: l, x, middle, level: 0 };
@@ -206,7 +239,7 @@ const polyrlDraw = ({ node, widthOf }) => {
       return { line: l, x, middle, level };
     });
     const head = levels.length * 17;
-    const bottom = bare ? items.length * step : head + items.length * step + 12;
+    const bottom = bare ? items.length * step : head + above(heights, items.length) + 12;
     const top = bare ? 0 : head + 6;
     if (shade) node(svg, "rect", { class: "wanted", x: at(sx(shade[0])), y: top, width: at(sx(shade[1]) - sx(shade[0])), height: bottom - top });
     const across = (log ? logTicks : evenTicks)(low, high, Math.max(2, Math.floor((width - gutter - tail) / (wide ? 90 : 62))));
@@ -217,17 +250,19 @@ const polyrlDraw = ({ node, widthOf }) => {
       node(svg, "text", { x: at(sx(value)), y: bottom + 18, "text-anchor": "middle" }, across.text(isZero ? zero : value));
     }
     if (has && !across.values.some((v) => Math.abs(v - zero) < (high - low) * 1e-9)) node(svg, "line", { class: "zero", x1: at(sx(zero)), x2: at(sx(zero)), y1: top, y2: bottom });
-    for (const { line: l, x, middle, level } of named) {
+    for (const { line: l, x, middle, level } of marked) {
       const y = head - level * 17;
       node(svg, "line", { class: lineClass(l, "line"), x1: at(x), x2: at(x), y1: bare ? 0 : y - 1, y2: bottom, "data-line": l.name });
       if (l.name) node(svg, "text", { class: lineClass(l, "line-label"), x: at(middle), y: y - 5, "text-anchor": "middle" }, lineText(l));
     }
     node(svg, "line", { class: "base", x1: gutter, x2: width - tail, y1: bottom, y2: bottom });
     if (title) node(svg, "text", { class: "title x-title", x: (gutter + width - tail) / 2, y: bottom + 40, "text-anchor": "middle" }, title);
-    const places = items.map((item, i) => (bare ? i * step + 18 : head + 12 + i * step + (wide ? step / 2 : step * 0.68)));
+    const places = items.map((item, i) => (bare ? i * step + 18 : head + 12 + above(heights, i) + (wide ? heights[i] / 2 : heights[i] - step * 0.32)));
     if (!bare) items.forEach((item, i) => {
-      const [name, text] = wide ? [{ x: 0, y: places[i] + 4 }, { x: width - tail + 16, y: places[i] + 4 }] : [{ x: 0, y: places[i] - 21 }, { x: width, y: places[i] - 21, "text-anchor": "end" }];
-      node(svg, "text", { class: "label", ...name }, item.name);
+      const { lines: parts, below } = heads[i];
+      const last = places[i] - 21; // of a narrow drawing, the line right above the row
+      nameLines(svg, parts, 0, wide ? places[i] + 4 - ((parts.length - 1) * LINE) / 2 : last - (parts.length - (below ? 0 : 1)) * LINE);
+      const text = wide ? { x: width - tail + 16, y: places[i] + 4 } : below ? { x: 0, y: last } : { x: width, y: last, "text-anchor": "end" };
       node(svg, "text", { class: "value", ...text }, item.text);
     });
     items.forEach((item, i) => row(svg, item, sx, places[i], bare));
@@ -255,12 +290,16 @@ const polyrlDraw = ({ node, widthOf }) => {
   }
 
   // ---- bars made of pieces -----------------------------------------------------------------------------------------
+  function stackedNames({ items, width }) {
+    const gutter = width >= 640 ? gutterOf(items, width, "13px") : 0;
+    return { gutter, heads: named(items, { width, font: "13px", step: gutter ? 38 : 54, gutter }) };
+  }
   function stacked(svg, { items, pieces, width, title }) {
     const largest = Math.max(...items.map((i) => i.pieces.reduce((sum, p) => sum + p, 0))) || 1;
     const wide = width >= 640;
-    const gutter = wide ? Math.min(260, Math.max(...items.map((i) => widthOf(i.name))) + 20) : 0;
-    const step = wide ? 38 : 54;
-    const bottom = items.length * step + 6;
+    const { gutter, heads } = stackedNames({ items, width });
+    const heights = heads.map((h) => h.height);
+    const bottom = above(heights, items.length) + 6;
     const sx = scale([0, largest], gutter, width - 64);
     const across = ticks(0, largest, Math.max(2, Math.floor((width - gutter) / (wide ? 110 : 70))));
     for (const value of across.values) {
@@ -269,8 +308,9 @@ const polyrlDraw = ({ node, widthOf }) => {
     }
     node(svg, "text", { class: "title x-title", x: (gutter + width - 64) / 2, y: bottom + 40, "text-anchor": "middle" }, title);
     items.forEach((item, i) => {
-      const top = 6 + i * step + (wide ? 6 : 22);
-      node(svg, "text", { class: "label", x: 0, y: wide ? top + 17 : top - 6 }, item.name);
+      const { lines } = heads[i];
+      const top = 6 + above(heights, i) + (wide ? heights[i] / 2 - 13 : heights[i] - 32);
+      nameLines(svg, lines, 0, (wide ? top + 17 - ((lines.length - 1) * LINE) / 2 : top - 6 - (lines.length - 1) * LINE));
       let from = 0;
       item.pieces.forEach((amount, k) => {
         const breadth = sx(from + amount) - sx(from);
@@ -283,7 +323,7 @@ const polyrlDraw = ({ node, widthOf }) => {
       node(svg, "text", { class: "value", x: at(sx(from)) + 8, y: top + 17 }, item.text);
     });
   }
-  const stackedHeight = ({ items, width }) => items.length * (width >= 640 ? 38 : 54) + 52;
+  const stackedHeight = (chart) => stackedNames(chart).heads.reduce((sum, h) => sum + h.height, 52);
 
   // ---- several charts and words on one sheet -----------------------------------------------------------------------
   function words(svg, { lines, size = 13, weight = 400, tone = "" }) {
