@@ -229,6 +229,18 @@ GROUPS: list[Group] = [
             ("{**self.columns, **columns}", "{**columns, **self.columns}"),
         ],
     ),
+    Group(
+        "core/fields.py",
+        "test_fields.py",
+        [
+            ("for base in reversed(part.__mro__)", "for base in (part,)"),
+            ("if known not in (None, field):", "if False:"),
+            ("known, where = FIELDS.get(name), ", "known, where = None, "),
+            ("return {**FIELDS, ", "return {"),
+        ],
+    ),
+    Group("core/recipe.py", "test_fields.py", [("own_fields(map(type, self.parts()))", "pass")]),
+    Group("cli/trace.py", "test_fields.py", [("documented(map(type, self.recipe.parts()))", "documented(())")]),
     # ------------------------------------------------------------------------------------------------ credit
     Group(
         "parts/credit.py",
@@ -2015,6 +2027,29 @@ GROUPS: list[Group] = [
             ("labels[i + 1].place - step)", "labels[i + 1].place)"),
             ("return { room: alone ? names : 0, lined: false };", "return { room: 0, lined: false };"),
             ("[x, , high]) => [x, high]", "[x, , high]) => [x, high * 1.1]"),
+        ],
+    ),
+    Group(
+        "report/draw.js",
+        "test_report_page.py -k 'lie_on or long_names or outside_its_chart'",
+        [
+            ("widthOf(lines[lines.length - 1], font) + text(item) + 14 > width", "false"),
+            ("lines.length * LINE + 14", "0"),
+            ("step + (lines.length - 1 + (below ? 1 : 0)) * LINE", "step"),
+            ("(i || fits(word)) && fits(joined)", "fits(joined)"),
+            (": [...word]);", ": [word]);"),
+            (
+                "const stackedHeight = (chart) => stackedNames(chart).heads.reduce((sum, h) => sum + h.height, 52);",
+                "const stackedHeight = ({ items }) => items.length * 54 + 52;",
+            ),
+        ],
+    ),
+    Group(
+        "run_state/user_data.py",
+        "test_left_out.py -k 'told_apart or known_before'",
+        [
+            ("why, wrong = no_room, str(error)", "wrong = str(error)"),
+            ("why, wrong = (\n                no_room,", "why, wrong = (\n                UNUSABLE,"),
         ],
     ),
 ]

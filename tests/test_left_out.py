@@ -71,10 +71,33 @@ def test_one_row_that_does_not_fit_is_known_before_the_run_begins(
         loop = loop_of(model, data, method, skip_bad_rows=True)
         task = loop.run_state.task
         assert loop.run_state.rows_left_out == 1 and len(task.train_rows) + len(task.test_rows) == 299
-        assert (
-            f"1 row of the data is left out as --skip-bad-rows asks ({data}, row 301: " in loop.run_state.notices()[0]
-        )
+        why = "" if kind == "no template" else ", for not fitting into the model's context of 128 tokens"
+        told = f"1 row of the data is left out as --skip-bad-rows asks{why} ({data}, row 301: "
+        assert told in loop.run_state.notices()[0]
         assert len(loop.run_state.pairs("train")) == len(task.train_rows) if method != "grpo" else True
+
+
+def test_rows_without_room_are_told_apart_from_broken_ones(model: str, tmp_path: Path, polyrl: Command) -> None:
+    rows: list[Any] = pairs(40)
+    rows[3] |= {"chosen": LONG}
+    rows[8] |= {"rejected": LONG}
+    rows[20] |= {"prompt": LONG}
+    rows[5], rows[30] = "{not json", {"prompt": "p", "chosen": "a", "rejected": "a"}
+    data, out = write(tmp_path / "d.jsonl", rows), tmp_path / "run"
+    line = ["train", "dpo", "--dataset", data, "--model", model, "--quiet", "--out", out]
+    line += ["--pairs-per-step", 4, "--budget", "iterations=2", "--evaluations", 1]
+    refused = polyrl(*line)
+    assert refused.code == 2 and "row 11: not a JSON object" in refused.err and not out.exists()
+    told = polyrl(*line, "--skip-bad-rows")
+    assert told.code == 0, told.err
+    warnings = json.loads((out / "summary.json").read_text())["warnings"]
+    for text in (
+        f"2 rows of the data are left out as --skip-bad-rows asks (first: {data}, row 11: not a JSON object",
+        "3 rows of the data are left out as --skip-bad-rows asks, for not fitting into the model's context of 128 "
+        f"tokens (first: {data}, row 7: prompt and chosen response have ",
+    ):
+        assert text in " ".join(told.out.split()) and any(warning.startswith(text) for warning in warnings), text
+    assert {record["data/rows_left_out"] for record in read_records(out)} == {5}
 
 
 def test_long_prompts_are_left_out_and_counted(model: str, tmp_path: Path) -> None:

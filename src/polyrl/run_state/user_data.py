@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from polyrl.errors import UserError
 from polyrl.models.language.labelled import LabelledResponses, encode_labelled
-from polyrl.models.language.pairs import FixedPairs, ReferenceLogprobCache, encode_pair
+from polyrl.models.language.pairs import DoesNotFit, FixedPairs, ReferenceLogprobCache, encode_pair
 from polyrl.models.language.policy import Backbone
 from polyrl.run_state.base import RunState
 from polyrl.tasks.language import LanguageTask, Row, Split
@@ -101,7 +101,8 @@ def fit_rows(
     """Look at every row of the user's data as the model reads it, so that none of them can stop a run later.
 
     Args:
-        task: rows are left out of it, and counted in its `left_out`; a task that makes its own rows stays as it is.
+        task: rows are left out of it, and counted in its `left_out`, those without room apart from others; a task that
+            makes its own rows stays as it is.
         reader: the model, which reads prompts and pairs.
         room: tokens that a sampled response may take behind the prompt.
         max_prompt_tokens: rows with longer prompts are left out.
@@ -115,7 +116,8 @@ def fit_rows(
     context = reader.context
 
     def judge(row: Row) -> tuple[str, str] | None:
-        place = place_of(row)
+        place, why = place_of(row), UNUSABLE
+        no_room = f"{UNUSABLE}, for not fitting into the model's context of {context} tokens"
         try:
             size = len(reader.encode_row(row))
         except UserError as error:
@@ -130,19 +132,22 @@ def fit_rows(
                 encode_pair(reader, row, place)
             if wrong is None and task.labelled:
                 encode_labelled(reader, row, place)
+        except DoesNotFit as error:
+            why, wrong = no_room, str(error)
         except UserError as error:
             wrong = str(error)
         if wrong is None and context is not None and size + room > context:
-            wrong = (
+            why, wrong = (
+                no_room,
                 f"{place}: the prompt has {size} tokens, and with a response of up to {room} it exceeds the model's "
                 f"context of {context}; leave such rows out with --max-prompt-tokens or --skip-bad-rows, or lower "
-                "--max-tokens."
+                "--max-tokens.",
             )
         if wrong is None:
             return None
         if not skip:
             raise UserError(wrong)
-        return UNUSABLE, wrong
+        return why, wrong
 
     task.keep_rows(judge)
 

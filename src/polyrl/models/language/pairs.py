@@ -18,6 +18,11 @@ from polyrl.models.language.rows import as_experience
 from polyrl.tasks.language.formats import SIDES, pair_of, template_columns
 from polyrl.tasks.language.left_out import place_of
 
+
+class DoesNotFit(UserError):
+    """A row whose prompt and response are longer than the model's context."""
+
+
 # ---------------------------------------------------------------------------------------------- pure functions
 
 
@@ -115,7 +120,7 @@ def encode_pair(reader: Backbone, row: Mapping[str, Any], where: str) -> PairIds
 def check_fits(
     where: str, reader: Backbone, prompt: Sequence[int], ids: Sequence[int], response: str, kind: str
 ) -> None:
-    """Raise `UserError` where a response has no tokens, or prompt and response do not fit into the model's context.
+    """Refuse a response that has no tokens, or that does not fit into the model's context behind its prompt.
 
     Args:
         where: the row's place.
@@ -123,14 +128,18 @@ def check_fits(
         prompt, ids: token ids of prompt and response.
         response: what to call the response.
         kind: what to call the row.
+
+    Raises:
+        UserError: it has no tokens.
+        DoesNotFit: prompt and response are too long.
     """
     if not ids:
         raise UserError(f"{where}: the {response} has no tokens; leave the {kind} out.")
     total = len(prompt) + len(ids)
     if reader.context is not None and total > reader.context:
-        raise UserError(
+        raise DoesNotFit(
             f"{where}: prompt and {response} have {total} tokens, more than the model's context of "
-            f"{reader.context}; shorten them or leave the {kind} out."
+            f"{reader.context}; shorten them or leave the {kind} out, as --skip-bad-rows does."
         )
 
 
