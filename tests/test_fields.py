@@ -17,6 +17,8 @@ from polyrl import Field, Part, UserError, catalogue
 from polyrl.core.fields import FIELDS, documented, own_fields
 from polyrl.core.update import OwnRows
 from polyrl.data.base import Source
+from polyrl.data.replay import Replay
+from polyrl.data.transitions import Transitions
 from polyrl.parts.credit import GAE
 from polyrl.recipe import Stage
 
@@ -40,6 +42,8 @@ def classes() -> list[type[Part]]:
 
 def brought(kind: type[Part]) -> frozenset[str]:
     """Fields that a part gives, or that the rows have of a source or of a batch of a paper's own."""
+    if kind in (Replay, Transitions):
+        return kind(returns=True).sampled()
     own: Any = vars(kind)
     rows = own.get("fields", frozenset()) if issubclass(kind, Source | OwnRows) else frozenset()
     return frozenset(own.get("gives", frozenset()) | rows)

@@ -1,7 +1,7 @@
 """What flows through the five stages: one batch-major table of steps and episodes.
 
 A token is a step, a prompt is a first observation, a response is an episode: so the same `[B, T]` functions serve a
-language model and a walking robot. Every field has one name, shape, dtype and unit, listed in `polyrl.core.fields`.
+language model and a walking robot. Every field has one name, shape, dtype and unit: `polyrl.core.fields`.
 """
 
 from __future__ import annotations
