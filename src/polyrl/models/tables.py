@@ -303,6 +303,12 @@ class TableModels(NamedModels):
     def __len__(self) -> int:
         return len(self._models)
 
+    def probabilities(self, name: str) -> Tensor:
+        """Probabilities `[H, S, A]` of the actions by the model of this name, a policy in MDPs."""
+        policy = self._models[name]
+        assert isinstance(policy, ActionProbabilities)
+        return policy.probabilities
+
     def ask_gradients(self, name: str, asked: bool) -> None:
         """Whether what is computed from now on carries gradients to the tables of this model."""
         self._models[name].requires_grad_(asked)

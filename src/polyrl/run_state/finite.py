@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyrl.models.stored import Stored, StoredTables
-from polyrl.models.tables import ActionProbabilities, TableModels
+from polyrl.models.tables import TableModels
 from polyrl.run_state.base import RunState
 from polyrl.tasks.theory.finite import FiniteTask
 
@@ -51,17 +51,12 @@ class FiniteRunState(RunState):
     @property
     def policy(self) -> Tensor:
         """Probabilities `[L, S, A]` of what acts."""
-        return self._policy(self.models.acts)
+        return self.models.probabilities(self.models.acts)
 
     @property
     def answer(self) -> Tensor:
         """Probabilities `[L, S, A]` of what the method would return now."""
-        return self._policy(self.judged)
-
-    def _policy(self, name: str) -> Tensor:
-        policy = self.models[name]
-        assert isinstance(policy, ActionProbabilities)
-        return policy.probabilities
+        return self.models.probabilities(self.judged)
 
     # ------------------------------------------------------------------------------------- what collecting reports
 

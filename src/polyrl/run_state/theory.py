@@ -145,17 +145,12 @@ class MDPRunState(TableRunState):
     @property
     def policy(self) -> Tensor:
         """Probabilities `[H, S, A]` of what acts."""
-        return self._policy(self.models.acts)
+        return self.models.probabilities(self.models.acts)
 
     @property
     def output_policy(self) -> Tensor:
         """Probabilities `[H, S, A]` of what the method would return now."""
-        return self._policy(self.judged)
-
-    def _policy(self, name: str) -> Tensor:
-        policy = self.models[name]
-        assert isinstance(policy, ActionProbabilities)
-        return policy.probabilities
+        return self.models.probabilities(self.judged)
 
     def stored(self) -> dict[str, Stored]:
         """The models, and the regrets."""
