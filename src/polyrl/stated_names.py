@@ -23,6 +23,8 @@ BUILDERS = frozenset({"change", "given_within"})
 """Methods of parts in which other parts may be made."""
 ROOMS = ("polyrl.recipe", "polyrl.core.", "polyrl.parts.", "polyrl.methods.", "polyrl.models.", "polyrl.data.")
 """Where parts, models and sources are written."""
+NOT_SET = {("polyrl.core.recipe", "Recipe"), ("polyrl.core.fields", "Field")}
+"""Classes whose fields are no hyperparameters."""
 
 
 def stated_names(spec: str, domain: str | None = None) -> frozenset[str] | None:
@@ -59,7 +61,7 @@ def _fields(places: list[Symbol]) -> set[str]:
             continue
         seen.add(symbol)
         module, name = symbol
-        if not module.startswith(ROOMS) or symbol == ("polyrl.core.recipe", "Recipe"):
+        if not module.startswith(ROOMS) or symbol in NOT_SET:
             continue
         stated = _namespace(module).get(name)
         if isinstance(stated, tuple):
