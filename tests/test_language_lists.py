@@ -28,7 +28,7 @@ from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
 
 torch.set_num_threads(1)
-HYPO = Path(__file__).parent / "drafts" / "hypo.py"
+HYPO = "hypo"
 SMALL = {"prompts_per_step": "8", "batch_size": "8"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -78,17 +79,22 @@ class DemonstratedPairs(OfflinePairs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemonstrationNLL(Averaged):
-    """Imitate demonstrations, or chosen responses, beside other terms: w1 times their negative log-likelihood."""
+class ImitationNLL(Averaged):
+    """Imitate demonstrations, or chosen responses, beside other terms; subclasses say how much that weighs."""
 
     slot: ClassVar[str] = "nll"
     needs: ClassVar[frozenset[str]] = frozenset({"weight"})
 
-    demonstration_weight: float = hyperparameter(0.1, "w1: weight of the negative log-likelihood", low=0)
     imitate: Literal["demonstrations", "chosen"] = hyperparameter(
         "demonstrations", "demonstrations, or chosen: the pairs' chosen responses instead (ORPO, RPO)"
     )
     aggregation: Aggregation = hyperparameter("seq-mean-token-sum", AGGREGATION_HELP)
+
+    @property
+    @abstractmethod
+    def imitation_weight(self) -> float:
+        """What the negative log-likelihood is multiplied by."""
+        raise NotImplementedError
 
     def required(self) -> frozenset[str]:
         """What tells the answers to be imitated."""
@@ -105,5 +111,17 @@ class DemonstrationNLL(Averaged):
         return experience["weight"] * which[:, None]
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
-        """-w1 log pi of every step, `[B, T]`."""
-        return -self.demonstration_weight * outputs["logprob"]
+        """Weighted -log pi of every step, `[B, T]`."""
+        return -self.imitation_weight * outputs["logprob"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationNLL(ImitationNLL):
+    """Imitate demonstrations, or chosen responses, beside other terms: w1 times their negative log-likelihood."""
+
+    demonstration_weight: float = hyperparameter(0.1, "w1: weight of the negative log-likelihood", low=0)
+
+    @property
+    def imitation_weight(self) -> float:
+        """w1."""
+        return self.demonstration_weight

@@ -13,9 +13,9 @@ paper's words, and pay the same clipped token rewards at other times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ from polyrl.core.fields import Field
 from polyrl.core.special_rows import SpecialRows, finished_rows, sampled_rows, sampled_steps, scored_rows
 from polyrl.errors import UserError
 from polyrl.methods.language import ppo
+from polyrl.parts.dpo_policy import DPOGuided
 from polyrl.parts.score import at_last_step
-from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
+from polyrl.recipe import Recipe, Scope, Stage, hyperparameter
 
 SLUG = "rto"
 TITLE = "Reinforced Token Optimization"
@@ -75,7 +76,7 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOReward(Part):
+class DPOReward(DPOGuided):
     """Pay at every token what a policy trained by DPO thinks of it: r_t += clip(b1 log(pi_dpo / pi_ref))."""
 
     stage: ClassVar[Stage] = "score"
@@ -97,15 +98,11 @@ class DPOReward(Part):
     spread: Spread = hyperparameter(
         "token", "token: RTO; sequence: the sum at the end, DDPO; shaping: taken back there, RS-PPO"
     )
-    dpo_model: str | None = hyperparameter(
-        None, "folder of a DPO policy or of its run; none trains one on the task's pairs"
-    )
-    dpo_beta: float = hyperparameter(0.1, "DPO's pull to the start, where the policy is made here", above=0)
-    dpo_epochs: int = hyperparameter(2, "passes over the pairs, where the policy is made here", low=1)
 
-    def required(self) -> frozenset[str]:
-        """The reference is needed only where the part is on."""
-        return self.needs | ({"ref_logprob"} if self.dpo_reward_scale else set())
+    @property
+    def off(self) -> bool:
+        """With scale 0 nothing is paid."""
+        return not self.dpo_reward_scale
 
     def check_within(self, recipe: Recipe) -> None:
         """Credit that is relative to a group is one number for a whole answer: density would be lost without a word."""
@@ -116,33 +113,16 @@ class DPOReward(Part):
                 "answer the same advantage; put it into ppo or reinforce++, or set --spread sequence."
             )
 
-    def prepare(self, task: Any, model: str, say: Callable[[str], None] = lambda _: None) -> str:
-        """Return the folder of the DPO policy that goes with the start `model`, made first where it is missing.
-
-        Raises:
-            UserError: `dpo_model` holds no policy, or the task has no preference pairs.
-        """
-        from polyrl.models.language.frozen import trained_folder
-        from polyrl.pretrain.dpo_training import dpo_policy
-
-        if self.dpo_model:
-            return trained_folder(self.dpo_model)
-        if not self.dpo_reward_scale:
-            return ""
-        return str(dpo_policy(task, model, beta=self.dpo_beta, epochs=self.dpo_epochs, say=say))
-
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Return the experience with `dpo_logprob`, and with the dense reward added to `reward`, `[B, T]` both."""
-        if not self.dpo_reward_scale:
+        if self.off:
             return experience
-        run_state = context.run_state
-        dpo_logprob = run_state.frozen_logprob(experience, self.prepare(run_state.task, run_state.reference_name))
         counted = experience["mask"] & sampled_rows(experience)[:, None]  # greedy baselines are not measured
-        log_ratio = torch.where(counted, dpo_logprob - experience["ref_logprob"], 0.0)
+        dpo_logprob, log_ratio = self.guide(experience, counted, context)
         dense = dpo_token_rewards(log_ratio, self.dpo_reward_scale, self.dpo_reward_clip)
         self._log(log_ratio, dense.sum(1), experience, context)
         reward = experience["reward"] + spread_over(dense, counted, self.spread, finished_rows(experience))
-        return experience.with_fields(dpo_logprob=torch.where(counted, dpo_logprob, 0.0), reward=reward)
+        return experience.with_fields(dpo_logprob=dpo_logprob, reward=reward)
 
     def _log(self, log_ratio: Tensor, total: Tensor, experience: Experience, context: Context) -> None:
         """Tell of the tokens of this iteration and of whole responses, whose dense reward `total` [B] sums up."""

@@ -1,8 +1,14 @@
-"""HyPO: DPO on pairs that are given, and the reverse KL of fresh answers that nobody labels.
+"""HyPO: DPO on pairs that are given, and the reverse KL on fresh answers that nobody labels.
 
-DPO says nothing of answers that its pairs do not hold, so their probability may grow unseen. Fresh samples of the
-policy show it: their log-ratio to the reference is charged, as a policy gradient with a leave-one-out baseline. A draft
-of arXiv:2406.01462, which lacks its claim: one file, and nothing shared was changed for it.
+DPO says nothing of answers that its pairs do not hold, so their probability may grow unseen: any two policies with the
+same ratios on the pairs have the same loss. Fresh samples of the policy show them. Their log-ratio to the reference,
+whose mean is the KL, is charged by a policy gradient with a leave-one-out baseline: no reward model, no new labels.
+
+The cost is the log-ratio of the whole response times the gradient of its whole log-probability: token by token the KL
+that is still to come would be lost, and the gradient of a mean of log-ratios alone is 0. It is never scaled by its own
+deviation, which would undo lambda. Sampling is at temperature 1 without cut-offs, since the KL is the policy's own.
+The paper's settings are recalled, and its code could not be read: beta 0.05, lambda 1e-4, two samples a prompt. With
+lambda 0 the answers are still sampled, for `kl`, and the policy's numbers are DPO's. (Others are called HyPO too.)
 """
 
 from __future__ import annotations
@@ -26,8 +32,10 @@ from polyrl.parts.score import JUDGED, ReferenceLogprob, assign_reward
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "hypo"
+TITLE = "Hybrid Preference Optimization"
 PAPER = "arXiv:2406.01462"
 YEAR = 2024
+FORMULA = "loss = -log sigma(beta h) on pairs + lambda KL(pi, ref) on fresh samples, by leave-one-out"
 TASK = "sort-pairs"
 
 
@@ -51,7 +59,7 @@ class LogRatioCost(Part):
 
 
 def recipe() -> Recipe:
-    """One step on 32 pairs and, where lambda is above 0, on two fresh answers to each of 32 prompts."""
+    """One step on 32 pairs and on two fresh answers to each of 32 prompts."""
     return Recipe(
         name=SLUG,
         models={"policy": StartingPolicy(learning_rate=2e-4), "reference": Copy("policy")},
@@ -68,4 +76,10 @@ def recipe() -> Recipe:
             ),
         ),
         adds=("log-ratio-cost",),
+        notes={
+            "collect": "two fresh answers to each prompt, which nobody labels",
+            "score": "minus lambda times the log-ratio to the start: what the answer adds to the KL",
+            "credit": "the other answer to the prompt is the baseline",
+            "improve": "one step down DPO's loss on given pairs and down the KL on the fresh answers",
+        },
     )
