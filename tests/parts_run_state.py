@@ -131,6 +131,7 @@ def every_field(run_state: PartsRunState, batch: Experience, seed: int = 5) -> d
         "kept_share": torch.full((size,), 0.75, dtype=torch.float64),
         "turn": turn * batch["present"],
         "weight": mask.float(),
+        "guidance": draw(size, width) * mask,
     }
 
 

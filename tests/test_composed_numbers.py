@@ -16,7 +16,7 @@ from plain_terms import TERMS
 from polyrl import catalogue
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
-from polyrl.methods.language.rto import DPOReward
+from polyrl.parts.dpo_policy import DPOGuided
 from polyrl.parts.optimize import Optimize
 from polyrl.recipe import STAGES, Improver, Part, Recipe
 from polyrl.runtime.budget import Budget
@@ -32,7 +32,7 @@ ITERATION = 11
 
 @pytest.fixture(autouse=True)
 def no_dpo_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DPOReward, "prepare", lambda *_: "")
+    monkeypatch.setattr(DPOGuided, "prepare", lambda *_: "")
 
 
 def built(base: str, added: str) -> Recipe:

@@ -20,8 +20,8 @@ from polyrl.core.special_rows import NO_SPECIAL_ROWS, USES, SpecialRows
 from polyrl.errors import UserError
 from polyrl.methods.language.aihf import JointImprovement
 from polyrl.methods.language.rm_ensembles import BestOfN
-from polyrl.methods.language.rto import DPOReward
 from polyrl.parts.credit import WhitenAdvantage
+from polyrl.parts.dpo_policy import DPOGuided
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.replayed import OffPolicyTerm
 from polyrl.recipe import Improver, Part, Term
@@ -40,6 +40,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "group-advantage": [{}, {"scale": "none"}],
     "batch-advantage": [{}, {"baseline": "group"}],
     "dpo-reward": [{"spread": s, "dpo_model": "x"} for s in ("token", "sequence", "shaping")],
+    "token-guidance": [{"dpo_model": "x"}],
     "tool-coefficient": [{"right_from": 0.3}, {"right_from": 0.3, "minimum": "group"}],
     "normalize-score": [{}, {"score_form": "scale"}],
     "policy-filter": [{}, {"draw": "keep"}, {"filter": "power"}],
@@ -66,7 +67,7 @@ class Drawing(Context):
 
 @pytest.fixture(autouse=True)
 def no_dpo_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DPOReward, "prepare", lambda *_: "")
+    monkeypatch.setattr(DPOGuided, "prepare", lambda *_: "")
 
 
 def ordinary(run_state: PartsRunState, *, twins: bool = False) -> Experience:
@@ -469,7 +470,8 @@ def test_the_logged_kl_is_of_the_policy_to_the_start_and_of_whole_responses() ->
 
 
 @pytest.mark.parametrize(
-    "term", ["dpo-loss", "ipo-loss", "slic-loss", "simpo-loss", "odds-ratio-loss", "bradley-terry"]
+    "term",
+    ["dpo-loss", "ipo-loss", "slic-loss", "simpo-loss", "odds-ratio-loss", "bradley-terry", "tgdpo-loss", "inpo-loss"],
 )
 def test_a_pair_of_which_a_selection_left_out_one_row_teaches_nothing(term: str) -> None:
     """As if the pair were not there: neither loss, nor gradient, nor what is logged knows of its other half."""

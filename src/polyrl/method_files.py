@@ -21,6 +21,7 @@ ABSTRACT = {
     "PairTerm",
     "ImplicitRewardLoss",
     "LogRatioLoss",
+    "ImitationNLL",
     "OffPolicyTerm",
     "ReplayChange",
     "Trained",

@@ -13,7 +13,7 @@ lambda 0 the answers are still sampled, for `kl`, and the policy's numbers are D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from polyrl.core.context import Context
@@ -48,7 +48,7 @@ class LogRatioCost(Part):
     slot: ClassVar[str] = "reward"
     needs: ClassVar[frozenset[str]] = frozenset({"behaviour_logprob", "ref_logprob", "mask", "greedy"})
     gives: ClassVar[frozenset[str]] = frozenset({"score", "reward", "terminated", "truncated"})
-    special_rows: ClassVar[SpecialRows | None] = JUDGED
+    special_rows: ClassVar[SpecialRows | None] = replace(JUDGED, unpaid="none")  # nobody else judges them
 
     kl_weight: float = hyperparameter(3e-3, "lambda: weight of the reverse KL", low=0)
 

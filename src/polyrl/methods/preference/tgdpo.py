@@ -64,7 +64,7 @@ class TokenGuidance(DPOGuided):
         "guidance": Field("[B, T]", "float32", "nats", "alpha times the log-ratio of a frozen guide to the reference"),
     }
     special_rows: ClassVar[SpecialRows | None] = SpecialRows(
-        unfinished="alone", greedy="left out", masked="left out", unpaid="left out"
+        unfinished="alone", greedy="left out", masked="left out", unpaid="alone"
     )
 
     alpha: float = hyperparameter(0.5, "strength of the guidance: f = 1 +- alpha r_hat; 0 is DPO", low=0)
