@@ -39,9 +39,11 @@ SPEED = DOCS / "speed.md"
 COMPOSITION = DOCS / "composition.md"
 COMPOSED = DOCS / "composition.json"
 """What tests/test_composition.py found when it built every pair and ran one iteration of it."""
+COMPOSED_PREFERENCE = DOCS / "preference-composition.json"
+"""The same of methods that learn from preferences."""
 COMING = DOCS / "coming-from.md"
 RESULTS = DOCS.parent / "benchmarks" / "results"
-METHODS, MEASURED, PAIRS = "methods", "measured", "pairs"
+METHODS, MEASURED, PAIRS, PREFERENCE_PAIRS = "methods", "measured", "pairs", "preference-pairs"
 """Names of the tables between markers."""
 QUESTIONS = {
     "models": "What acts, and what is trained beside it?",
@@ -495,9 +497,9 @@ def _lines(found: names_elsewhere.Table) -> Iterator[Sequence[str]]:
 # ------------------------------------------------------------------------------------------------------- composition
 
 
-def composition_table() -> str:
-    """Which pairs of online methods compose, with lettered settings, and in numbered lines why the others do not."""
-    found: dict[str, dict[str, str]] = json.loads(COMPOSED.read_text(encoding="utf-8"))
+def composition_table(composed: Path = COMPOSED) -> str:
+    """Which pairs of methods compose, with lettered settings, and in numbered lines why the others do not."""
+    found: dict[str, dict[str, str]] = json.loads(composed.read_text(encoding="utf-8"))
     added = sorted({name for row in found.values() for name in row})
     settings: dict[str, str] = {}
     reasons: dict[str, int] = {}
@@ -515,7 +517,8 @@ def composition_table() -> str:
                 cells.append(str(reasons.setdefault(why, len(reasons) + 1)))
         rows.append((f"`{base}`", *cells))
     lines = [f"{letter}: with `{setting}`" for setting, letter in settings.items()]
-    text = f"{table(('', *(f'+{name}' for name in added)), rows)}\n{'; '.join(lines)}.\n\n"
+    text = table(("", *(f"+{name}" for name in added)), rows) + "\n"
+    text += f"{'; '.join(lines)}.\n\n" if lines else ""
     return text + "".join(f"{number}. {cell(why)}\n" for why, number in reasons.items())
 
 
@@ -728,6 +731,7 @@ if __name__ == "__main__":
     write_claim_pages()
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
     pairs = with_table(COMPOSITION.read_text(encoding="utf-8"), PAIRS, composition_table())
+    pairs = with_table(pairs, PREFERENCE_PAIRS, composition_table(COMPOSED_PREFERENCE))
     COMPOSITION.write_text(pairs, encoding="utf-8")
     SPEED.write_text(with_table(SPEED.read_text(encoding="utf-8"), MEASURED, measured_tables()), encoding="utf-8")
     COMING.write_text(with_names_elsewhere(COMING.read_text(encoding="utf-8")), encoding="utf-8")

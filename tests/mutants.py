@@ -1091,6 +1091,60 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/preference/rpo.py",
+        "test_preference_family.py -k 'rpo or likelihood or adversary or trl or limits or plain or cannot'",
+        [
+            ("return self.eta * self.beta if", "return self.eta if"),
+            ("if self.aggregation == CUMULATIVE else self.eta", "if True else self.eta"),
+            ("term.scale != self.beta", "False"),
+            ('            "chosen", "whose answers', '            "demonstrations", "whose answers'),
+        ],
+    ),
+    Group(
+        "methods/preference/tgdpo.py",
+        "test_preference_family.py -k 'tgdpo or weights or guid or plain or limit or token'",
+        [
+            ("torch.where(preferred[:, None], guidance, -guidance)", "guidance"),
+            ("weight.clamp(least, 2 - least)", "weight.clamp(min=least)"),
+            ("return not self.alpha", "return False"),
+            ("guidance=self.alpha * log_ratio", "guidance=log_ratio"),
+            (
+                'self.beta * experience["guidance"], experience["preferred"], self.min',
+                'experience["guidance"], experience["preferred"], self.min',
+            ),
+            ("self.token_weight(experience) * u", "u"),
+            ("(free < 0)", "(kept < 0)"),
+        ],
+    ),
+    Group(
+        "methods/preference/hypo.py",
+        "test_preference_family.py test_language_lists.py -k 'second_stream or first_token or hypo or two_streams'",
+        [
+            ("-self.kl_weight * rho", "self.kl_weight * rho"),
+            ("-self.kl_weight * rho", "-rho"),
+        ],
+    ),
+    Group(
+        "methods/preference/inpo.py",
+        "test_preference_family.py -k 'inpo or limits or plain or cannot or guide_is_made'",
+        [
+            ("(1 - share) * anchor", "anchor"),
+            ("anchor = share * experience", "anchor = (1 - share) * experience"),
+            ("self.tau > self.eta", "False"),
+            ("if self.tau else set()", ""),
+            ("ipo_loss(h, self.eta)", "ipo_loss(h, self.tau)"),
+        ],
+    ),
+    Group(
+        "parts/dpo_policy.py",
+        "test_preference_family.py test_rto.py -k 'guid or tables or scale or limit'",
+        [
+            ('found - experience["ref_logprob"], 0.0', "found, 0.0"),
+            ('if self.off:\n            return ""', 'if False:\n            return ""'),
+            ("self.needs if self.off else", "self.needs if True else"),
+        ],
+    ),
+    Group(
         "methods/preference/simpo.py",
         "test_preference_losses.py test_trl_numbers.py",
         [

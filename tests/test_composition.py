@@ -21,6 +21,7 @@ from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 
 FILE = Path(__file__).parents[1] / "docs" / "composition.json"
+PREFERENCE_FILE = FILE.with_name("preference-composition.json")
 WRITE = "POLYRL_WRITE_COMPOSITION"
 SIZE = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "mlp": 16, "context": 256}
 SMALL_TASKS = {
@@ -42,6 +43,12 @@ SMALL_BATCH = {
 """Hyperparameters that cost time, where a method has them."""
 BASES = [m for m in catalogue.family("language-online") if catalogue.methods()[m].domain == "language"]
 ADDED = [*BASES, "wco", "uwo"]
+PREFERENCE = [
+    name
+    for name in catalogue.family("preference")
+    if catalogue.methods()[name].domain == "language" and name not in ("reward-model", "kto")
+]
+"""Methods that train a policy on pairs; what each adds to another is a table of its own."""
 ASKED = re.compile(r"set --([a-z-]+) (\w+)")
 """How an error says which setting would mend a composition."""
 
@@ -122,6 +129,19 @@ def test_pairs_compose_as_the_table_says(base: str, tiny: Path, stated: dict[str
         FILE.write_text(json.dumps(dict(sorted(stated.items())), indent=1) + "\n", encoding="utf-8")
     assert found == stated.get(base), f"run {WRITE}=1 pytest tests/{Path(__file__).name} && python docs/hooks.py"
     assert all(len(reason) < 300 and "\n" not in reason for reason in found.values())
+
+
+@pytest.mark.parametrize("base", PREFERENCE)
+def test_pairs_of_preference_methods_compose_as_the_table_says(base: str, tiny: Path) -> None:
+    known = json.loads(PREFERENCE_FILE.read_text(encoding="utf-8")) if PREFERENCE_FILE.is_file() else {}
+    found = {added: outcome(base, added, tiny) for added in PREFERENCE if added != base}
+    if os.environ.get(WRITE):
+        text = json.dumps(dict(sorted({**known, base: found}.items())), indent=1)
+        PREFERENCE_FILE.write_text(text + "\n", encoding="utf-8")
+        known[base] = found
+    assert found == known.get(base), f"run {WRITE}=1 pytest tests/{Path(__file__).name} && python docs/hooks.py"
+    assert all(len(reason) < 500 and "\n" not in reason for reason in found.values())
+    assert sorted(known) == sorted(PREFERENCE) or os.environ.get(WRITE)
 
 
 @pytest.mark.parametrize("spec", ["grpo+capo", "ppo+d3s", "ppo+wco", "grpo+otc-po", "t-ppo+pf-ppo"])
