@@ -1097,7 +1097,7 @@ GROUPS: list[Group] = [
             ("return self.eta * self.beta if", "return self.eta if"),
             ("if self.aggregation == CUMULATIVE else self.eta", "if True else self.eta"),
             ("term.scale != self.beta", "False"),
-            ('            "chosen", "whose answers', '            "demonstrations", "whose answers'),
+            ('"chosen", "whose answers', '"demonstrations", "whose answers'),
         ],
     ),
     Group(
