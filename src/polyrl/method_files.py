@@ -36,6 +36,7 @@ ROOTS = {
     "Architecture": "policy",
     "Change": "data",
     "Trained": "models",
+    "Judged": "judged",
     "Source": "data",
 }
 """Stage of the classes of `polyrl.core.part` that parts derive from."""

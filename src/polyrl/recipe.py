@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from polyrl.core.judged import Judged
 from polyrl.core.part import (
     STAGES,
     Architecture,
@@ -24,6 +25,7 @@ __all__ = [
     "Architecture",
     "Change",
     "Improver",
+    "Judged",
     "OwnModel",
     "Part",
     "Recipe",

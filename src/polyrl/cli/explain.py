@@ -26,6 +26,7 @@ QUESTIONS: dict[str, str] = {
     "policy": "what acts?",
     "models": "what acts, and what is trained beside it?",
     "data": "which rows are there beside the fresh ones?",
+    "judged": "what do evaluations judge beside the policy?",
     "collect": "where does experience come from?",
     "score": "what was it worth?",
     "credit": "which actions deserve it?",
@@ -79,6 +80,9 @@ def show_method(spec: str, domain: str | None = None, out: Console | None = None
         out.print(stage_heading(stage, recipe))
         improves = stage == "improve" and recipe.updates
         out.print(update_lists.updates_table(recipe) if improves else _parts_table(parts, recipe))
+    if recipe.also_judged:
+        out.print(stage_heading("judged", recipe))
+        out.print(update_lists.judged_table(recipe))
     infos = catalogue.variants().get(spec, [])
     info = catalogue.method_for(spec, domain) if infos else catalogue.describe(spec)
     source = f"Source: {info.path}. " if info else ""

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from polyrl.core.update import Again, Epochs, Fresh, Mix, Move, OwnUpdate, Phase, Repeat, Sample, Step, Update, flat
 from polyrl.core.updating import UpdateList
-from polyrl.recipe import Part, Recipe, options
+from polyrl.recipe import Judged, Part, Recipe, options
 
 
 def written(value: Any) -> str:
@@ -88,6 +88,19 @@ def sources_table(recipe: Recipe) -> Padding:
         filled = f", filled after {source.after}" if source.after else ", given"
         table.add_row(_starred(name, name, recipe), f"{_first_sentence(type(source)).rstrip('.')}{filled}")
         _option_rows(table, name, source)
+    return Padding(table, (0, 0, 0, 4))
+
+
+def judged_table(recipe: Recipe) -> Padding:
+    """What evaluations judge beside the policy, with the metric that tells of it."""
+    table = _table()
+    for name, judged in recipe.also_judged.items():
+        plain = type(judged) is Judged
+        said = f"{judged.model or recipe.judged or recipe.acts}{' as it acts in training' if judged.acting else ''}"
+        said += "" if plain else f", {_first_sentence(type(judged)).rstrip('.')}"
+        said += f", on {judged.task}" if judged.task else ""
+        table.add_row(_starred(name, name, recipe), Text.assemble(said, (f"  eval/{name}/return", "dim")))
+        _option_rows(table, name, judged)
     return Padding(table, (0, 0, 0, 4))
 
 

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from polyrl.core.derived import DERIVED
 from polyrl.core.part import Part, Term, options
 from polyrl.core.update import Epochs, Move, OwnUpdate, Phase, Repeat, Step, Update
 from polyrl.errors import UserError
 
 if TYPE_CHECKING:
     from polyrl.core.recipe import Recipe
+    from polyrl.models.base import Model
 
 
 def within_updates(recipe: Recipe, part: Part) -> Recipe | None:
@@ -108,3 +110,31 @@ def with_updates(recipe: Recipe, changed: Callable[[Update | Epochs], Update | E
         return tuple(changed(s) if isinstance(s, Update | Epochs) else s for s in opened)
 
     return dataclasses.replace(recipe, updates=walk(recipe.updates))
+
+
+def with_model(recipe: Recipe, name: str, model: Model) -> Recipe:
+    """Put a model into the place of one of the same name, which must give what is read of it.
+
+    Raises:
+        UserError: the recipe states none of that name.
+    """
+    old = recipe.models.get(name)
+    if old is None:
+        what = f"lists {', '.join(recipe.models)}" if recipe.models else "lists no models by name"
+        raise UserError(f"{recipe.name} {what}, so '{model.name}', which is to be its '{name}', replaces nothing.")
+    shared = {f.name for f in options(model)} & {f.name for f in options(old)}
+    model = dataclasses.replace(model, **{f: getattr(old, f) for f in shared})
+    return dataclasses.replace(recipe, models={**recipe.models, name: model})
+
+
+def without_orphans(recipe: Recipe, replaced: Sequence[Part]) -> Recipe:
+    """Drop terms whose needs only a replaced part gave: without GAE's targets a value loss has nothing to learn."""
+    before = (*recipe.listed("collect"), *recipe.score, *recipe.credit, *recipe.select)
+    derived = {g for p in recipe.stated_parts() for kind in p.derives for g in kind.gives} | set(DERIVED)
+    given = {g for p in before for g in p.gives} | derived
+    lost = {g for p in replaced for g in p.gives} - given
+    orphans = tuple(t for t in recipe.terms if t.required() & lost)
+    if not orphans:
+        return recipe
+    kept = tuple(t for t in recipe.terms if t not in orphans)
+    return dataclasses.replace(recipe, terms=kept, dropped=recipe.dropped + tuple(t.name for t in orphans))

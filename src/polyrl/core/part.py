@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from polyrl.core.update import See
     from polyrl.models.stored import Stored
 
-Stage = Literal["policy", "models", "data", "collect", "score", "credit", "select", "improve"]
+Stage = Literal["policy", "models", "data", "collect", "score", "credit", "select", "improve", "judged"]
 Scope = Literal["step", "episode", "group", "batch"]
 STAGES: tuple[Stage, ...] = ("collect", "score", "credit", "select", "improve")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polyrl.core.derived import DERIVED, measuring
+from polyrl.core.derived import measuring
 from polyrl.core.fields import own_fields
 from polyrl.core.part import STAGES, Architecture, Change, Improver, Part, Stage, Term, kebab, options
 from polyrl.errors import UserError, nearest
@@ -18,6 +18,7 @@ from polyrl.runtime.metric import Metric
 from polyrl.settings import american, parse_value
 
 if TYPE_CHECKING:
+    from polyrl.core.judged import Judged
     from polyrl.core.streams import Stream
     from polyrl.core.update import Step
     from polyrl.data.base import Source
@@ -43,6 +44,7 @@ class Recipe:
         sources: rows beside the fresh ones, by name (`polyrl.data.base`).
         acts: the model that acts, by name.
         judged: the model that evaluations judge, by name; empty is the one that acts.
+        also_judged: what evaluations judge beside it, by the name that its metrics get (`polyrl.core.judged`).
         turns: passes through the stages and the updates in one iteration.
         policy: what acts, where polyrl makes it for `optimize`; None where a model is given.
         dropped: terms that went because a part that replaced another no longer gives what they need.
@@ -67,6 +69,7 @@ class Recipe:
     updates: tuple[Step, ...] = ()
     acts: str = "policy"
     judged: str = ""
+    also_judged: Mapping[str, Judged] = field(default_factory=dict)
     turns: int = 1
     adds: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -90,7 +93,7 @@ class Recipe:
 
                     needed = needed_of_stages(self)
                 for name in sorted(needed - given):
-                    kind = measuring(name, self._stated())
+                    kind = measuring(name, self.stated_parts())
                     # where models have names, a critic is asked by a part that says which
                     if kind is None or (self.models and kind.models - ({"reference"} & self.models.keys())):
                         continue
@@ -117,7 +120,7 @@ class Recipe:
             stream=name,
         )
 
-    def _stated(self) -> list[Part]:
+    def stated_parts(self) -> list[Part]:
         """The parts that the recipe states, those of updates too."""
         own = [part for stage in STAGES for part in self.listed(stage)]
         return own + [part for _, part in self.entries()]
@@ -162,7 +165,7 @@ class Recipe:
     @property
     def told(self) -> frozenset[str]:
         """Fields that parts ask of the environment (`Part.told`)."""
-        stated = self._stated()
+        stated = self.stated_parts()
         return frozenset[str]().union(*(p.told for p in stated), *(kind().told for p in stated for kind in p.derives))
 
     @functools.cached_property
@@ -194,7 +197,7 @@ class Recipe:
         """Models, sources and what the updates are made of, each with the name by which its hyperparameters are set."""
         from polyrl.core.update import Epochs, OwnUpdate, Update
 
-        found: list[tuple[str, Part]] = [*self.models.items(), *self.sources.items()]
+        found: list[tuple[str, Part]] = [*self.models.items(), *self.sources.items(), *self.also_judged.items()]
         for step in self.update_steps():
             if isinstance(step, Update):
                 found += [(on.batch.name, on.batch) for on in step.objectives]
@@ -244,41 +247,38 @@ class Recipe:
     def __add__(self, other: Recipe | Part) -> Recipe:
         """Put another part, or the parts that another method adds, into this recipe."""
         if isinstance(other, Recipe):
+            from polyrl.core.composing import with_model
+
             result = self
             own = [other.policy] if other.policy else []
             for name, model in other.models.items():
                 if name in other.adds:
-                    result = result._with_model(name, model)
+                    result = with_model(result, name, model)
+            also = {name: judged for name, judged in other.also_judged.items() if name in other.adds}
+            result = dataclasses.replace(result, also_judged={**result.also_judged, **also})
             for part in [p for p in (*own, *other.parts()) if p.name in other.adds]:
                 result = result._with(part)
             return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=self.adds + other.adds)
         result = self._with(other)
         return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=(*self.adds, other.name))
 
-    def _with_model(self, name: str, model: Model) -> Recipe:
-        """Put a model into the place of one of the same name, which must give what is read of it."""
-        old = self.models.get(name)
-        if old is None:
-            what = f"lists {', '.join(self.models)}" if self.models else "lists no models by name"
-            raise UserError(f"{self.name} {what}, so '{model.name}', which is to be its '{name}', replaces nothing.")
-        shared = {f.name for f in options(model)} & {f.name for f in options(old)}
-        model = dataclasses.replace(model, **{f: getattr(old, f) for f in shared})
-        return dataclasses.replace(self, models={**self.models, name: model})
-
     def _with(self, part: Part) -> Recipe:
+        from polyrl.core import composing
+
         if isinstance(part, Change):
             return part.change(self)
         if self.updates:
-            from polyrl.core.composing import within_updates
-
-            found = within_updates(self, part)
+            found = composing.within_updates(self, part)
             if found is not None:
                 return found
         which = "optimize" if isinstance(part, Improver) else part.stage
+        if which == "judged":
+            name = part.name.replace("-", "_")
+            return dataclasses.replace(self, also_judged={**self.also_judged, name: typing.cast("Judged", part)})
         if which == "models":
             model = typing.cast("Model", part)
             rivals = [name for name, old in self.models.items() if part.slot and old.slot == part.slot]
-            return self._with_model(rivals[0] if len(rivals) == 1 else part.name, model)
+            return composing.with_model(self, rivals[0] if len(rivals) == 1 else part.name, model)
         if which in ("policy", "collect", "optimize"):
             old = getattr(self, which)
             if old is None:
@@ -294,19 +294,7 @@ class Recipe:
             chain = tuple(part if i == same[0] else p for i, p in enumerate(chain) if i not in same[1:])
         else:
             chain = (*chain, part)
-        return self._changed(where, chain)._without_orphans(replaced)
-
-    def _without_orphans(self, replaced: Sequence[Part]) -> Recipe:
-        """Drop terms whose needs only a replaced part gave: without GAE's targets a value loss has nothing to learn."""
-        before = (*self.listed("collect"), *self.score, *self.credit, *self.select)
-        derived = {g for p in self._stated() for kind in p.derives for g in kind.gives} | set(DERIVED)
-        given = {g for p in before for g in p.gives} | derived
-        lost = {g for p in replaced for g in p.gives} - given
-        orphans = tuple(t for t in self.terms if t.required() & lost)
-        if not orphans:
-            return self
-        kept = tuple(t for t in self.terms if t not in orphans)
-        return dataclasses.replace(self, terms=kept, dropped=self.dropped + tuple(t.name for t in orphans))
+        return composing.without_orphans(self._changed(where, chain), replaced)
 
     def _changed(self, stage: str, value: Any) -> Recipe:
         changes: dict[str, Any] = {stage: value}
@@ -363,6 +351,7 @@ class Recipe:
             policy=typing.cast("Architecture | None", self.policy and changed(self.policy)),
             models={k: typing.cast("Model", changed(m, k)) for k, m in self.models.items()},
             sources={k: typing.cast("Source", changed(m, k)) for k, m in self.sources.items()},
+            also_judged={k: typing.cast("Judged", changed(m, k)) for k, m in self.also_judged.items()},
             streams={name: stream.changed(functools.partial(of, name)) for name, stream in self.streams.items()},
             updates=within(self.updates),
         )
@@ -403,7 +392,7 @@ class Recipe:
 
         own_fields(map(type, self.parts()))
         check_told(self)
-        for entry in (*self.models.values(), *self.sources.values()):
+        for entry in (*self.models.values(), *self.sources.values(), *self.also_judged.values()):
             entry.check_within(self)
         check_terms(self)
         if self.updates:

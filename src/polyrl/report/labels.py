@@ -5,6 +5,7 @@ Names that are not here are shown as they are. Every domain speaks of its own st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 
 DOMAINS = ("language", "control", "operations", "theory")
@@ -218,6 +219,9 @@ _PREFIXES: dict[str, tuple[str, str, str]] = {
     "completions/": ("Responses: {}", "", "Reward"),
 }
 
+_ALSO_JUDGED = re.compile(r"eval/(?P<name>\w+)/(?P<metric>return|return_std|length)")
+"""Metrics of what a recipe judges beside its policy (`also_judged`)."""
+
 PANELS: dict[str, tuple[str, ...]] = {
     "language": (
         *("reward", "kl", "entropy", "completions/mean_length", "rewards/margins", "rewards/accuracies"),
@@ -272,6 +276,9 @@ def metric_label(domain: str, key: str) -> tuple[str, str, str]:
     if key in KNOWN:
         label, unit, group = KNOWN[key]
         return label, _filled(unit, domain), group
+    if (also := _ALSO_JUDGED.fullmatch(key)) is not None:
+        label, unit, group = KNOWN.get(f"eval/{also['metric']}", (f"Evaluation: {also['metric']}", "", "Evaluation"))
+        return f"{label}: {also['name'].replace('_', ' ')}", _filled(unit, domain), group
     for prefix in sorted(_PREFIXES, key=len, reverse=True):
         if key.startswith(prefix):
             label, unit, group = _PREFIXES[prefix]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,34 +32,19 @@ from polyrl.rollout.environment_state import EnvironmentState
 from polyrl.rollout.evaluation import Evaluator
 from polyrl.rollout.stepping import PROBED_STEPS, environments_of
 from polyrl.run_state.base import RunState
+from polyrl.run_state.control_judging import EVALUATION_SEED, AlsoJudged, Evaluation, also_judged, return_metrics
 from polyrl.run_state.environment_notices import environment_notices, seed_notices
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 
 if TYPE_CHECKING:
-    from polyrl.recipe import Part, Recipe
+    from polyrl.recipe import Judged, Part, Recipe
     from polyrl.runtime.config import PythonObjects, RunConfig
 
 Say = Callable[[str], None]
 Acting = Callable[[Actor, Mapping[str, Any]], Actor]
 """What acts in training, of the policy's own actor and the models."""
-EVALUATION_SEED = 1234
-"""Every method and seed is judged on the same episodes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """How a run is judged, apart from training: whole episodes in environments of their own.
-
-    Attributes:
-        episodes: how many; episode k starts from the same seed at every evaluation of every run.
-        shown: how many are kept in samples.jsonl.
-    """
-
-    episodes: int = 20
-    shown: int = 5
-    seed: int = EVALUATION_SEED
 
 
 def make_task(config: RunConfig, given: PythonObjects) -> ControlTask:
@@ -113,6 +97,7 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
             streams=streams,
             told=told,
             evaluation=evaluation,
+            also=recipe.also_judged,
             say=say,
         )
     if recipe.policy is None:
@@ -125,6 +110,7 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
         acting=acting,
         told=told,
         evaluation=evaluation,
+        also=recipe.also_judged,
         say=say,
     )
 
@@ -157,7 +143,8 @@ class ControlRunState(RunState):
     Attributes:
         models: the recipe's, where it states them.
         policy, critic: else the networks; statistics of normalization are the policy's buffers.
-        actor: what acts in training; `judged`: what evaluations judge, the policy without wrappers.
+        actor: what acts in training; `judged`: what evaluations judge, the policy without wrappers; `also_judged`: what
+            they judge beside it.
         acting, actors, collectors: of each stream, "" the recipe's own: the model that acts, what acts with it, and
             what steps its training environments; no collector before the first rollout.
         latest: the latest rollout.
@@ -178,6 +165,7 @@ class ControlRunState(RunState):
         streams: Mapping[str, tuple[str, Acting]] | None = None,
         told: Mapping[str, tuple[int, ...]] | None = None,
         evaluation: Evaluation | None = None,
+        also: Mapping[str, Judged] | None = None,
         say: Say = lambda _: None,
     ):
         self.task, self.architecture, self.seed, self.say = task, architecture, seed, say
@@ -210,6 +198,7 @@ class ControlRunState(RunState):
         self.reads = ActorCriticPasses.reads | self.actor.fields_read
         self.collectors: dict[str, Collector] = {}
         self.judge = Evaluator(task, self.evaluation.seed)
+        self.also_judged: list[AlsoJudged] = also_judged(self, also or {}, judges)
         self.latest: Experience | None = None
         self._environment_states = {name: EnvironmentState() for name in self.actors}
 
@@ -354,15 +343,9 @@ class ControlRunState(RunState):
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Return and length of the fixed evaluation episodes, actions at their most probable; the first few of them."""
         played = self.judge(self.judged, self.evaluation.episodes)
-        returns = [episode.total for episode in played]
-        metrics = {
-            "eval/return": statistics.fmean(returns),
-            "eval/return_std": statistics.pstdev(returns),
-            "eval/length": statistics.fmean(episode.length for episode in played),
-        }
-        if self.actor.judged_as:
-            acted = self.judge(self.actor, self.evaluation.episodes)
-            metrics[f"eval/{self.actor.judged_as}_return"] = statistics.fmean(episode.total for episode in acted)
+        metrics = return_metrics(played, "eval/")
+        for judged in self.also_judged:
+            metrics |= judged.metrics(self.evaluation.episodes)
         samples = [
             {"episode": k, "seed": e.seed, "return": e.total, "length": e.length, "ended": e.ended}
             for k, e in enumerate(played[: self.evaluation.shown])
