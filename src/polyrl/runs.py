@@ -167,6 +167,7 @@ def make_loop(
         "problem": state_problem(task, loop.metric, run_state.evaluation_facts(), config.task),
         "hyperparameters": recipe.hyperparameters(),
         **({"data": stated} if (stated := _stated_sources(context)) else {}),
+        **({"given_models": given_models} if (given_models := run_state.given_models()) else {}),
         "evaluation": run_state.evaluation_facts(),
         "device": run_state.device,
         "threads": config.threads,
@@ -244,6 +245,10 @@ def located(config: RunConfig) -> RunConfig:
         model=config.model and absolute(config.model),
         rewards=tuple(map(of_reward, config.rewards)),
         preference=config.preference and of_reward(config.preference),
+        hyperparameters={
+            key: absolute(text) if key.rpartition(".")[2] == "run" else text
+            for key, text in config.hyperparameters.items()
+        },
     )
 
 

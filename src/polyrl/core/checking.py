@@ -178,6 +178,11 @@ def check_updates(recipe: Recipe, given: Mapping[str, frozenset[str]]) -> None:
                     raise UserError(f"{recipe.name}: the {step.name} is on fresh rows, and nothing is collected.")
         if isinstance(step, Update | OwnUpdate):
             known(step.trains, "model", recipe.models, step.name)
+        changes = step.target if isinstance(step, Move) else step.trains if isinstance(step, Update | OwnUpdate) else ""
+        if changes and recipe.models[changes].given:
+            raise UserError(
+                f"{recipe.name}: the {step.name} would change '{changes}', which is of another run and stays as it is."
+            )
         parts = step.inner if isinstance(step, Update) else ()
         parts += step.credit if isinstance(step, Epochs) else (step,) if isinstance(step, OwnUpdate) else ()
         for part in parts:

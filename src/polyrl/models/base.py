@@ -131,6 +131,8 @@ class Model(Part):
     """Fields that a rollout gets of its actor where it acts, such as `behaviour_logprob`."""
     scales_rewards: ClassVar[bool] = False
     """Whether its network keeps `reward_moments`."""
+    given: ClassVar[bool] = False
+    """Whether it is read from elsewhere and never trained."""
     copied: ClassVar[str] = ""
     """Name of the model that this one is a copy of; empty for one of its own."""
 

@@ -33,11 +33,16 @@ class RunningMoments(nn.Module):
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
-        self._fixed = fixed
+        self._fixed, self._held = fixed, False
+
+    def hold(self) -> None:
+        """Take in nothing from now on."""
+        self._held = True
 
     def arrays(self) -> MomentArrays:
         """The buffers' memory with the arithmetic on it, for loops over steps; load and save the buffers as always."""
-        return MomentArrays(self.mean.numpy(), self.variance.numpy(), self.count.numpy(), self._fixed)
+        kind = HeldArrays if self._held else MomentArrays
+        return kind(self.mean.numpy(), self.variance.numpy(), self.count.numpy(), self._fixed)
 
     def update(self, batch: NDArray[np.float64]) -> None:
         """Take in `batch` `[N, size]`."""
@@ -101,3 +106,10 @@ class MomentArrays:
             return white.reshape(batch.shape).astype(np.float32)
         out[...] = white
         return out
+
+
+class HeldArrays(MomentArrays):
+    """Statistics that stay as they are."""
+
+    def update(self, batch: NDArray[np.float64]) -> None:
+        """Take in nothing."""

@@ -157,6 +157,10 @@ class RunState(ABC):
         """Fingerprint of what the run starts from; empty where that is nothing but the seed."""
         return ""
 
+    def given_models(self) -> dict[str, dict[str, str]]:
+        """The models that are of other runs, by name: that run's folder, the model's name in it, a fingerprint."""
+        return {}
+
     @property
     def rows_left_out(self) -> int:
         """How many rows of the user's data are not used."""

@@ -21,6 +21,7 @@ from polyrl.models.base import Interface, Models, PolicyNetwork
 from polyrl.models.closed_form import ActorCriticPasses
 from polyrl.models.control import ControlCritic, ControlPolicy
 from polyrl.models.distributions import distribution_of
+from polyrl.models.from_run import FromRun
 from polyrl.models.normalization import RunningMoments
 from polyrl.models.policies import RandomActor
 from polyrl.models.stored import Stored, StoredBy, StoredModule
@@ -393,6 +394,7 @@ class ControlRunState(RunState):
             "task": self.task.name,
             **self._stated(),
             "observation": str(self.task.observations.space),
+            "observation_size": self.task.observations.size,
             "action": str(self.task.actions.space),
         }
         (folder / "policy.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -422,6 +424,19 @@ class ControlRunState(RunState):
             self._environment_states[stream] = EnvironmentState.load(folder, stream) or state
             if stream in self.collectors:
                 self.collectors[stream].load_state(self._environment_states[stream])
+
+    def given_models(self) -> dict[str, dict[str, str]]:
+        """The models that are of other runs."""
+        entries = self.models.entries if self.models is not None else {}
+        given = {name: entry for name, entry in entries.items() if isinstance(entry, FromRun)}
+        return {
+            name: {"run": entry.run, "model": entry.model, "fingerprint": entry.fingerprint}
+            for name, entry in given.items()
+        }
+
+    def start(self) -> str:
+        """Fingerprint of the models that are of other runs."""
+        return " ".join(f"{name}={given['fingerprint']}" for name, given in self.given_models().items())
 
     def _stated(self) -> dict[str, Any]:
         """The architecture, or the models, for policy.json."""
