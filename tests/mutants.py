@@ -2026,6 +2026,28 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "run_state/control_judging.py",
+        "test_judged.py",
+        [
+            ("if theirs != ours:", "if False:"),
+            ("inner = acting[model] if entry.acting else", "inner ="),
+            ("_fitting(state.task, entry.task, name) if entry.task else", ""),
+            ("actor = entry.actor(inner,", "actor = (lambda inner, making: inner)(inner,"),
+        ],
+    ),
+    Group(
+        "models/from_run.py",
+        "test_from_run.py",
+        [
+            ("            module.hold()\n", "            pass\n"),
+            ("    policy.load_state_dict(weights)\n", "    pass\n"),
+            ("if theirs != ours:", "if False:"),
+            ("self.policy.normalize(batch[", "(lambda x: x.astype('float32'))(batch["),
+            ("if kind is None or kind is FromRun:", "if kind is None:"),
+            ("if run.normalizes and not", "if False and not"),
+        ],
+    ),
+    Group(
         "methods/control/rlpd.py",
         "test_offline_methods.py -k 'least_of_two or rlpd_is'",
         [("[: self.subset]", "[: self.subset + 1]"), ("return q.mean(-1)", "return q.amin(-1)")],

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from polyrl import catalogue
-from polyrl.core.recipe import Recipe
 from polyrl.rollout.environments import Environments
 from polyrl.run_state import operations
 from polyrl.tasks.theory.finite import FiniteMDP
@@ -73,8 +72,6 @@ def source_of(module: Any) -> str:
 
 
 STILL: dict[str, Callable[[], bool]] = {
-    "F": lambda: Recipe.__annotations__["judged"] == "str",
-    "G": lambda: not {"pretrained", "from-run", "given"} & set(catalogue.entries()),
     "H": lambda: not {"reset_to", "restore", "set_state"} & set(dir(Environments)),
     "M": lambda: (
         not {"features", "observation"} & {f.name for f in dataclasses.fields(FiniteMDP)}

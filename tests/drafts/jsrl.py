@@ -25,6 +25,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.update import Mix, Update
 from polyrl.data.replay import Replay
+from polyrl.data.transitions import Transitions
 from polyrl.errors import UserError
 from polyrl.models.actor import Actor, Making, Moment, Player
 from polyrl.models.from_run import FromRun
@@ -244,7 +245,8 @@ class JumpStarted(StepAndKeep):
                 memory.update(stage=memory.get("stage", 0) + 1, judged=[])
             context.log(jsrl__judged=judged[-1])
         batch = super().__call__(experience, context)
-        context.log(jsrl__horizon=self.present(context), jsrl__guided=batch["guided"].float().mean())
+        context.log(jsrl__horizon=self.present(context))
+        context.means.add("jsrl/guided", float(batch["guided"].sum()), batch["guided"].numel())
         return batch
 
 
@@ -270,13 +272,16 @@ class Jsrl(Change):
 
 
 def online(recipe: Recipe) -> Recipe:
-    """IQL that goes on from its data: a step of its own a turn, three quarters of every batch of what it collects."""
+    """IQL that goes on from its data: a step of its own a turn, three quarters of every batch of what it collects.
+
+    Rewards of the data stay as they are, like those of its own steps.
+    """
     first, *others = recipe.updates
     assert isinstance(first, Update)
     return dataclasses.replace(
         recipe,
         collect=StepAndKeep(),
-        sources={**recipe.sources, "replay": Replay(capacity=100_000, learning_starts=1_000)},
+        sources={"data": Transitions(), "replay": Replay(capacity=100_000, learning_starts=1_000)},
         updates=(dataclasses.replace(first, batch=Mix("replay", "data", batch_size=256, share=0.75)), *others),
         budget="",
     )

@@ -39,11 +39,12 @@ class Evaluation:
 def return_metrics(played: Sequence[Episode], prefix: str) -> dict[str, float]:
     """Mean and spread of the episodes' returns and their mean length, each under `prefix`."""
     returns = [episode.total for episode in played]
-    return {
-        f"{prefix}return": statistics.fmean(returns),
-        f"{prefix}return_std": statistics.pstdev(returns),
-        f"{prefix}length": statistics.fmean(episode.length for episode in played),
+    found = {
+        "eval/return": statistics.fmean(returns),
+        "eval/return_std": statistics.pstdev(returns),
+        "eval/length": statistics.fmean(episode.length for episode in played),
     }
+    return {prefix + name.removeprefix("eval/"): value for name, value in found.items()}
 
 
 @dataclass(frozen=True)

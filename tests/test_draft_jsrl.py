@@ -1,0 +1,218 @@
+"""JSRL, a draft: a guide from another run goes first, and with no guided steps it is the base method to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import SEED, made_once, reached, read_records
+from polyrl import catalogue
+from polyrl.errors import UserError
+from polyrl.models.actor import Moment
+from polyrl.recipe import Recipe
+from polyrl.runs import make_loop, resume_run, start_run
+from polyrl.runtime.config import RunConfig
+
+torch.set_num_threads(1)
+DRAFT = Path(__file__).parent / "drafts" / "jsrl.py"
+PPO = {"environments": "2", "steps_per_environment": "40", "hidden": "8", "epochs": "2", "minibatches": "2"}
+SIZES = {"turns": "60", "random_steps": "10", "learning_starts": "20", "hidden": "16x16", "batch_size": "8"}
+SHORT = {**SIZES, "first_horizon": "20", "stages": "4", "window": "1", "judge_episodes": "1"}
+
+
+def draft() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("jsrl_draft", DRAFT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["jsrl_draft"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+JSRL = draft()
+
+
+def config_of(method: str, sizes: dict[str, str], task: str = "Pendulum-v1", budget: str = "iterations=3") -> RunConfig:
+    options: dict[str, Any] = {"evaluations": 1, "eval_episodes": 2, "tensorboard": False, "checkpoint_every": 1}
+    return RunConfig(method=method, task=task, budget=budget, seed=SEED, hyperparameters=sizes, **options)
+
+
+@pytest.fixture(scope="module")
+def guides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(folder: Path) -> None:
+        start_run(config_of("ppo", PPO), folder / "ppo").run()
+        start_run(config_of("sac", SIZES), folder / "sac").run()
+        start_run(
+            config_of("sac", {**SIZES, "hidden": "16", "turns": "10"}, f"{DRAFT}:Corridor"), folder / "walks"
+        ).run()
+        # the last one is made to go on and on, which no run learns in so short a time
+        file = folder / "walks" / "model" / "policy.safetensors"
+        weights = {name: torch.zeros_like(x) for name, x in load_file(file).items()}
+        weights["network.biases.1"][0, 0] = 20.0  # the mean of the action before it is squashed
+        save_file(weights, file)
+
+    return made_once(tmp_path_factory, "guides", make)
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    drop = ("seconds", "steps_per_second", "updates_per_second", "jsrl/", "eval/guide/", "eval/combined/")
+    return [{k: v for k, v in r.items() if not k.startswith(drop)} for r in read_records(folder)]
+
+
+def test_horizons_and_the_gate_of_the_card() -> None:
+    assert JSRL.horizons(100, 10) == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
+    assert JSRL.may_move_on([9.5], 1, 0.05, 10.0) == (True, 10.0)
+    assert JSRL.may_move_on([9.49], 1, 0.05, 10.0) == (False, 10.0)
+    assert JSRL.may_move_on([-105.0], 1, 0.05, -100.0) == (True, -100.0)
+    assert JSRL.may_move_on([-105.1], 1, 0.05, -100.0) == (False, -100.0)
+    assert JSRL.may_move_on([3.0, 5.0], 2, 0.0, None) == (False, 4.0)  # nothing to compare with yet
+    assert JSRL.may_move_on([3.0], 2, 0.0, None) == (False, None)
+
+
+def as_recipe(base: str, sizes: dict[str, str], guide: Path) -> Recipe:
+    recipe = dataclasses.replace(JSRL.jump_started(base), name=base).set("guide.run", str(guide))
+    for name, value in sizes.items():
+        recipe = recipe.set(name, value)
+    return recipe.check()
+
+
+def weights_of(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in (folder / "model").glob("*.safetensors") if f.stem != "guide"}
+
+
+@pytest.mark.parametrize("base", ["sac", "td3"])
+def test_without_guided_steps_it_is_the_base_method_to_the_bit(tmp_path: Path, guides: Path, base: str) -> None:
+    start_run(config_of(base, SIZES), tmp_path / "base").run()
+    recipe = as_recipe(base, {**SIZES, "first_horizon": "0"}, guides / "ppo")
+    start_run(config_of(base, {}), tmp_path / "jsrl", recipe=recipe).run()
+    assert numbers(tmp_path / "jsrl") == numbers(tmp_path / "base")
+    assert weights_of(tmp_path / "jsrl") == weights_of(tmp_path / "base") != {}
+
+
+def rollout(recipe: Recipe, steps: int, **config: Any) -> tuple[Any, Any]:
+    loop = make_loop(config_of("sac", {}, **config), recipe=recipe)[0]
+    return loop.run_state, loop.run_state.collect(1, steps, torch.Generator().manual_seed(1))[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("guide", ["ppo", "sac"])
+def test_the_guide_does_what_it_does_by_itself(guides: Path, guide: str) -> None:
+    """Every step of an episode of 200 is the guide's, in its own units and by its own statistics."""
+    recipe = as_recipe("sac", {**SIZES, "first_horizon": "400", "stages": "2"}, guides / guide)
+    state, batch = rollout(recipe, 250)
+    assert batch["guided"][0, :200].all() and batch["guided"].all()
+    actor = state.models["guide"].actor()
+    play, scale = actor.player(), state.actor.execute
+    for t in (0, 7, 199, 210):
+        shown = batch["observation"][0, t : t + 1].double().numpy()
+        theirs = play(Moment(actor.normalize(shown), shown, np.zeros(1, bool)))
+        done = np.clip(theirs if actor.execute is None else actor.execute(theirs), -2, 2)
+        assert np.allclose(scale(batch["action"][0, t : t + 1].numpy()), done, atol=1e-6)
+    found = state.evaluate()[0]
+    assert found["eval/combined/return"] == pytest.approx(found["eval/guide/return"], rel=1e-5) != found["eval/return"]
+
+
+def test_the_learner_acts_from_the_horizon_on_in_every_episode(guides: Path) -> None:
+    recipe = as_recipe("sac", {**SIZES, "first_horizon": "60", "stages": "2"}, guides / "ppo")
+    _, batch = rollout(recipe, 450)
+    expected = [t % 200 < 30 for t in range(450)]  # 60 - 60 / 2 in episodes of 200
+    assert batch["guided"][0].tolist() == expected
+
+
+def test_random_horizons_are_uniform_and_leave_the_learners_noise_alone(guides: Path) -> None:
+    recipe = as_recipe("sac", {**SIZES, "first_horizon": "8", "stages": "4", "strategy": "random"}, guides / "sac")
+    state, _ = rollout(recipe, 5)
+    jump, count = state.actor, 10_000
+    noise = jump.noise(3, count, torch.Generator().manual_seed(5))
+    assert np.array_equal(noise[..., :-1], jump.inner.noise(3, count, torch.Generator().manual_seed(5)))
+    memory = {"step": np.zeros(count, np.int64), "horizon": np.zeros(count, np.int64)}
+    shown = np.zeros((count, 3))
+    jump.player()(Moment(shown.astype(np.float32), shown, np.ones(count, bool), noise=noise[0], memory=memory))
+    values, counts = np.unique(memory["horizon"], return_counts=True)
+    assert values.tolist() == [0, 2, 4, 6]
+    assert float(((counts - count / 4) ** 2 / (count / 4)).sum()) < 16.27  # chi-square of 3 degrees, 0.1 %
+    horizon = memory["horizon"].copy()
+    jump.player()(Moment(shown.astype(np.float32), shown, np.zeros(count, bool), noise=noise[1], memory=memory))
+    assert np.array_equal(memory["horizon"], horizon) and (memory["step"] == 2).all()
+
+
+@pytest.mark.parametrize("strategy", ["curriculum", "random"])
+def test_it_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, guides: Path, strategy: str) -> None:
+    sizes = {**SHORT, "tolerance": "5", "strategy": strategy, "guide.run": str(guides / "ppo")}
+    config = config_of(str(DRAFT), sizes, budget="iterations=6")
+    start_run(config, tmp_path / "whole").run()
+    loop = start_run(config, tmp_path / "half")
+    iterate, count = loop.iterate, iter(range(9))
+
+    def stops(*given: Any) -> Any:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return iterate(*given)
+
+    loop.iterate = stops  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    resume_run(tmp_path / "half", trust_code=True).run()
+
+    def timeless(folder: Path) -> list[dict[str, Any]]:
+        drop = ("seconds", "steps_per_second", "updates_per_second")
+        return [{k: v for k, v in r.items() if not k.startswith(drop)} for r in read_records(folder)]
+
+    assert timeless(tmp_path / "half") == timeless(tmp_path / "whole")
+    moved = [r["jsrl/horizon"] for r in timeless(tmp_path / "whole") if "jsrl/horizon" in r]
+    if strategy == "curriculum":  # every judgement after the first of a stage is good enough
+        assert moved[0] == 15 and moved == sorted(moved, reverse=True) and moved[-1] < 15
+
+
+def test_it_stands_on_iql_with_a_buffer_beside_its_data(tmp_path: Path, guides: Path) -> None:
+    """Without guided steps that is IQL which goes on from its data, to the bit."""
+    draws = np.random.default_rng(0)
+    ends = np.arange(80) % 40 == 39
+    rows = {"observations": draws.normal(size=(80, 3)), "next_observations": draws.normal(size=(80, 3))}
+    rows |= {"actions": draws.uniform(-2, 2, (80, 1)), "rewards": draws.normal(size=80)}
+    rows |= {"terminations": np.zeros(80, bool), "truncations": ends}
+    data = tmp_path / "rows.npz"
+    np.savez(data, **rows)  # type: ignore[arg-type]
+    sizes = {key: value for key, value in SIZES.items() if key != "random_steps"}
+    given = JSRL.online(catalogue.build("iql"))
+    for name, value in sizes.items():
+        given = given.set(name, value)
+    jump = as_recipe("iql", {**sizes, "first_horizon": "0"}, guides / "ppo")
+    assert {*jump.sources} == {"data", "replay"} and {*jump.models} == {*given.models, "guide"}
+    config = dataclasses.replace(config_of("iql", {}), dataset=str(data))
+    for name, recipe in (("base", given), ("jsrl", jump)):
+        start_run(config, tmp_path / name, recipe=recipe).run()
+    assert numbers(tmp_path / "jsrl") == numbers(tmp_path / "base")
+    assert weights_of(tmp_path / "jsrl") == weights_of(tmp_path / "base") != {}
+    guided = as_recipe("iql", {**sizes, "first_horizon": "40", "stages": "2"}, guides / "ppo")
+    start_run(config, tmp_path / "guided", recipe=guided).run()
+    assert [r["jsrl/guided"] for r in read_records(tmp_path / "guided")[1:2]] == [pytest.approx(20 / 60)]
+
+
+def test_what_collects_otherwise_is_refused() -> None:
+    with pytest.raises(UserError, match="dqn does not collect by 'step-and-keep' alone"):
+        JSRL.Jsrl().change(catalogue.build("dqn"))
+
+
+def test_a_guide_brings_the_learner_where_noise_does_not(tmp_path: Path, guides: Path) -> None:
+    """The reward is 10 steps away, all in one direction: TD3 alone does not find it, guided it does."""
+    sizes = {"turns": "250", "random_steps": "0", "learning_starts": "100", "hidden": "32x32", "batch_size": "64"}
+    sizes |= {"learning_rate": "1e-3"}
+    guided = {**sizes, "first_horizon": "12", "stages": "6", "window": "1", "judge_episodes": "2"}
+    task = f"{DRAFT}:Corridor"
+    recipe = as_recipe("td3", guided, guides / "walks")
+    start_run(config_of("td3", {}, task, "iterations=16"), tmp_path / "run", recipe=recipe).run()
+    last = read_records(tmp_path / "run")[-1]
+    assert last["jsrl/horizon"] == 0  # the policy walks alone, in training as in evaluation
+    reached(last["eval/return"], 1.0)  # 1 is all that there is
+    start_run(config_of("td3", sizes, task, "iterations=16"), tmp_path / "alone").run()
+    assert read_records(tmp_path / "alone")[-1]["eval/return"] == 0
