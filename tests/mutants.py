@@ -1444,7 +1444,7 @@ GROUPS: list[Group] = [
             ("dataclasses.replace(part, **kept)", "part"),
             ("if i not in same[1:])", ")"),
             ("if p.name in other.adds]:", "]:"),
-            ("._without_orphans(replaced)", ""),
+            ("composing.without_orphans(self._changed(where, chain), replaced)", "self._changed(where, chain)"),
         ],
     ),
     # -------------------------------------------------------------------------------------------------- loop
