@@ -414,7 +414,10 @@ class Recipe:
                     able = {p for p in providers if missing in p.gives - p.needs and p.apply is Part.apply}
                     able = {p for p in able if not any(base in able for base in p.__mro__[1:])}
                     # what works on other tasks, or on other kinds of problem, would not help
-                    homes = {"", *(p.domain for p in self._stated())}, {"", *(p.solves for p in self._stated())}
+                    homes = (
+                        {"", *(p.domain for p in self.stated_parts())},
+                        {"", *(p.solves for p in self.stated_parts())},
+                    )
                     able = {p for p in able if p.domain in homes[0] and p.solves in homes[1]}
                     # of many those that no paper owns
                     able = {p for p in able if ".methods." not in p.__module__} if len(able) > MOST_NAMED else able
