@@ -51,12 +51,12 @@ CLAIM = Claim(
         Criterion(
             "the joint reward is better than the one of pairs", Difference(Final(), "AIHF", "RLHF"), at_least=0.1
         ),
-        Criterion("AIHF lifts the gold score by half a point", Of(Gain(), "AIHF"), at_least=0.5, primary=False),
+        Criterion("AIHF lifts the gold score by half a point", Of(Gain(), "AIHF"), at_least=0.5, kind="control"),
         Criterion(
             "one loss on both is better than pairs alone",
             Difference(Final(), "AIHF-DPO", "DPO"),
             at_least=0,
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=(20, 21, 22, 23, 24),

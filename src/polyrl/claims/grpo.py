@@ -30,22 +30,17 @@ CLAIM = Claim(
         ),
     ),
     criteria=(
-        Criterion("GRPO gains five points on its start", Of(Gain(), "GRPO"), at_least=0.05),
-        Criterion("GRPO trains in at most 0.8 of PPO's time", Ratio(Seconds(), "GRPO", "PPO"), at_most=0.8),
+        Criterion("GRPO gains five points on its start", Of(Gain(), "GRPO"), at_least=0.05, kind="premise"),
         Criterion(
-            "GRPO ends no lower than without a baseline",
-            Difference(Final(), "GRPO", "no baseline"),
-            at_least=0,
-            primary=False,
+            "GRPO trains in at most 0.8 of PPO's time", Ratio(Seconds(), "GRPO", "PPO"), at_most=0.8, kind="control"
         ),
-        Criterion(
-            "GRPO ends within five points of PPO", Difference(Final(), "GRPO", "PPO"), at_least=-0.05, primary=False
-        ),
+        Criterion("GRPO ends no lower than without a baseline", Difference(Final(), "GRPO", "no baseline"), at_least=0),
+        Criterion("GRPO ends within five points of PPO", Difference(Final(), "GRPO", "PPO"), at_least=-0.05),
         Criterion(
             "GRPO ends within two points of Dr. GRPO",
             Difference(Final(), "GRPO", "Dr. GRPO"),
             at_least=-0.02,
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=(20, 21, 22, 23, 24),

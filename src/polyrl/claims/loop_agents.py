@@ -28,7 +28,7 @@ CLAIM = Claim(
         Arm("trajectory, twice the rate", "loop-agents(ratio_level=trajectory,learning_rate=2e-4)", why="the same"),
     ),
     criteria=(
-        Criterion("LOOP gains ten points on its start", Of(Gain(), "token"), at_least=0.1),
+        Criterion("LOOP gains ten points on its start", Of(Gain(), "token"), at_least=0.1, kind="premise"),
         Criterion(
             "per token, two points more area than per trajectory",
             Difference(AREA, "token", "trajectory"),
@@ -38,31 +38,31 @@ CLAIM = Claim(
             "the same at twice the learning rate",
             Difference(AREA, "token, twice the rate", "trajectory, twice the rate"),
             at_least=0.02,
-            primary=False,
+            kind="control",
         ),
         Criterion(
-            "per token, no less area than per turn", Difference(AREA, "token", "turn"), at_least=0, primary=False
+            "per token, no less area than per turn", Difference(AREA, "token", "turn"), at_least=0, kind="control"
         ),
         Criterion(
             "several updates a batch, two points more area than one",
             Difference(AREA, "token", "RLOO"),
             at_least=0.02,
-            primary=False,
+            kind="control",
         ),
         Criterion(
             "without the deviation no more than three points below",
             Difference(Final(), "token", "RwNorm"),
             at_least=-0.03,
-            primary=False,
+            kind="control",
         ),
         Criterion(
             "fewer jobs are written to before anything was looked up",
             Of(Gain(key="eval/blind_writes", better="lower"), "token"),
             at_most=-0.1,
-            primary=False,
+            kind="control",
         ),
         Criterion(
-            "fewer calls fail", Of(Gain(key="eval/failed_calls", better="lower"), "token"), at_most=0, primary=False
+            "fewer calls fail", Of(Gain(key="eval/failed_calls", better="lower"), "token"), at_most=0, kind="control"
         ),
     ),
     seeds=(30, 31, 32, 33, 34),

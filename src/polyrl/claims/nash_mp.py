@@ -78,7 +78,7 @@ CLAIM = Claim(
             Difference(ORDER, "Nash-MP, 100 answers, beta 0.1", "one prox step, 100 answers, beta 0.1"),
             at_most=0,
             unit="orders",
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=tuple(range(20, 30)),

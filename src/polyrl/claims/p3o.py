@@ -62,12 +62,20 @@ CLAIM = Claim(
     ),
     criteria=(
         Criterion(
-            "the shift moves P3O-V2's gain by at most 0.05", Distance(GAIN, "P3O-V2, shifted", "P3O-V2"), at_most=0.05
+            "the shift moves P3O-V2's gain by at most 0.05",
+            Distance(GAIN, "P3O-V2, shifted", "P3O-V2"),
+            at_most=0.05,
+            kind="control",
         ),
         Criterion(
-            "the shift moves P3O-V1's gain by at most 0.05", Distance(GAIN, "P3O-V1, shifted", "P3O-V1"), at_most=0.05
+            "the shift moves P3O-V1's gain by at most 0.05",
+            Distance(GAIN, "P3O-V1, shifted", "P3O-V1"),
+            at_most=0.05,
+            kind="control",
         ),
-        Criterion("the shift costs PPO 0.1 of its gain", Difference(GAIN, "PPO, shifted", "PPO"), at_most=-0.1),
+        Criterion(
+            "the shift costs PPO 0.1 of its gain", Difference(GAIN, "PPO, shifted", "PPO"), at_most=-0.1, kind="premise"
+        ),
         Criterion(
             "under the shift P3O-V2 gains 0.1 more than PPO",
             Difference(GAIN, "P3O-V2, shifted", "PPO, shifted"),
@@ -77,38 +85,38 @@ CLAIM = Claim(
             "control: the shift moves RLOO's gain by at most 0.05",
             Distance(GAIN, "RLOO, shifted", "RLOO"),
             at_most=0.05,
-            primary=False,
+            kind="control",
         ),
         Criterion(
             "the mean of P3O-V2's gold curve moves by at most 0.005",
             Distance(CURVE, "P3O-V2, shifted", "P3O-V2"),
             at_most=0.005,
-            primary=False,
+            kind="control",
         ),
         Criterion(
             "the mean of P3O-V1's gold curve moves by at most 0.005",
             Distance(CURVE, "P3O-V1, shifted", "P3O-V1"),
             at_most=0.005,
-            primary=False,
+            kind="control",
         ),
         Criterion(
             "the shift costs PPO 0.02 of gold",
             Difference(GOLD, "PPO, shifted", "PPO"),
             at_most=-0.02,
-            primary=False,
+            kind="control",
         ),
-        Criterion("control: P3O-V2 learns", Of(GAIN, "P3O-V2"), at_least=0.1, primary=False),
+        Criterion("control: P3O-V2 learns", Of(GAIN, "P3O-V2"), at_least=0.1, kind="premise"),
         Criterion(
             "without a shift P3O-V2 gains no less than PPO",
             Difference(GAIN, "P3O-V2", "PPO"),
             at_least=0,
-            primary=False,
+            kind="control",
         ),
         Criterion(
             "and goes no further from the start",
             Difference(Tail(key="kl", last=5, better="lower"), "P3O-V2", "PPO"),
             at_most=0,
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=tuple(range(30, 42)),

@@ -38,7 +38,7 @@ CLAIM = Claim(
             "the clip ends no worse than the adaptive KL",
             Difference(LAST, "clip 0.2", "adaptive KL"),
             at_least=0,
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=tuple(range(20, 30)),

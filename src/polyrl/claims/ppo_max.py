@@ -69,6 +69,7 @@ CLAIM = Claim(
             "control: vanilla PPO loses half a point of gold from its peak",
             Of(Fall(key="eval/gold"), "vanilla"),
             at_least=0.5,
+            kind="premise",
         ),
         Criterion("PPO-max ends half a point above vanilla PPO", Difference(GOLD, "PPO-max", "vanilla"), at_least=0.5),
         Criterion("PPO-max ends within 0.3 of its peak", Of(Fall(key="eval/gold"), "PPO-max"), at_most=0.3),
@@ -76,18 +77,18 @@ CLAIM = Claim(
             "the reward does not show vanilla PPO's collapse: it rises on after the peak of gold",
             Of(SincePeak(key="eval/reward", other="eval/gold"), "vanilla"),
             at_least=0.3,
-            primary=False,
+            kind="control",
         ),
         Criterion(
             "the KL shows it: it rises by 3 nats after the peak of gold",
             Of(SincePeak(key="kl", other="eval/gold"), "vanilla"),
             at_least=3,
             unit="nats",
-            primary=False,
+            kind="control",
         ),
         *(
             Criterion(
-                f"{arm} ends 0.3 above vanilla PPO", Difference(GOLD, arm, "vanilla"), at_least=0.3, primary=False
+                f"{arm} ends 0.3 above vanilla PPO", Difference(GOLD, arm, "vanilla"), at_least=0.3, kind="control"
             )
             for arm in ("+ score", "+ token KL", "+ critic", "PPO-max, no ptx")
         ),
@@ -95,7 +96,7 @@ CLAIM = Claim(
             "PPO-max ends 0.3 above itself without demonstrations",
             Difference(GOLD, "PPO-max", "PPO-max, no ptx"),
             at_least=0.3,
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=(20, 21, 22, 23, 24),

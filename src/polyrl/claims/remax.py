@@ -45,7 +45,7 @@ CLAIM = Claim(
             "with an exact reward too it keeps up with RLOO-2",
             Difference(Final(), "ReMax, exact reward", "RLOO-2, exact reward"),
             at_least=-0.05,
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=(20, 21, 22, 23, 24),

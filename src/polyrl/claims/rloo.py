@@ -32,16 +32,17 @@ CLAIM = Claim(
             "RLOO lifts the gold score of its start",
             Of(Gain(key="eval/gold", better="higher"), "RLOO, k=4"),
             at_least=0.01,
+            kind="premise",
         ),
         Criterion("RLOO ends no worse than PPO", Difference(GOLD, "RLOO, k=4", "PPO"), at_least=-0.01),
         Criterion(
             "RLOO ends better than with no baseline", Difference(GOLD, "RLOO, k=4", "no baseline"), at_least=0.01
         ),
         Criterion(
-            "four answers are no worse than two", Difference(GOLD, "RLOO, k=4", "RLOO, k=2"), at_least=0, primary=False
+            "four answers are no worse than two", Difference(GOLD, "RLOO, k=4", "RLOO, k=2"), at_least=0, kind="control"
         ),
         Criterion(
-            "RLOO trains in less time than PPO", Ratio(Seconds(), "RLOO, k=4", "PPO"), at_most=0.8, primary=False
+            "RLOO trains in less time than PPO", Ratio(Seconds(), "RLOO, k=4", "PPO"), at_most=0.8, kind="control"
         ),
     ),
     seeds=(20, 21, 22, 23, 24),

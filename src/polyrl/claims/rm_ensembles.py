@@ -83,6 +83,7 @@ CLAIM = Claim(
             "control: the single model is over-optimised, and loses half a point of gold",
             Of(Fall(key="eval/gold"), "single"),
             at_least=0.5,
+            kind="premise",
         ),
         Criterion("WCO ends 0.3 higher than a single model", Difference(GOLD, "WCO", "single"), at_least=0.3),
         Criterion("UWO ends 0.3 higher than a single model", Difference(GOLD, "UWO", "single"), at_least=0.3),
@@ -90,25 +91,25 @@ CLAIM = Claim(
             "with a small KL penalty UWO ends 0.3 higher than a single model",
             Difference(GOLD, "UWO, KL", "single, KL"),
             at_least=0.3,
-            primary=False,
+            kind="control",
         ),
-        Criterion("WCO ends higher than the plain mean", Difference(GOLD, "WCO", "mean"), at_least=0, primary=False),
-        Criterion("UWO ends higher than the plain mean", Difference(GOLD, "UWO", "mean"), at_least=0, primary=False),
+        Criterion("WCO ends higher than the plain mean", Difference(GOLD, "WCO", "mean"), at_least=0, kind="control"),
+        Criterion("UWO ends higher than the plain mean", Difference(GOLD, "UWO", "mean"), at_least=0, kind="control"),
         Criterion(
-            "the mean ends higher than a single model", Difference(GOLD, "mean", "single"), at_least=0, primary=False
+            "the mean ends higher than a single model", Difference(GOLD, "mean", "single"), at_least=0, kind="control"
         ),
         Criterion(
             "with a small KL penalty UWO falls by at most 0.3",
             Of(Fall(key="eval/gold"), "UWO, KL"),
             at_most=0.3,
-            primary=False,
+            kind="control",
         ),
         *(
             Criterion(
                 f"the best of 256 by {name} is worth more than that by a single model",
                 Of(Ahead(key=f"bon/{score}/gold@256", other="bon/single/gold@256"), "best-of-n"),
                 at_least=0,
-                primary=False,
+                kind="control",
             )
             for name, score in (("WCO", "wco"), ("UWO", "uwo"), ("the mean", "mean"))
         ),
@@ -116,7 +117,7 @@ CLAIM = Claim(
             "control: by a single model, the best of 256 is worth 0.3 less than the best of 8",
             Of(Ahead(key="bon/single/gold@8", other="bon/single/gold@256"), "best-of-n"),
             at_least=0.3,
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=tuple(range(30, 40)),

@@ -54,17 +54,17 @@ CLAIM = Claim(
         Criterion("VinePPO ends five points above PPO", Difference(Final(), "VinePPO", "PPO"), at_least=0.05),
         Criterion("VinePPO ends five points above RLOO", Difference(Final(), "VinePPO", "RLOO"), at_least=0.05),
         Criterion(
-            "VinePPO ends five points above GRPO", Difference(Final(), "VinePPO", "GRPO"), at_least=0.05, primary=False
+            "VinePPO ends five points above GRPO", Difference(Final(), "VinePPO", "GRPO"), at_least=0.05, kind="control"
         ),
         Criterion(
-            "nine continuations end above three", Difference(Final(), "VinePPO", "K = 3"), at_least=0, primary=False
+            "nine continuations end above three", Difference(Final(), "VinePPO", "K = 3"), at_least=0, kind="control"
         ),
-        Criterion("three end above one", Difference(Final(), "K = 3", "K = 1"), at_least=0, primary=False),
+        Criterion("three end above one", Difference(Final(), "K = 3", "K = 1"), at_least=0, kind="control"),
         Criterion(
             "VinePPO generates at least 30 times RLOO's tokens",
             Ratio(Tokens(), "VinePPO", "RLOO"),
             at_least=30,
-            primary=False,
+            kind="control",
         ),
     ),
     seeds=(20, 21, 22, 23, 24),

@@ -13,15 +13,28 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 
 from polyrl.reproduction.quantities import Quantity
 
-RULE = "95% t interval over seeds, whole interval on one side of the threshold"
+RULE = (
+    "premises and effects; one-sided group-sequential t tests over seeds, each with its own starting model, "
+    "spending 2.5% a side as O'Brien and Fleming"
+)
 """What a verdict is made by. It enters every fingerprint: verdicts by another rule are other verdicts."""
+EARLIER_RULE = "95% t interval over seeds, whole interval on one side of the threshold"
+"""What verdicts were made by until 30 November 2026: one look, no premises, one starting model for all seeds."""
+
+Kind = Literal["premise", "effect", "control"]
+KINDS: dict[str, str] = {
+    "premise": "a premise: without it there is nothing to test",
+    "effect": "the paper's own idea: the verdict rests on it",
+    "control": "a control or a limit: told, and decides nothing",
+}
+"""What a criterion is there for."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,9 @@ class Criterion:
         quantity: how a seed's runs become the number.
         at_least, at_most: the threshold, exactly one of them.
         unit: of the number.
-        primary: whether the verdict rests on it; the others are told and decide nothing.
+        kind: what it is there for (`KINDS`). What holds by construction, whatever the method is worth, is a control.
+        expected: the mean at which the experiment is to decide with a power of 0.8; None where none was planned for.
+        deviation: its standard deviation over tuning seeds, from which the seeds that this takes are computed.
     """
 
     name: str
@@ -61,12 +76,32 @@ class Criterion:
     at_least: float | None = None
     at_most: float | None = None
     unit: str = ""
-    primary: bool = True
+    kind: Kind = "effect"
+    expected: float | None = None
+    deviation: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a criterion without a threshold, or with two."""
+        """Refuse a criterion without a threshold, or with two, and a plan that is none."""
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError(f"the criterion '{self.name}' needs either at_least or at_most")
+        if self.kind not in KINDS:
+            raise ValueError(f"the criterion '{self.name}' is a {self.kind}, not one of {', '.join(KINDS)}")
+        if (self.expected is None) != (self.deviation is None):
+            raise ValueError(f"the criterion '{self.name}' is planned by both expected and deviation, or not at all")
+        if self.expected is not None and self.beyond(self.expected) <= 0:
+            raise ValueError(f"the criterion '{self.name}' expects {self.expected:g}, which would not meet it")
+
+    @property
+    def primary(self) -> bool:
+        """Whether it is an effect."""
+        return self.kind == "effect"
+
+    def beyond(self, value: float) -> float:
+        """How far a value is on the wanted side of the threshold; negative on the other side."""
+        if self.at_least is not None:
+            return value - self.at_least
+        assert self.at_most is not None
+        return self.at_most - value
 
 
 @dataclass(frozen=True)
@@ -101,7 +136,10 @@ class Claim:
         hyperparameters: set in every arm, over what its `method` says; an arm's own stand there.
         options: other settings of runs (fields of `RunConfig`).
         criteria: what decides.
-        seeds: of the test.
+        seeds: of the test, in the order in which they are run; their number is the cap.
+        looks: numbers of seeds after which the verdict may be made, rising to the cap; empty is one look, at all.
+        start: whether each seed has a starting model of its own ("own") or all have the same ("shared").
+        shared: what else all seeds share (instance, layout, test set), in words.
         tuning_seeds: those that settings were chosen on; never seeds of the test.
         tuning: what was chosen on them, in words.
         equal: what is held equal, in words.
@@ -134,6 +172,9 @@ class Claim:
     hyperparameters: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = False
+    looks: tuple[int, ...] = ()
+    start: Literal["own", "shared"] = "own"
+    shared: str = ""
     curve: str = ""
     curve_from: float = 0.0
 
@@ -148,12 +189,20 @@ class Claim:
             f"seeds that were tuned on among its test seeds: {sorted(both)}": bool(both),
             f"criteria about arms that it has not: {sorted(unknown)}": bool(unknown),
             "no seed that a smoke test may use": len(self.tuning_seeds) < self.quick.seeds,
-            "no primary criterion": not any(c.primary for c in self.criteria),
+            "no effect among its criteria": not any(c.kind == "effect" for c in self.criteria),
+            f"looks at {list(self.looks)} seeds, which do not rise from 3 to the {len(self.seeds)} that it has": bool(
+                self.looks
+            )
+            and (sorted({*self.looks}) != [*self.looks] or self.looks[0] < 3 or self.looks[-1] != len(self.seeds)),
             "too few seeds for an interval, which takes three": len(self.seeds) < (1 if self.exact else 3),
         }
         for problem, there in problems.items():
             if there:
                 raise ValueError(f"the claim of {self.slug} has {problem}")
+
+    def looks_at(self) -> tuple[int, ...]:
+        """Numbers of seeds after which the verdict may be made."""
+        return self.looks or (len(self.seeds),)
 
     def task_of(self, arm: Arm) -> str:
         """The task of an arm."""
@@ -169,18 +218,42 @@ class Claim:
 
 def fingerprint(claim: Claim) -> str:
     """A hash of the experiment and of the formulas that judge it; words about it do not count."""
-    parts = {
-        "rule": RULE,
+    return _hash(
+        {
+            **_experiment(claim),
+            "rule": RULE,
+            "seeds": list(claim.seeds),
+            "looks": list(claim.looks_at()),
+            "start": claim.start,
+            "criteria": [_criterion(c, kind=c.kind) for c in claim.criteria],
+        }
+    )
+
+
+def earlier_fingerprint(claim: Claim, primary: Sequence[bool], seeds: Sequence[int]) -> str:
+    """The hash of the claim's experiment under `EARLIER_RULE`, with the primary criteria and the seeds of that day."""
+    criteria = [_criterion(c, primary=p) for c, p in zip(claim.criteria, primary, strict=True)]
+    return _hash({**_experiment(claim), "rule": EARLIER_RULE, "seeds": list(seeds), "criteria": criteria})
+
+
+def _experiment(claim: Claim) -> dict[str, Any]:
+    return {
         "task": claim.task,
         "budget": claim.budget,
         "arms": [[a.name, a.method, a.task, a.budget] for a in claim.arms],
         "hyperparameters": dict(claim.hyperparameters),
         "options": dict(claim.options),
-        "seeds": list(claim.seeds),
         "exact": claim.exact,
-        "criteria": [_plain(c) for c in claim.criteria],
-        "formulas": {name: _shape(tree) for name, tree in sorted(_formulas(claim))},
+        "formulas": {name: shape(tree) for name, tree in sorted(_formulas(claim))},
     }
+
+
+def _criterion(criterion: Criterion, **more: Any) -> dict[str, Any]:
+    told = ("name", "quantity", "at_least", "at_most", "unit")
+    return {"": "Criterion", **{name: _plain(vars(criterion)[name]) for name in told}, **more}
+
+
+def _hash(parts: Mapping[str, Any]) -> str:
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -231,15 +304,15 @@ def _walk(value: Any) -> Iterator[Any]:
                 yield from _walk(item)
 
 
-def _shape(node: Any) -> Any:
+def shape(node: Any) -> Any:
     """A syntax tree as plain lists, without docstrings, annotations and what differs between versions of Python."""
     if isinstance(node, list):
-        return [_shape(n) for n in node if not _is_text(n)]
+        return [shape(n) for n in node if not _is_text(n)]
     if not isinstance(node, ast.AST):
         return repr(node)
     skipped = ("ctx", "kind", "type_comment", "annotation", "returns", "type_params")
     fields = {k: v for k, v in ast.iter_fields(node) if k not in skipped and v is not None and v != []}
-    return [type(node).__name__, {k: _shape(v) for k, v in fields.items()}]
+    return [type(node).__name__, {k: shape(v) for k, v in fields.items()}]
 
 
 def _is_text(node: Any) -> bool:
