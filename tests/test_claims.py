@@ -216,8 +216,8 @@ def test_one_run_of_an_exact_experiment_is_its_own_interval() -> None:
         ([], INCONCLUSIVE),
     ],
 )
-def test_the_verdict_follows_from_the_primary_criteria(outcomes: Any, expected: str) -> None:
-    assert verdict_of(outcomes) == expected
+def test_the_verdict_follows_from_the_effects(outcomes: Any, expected: str) -> None:
+    assert verdict_of([("effect", o) for o in outcomes] + [("control", "failed")]) == expected
 
 
 def test_a_truth_on_the_threshold_is_met_or_failed_by_chance_in_one_of_forty_cases_each() -> None:
@@ -308,7 +308,7 @@ def test_a_measure_that_no_run_has_leaves_its_criterion_open(tmp_path: Path) -> 
         ({"seeds": (0, 1, 1)}, "a seed twice"),
         ({"arms": (Arm("grpo", "grpo"), Arm("grpo", "ppo"))}, "two arms of one name"),
         ({"arms": (Arm("grpo", "grpo"),)}, r"about arms that it has not: \['ppo'\]"),
-        ({"criteria": (Criterion("c", Of(Final(), "grpo"), at_least=0, primary=False),)}, "no primary criterion"),
+        ({"criteria": (Criterion("c", Of(Final(), "grpo"), at_least=0, kind="control"),)}, "no effect among its criteria"),
     ],
 )
 def test_experiments_that_cannot_be_judged_are_refused(changes: dict[str, Any], said: str) -> None:
@@ -446,6 +446,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         return comparison.work(arm.config.as_dict(), str(arm.folder))
 
     monkeypatch.setattr(comparison._Slots, "work", work)
+    # whoever works on polyrl runs its tests before the commit
+    monkeypatch.setattr(running, "refuse_uncommitted", lambda: None)
+    monkeypatch.setattr(running, "commits_are_clean", lambda _: True)
     monkeypatch.setenv("POLYRL_RUNS", str(tmp_path / "runs"))
     return made
 
@@ -606,7 +609,7 @@ drawing = pytest.mark.skipif(
 def test_the_picture_shows_every_arm_criterion_and_verdict(tmp_path: Path) -> None:
     from polyrl.reproduction.picture import save_picture
 
-    control = Criterion("a control", Of(Gain(), "grpo"), at_most=0.5, primary=False)
+    control = Criterion("a control", Of(Gain(), "grpo"), at_most=0.5, kind="control")
     claim = a_claim(criteria=(*a_claim().criteria, control))
     entry = judged_runs(claim, tmp_path / "runs", stated={"lines": {"perfect": 0.9}})
     text = save_picture(entry, tmp_path / "claim.svg").read_text(encoding="utf-8")

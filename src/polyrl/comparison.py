@@ -74,6 +74,7 @@ def run_comparison(
     given: Mapping[str, PythonObjects] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
     note: str = "",
+    own_starts: bool = True,
 ) -> Path:
     """Run what is missing of a comparison, write its page, and return its folder.
 
@@ -83,6 +84,8 @@ def run_comparison(
         given: what only Python can give, by arm; it is sent to the processes of the runs.
         recipes: those of the arms, where they have been made (`polyrl.request`).
         note: a sentence for the page, such as why the comparison is as large as it is; kept where it goes on.
+        own_starts: where `base.start` says nothing, a comparison that begins gives each seed a starting model of its
+            own, if polyrl makes it.
 
     Raises:
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
@@ -92,6 +95,7 @@ def run_comparison(
         raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")
     if not methods or not seeds:
         raise UserError("Name at least one method and one seed to compare.")
+    from polyrl.comparison_starts import about_start, with_starts
     from polyrl.request import completed, default_task, make_recipe
 
     called = dict(methods) if isinstance(methods, Mapping) else {method: method for method in methods}
@@ -105,6 +109,7 @@ def run_comparison(
     base = dataclasses.replace(completed(base, shared, recipes=recipes), method="")
     labels = {name: "" if name == method else name for name, method in called.items()}
     folder = out or _free_folder(base)
+    base = with_starts(base, shared, folder, own=own_starts, overwrite=overwrite)
     arms = []
     for seed, name in ((seed, name) for seed in seeds for name in called):
         config = dataclasses.replace(base, method=called[name], label=labels[name], seed=seed)
@@ -117,7 +122,10 @@ def run_comparison(
     if any(len(name.encode()) > LONGEST_NAME for name in called) and not quiet:
         console.print("Some names are too long for folders: a hash stands for their ends.", style="dim")
     with stopped_by_signals():
-        prepared = _prepare(arms, recipes, console, quiet, begins="problem" not in stated)
+        begins = "problem" not in stated
+        prepared = _prepare(arms, recipes, console, quiet, begins=begins)
+        said = " ".join(filter(None, (note, prepared.pop("note", ""), about_start(base, shared))))
+        prepared |= {"note": said} if said and begins else {}
         _check_problem(folder, stated.get("problem"), prepared["problem"], console)
         stated |= prepared
         with writing(folder):
@@ -125,7 +133,6 @@ def run_comparison(
         lock = FolderLock(folder, "comparison")
         try:
             stated = {**stated, **begin(folder, methods, base, seeds, overwrite)}  # another process may have begun it
-            stated |= {"note": note} if note and "note" not in stated else {}
             if overwrite:
                 clear(folder)
             for file in ownership.leftovers(folder):
@@ -157,6 +164,7 @@ def _prepare(
 
     What no arm would use is a mistake where the comparison begins, and not where it goes on.
     """
+    from polyrl.comparison_starts import make_starts
     from polyrl.runs import prepare
 
     for arm in {a.config.method: a for a in arms}.values():
@@ -164,13 +172,15 @@ def _prepare(
     alike = _alike(recipes)
     for text in alike:
         console.print(Text(text), soft_wrap=True)
-    metric, problem = prepare(
-        arms[0].config,
-        [*recipes.values()],
-        (lambda _: None) if quiet else (lambda t: console.print(Text(t, style="dim"))),
-        given=arms[0].given,
-        begins=begins,
-    )
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(Text(text, style="dim"), soft_wrap=True)
+
+    first = arms[0]
+    metric, problem = prepare(first.config, [*recipes.values()], say, given=first.given, begins=begins)
+    if first.config.start == "own":
+        make_starts([a.config for a in {a.config.seed: a for a in reversed(arms)}.values()][::-1], first.given, say)
     return {**metric.stated(), "problem": problem, **({"note": " ".join(alike)} if alike else {})}
 
 

@@ -27,7 +27,17 @@ OF_LANGUAGE = (
         "rewards",
         "preference",
     ),
-    *("model", "lora", "max_tokens", "precision", "force", "micro_batch_tokens", "eval_prompts", "eval_greedy"),
+    *(
+        "model",
+        "start",
+        "lora",
+        "max_tokens",
+        "precision",
+        "force",
+        "micro_batch_tokens",
+        "eval_prompts",
+        "eval_greedy",
+    ),
     *("monitor_kl_every", "on_reward_error", "reward_timeout", "reward_process"),
 )
 """Fields of `RunConfig` that only language runs look at."""
@@ -84,6 +94,8 @@ def _refuse_unused_of_language(asked: Sequence[str], recipes: Sequence[Recipe], 
 
     if "test_dataset" in asked and not isinstance(task, DatasetTask):
         raise UserError("--test-dataset is for data of your own; give --dataset too.")
+    if "start" in asked and ("model" in asked or isinstance(task, DatasetTask)):
+        raise UserError("--start is of the tiny models that polyrl makes, and a model is given; leave it away.")
     if "difficulty" in asked and isinstance(task, DatasetTask):
         raise UserError("--difficulty is of built-in tasks, and means nothing for data of your own; leave it away.")
     names = " and ".join(recipe.name for recipe in recipes)

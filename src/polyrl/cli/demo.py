@@ -224,5 +224,12 @@ def run_demo(folder: Path, *, size: str | None = None, overwrite: bool = False, 
     )
     say(note)
     run_comparison(
-        list(METHODS), chosen.config(), range(chosen.seeds), folder, quiet=quiet, overwrite=overwrite, note=note
+        list(METHODS),
+        chosen.config(),
+        range(chosen.seeds),
+        folder,
+        quiet=quiet,
+        overwrite=overwrite,
+        note=note,
+        own_starts=False,
     )

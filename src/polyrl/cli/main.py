@@ -124,6 +124,7 @@ def compare(
 @click.option("--all", "everything", is_flag=True, help="every claim, one after the other")
 @click.option("--family", help="every claim of a family of methods, such as language-online")
 @click.option("--quick", is_flag=True, help="a smoke test within a minute; never a verdict")
+@click.option("--check", is_flag=True, help="run one seed of the ledger's entries again and compare the numbers")
 @click.option("--seeds", help="others than the claim's, for a second opinion that is not entered")
 @click.option("--workers", type=int, help="runs at a time  [cores / threads]")
 @click.option("--ledger", type=click.Path(path_type=Path), help="folder of the ledger  [the checkout's, or ./ledger]")
@@ -133,6 +134,7 @@ def reproduce(
     everything: bool,
     family: str | None,
     quick: bool,
+    check: bool,
     seeds: str | None,
     workers: int | None,
     ledger: Path | None,
@@ -140,13 +142,20 @@ def reproduce(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Put the claim of METHOD's paper to the test: confirmed, refuted, or inconclusive at this scale.
+    """Put the claim of METHOD's paper to the test: confirmed, refuted, premise not met, or inconclusive.
 
     Runs the experiment that `polyrl.claims` states, judges it by a rule that was fixed before, and enters the numbers
     into the ledger. The same command goes on where it stopped.
     """
-    from polyrl.cli.reproduce import run_reproductions
+    from polyrl.cli.reproduce import run_checks, run_reproductions
 
+    if check:
+        if quick or seeds is not None or overwrite:
+            raise UserError(
+                "--check runs a seed of the ledger's as it was; leave --quick, --seeds and --overwrite away."
+            )
+        run_checks(method, everything, family=family, out=out, workers=workers, ledger_folder=ledger, quiet=quiet)
+        return
     run_reproductions(
         method,
         everything,

@@ -16,15 +16,24 @@ from polyrl.claims import claim, claims
 from polyrl.errors import UserError
 from polyrl.report.scale import mean
 from polyrl.reproduction import ledger
+from polyrl.reproduction.checking import Check, check
 from polyrl.reproduction.claim import Claim
+from polyrl.reproduction.page import cost_of
 from polyrl.reproduction.running import Reproduction, reproduce, span
-from polyrl.reproduction.words import chance_text, criterion_digits, estimate_text, signed, threshold_text
+from polyrl.reproduction.words import chance_text, criterion_digits, estimate_text, signed, standing, threshold_text
 from polyrl.runtime.figures import format_value
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import duration
 from polyrl.runtime.terminal import Terminal
 
-COLOURS = {"confirmed": "green", "refuted": "red", "met": "green", "failed": "red", "open": "yellow"}
+COLOURS = {
+    "confirmed": "green",
+    "refuted": "red",
+    "premise not met": "magenta",
+    "met": "green",
+    "failed": "red",
+    "open": "yellow",
+}
 
 
 def run_reproductions(
@@ -47,19 +56,7 @@ def run_reproductions(
     Raises:
         UserError: not exactly one of them was asked for, or a claim cannot be put to the test.
     """
-    if sum((method is not None, everything, family is not None)) != 1:
-        raise UserError("Name one method to reproduce, or say --family NAME or --all.")
-    if method is None and out is not None:
-        raise UserError("--out is for one method; several write to runs/reproduce-METHOD each.")
-    if method is not None:
-        chosen = [claim(method)]
-    elif family is not None:
-        members = catalogue.family(family)
-        chosen = [tested for slug, tested in claims().items() if slug in members]
-        if not chosen:
-            raise UserError(f"No method of the family '{family}' has a claim to reproduce yet.")
-    else:
-        chosen = list(claims().values())
+    chosen = chosen_claims(method, everything, family, out)
     console = Terminal()
     verdicts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     broken: list[str] = []
@@ -93,6 +90,73 @@ def run_reproductions(
         console.print(verdicts)
     if broken:
         raise UserError(f"No verdict for {', '.join(broken)}; what was finished is kept, and the same command goes on.")
+
+
+def chosen_claims(method: str | None, everything: bool, family: str | None, out: Path | None) -> list[Claim]:
+    """The claims that were asked for.
+
+    Raises:
+        UserError: not exactly one way of asking, or there is no such claim.
+    """
+    if sum((method is not None, everything, family is not None)) != 1:
+        raise UserError("Name one method to reproduce, or say --family NAME or --all.")
+    if method is None and out is not None:
+        raise UserError("--out is for one method; several write to runs/reproduce-METHOD each.")
+    if method is not None:
+        return [claim(method)]
+    if family is None:
+        return list(claims().values())
+    members = catalogue.family(family)
+    chosen = [tested for slug, tested in claims().items() if slug in members]
+    if not chosen:
+        raise UserError(f"No method of the family '{family}' has a claim to reproduce yet.")
+    return chosen
+
+
+def run_checks(
+    method: str | None,
+    everything: bool,
+    *,
+    family: str | None = None,
+    out: Path | None = None,
+    workers: int | None = None,
+    ledger_folder: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Run one seed of each entry again and say whether it is what the ledger says; without a name of all entries.
+
+    Raises:
+        UserError: there is no entry, or a number is not what the ledger says.
+    """
+    everything = everything or (method is None and family is None)
+    folder = ledger_folder or ledger.committed_ledger()
+    asked = {tested.slug: tested for tested in chosen_claims(method, everything, family, out)}
+    entries = {slug: entry for slug in asked if (entry := ledger.read(slug, folder))}
+    if not entries:
+        raise UserError(f"The ledger {folder} has no entry of {', '.join(asked)} to check.")
+    console = Terminal()
+    wrong = []
+    for slug, entry in entries.items():
+        made = check(asked[slug], entry, out, workers=workers, quiet=quiet)
+        console.print(checked_text(slug, made), soft_wrap=True)
+        wrong += [] if made.agrees else [slug]
+    if wrong:
+        raise UserError(f"Not what the ledger says: {', '.join(wrong)}.")
+
+
+def checked_text(slug: str, made: Check) -> Text:
+    """What came of a check: each number that does not agree, and how the others were compared."""
+    how = "to the digit" if made.digits else f"within intervals (the entry was {made.why})"
+    text = Text.assemble((slug, "bold"), f"  seed {made.seed}: ")
+    if made.agrees:
+        text.append(f"as entered, {how}", style="green")
+    for c in (c for c in made.compared if not c.agrees):
+        wanted = f"{c.then:.12g}" if c.low == c.high else f"within [{c.low:.4g}, {c.high:.4g}]"
+        now = "no number" if c.now is None else f"{c.now:.12g}"
+        text.append(f"\n  {c.name}: {now}, where the entry has {c.then:.12g} ({wanted} expected)", style="red")
+    if made.same_code is False:
+        text.append("\n  the code that it depends on has changed since", style="yellow")
+    return text
 
 
 def _colour(word: str) -> str:
@@ -132,7 +196,10 @@ def print_result(console: Console, tested: Claim, made: Reproduction, pictures: 
         said, colour = f"No verdict: {made.why_not}.", "yellow"
     elif made.why_not:
         said += f", not entered: {made.why_not}."
-    body = Group(Text(said, style="bold"), Text(tested.limits, style="dim"))
+    if len(entry["seeds"]) < entry["cap"] and not made.why_not:
+        said += f", after {len(entry['seeds'])} of at most {entry['cap']} seeds"
+    cost = cost_of(tested, entry)
+    body = Group(Text(f"{said}; {cost}" if cost else said, style="bold"), Text(tested.limits, style="dim"))
     console.print(Panel(body, border_style=colour, title=Text("verdict", colour), title_align="left"))
     if made.written:
         console.print(f"ledger   {made.written}", soft_wrap=True)
@@ -179,9 +246,9 @@ def _criteria(entry: dict[str, Any]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     for c in entry["criteria"]:
-        text = Text(c["name"], style="bold" if c["primary"] else "")
-        if not c["primary"]:
-            text.append("  (decides nothing)", style="dim italic")
+        text = Text(c["name"], style="" if standing(c) else "bold")
+        if standing(c):
+            text.append(f"  ({standing(c)})", style="dim italic")
         unit = f" {c['unit']}" if c["unit"] else ""
         text.append(f"\n{estimate_text(c['estimate'], criterion_digits(c), signed(c))}{unit}", style="not bold")
         text.append(f"   wanted {threshold_text(c)}", style="not bold")

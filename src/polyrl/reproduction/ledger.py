@@ -6,6 +6,7 @@ Reading it imports nothing heavy: `polyrl list` shows verdicts and must answer a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def verdict(slug: str) -> str | None:
 def write(entry: dict[str, Any], folder: Path) -> Path:
     """Write an entry so that a reader sees the old one or the new one; return its file.
 
+    The verdict of another experiment, or of other numbers, that stood there is kept in the entry's history.
+
     Raises:
         UserError: the file that is there is no entry of the ledger, or nothing can be written there.
     """
@@ -81,15 +84,35 @@ def write(entry: dict[str, Any], folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
             try:
-                mine = {"format", "slug"} <= read_json(file).keys()
+                before = read_json(file)
             except ValueError:
-                mine = False
-            if not mine:
+                before = {}
+            if not {"format", "slug"} <= before.keys():
                 raise UserError(
                     f"{file} is no entry of polyrl's ledger, so it is not replaced; choose another --ledger."
                 )
+            if earlier := history(before, entry):
+                entry = {**entry, "history": earlier}
         write_atomically(file, as_text(entry))
     return file
+
+
+def history(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The verdicts that an entry replaces, oldest first: none is lost, whatever a later experiment says.
+
+    An entry of the same experiment with the same numbers replaces nothing.
+    """
+    kept = [dict(one) for one in before.get("history", ())]
+    numbers = [c.get("per_seed") for c in before.get("criteria", ())]
+    if before.get("fingerprint") == now.get("fingerprint") and numbers == [c["per_seed"] for c in now["criteria"]]:
+        return kept
+    told = ("verdict", "rule", "date", "commit", "fingerprint", "seeds", "start")
+    last = {key: before[key] for key in told if key in before}
+    criteria = [
+        {key: c[key] for key in ("name", "kind", "primary", "at_least", "at_most", "outcome", "estimate") if key in c}
+        for c in before.get("criteria", ())
+    ]
+    return [*kept, {**last, "criteria": criteria}]
 
 
 def as_text(entry: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """Looks at stated numbers of seeds, with error that is spent by a function fixed beforehand.
 
 A one-sided group-sequential t test. The spending function is the one of Lan and DeMets (Biometrika 70, 1983) that comes
-near O'Brien and Fleming: at a share t of the seeds it has spent 2 - 2 Phi(z(1 - alpha/2) / sqrt(t)), so early looks decide
-only what is plain. The boundaries are those of a normal mean, found by integrating from look to look (Armitage,
-McPherson and Rowe, 1969), and their tail probabilities are taken over to the t distribution of the look's own degrees of
-freedom (Jennison and Turnbull, Group Sequential Methods, 2000, section 4.4). With few seeds that approximation spends up to a
-twelfth too much, so several looks together are given `OF_ALPHA` of the error. A test simulates what comes of it.
+near O'Brien and Fleming: at a share t of the seeds it has spent 2 - 2 Phi(z(1 - alpha/2) / sqrt(t)), so early looks
+decide only what is plain. The boundaries are those of a normal mean, found by integrating from look to look (Armitage,
+McPherson and Rowe, 1969). Their tail probabilities are taken over to the t distribution of each look's own degrees of
+freedom (Jennison and Turnbull, Group Sequential Methods, 2000, section 4.4). With few seeds that approximation spends
+up to a twelfth too much, so several looks together are given `OF_ALPHA` of the error. A test simulates the rule.
 """
 
 from __future__ import annotations

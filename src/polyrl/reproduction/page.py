@@ -8,13 +8,18 @@ from typing import Any
 
 from polyrl.report.scale import mean
 from polyrl.reproduction.claim import Claim
+from polyrl.reproduction.judging import earlier
+from polyrl.reproduction.looks import POWER, seeds_wanted
+from polyrl.reproduction.variance import said as variance_text
 from polyrl.reproduction.words import (
     chance_text,
+    cost_text,
     criterion_digits,
     digits_for,
     estimate_text,
     number,
     signed,
+    standing,
     threshold_text,
 )
 from polyrl.runtime.figures import format_value
@@ -49,34 +54,84 @@ def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | Non
         method_page: the address of the method's page, as the page sees it.
     """
     verdict = str(entry["verdict"]) if entry else NOT_RETESTED
+    old = entry is not None and earlier(entry)
     pieces = [
         f"# {claim.slug}: {verdict}",
         f"> {claim.sentence}",
         f"{paper_link(claim.source)}, {claim.place}. The method: [{claim.slug}]({method_page}).",
     ]
     if entry:
-        pieces += [f"**Verdict: {verdict}.** {_summary(entry)}"]
+        pieces += [f"**Verdict: {verdict}.** {' '.join(filter(None, (_cost(claim, entry), _summary(entry))))}"]
         pieces += [f"![Curves and criteria of {claim.slug}]({picture})"] if picture else []
         pieces += ["## Criteria", _criteria(entry), *_remarks(entry)]
         pieces += ["## Numbers", _numbers(entry), *_elsewhere(entry)]
     pieces += ["## The experiment", claim.question, _experiment(claim), _arms(claim)]
-    pieces += [] if entry else ["Criteria, fixed before any run:", _planned(claim)]
+    pieces += [] if entry and not old else [_PLANNED if old else "Criteria, fixed before any run:", _planned(claim)]
+    pieces += _history(entry) if entry else []
     pieces += ["## Run it", _run_it(claim, entry)]
     return "\n\n".join(piece.strip() for piece in pieces) + "\n"
 
 
+_PLANNED = "The next test of it is judged by today's rule, with these criteria:"
+
+
+def cost_of(claim: Claim, entry: Mapping[str, Any]) -> str:
+    """What the arm that the first effect is about cost beside the one that it is compared with."""
+    pairs = [c.quantity.arms() for c in claim.criteria if c.kind == "effect" and len(c.quantity.arms()) == 2]
+    named = pairs[0] if pairs else tuple(a.name for a in claim.arms[:2])
+    return cost_text(entry, *named) if len(named) == 2 else ""
+
+
+def _cost(claim: Claim, entry: Mapping[str, Any]) -> str:
+    found = cost_of(claim, entry)
+    return f"{found}." if found else ""
+
+
+def _history(entry: Mapping[str, Any]) -> list[str]:
+    """The earlier verdicts on the claim."""
+    if not entry.get("history"):
+        return []
+    rows = [
+        (
+            one.get("date", ""),
+            f"**{one['verdict']}**" + (" (earlier rule)" if earlier(one) else ""),
+            "; ".join(f"{c['name']}: {c['outcome']}" for c in one["criteria"] if not standing(c)),
+            ", ".join(map(str, one.get("seeds", ()))),
+        )
+        for one in entry["history"]
+    ]
+    return ["## Earlier verdicts", table(("date", "verdict", "effects", "seeds"), rows)]
+
+
 def _summary(entry: Mapping[str, Any]) -> str:
+    if not earlier(entry):
+        return _summary_by_kind(entry)
     primary = [c for c in entry["criteria"] if c["primary"]]
     counts = {word: sum(c["outcome"] == word for c in primary) for word in ("met", "failed", "open")}
     said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
     one = "criterion" if len(primary) == 1 else "criteria"
-    return f"Of {len(primary)} primary {one}: {said}. [How a verdict is made](../claims.md#the-rule)."
+    return (
+        f"Of {len(primary)} primary {one}: {said}. The verdict is of the "
+        "[earlier rule](../claims.md#verdicts-of-the-earlier-rule): one starting model for all seeds, no premises."
+    )
+
+
+def _summary_by_kind(entry: Mapping[str, Any]) -> str:
+    parts = []
+    for kind in ("premise", "effect"):
+        of = [c for c in entry["criteria"] if c["kind"] == kind]
+        counts = {word: sum(c["outcome"] == word for c in of) for word in ("met", "failed", "open")}
+        said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+        parts += [f"{kind.capitalize()}s: {said}."] if of else []
+    ran, cap = len(entry["seeds"]), entry["cap"]
+    parts += [f"Decided after {ran} of at most {cap} seeds."] if ran < cap else []
+    return f"{' '.join(parts)} [How a verdict is made](../claims.md#the-rule)."
 
 
 def _criteria(entry: Mapping[str, Any]) -> str:
     rows = []
     for c in entry["criteria"]:
-        name = f"**{c['name']}**" if c["primary"] else f"{c['name']} (decides nothing)"
+        name = f"{c['name']} ({standing(c)})" if standing(c) else f"**{c['name']}**"
         unit = f" {c['unit']}" if c["unit"] else ""
         numbers = estimate_text(c["estimate"], criterion_digits(c), signed(c)) + unit
         chance = chance_text(c["probability_of_improvement"]) or "-"
@@ -86,7 +141,13 @@ def _criteria(entry: Mapping[str, Any]) -> str:
 
 def _remarks(entry: Mapping[str, Any]) -> list[str]:
     taken = [f'{", ".join(c["took_the_worst"])} in "{c["name"]}"' for c in entry["criteria"] if c["took_the_worst"]]
-    return [f"The worst value seen was taken for {'; '.join(taken)}."] if taken else []
+    found = [f"The worst value seen was taken for {'; '.join(taken)}."] if taken else []
+    known = [
+        f"{c['name']}: {text}"
+        for c in entry["criteria"]
+        if not standing(c) and (text := variance_text(c.get("variance")))
+    ]
+    return [*found, *([f"{'; '.join(known)}."] if known else [])]
 
 
 def _main_arms(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -133,6 +194,7 @@ def _experiment(claim: Claim) -> str:
     items = {
         "Task and budget": f"{code(claim.task)}, `{claim.budget}`" + (f"; {', '.join(settings)}" if settings else ""),
         "Held equal": claim.equal,
+        **({"Shared by all seeds": claim.shared} if claim.shared else {}),
         "Seeds of the test": ", ".join(map(str, claim.seeds)) + ("" if not claim.exact else " (an exact experiment)"),
         "Tuned before": claim.tuning,
         "Refuted by": claim.refuted_by,
@@ -151,13 +213,29 @@ def _arms(claim: Claim) -> str:
 
 
 def _planned(claim: Claim) -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for c in claim.criteria:
         stated = {"at_least": c.at_least, "at_most": c.at_most}
-        name = f"**{c.name}**" if c.primary else f"{c.name} (decides nothing)"
+        behind = standing({"kind": c.kind})
+        name = f"{c.name} ({behind})" if behind else f"**{c.name}**"
         unit = f" {c.unit}" if c.unit else ""
         rows.append((name, c.quantity.says(Metric(key="", label="the metric")), threshold_text(stated) + unit))
-    return table(("criterion", "quantity", "wanted"), rows)
+    return table(("criterion", "quantity", "wanted"), rows) + "".join(f"\n{line}\n" for line in _plans(claim))
+
+
+def _plans(claim: Claim) -> list[str]:
+    """The looks, and how many seeds each planned criterion takes."""
+    looks = claim.looks_at()
+    at = f"looks at {', '.join(map(str, looks[:-1]))} and {looks[-1]} seeds" if len(looks) > 1 else "one look"
+    said = [f"{at[0].upper()}{at[1:]}, at most {len(claim.seeds)} seeds."]
+    for c in claim.criteria:
+        if c.expected is not None and c.deviation is not None:
+            seeds = seeds_wanted(c.beyond(c.expected), c.deviation)
+            said.append(
+                f"{c.name}: at {c.expected:g}, with the tuning seeds' standard deviation of {c.deviation:g}, a power "
+                f"of {POWER:g} takes {seeds} seeds."
+            )
+    return said
 
 
 def _run_it(claim: Claim, entry: Mapping[str, Any] | None) -> str:
@@ -170,7 +248,17 @@ def _run_it(claim: Claim, entry: Mapping[str, Any] | None) -> str:
     took = f"{entry['seconds'] / 60:.1f} minutes of computing" + (f" in {wall / 60:.1f} minutes" if wall else "")
     machine = entry["machine"]
     text += f"\n\nEntered on {entry['date']}: {took} on {machine['cores']} cores ({machine['system']} "
-    return text + f"{machine['processor']}), commit {entry['commit']}, {versions}. Experiment {entry['fingerprint']}."
+    where = " ".join(filter(None, (machine["processor"], machine.get("model"), machine.get("instructions"))))
+    code = entry.get("code")
+    text += f"{where}), commit {entry['commit']}, {versions}. Experiment {entry['fingerprint']}."
+    return text + (f" Code {code['hash']}, {code['files']} files." if code else "")
+
+
+def _in_the_table(claim: Claim, entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return NOT_RETESTED
+    marks = [*(["earlier rule"] if earlier(entry) else []), *filter(None, [cost_of(claim, entry)])]
+    return f"**{entry['verdict']}**" + (f" ({'; '.join(marks)})" if marks else "")
 
 
 def claims_page(claims: Mapping[str, Claim], entries: Mapping[str, Any], addresses: Mapping[str, str], one: str) -> str:
@@ -186,7 +274,7 @@ def claims_page(claims: Mapping[str, Claim], entries: Mapping[str, Any], address
             f"[{slug}]({addresses[slug]})",
             c.sentence,
             paper_link(c.source),
-            f"**{entries[slug]['verdict']}**" if slug in entries else NOT_RETESTED,
+            _in_the_table(c, entries.get(slug)),
         )
         for slug, c in claims.items()
     ]

@@ -18,7 +18,7 @@ from polyrl.report.labels import axis_label
 from polyrl.report.scale import mean
 from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND
 from polyrl.reproduction.quantities import named as called
-from polyrl.reproduction.words import criterion_digits, estimate_text, signed, threshold_text
+from polyrl.reproduction.words import criterion_digits, estimate_text, signed, standing, threshold_text
 from polyrl.runtime.drawing import Axis, Curves, Dot, Line, Placed, Point, Row, Rows, Series, Sheet, Words
 from polyrl.runtime.metric import Metric
 from polyrl.tasks import domain_of
@@ -213,7 +213,8 @@ def _strip_words(criterion: Mapping[str, Any]) -> tuple[Words, Words]:
     unit = f" {criterion['unit']}" if criterion["unit"] else ""
     numbers = estimate_text(criterion["estimate"], criterion_digits(criterion), signed(criterion))
     said = f"{numbers}{unit}; wanted {threshold_text(criterion)}: {criterion['outcome']}"
-    name = criterion["name"] if criterion["primary"] else f"{criterion['name']} (decides nothing)"
+    behind = standing(criterion)
+    name = f"{criterion['name']} ({behind})" if behind else criterion["name"]
     weight = 600 if criterion["primary"] else 400
     return (
         Words(lines=textwrap.wrap(name, 41), size=13.5, weight=weight),

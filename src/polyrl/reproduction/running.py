@@ -1,6 +1,7 @@
-"""Runs a claim's experiment: every arm with every seed, as comparisons that go on where they stopped; then judges it.
+"""Runs a claim's experiment: every arm with the seeds of each look, until the rule decides or the seeds are at an end.
 
-The folder of a reproduction is a comparison, or holds one for each task and budget that the arms ask for.
+The folder of a reproduction is a comparison, or holds one for each task and budget that the arms ask for. Where the
+claim has several looks it holds a folder for the seeds of each, made as follows. All go on where they stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,15 @@ from polyrl.report.runs import Run, load_comparison
 from polyrl.report.statistics import Estimate
 from polyrl.reproduction import ledger
 from polyrl.reproduction.claim import RULE, Arm, Claim, fingerprint
-from polyrl.reproduction.judging import Judged, Observed, judge, verdict_of
+from polyrl.reproduction.judging import INCONCLUSIVE, Judged, Observed, judge, rule_of, verdict_of
+from polyrl.reproduction.provenance import code_of, commits_are_clean, machine, refuse_uncommitted
 from polyrl.reproduction.quantities import curve_of, named
+from polyrl.reproduction.variance import parts_of
 from polyrl.request import make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.metric import Metric
+from polyrl.tasks import domain_of
 from polyrl.tasks.language.base import GeneratedTask
 
 POINTS = 60
@@ -123,33 +128,72 @@ def reproduce(
     )
     folder = out or default_folder(claim, quick)
     tested = shortened(claim) if quick else claim
-    began, fresh = time.perf_counter(), overwrite or not folder.exists()
-    for (task, budget), place in group_folders(tested, folder).items():
-        run_comparison(
-            {arm.name: arm.method for arm in groups(tested)[task, budget]},
-            _base(tested, task, budget),
-            chosen,
-            place,
-            workers=workers,
-            quiet=quiet,
-            overwrite=overwrite or (quick and out is None),
-            sentences=False,
-        )
-    observed = observe(tested, folder)
-    judged = judge(tested, observed, chosen)
-    entry = make_entry(tested, observed, judged, chosen, time.perf_counter() - began if fresh else None)
     why_not = ""
     if quick:
         why_not = "--quick is only a smoke test"
-        entry["verdict"] = "no verdict"
     elif chosen != list(claim.seeds):
         why_not = f"these are not the seeds of the test, which are {span(claim.seeds)}"
+    else:
+        refuse_uncommitted()
+    began, fresh = time.perf_counter(), overwrite or not folder.exists()
+    observed: list[Observed] = []
+    seen: list[int] = []
+    judged: list[Judged] = []
+    for stage in stages(tested, chosen):
+        place = stage_folder(tested, folder, stage)
+        run_seeds(tested, stage, place, workers, quiet=quiet, overwrite=overwrite or (quick and out is None))
+        seen += stage
+        observed += observe(tested, place)
+        judged = judge(tested, observed, seen)
+        if verdict_of((j.criterion.kind, j.outcome) for j in judged) != INCONCLUSIVE:
+            break
+    entry = make_entry(tested, observed, judged, seen, time.perf_counter() - began if fresh else None)
+    if quick:
+        entry["verdict"] = "no verdict"
+    if not why_not and not commits_are_clean(entry["commit"].split(", ")):
+        why_not = "some of its runs were made from sources with uncommitted changes; --overwrite makes them again"
     written = None if why_not else ledger.write(entry, ledger_folder or ledger.writable_ledger())
     return Reproduction(entry, folder, written, why_not, quick)
 
 
-def _base(claim: Claim, task: str, budget: str) -> RunConfig:
-    asked = {"method": "", "task": task, "budget": budget, "tensorboard": False, **claim.options}
+def stages(claim: Claim, seeds: Sequence[int]) -> list[list[int]]:
+    """The seeds that each look adds; seeds that are not the claim's own are looked at once."""
+    if list(seeds) != list(claim.seeds):
+        return [list(seeds)]
+    return [list(seeds[before:upto]) for before, upto in pairwise((0, *claim.looks_at()))]
+
+
+def stage_folder(claim: Claim, folder: Path, stage: Sequence[int]) -> Path:
+    """Where the runs of a look's seeds are: the folder itself where there is one look."""
+    ordered = list(stage) != list(claim.seeds) and set(stage) <= set(claim.seeds) and len(claim.looks_at()) > 1
+    return folder / folder_name(f"seeds {span(stage)}") if ordered else folder
+
+
+def run_seeds(
+    claim: Claim, seeds: Sequence[int], folder: Path, workers: int | None, *, quiet: bool, overwrite: bool
+) -> None:
+    """Make what is missing of the runs of some seeds.
+
+    Raises:
+        UserError: an arm cannot be run, or the folder holds something else.
+    """
+    for (task, budget), place in group_folders(claim, folder).items():
+        run_comparison(
+            {arm.name: arm.method for arm in groups(claim)[task, budget]},
+            base_of(claim, task, budget),
+            seeds,
+            place,
+            workers=workers,
+            quiet=quiet,
+            overwrite=overwrite,
+            sentences=False,
+        )
+
+
+def base_of(claim: Claim, task: str, budget: str) -> RunConfig:
+    """What the runs of a group share."""
+    start = claim.start if domain_of(task) == "language" and "model" not in claim.options else None
+    asked = {"start": start, "method": "", "task": task, "budget": budget, "tensorboard": False, **claim.options}
     return RunConfig.stated({**asked, "hyperparameters": dict(claim.hyperparameters)}, f"The claim of {claim.slug}")
 
 
@@ -189,12 +233,13 @@ def make_entry(
     unit = next(iter(Budget.parse(claim.budget).limits()))
     x = "iteration" if unit == "iterations" else unit
     runs = [o.run for o in observed]
+    prompts = _prompts(claim)
     return {
         "format": ledger.FORMAT,
         "slug": claim.slug,
         "claim": claim.sentence,
         "source": claim.source,
-        "verdict": verdict_of(j.outcome for j in judged if j.criterion.primary),
+        "verdict": verdict_of((j.criterion.kind, j.outcome) for j in judged),
         "rule": RULE,
         "fingerprint": fingerprint(claim),
         "command": f"polyrl reproduce {claim.slug}",
@@ -202,21 +247,40 @@ def make_entry(
         "seconds": round(sum(_seconds(r) for r in runs), 1),
         "wall_seconds": None if wall is None else round(wall, 1),
         "commit": ", ".join(dict.fromkeys(str(r.config.get("commit") or "unknown") for r in runs)),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version(), **versions()},
+        "code": code_of(claim, arm_configs(claim)),
+        "machine": machine(),
         "seeds": list(seeds),
+        "looks": list(rule_of(claim, seeds).looks),
+        "cap": len(claim.seeds),
+        "start": claim.start,
         "problems": problems(claim),
         "exact": claim.exact,
         "metric": metric.stated(),
         "curve": {"key": key, "x": x, "from": claim.curve_from},
-        "criteria": [_criterion(j, observed) for j in judged],
+        "criteria": [_criterion(j, observed, prompts) for j in judged],
         "arms": [_arm(claim, arm, [o for o in observed if o.arm == arm.name], key, x) for arm in claim.arms],
     }
 
 
+def arm_configs(claim: Claim) -> list[RunConfig]:
+    """What a run of each arm is asked, but for its seed."""
+    return [
+        dataclasses.replace(base_of(claim, claim.task_of(arm), claim.budget_of(arm)), method=arm.method)
+        for arm in claim.arms
+    ]
+
+
+def spent_of(run: Run) -> dict[str, float]:
+    """What a run spent, by unit, as far as it says so."""
+    stated = run.summary.get("spent")
+    spent = stated if isinstance(stated, Mapping) else {}
+    return {str(k): float(f"{v:.6g}") for k, v in spent.items() if isinstance(v, int | float) and v}
+
+
 def problems(claim: Claim) -> dict[str, str]:
     """Of each of the claim's language tasks a hash of what it asks: a task that changed is another experiment."""
-    tasks = {key: make_task(_base(claim, *key)) for key in groups(claim)}
+    tasks = {key: make_task(base_of(claim, *key)) for key in groups(claim)}
     return {name: task.problems() for (name, _), task in tasks.items() if isinstance(task, GeneratedTask)}
 
 
@@ -243,7 +307,8 @@ def _arm(claim: Claim, arm: Arm, observed: Sequence[Observed], key: str, x: str)
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages whose digits an entry depends on."""
     found = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -255,20 +320,31 @@ def _seconds(run: Run) -> float:
     return sum(run.seconds_by_stage.values())
 
 
-def _criterion(judged: Judged, observed: Sequence[Observed]) -> dict[str, Any]:
+def _prompts(claim: Claim) -> int | None:
+    """Test prompts of an evaluation of the claim's task; None outside language."""
+    config = base_of(claim, claim.task, claim.budget)
+    if domain_of(claim.task) != "language":
+        return None
+    return config.eval_prompts or int(make_task(config).evaluation_prompts)
+
+
+def _criterion(judged: Judged, observed: Sequence[Observed], prompts: int | None) -> dict[str, Any]:
     criterion = judged.criterion
     metric = next(o.metric for o in observed if o.arm in criterion.quantity.arms())
     return {
         "name": criterion.name,
         "quantity": criterion.quantity.says(metric),
         "unit": criterion.unit,
+        "kind": criterion.kind,
         "primary": criterion.primary,
         "at_least": criterion.at_least,
         "at_most": criterion.at_most,
         "outcome": judged.outcome,
+        "decided_after": judged.decided,
         "estimate": _estimate(judged.estimate),
         "probability_of_improvement": _estimate(judged.improvement),
         "per_seed": {str(seed): value for seed, value in judged.per_seed.items()},
+        "variance": parts_of(criterion, judged.per_seed, observed, prompts),
         "took_the_worst": [f"{arm}, seed {seed}" for arm, seed in judged.worst_taken],
     }
 
@@ -290,5 +366,6 @@ def _run(run: Run, metric: Metric, key: str, x: str) -> dict[str, Any]:
         "final": run.final(metric.key),
         "evaluation": {k: v for k, v in (ends if isinstance(ends, Mapping) else {}).items() if v is not None},
         "seconds": round(_seconds(run), 2),
+        "spent": spent_of(run),
         "curve": {"x": [p[0] for p in points], "y": [float(f"{p[1]:.6g}") for p in points]},
     }

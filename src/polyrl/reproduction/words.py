@@ -53,6 +53,41 @@ def criterion_digits(criterion: Mapping[str, Any]) -> int | None:
     return digits_for(estimate.get("value"), estimate.get("low"), estimate.get("high"), threshold)
 
 
+def standing(criterion: Mapping[str, Any]) -> str:
+    """What stands behind a criterion's name: what it is there for; empty for an effect."""
+    kind = criterion.get("kind") or ("effect" if criterion["primary"] else "control")
+    return {"premise": "premise", "effect": "", "control": "decides nothing"}[kind]
+
+
+COSTS = {"tokens": "tokens", "samples": "samples", "steps": "steps", "queries": "queries", "seconds": "computing time"}
+"""What an arm spends, and how it is called. Entries of the earlier rule know the last alone."""
+ALIKE = 1.1
+"""Costs within a tenth of each other are told as equal."""
+
+
+def cost_text(entry: Mapping[str, Any], first: str, second: str) -> str:
+    """What one arm cost beside another, as "VinePPO took 46 times the tokens of PPO"; empty where nobody knows."""
+    arms = {arm["name"]: [_spent(run) for run in arm["runs"]] for arm in entry["arms"]}
+    said = []
+    for unit, name in COSTS.items():
+        totals = [sum(run.get(unit, 0.0) for run in arms[arm]) for arm in (first, second)]
+        if not all(totals):
+            continue
+        ratio = totals[0] / totals[1]
+        if not 1 / ALIKE <= ratio <= ALIKE:
+            said.append(f"{ratio:.2g} times the {name}" if ratio < 100 else f"{ratio:.0f} times the {name}")
+        elif unit == "seconds":
+            said.append(f"as much {name}")
+    if not said:
+        return ""
+    return f"{first} took {' and '.join(said)} {'as' if said[-1].startswith('as ') else 'of'} {second}"
+
+
+def _spent(run: Mapping[str, Any]) -> dict[str, float]:
+    """What a run spent; its seconds are of the five stages."""
+    return {**run.get("spent", {}), "seconds": run["seconds"]}
+
+
 def chance_text(estimate: Mapping[str, Any] | None) -> str:
     """`0.92 [0.61, 0.99]`."""
     return estimate_text(estimate, 2) if estimate else ""

@@ -14,7 +14,7 @@ from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.policy import Backbone, LanguagePolicy
 from polyrl.pretrain.pairs import give_pairs
 from polyrl.pretrain.reward_models import load_reward
-from polyrl.pretrain.start import start_model
+from polyrl.pretrain.start import start_folder, start_model
 from polyrl.pretrain.wanted import prepare as make_wanted
 from polyrl.recipe import Term
 from polyrl.run_state.language_evaluation import EVALUATION_SEED, Evaluation, answers
@@ -26,6 +26,7 @@ from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.runtime.device import apply, settings_of
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language import task as built_in_task
+from polyrl.tasks.language.base import digest
 from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.chat import Chat, Columns
 from polyrl.tasks.language.dataset import DatasetTask
@@ -69,6 +70,8 @@ def make_task(config: RunConfig, given: PythonObjects, *, load_code: bool = True
     else:
         settings = {} if config.difficulty is None else {"difficulty": config.difficulty}
         task = built_in_task(config.task, **settings)
+        if config.start == "own":
+            task.draw_anew(config.seed)
         if rewards:
             task.rewards = rewards
     if given.preference or (config.preference and load_code):
@@ -109,13 +112,27 @@ def task_on(config: RunConfig, given: PythonObjects, data: Any) -> LanguageTask:
     return task
 
 
+def start_seed(config: RunConfig) -> int:
+    """The seed that a built-in task's starting model is made with: the run's own, where each seed has its own start."""
+    return config.seed if config.start == "own" else 0
+
+
+def would_make(config: RunConfig) -> str:
+    """A fingerprint of what a run on a built-in task starts from: the model, and what its reward and pairs are made by.
+
+    Nothing is made. Two seeds with the same fingerprint share their start, and are one observation of it.
+    """
+    task = make_task(config, PythonObjects())
+    return digest([start_folder(task, start_seed(config)).name, task.drawn_from()])
+
+
 def make_model(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) -> str:
     """Name or folder of the starting model; makes the tiny model where none was given."""
     if config.model:
         return config.model
     if isinstance(task, DatasetTask):
         raise UserError("A dataset needs a model: give --model with a folder or a Hugging Face hub id.")
-    return str(start_model(task, say=say))
+    return str(start_model(task, start_seed(config), say))
 
 
 def prepare(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) -> str:

@@ -95,6 +95,9 @@ class RunConfig:
     """Preference function that compares two responses, `module:function` or `file.py:function`."""
     model: str | None = None
     """Model folder or hub id; none makes the tiny model of the task."""
+    start: Literal["shared", "own"] | None = None
+    """Whether a built-in task's starting model, its reward model and fixed pairs are the same for all seeds, or the
+    seed's own; none is shared in a run, and own in a comparison."""
     lora: int | None = None
     """Rank of LoRA adapters; none trains all weights."""
     seed: int = 0

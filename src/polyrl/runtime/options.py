@@ -92,6 +92,7 @@ WHAT = (
     ),
     Option("preference", "file.py:function that says which of two responses is better"),
     Option("model", "model folder or Hugging Face hub id; else the task's tiny model"),
+    Option("start", "the tiny model: one for all seeds, or each seed its own  [compare: own; else shared]"),
 )
 """What is asked."""
 HOW = (

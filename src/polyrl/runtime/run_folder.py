@@ -47,11 +47,11 @@ def provenance() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     command = " ".join(["polyrl" if Path(sys.argv[0]).stem in ("polyrl", "__main__") else sys.argv[0], *sys.argv[1:]])
-    return {"polyrl": polyrl.__version__, "command": command, "versions": versions, "commit": _commit()}
+    return {"polyrl": polyrl.__version__, "command": command, "versions": versions, "commit": commit_of_source()}
 
 
-def _commit() -> str | None:
-    """The commit of polyrl's own source, if it lies in a git checkout; `+` marks uncommitted changes."""
+def commit_of_source() -> str | None:
+    """The commit of polyrl's own source, if it lies in a git checkout; `+` marks uncommitted changes in it."""
     here = Path(__file__).resolve().parents[3]
     if not (here / ".git").exists():
         return None
@@ -59,7 +59,11 @@ def _commit() -> str | None:
         ask = ["git", "-C", str(here)]
         head = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         dirty = subprocess.run(
-            [*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
+            [*ask, "status", "--porcelain", "--", "src", "pyproject.toml"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

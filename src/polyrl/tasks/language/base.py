@@ -308,6 +308,13 @@ class LanguageTask(ABC):
         """Return numbers of an evaluation as a whole that are no means over completions, such as a precision."""
         return {}
 
+    def draw_anew(self, seed: int) -> None:  # noqa: B027  # most tasks make their start and nothing else
+        """Let labels and models that are made for rewards and fixed pairs be a seed's own, as its start is."""
+
+    def drawn_from(self) -> list[int]:
+        """Return the seeds that those are made with."""
+        return []
+
     def starting(self) -> LanguageTask:
         """Return the task whose demonstrations the starting model imitates: this one, unless settings share one."""
         return self

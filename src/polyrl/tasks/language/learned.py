@@ -13,7 +13,7 @@ from polyrl.runtime.chart import Chart
 from polyrl.tasks.language.base import LanguageTask, Reward, Row, content, digest
 from polyrl.tasks.language.preferences import SortPairs
 from polyrl.tasks.language.strings import ReverseDense, preference_pairs
-from polyrl.tasks.language.wanted import Answers, Preferences, PreferenceSource, RewardModelsWanted, Scorer
+from polyrl.tasks.language.wanted import SEEDS_APART, Answers, Preferences, PreferenceSource, RewardModelsWanted, Scorer
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -100,6 +100,15 @@ class ScoredByModel(LanguageTask):
         def gold(self, row: Row, completion: str) -> float:
             """Return the true score of a completion."""
             ...
+
+    def draw_anew(self, seed: int) -> None:
+        """Draw other labels for each seed, and train another reward model on them."""
+        self.reward_seed += SEEDS_APART * seed
+        super().draw_anew(seed)
+
+    def drawn_from(self) -> list[int]:
+        """Return the seed of the labels and reward models, and those of others."""
+        return [self.reward_seed, *super().drawn_from()]
 
     def start_settings(self) -> dict[str, Any]:
         """Return all settings but those of the reward model: one start serves every reward."""

@@ -32,7 +32,7 @@ from polyrl.tasks.language.formats import SIDES, check_response, check_template_
 from polyrl.tasks.language.labelled import LabelledDataset
 from polyrl.tasks.language.left_out import LeftOut
 from polyrl.tasks.language.phrases import shortened
-from polyrl.tasks.language.wanted import PairsWanted, Wanted
+from polyrl.tasks.language.wanted import SEEDS_APART, PairsWanted, Wanted
 
 _log = logging.getLogger(__name__)
 
@@ -183,6 +183,15 @@ class SortPairs(GeneratedTask):
     def wanted(self) -> Wanted | None:
         """The fixed pairs, where they are not there yet."""
         return None if self.fixed_pairs else PairsWanted(train=self.pairs, seed=self.pair_seed)
+
+    def draw_anew(self, seed: int) -> None:
+        """Draw other pairs for each seed."""
+        self.pair_seed += SEEDS_APART * seed
+        super().draw_anew(seed)
+
+    def drawn_from(self) -> list[int]:
+        """Return the seed of the pairs, and those of others."""
+        return [self.pair_seed, *super().drawn_from()]
 
     def start_settings(self) -> dict[str, Any]:
         """Return the settings that the starting model depends on."""

@@ -16,6 +16,9 @@ PAIRS = 2000
 HELD_OUT_PAIRS = 500
 """Pairs on test prompts, to measure accuracy on."""
 
+SEEDS_APART = 1_000
+"""Between what one seed draws anew and what the next one does: a task's own settings of a seed are smaller."""
+
 Answers = Callable[[list[dict[str, Any]]], tuple[list[str], list[str]]]
 """Two sampled answers of the starting model to each of some rows."""
 
