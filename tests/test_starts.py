@@ -19,6 +19,9 @@ from polyrl.comparison_starts import about_start, with_starts
 from polyrl.errors import UserError
 from polyrl.pretrain.start import start_folder
 from polyrl.pretrain.tiny import build_tiny
+from polyrl.report.findings import cautions
+from polyrl.report.runs import load_comparison
+from polyrl.report.settings import own_starts
 from polyrl.reproduction.claim import Claim
 from polyrl.reproduction.running import base_of, groups
 from polyrl.request import make_task
@@ -167,6 +170,11 @@ def test_every_seeds_start_is_made_before_the_first_run(tmp_path: Path, monkeypa
     assert stated["question"]["base"]["start"] == "own" and "note" not in stated
     starts = [yaml.safe_load((folder / f"rloo-seed{s}" / "config.yaml").read_text())["start"] for s in (0, 1)]
     assert starts[0] != starts[1]
+    runs = load_comparison(folder).runs
+    assert own_starts(runs) == {"start": "each seed its own", "model": "each seed its own"}
+    assert not any("starting fingerprints differ" in said for said in cautions(load_comparison(folder)))
+    mixed = [*runs, dataclasses.replace(runs[0], config={**runs[0].config, "start": "another"})]
+    assert own_starts(mixed) == {}  # two runs of one seed from two starts are told
     run_comparison(["rloo"], base, [0, 1], folder, workers=1, quiet=True)  # the same question goes on
     assert ran == [0, 1]
     shared = run_comparison(

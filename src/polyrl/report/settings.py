@@ -44,12 +44,30 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+OWN_START = "each seed its own"
+
+
+def own_starts(runs: Sequence[Run]) -> dict[str, str]:
+    """What stands for the starting models of runs in which each seed has its own, the same for all methods.
+
+    Empty where seeds share a start, or the runs of one seed have several: then their fingerprints tell.
+    """
+    asked = [run.config.get("run") for run in runs]
+    if not runs or not all(isinstance(of, Mapping) and of.get("start") == "own" for of in asked):
+        return {}
+    found: dict[int, set[Any]] = {}
+    for run in runs:
+        found.setdefault(run.seed, set()).add(run.config.get("start"))
+    return {"start": OWN_START, "model": OWN_START} if all(len(of) == 1 for of in found.values()) else {}
+
+
 def compare_settings(runs: Sequence[Run]) -> Settings:
     """Split the settings of `runs` into those equal in every run and those that differ, by label.
 
     A label whose own seeds disagree shows all its values, joined by " / ": such an arm is not one method.
     """
-    flat = [(run.label, _flat(run.config)) for run in runs]
+    own = own_starts(runs)
+    flat = [(run.label, {**_flat(run.config), **own}) for run in runs]
     equal: dict[str, Any] = {}
     differing: dict[str, dict[str, Any]] = {}
     for key in _once(key for _, settings in flat for key in settings):
