@@ -13,7 +13,7 @@ import polyrl as package
 from conftest import Command
 from polyrl import catalogue
 from polyrl.errors import UserError
-from polyrl.reproduction.running import _base, group_folders, groups, shortened
+from polyrl.reproduction.running import base_of, group_folders, groups, shortened
 from polyrl.request import default_task, domain, make_task
 from polyrl.runtime.config import RunConfig
 from polyrl.unused import ELSEWHERE, OF_LANGUAGE, refuse_unused
@@ -23,7 +23,7 @@ OTHER: dict[str, Any] = {
     **{"skip_bad_rows": True, "rewards": ("exact",), "preference": "x.py:f", "model": "x", "lora": 2, "max_tokens": 9},
     **{"precision": "bfloat16", "force": True, "micro_batch_tokens": 9, "eval_prompts": 9, "eval_greedy": False},
     **{"monitor_kl_every": 1, "on_reward_error": "drop", "reward_timeout": 9.0, "reward_process": "own"},
-    **{"eval_episodes": 9, "device": "cuda"},
+    **{"eval_episodes": 9, "device": "cuda", "start": "own"},
 }
 """Another value than the usual one."""
 OF_COLUMNS = ("prompt_column", "answer_column", "system_prompt")
@@ -145,7 +145,7 @@ def test_every_claim_asks_only_for_what_its_runs_look_at() -> None:
 
     for claim in (c for one in claims().values() for c in (one, shortened(one))):
         for task, budget in group_folders(claim, Path("x")):
-            base = _base(claim, task, budget)
+            base = base_of(claim, task, budget)
             recipes = [catalogue.build(arm.method, domain=domain(base)) for arm in groups(claim)[task, budget]]
             refuse_unused(base, recipes, make_task(base), domain(base))
 

@@ -66,8 +66,8 @@ def compare_settings(runs: Sequence[Run]) -> Settings:
 
     A label whose own seeds disagree shows all its values, joined by " / ": such an arm is not one method.
     """
-    own = own_starts(runs)
-    flat = [(run.label, {**_flat(run.config), **own}) for run in runs]
+    starts = own_starts(runs)
+    flat = [(run.label, {**_flat(run.config), **starts}) for run in runs]
     equal: dict[str, Any] = {}
     differing: dict[str, dict[str, Any]] = {}
     for key in _once(key for _, settings in flat for key in settings):
