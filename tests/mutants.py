@@ -990,12 +990,31 @@ GROUPS: list[Group] = [
             ('"met" if estimate.low >= at_least', '"met" if estimate.value >= at_least'),
             ('"failed" if estimate.high < at_least', '"failed" if estimate.low < at_least'),
             ('"met" if estimate.high <= at_most', '"met" if estimate.low <= at_most'),
-            ('all(o == "met" for o in found)', 'any(o == "met" for o in found)'),
-            ('if "failed" in found:', 'if found and all(o == "failed" for o in found):'),
+            ('all(o == "met" for o in effects)', 'any(o == "met" for o in effects)'),
+            ('if "failed" in effects:', 'if effects and all(o == "failed" for o in effects):'),
             ("return min(values) if measure.higher_is_better", "return max(values) if measure.higher_is_better"),
             ('if o.run.status == "failed" and not diverged(o.run):', "if False:"),
             ('run.status == "failed" and run.summary.get("diverged") is True', 'run.status == "failed"'),
             ("probability_of_improvement(x, y) if better else", "probability_of_improvement(x, y) if True else"),
+        ],
+    ),
+    Group(
+        "reproduction/judging.py",
+        "test_looks.py -k 'premise or one_criterion or stands or by_kind or decide_nothing'",
+        [
+            ('if "failed" in premises:', "if False:"),
+            ('if "open" in premises:', "if False:"),
+            ("failing = ALPHA / (self", "failing = ALPHA * (self"),
+            ("beyond = sign * (estimate", "beyond = (estimate"),
+        ],
+    ),
+    Group(
+        "reproduction/looks.py",
+        "test_looks.py",
+        [
+            ("OF_ALPHA * alpha)", "2 * alpha)"),
+            ("target - used else", "target else"),
+            ("ndtri(alpha / 2)", "ndtri(alpha)"),
         ],
     ),
     # -------------------------------------------------------------------------------------------- schedules
