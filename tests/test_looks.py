@@ -100,7 +100,7 @@ def test_the_seeds_that_are_wanted_decide_four_times_in_five(effect: float) -> N
 
 def test_the_rule_of_one_criterion_is_what_is_simulated() -> None:
     looks = (5, 8, 12)
-    values = numbers(0.7, 12, 300)
+    values = np.concatenate([numbers(0.7, 12, 150), numbers(-0.7, 12, 150)])
     met, failed = decided(values, looks, ALPHA / 2)
     rule = Rule(looks, {"effect": 2})
     found = [rule.outcome(list(row), 0.0, None, "effect") for row in values]
