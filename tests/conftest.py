@@ -267,3 +267,17 @@ def read_records(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]
 def timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records without their wall times: what must not differ by a bit between repetitions."""
     return [{k: v for k, v in r.items() if k not in TIMES and not k.startswith("seconds/")} for r in records]
+
+
+def stopped_after(loop: Any, iterations: int) -> None:
+    """Run a loop that is stopped as by Ctrl-C when so many iterations are done."""
+    iterate, done = loop.iterate, iter(range(iterations + 1))
+
+    def stops(*given: Any) -> Any:
+        if next(done) == iterations:
+            raise KeyboardInterrupt
+        return iterate(*given)
+
+    loop.iterate = stops
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()

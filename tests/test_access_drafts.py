@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SEED, read_records
+from conftest import SEED, read_records, stopped_after
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.theory.finite import FiniteMDP
@@ -72,16 +72,7 @@ def test_a_draft_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path,
     config = config_of(method, budget="iterations=4", **({"turns": "6"} if method == UCBVI else {}))
     start_run(config, tmp_path / "whole").run()
     loop = start_run(config, tmp_path / "half")
-    iterate, count = loop.iterate, iter(range(9))
-
-    def stops(*given: Any) -> Any:
-        if next(count) == 2:
-            raise KeyboardInterrupt
-        return iterate(*given)
-
-    loop.iterate = stops  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        loop.run()
+    stopped_after(loop, 2)
     resume_run(tmp_path / "half", trust_code=True).run()
     assert numbers(tmp_path / "half") == numbers(tmp_path / "whole")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import SEED, made_once, reached, read_records
+from conftest import SEED, made_once, reached, read_records, stopped_after
 from polyrl import catalogue
 from polyrl.errors import UserError
 from polyrl.models.actor import Moment
@@ -151,16 +151,7 @@ def test_it_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, guid
     config = config_of(str(DRAFT), sizes, budget="iterations=6")
     start_run(config, tmp_path / "whole").run()
     loop = start_run(config, tmp_path / "half")
-    iterate, count = loop.iterate, iter(range(9))
-
-    def stops(*given: Any) -> Any:
-        if next(count) == 3:
-            raise KeyboardInterrupt
-        return iterate(*given)
-
-    loop.iterate = stops  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        loop.run()
+    stopped_after(loop, 3)
     resume_run(tmp_path / "half", trust_code=True).run()
 
     def timeless(folder: Path) -> list[dict[str, Any]]:

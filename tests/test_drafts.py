@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SEED, reached, read_records
+from conftest import SEED, reached, read_records, stopped_after
 from polyrl import catalogue
 from polyrl.core.experience import Experience
 from polyrl.core.update import Move, Phase, Repeat, Sample, See, Update
@@ -61,16 +61,7 @@ def test_a_draft_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path,
 
     start_run(config_of(str(draft), SIZES[draft]), tmp_path / "whole").run()
     loop = start_run(config_of(str(draft), SIZES[draft]), tmp_path / "half")
-    iterate, count = loop.iterate, iter(range(9))
-
-    def stops(*given: Any) -> Any:
-        if next(count) == 2:
-            raise KeyboardInterrupt
-        return iterate(*given)
-
-    loop.iterate = stops  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        loop.run()
+    stopped_after(loop, 2)
     resume_run(tmp_path / "half", trust_code=True).run()
     assert numbers(tmp_path / "half") == numbers(tmp_path / "whole")
 

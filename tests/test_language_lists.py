@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import SEED, Command, read_records, timeless
+from conftest import SEED, Command, read_records, stopped_after, timeless
 from polyrl import catalogue
 from polyrl.core.update import Again, Epochs, Fresh, Move, On, Sample, Update
 from polyrl.data.pairs import Pairs, numbers_of_step
@@ -212,16 +212,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(taught: Path, tmp_pa
     config = config_of(str(HYPO), taught, SMALL, lora=lora)
     start_run(config, tmp_path / "whole").run()
     loop = start_run(config, tmp_path / "half")
-    iterate, count = loop.iterate, iter(range(9))
-
-    def stops(*given: Any) -> Any:
-        if next(count) == 2:
-            raise KeyboardInterrupt
-        return iterate(*given)
-
-    loop.iterate = stops  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        loop.run()
+    stopped_after(loop, 2)
     folder = tmp_path / "half" / "checkpoints" / "iteration-000002"
     assert {"policy", "reference"} <= {p.name for p in folder.iterdir()}
     assert json.loads((folder / "pairs.json").read_text()) == {"taken": 16}
