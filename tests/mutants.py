@@ -19,6 +19,14 @@ class Group:
 
 GROUPS: list[Group] = [
     Group(
+        "run_state/language.py",
+        "test_domains.py -k nobody_writes_any",
+        [
+            ('if labelled and {"score", "reward", "preferred"} & part.gives:', "if False:"),
+            ('"reward-model" in recipe.required_models() and not recipe.fixed_pairs:', "False:"),
+        ],
+    ),
+    Group(
         "core/checking.py",
         "test_domains.py -k another_domain",
         [('part.domain not in ("", domain)', 'part.domain not in ("", part.domain)')],

@@ -262,3 +262,22 @@ def test_parts_that_collect_say_what_they_read() -> None:
         if part.stage == "collect" and part.domain != info.domain
     ]
     assert not silent, f"collect on the tasks of one domain, and do not say which: {silent}"
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (
+            "online-dpo+kto",
+            "learns from labelled responses, and its part 'task-reward' judges responses that were just",
+        ),
+        ("iterative-dpo+kto", "learns from labelled responses"),
+        (
+            "online-dpo+reward-model",
+            "trains a reward model, which writes no responses, and its part 'sample-pairs' asks",
+        ),
+    ],
+)
+def test_who_asks_for_responses_where_nobody_writes_any_is_refused(method: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_loop(RunConfig(method=method, task="sort-pairs", budget="iterations=1"))

@@ -151,6 +151,7 @@ def make_run_state(
 ) -> LanguageRunState | RewardModelRunState:
     """Load the models, and find what is wrong with prompts, pairs and rewards."""
     needs_labels = recipe.collect is not None and "desirable" in recipe.collect.gives
+    _refuse_unanswered(recipe, needs_labels)
     needs_pairs = recipe.fixed_pairs or (needs_labels and not task.labelled)
     if needs_pairs:
         own = any(not reward.checker for reward in task.rewards) or bool(config.rewards)
@@ -184,6 +185,26 @@ def make_run_state(
             if name not in run_state.own:
                 run_state.own[name] = make(run_state)
     return run_state
+
+
+def _refuse_unanswered(recipe: Recipe, labelled: bool) -> None:
+    """Refuse parts of a composition that ask for responses where nobody writes any.
+
+    Raises:
+        UserError: names the part.
+    """
+    collect = recipe.collect
+    if collect is not None and "reward-model" in recipe.required_models() and not recipe.fixed_pairs:
+        raise UserError(
+            f"{recipe.name} trains a reward model, which writes no responses, and its part '{collect.name}' asks for "
+            "some; train it with `polyrl train reward-model`, and give its folder as --reward."
+        )
+    for part in recipe.score:
+        if labelled and {"score", "reward", "preferred"} & part.gives:
+            raise UserError(
+                f"{recipe.name} learns from labelled responses, and its part '{part.name}' judges responses that were "
+                "just sampled; leave one of the two out."
+            )
 
 
 def _ask(config: RunConfig, task: LanguageTask, reader: Backbone) -> None:
