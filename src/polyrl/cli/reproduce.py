@@ -199,7 +199,9 @@ def print_result(console: Console, tested: Claim, made: Reproduction, pictures: 
     if len(entry["seeds"]) < entry["cap"] and not made.why_not:
         said += f", after {len(entry['seeds'])} of at most {entry['cap']} seeds"
     cost = cost_of(tested, entry)
-    body = Group(Text(f"{said}; {cost}" if cost else said, style="bold"), Text(tested.limits, style="dim"))
+    # a sentence stands for itself, a verdict goes on
+    costly = f"{said} {cost}." if said.endswith(".") else f"{said}; {cost}"
+    body = Group(Text(costly if cost else said, style="bold"), Text(tested.limits, style="dim"))
     console.print(Panel(body, border_style=colour, title=Text("verdict", colour), title_align="left"))
     if made.written:
         console.print(f"ledger   {made.written}", soft_wrap=True)

@@ -104,7 +104,8 @@ def history(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str,
     """
     kept = [dict(one) for one in before.get("history", ())]
     numbers = [c.get("per_seed") for c in before.get("criteria", ())]
-    if before.get("fingerprint") == now.get("fingerprint") and numbers == [c["per_seed"] for c in now["criteria"]]:
+    same = numbers == [c.get("per_seed") for c in now.get("criteria", ())]
+    if same and before.get("fingerprint") == now.get("fingerprint"):
         return kept
     told = ("verdict", "rule", "date", "commit", "fingerprint", "seeds", "start")
     last = {key: before[key] for key in told if key in before}
