@@ -1,6 +1,6 @@
 """What SAC, TD3 and DQN reach: polyrl and Stable-Baselines3 with the zoo's hyperparameters, side by side.
 
-    python benchmarks/off_policy_learning.py                     every case, 5 seeds: an hour on one core
+    python benchmarks/off_policy_learning.py                     every case, 5 seeds: five hours on one core
     python benchmarks/off_policy_learning.py --only sac-pendulum --seeds 0 1
     python benchmarks/off_policy_learning.py --tables            no runs: the table of what is there
 

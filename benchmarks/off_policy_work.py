@@ -25,6 +25,8 @@ class Setting:
     network: str = "256x256"
     exploration_fraction: float = 0.16
     exploration_final_eps: float = 0.04
+    target_every: int = 1
+    """Rounds of `train_freq` steps from one renewal of DQN's copy to the next."""
 
     def sizes(self) -> list[int]:
         """Units of each hidden layer."""
@@ -48,6 +50,7 @@ class Setting:
                 "gradient_steps": self.gradient_steps,
                 "exploration_fraction": self.exploration_fraction,
                 "exploration_final": self.exploration_final_eps,
+                "q-target-move.every": self.target_every,
                 "double": "false",  # the peer has no double DQN
             }
         assert self.train_freq == self.gradient_steps == 1  # as polyrl's recipes are
@@ -66,8 +69,9 @@ class Setting:
             "policy_kwargs": {"net_arch": self.sizes()},
         }
         if self.method == "dqn":
-            # the zoo's interval of 10 steps lies between two updates, so the copy is renewed before every round of them
-            common |= {"target_update_interval": 10, "exploration_fraction": self.exploration_fraction}
+            # in steps; the copy is renewed before a round of updates, as at the zoo's interval of 10 for CartPole
+            common |= {"target_update_interval": self.target_every * self.train_freq}
+            common |= {"exploration_fraction": self.exploration_fraction}
             common |= {"exploration_final_eps": self.exploration_final_eps}
         return common
 
@@ -88,16 +92,29 @@ DQN = Setting(
     "dqn", 2.3e-3, learning_starts=1_000, batch_size=64, buffer_size=100_000, train_freq=256, gradient_steps=128
 )
 """rl-zoo3's hyperparameters for CartPole-v1."""
+MOUNTAIN = Setting(
+    "dqn", 4e-3, learning_starts=1_000, batch_size=128, buffer_size=10_000, gamma=0.98, train_freq=16,
+    gradient_steps=8, exploration_fraction=0.2, exploration_final_eps=0.07, target_every=38,
+)  # fmt: skip
+"""rl-zoo3's hyperparameters for MountainCar-v0; its copy is renewed every 600 steps, this one every 608."""
 SAC = Setting("sac", 1e-3)
 """rl-zoo3's hyperparameters for Pendulum-v1."""
-TD3 = Setting("td3", 1e-3, learning_starts=1_000, buffer_size=200_000, gamma=0.98, network="400x300")
-"""rl-zoo3's hyperparameters for Pendulum-v1, but for learning_starts, which it has at 10,000: more than the budget."""
+TD3 = Setting("td3", 1e-3, learning_starts=10_000, buffer_size=200_000, gamma=0.98, network="400x300")
+"""rl-zoo3's hyperparameters for Pendulum-v1."""
+CHEETAH_SAC = Setting("sac", 3e-4, learning_starts=10_000)
+"""rl-zoo3's hyperparameters for HalfCheetah."""
+CHEETAH_TD3 = Setting("td3", 1e-3, learning_starts=10_000, network="400x300")
+"""rl-zoo3's hyperparameters for HalfCheetah."""
 
 LEARNING = {
-    "sac-pendulum": Learning("Pendulum-v1", SAC, 8_000, turns=1_000, evaluations=4),
     "dqn-cartpole": Learning("CartPole-v1", DQN, 50_000, turns=4, evaluations=5),
-    "td3-pendulum": Learning("Pendulum-v1", TD3, 8_000, turns=1_000, evaluations=4),
+    "dqn-mountaincar": Learning("MountainCar-v0", MOUNTAIN, 120_000, turns=25, evaluations=6),
+    "sac-pendulum": Learning("Pendulum-v1", SAC, 20_000, turns=1_000, evaluations=10),
+    "td3-pendulum": Learning("Pendulum-v1", TD3, 20_000, turns=1_000, evaluations=10),
+    "sac-halfcheetah": Learning("HalfCheetah-v5", CHEETAH_SAC, 50_000, turns=2_500, evaluations=5),
+    "td3-halfcheetah": Learning("HalfCheetah-v5", CHEETAH_TD3, 50_000, turns=2_500, evaluations=5),
 }
+"""Pendulum's and MountainCar's budgets are the zoo's own; HalfCheetah's is a twentieth of it."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
-"""BC, IQL and CQL on data of four kinds that polyrl recorded itself, on Pendulum: what the data is worth to whom.
+"""BC, IQL and CQL on data of four kinds that polyrl recorded itself: what the data is worth to whom.
 
-    python benchmarks/offline_mixtures.py                        everything, 2 seeds: 12 CPU minutes on one core
+    python benchmarks/offline_mixtures.py                        Pendulum, 2 seeds: 12 CPU minutes on one core
+    python benchmarks/offline_mixtures.py --task halfcheetah     the same there: 90 CPU minutes
     python benchmarks/offline_mixtures.py --sets medium --methods bc iql --seeds 0
     python benchmarks/offline_mixtures.py --tables               no runs: the table of what is there
 
-One run of SAC is kept at every 500 steps, and `polyrl record --sampled` plays 50 episodes (10,000 steps) of it for each
-data set: random actions; a policy half-way between the first and the last by its evaluations; ten policies of the whole
-run, five episodes each; the last policy. Equal for the methods: rows, batches and their size, networks, and the
-judging: the most probable action in the same 50 episodes. CQL computes several times more a batch.
+One run of SAC is kept at twenty places, and `polyrl record --sampled` plays 50 episodes of it for each data set (10,000
+steps of Pendulum, 50,000 of HalfCheetah): random actions; a policy half-way between the first and the last by its
+evaluations; ten policies of the whole run, five episodes each; the last policy. Equal for the methods: rows, batches
+and their size, networks, and the judging: the most probable action in the same 50 episodes. CQL computes several times
+more a batch.
 
-Every data set and finished run is kept in build/offline-mixtures/ and not made again.
+Every data set and finished run is kept in build/ and not made again.
 """
 
 from __future__ import annotations
@@ -21,23 +23,51 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peers import BUILD
 from results import commit, table, write
 
-KEPT = BUILD / "offline-mixtures"
-TASK = "Pendulum-v1"
-TEACHER = {"steps": 10_000, "every": 500, "learning_rate": 1e-3}
-"""SAC: rl-zoo3's learning rate for Pendulum; `every` so many steps a policy is kept."""
+
+@dataclass(frozen=True)
+class Setting:
+    """What differs from task to task."""
+
+    task: str
+    kept: Path
+    steps: int
+    """Of the teacher."""
+    learning_rate: float
+    """Of the teacher: rl-zoo3's for this task."""
+    random_steps: int
+    """Of the teacher, as rl-zoo3 has them."""
+    batches: int
+    hidden: str
+    batch_size: int
+
+    @property
+    def every(self) -> int:
+        """Steps from one kept policy to the next."""
+        return self.steps // 20
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The same for all methods; everything else is as their files have it."""
+        return {"hidden": self.hidden, "batch_size": self.batch_size}
+
+
+SETTINGS = {
+    "pendulum": Setting("Pendulum-v1", BUILD / "offline-mixtures", 10_000, 1e-3, 100, 6_000, "64x64", 128),
+    "halfcheetah": Setting(
+        "HalfCheetah-v5", BUILD / "offline-halfcheetah", 100_000, 3e-4, 10_000, 10_000, "256x256", 256
+    ),
+}
 EPISODES = 50
 """Of a data set, and of the judging."""
 MIXED = 10
 """Policies in the replay-like set."""
-BATCHES = 6_000
-SHARED = {"hidden": "64x64", "batch_size": 128}
-"""The same for all methods; everything else is as their files have it."""
 SETS = ("random", "medium", "replay", "expert")
 METHODS = ("bc", "iql", "cql")
 
@@ -45,16 +75,15 @@ METHODS = ("bc", "iql", "cql")
 # --------------------------------------------------------------------------------------------------------------- data
 
 
-def teacher() -> dict[int, float]:
+def teacher(setting: Setting) -> dict[int, float]:
     """Train SAC, unless it is there; the greedy return by steps, of every policy that was kept."""
     import polyrl
 
-    folder, every = KEPT / "sac", TEACHER["every"]
-    kept = int(TEACHER["steps"] / every)
+    folder, kept = setting.kept / "sac", setting.steps // setting.every
     if not (folder / "summary.json").is_file():
         polyrl.train(
-            "sac", task=TASK, budget=f"steps={TEACHER['steps']}", out=folder, overwrite=True, quiet=True, turns=every,
-            learning_rate=TEACHER["learning_rate"],
+            "sac", task=setting.task, budget=f"steps={setting.steps}", out=folder, overwrite=True, quiet=True,
+            turns=setting.every, learning_rate=setting.learning_rate, random_steps=setting.random_steps,
             options={
                 "tensorboard": False, "evaluations": kept, "eval_episodes": 20, "checkpoint_every": 1,
                 "keep_checkpoints": kept + 1,
@@ -76,22 +105,22 @@ def halfway(returns: dict[int, float]) -> int:
     return min(returns, key=lambda steps: abs(returns[steps] - middle))
 
 
-def policy(steps: int) -> Path:
+def policy(setting: Setting, steps: int) -> Path:
     """A run's folder that holds the teacher's policy after so many steps."""
-    folder = KEPT / f"sac-{steps}"
+    folder = setting.kept / f"sac-{steps}"
     if not folder.is_dir():
-        name = f"iteration-{steps // int(TEACHER['every']):06d}"
-        partial = KEPT / f".sac-{steps}"
+        name = f"iteration-{steps // setting.every:06d}"
+        partial = setting.kept / f".sac-{steps}"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(KEPT / "sac" / "checkpoints" / name, partial / "checkpoints" / name)
-        shutil.copy(KEPT / "sac" / "config.yaml", partial)
+        shutil.copytree(setting.kept / "sac" / "checkpoints" / name, partial / "checkpoints" / name)
+        shutil.copy(setting.kept / "sac" / "config.yaml", partial)
         partial.rename(folder)
     return folder
 
 
-def record(name: str, returns: dict[int, float]) -> Path:
+def record(setting: Setting, name: str, returns: dict[int, float]) -> Path:
     """Record a data set, unless it is there; its folder."""
-    folder, stages = KEPT / "data" / name, sorted(returns)
+    folder, stages = setting.kept / "data" / name, sorted(returns)
     last = stages[-1]
     chosen = {
         "random": [stages[0]],
@@ -102,7 +131,7 @@ def record(name: str, returns: dict[int, float]) -> Path:
     if not folder.is_dir():
         how = ["--random", "1"] if name == "random" else ["--sampled"]
         subprocess.run(
-            [sys.executable, "-m", "polyrl", "record", *(str(policy(steps)) for steps in chosen), *how,
+            [sys.executable, "-m", "polyrl", "record", *(str(policy(setting, steps)) for steps in chosen), *how,
              "--episodes", str(EPISODES // len(chosen)), "--seed", str(SETS.index(name)), "--out", str(folder)],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -120,19 +149,19 @@ def returns_of(folder: Path) -> list[float]:
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
-def learn(method: str, name: str, seed: int, data: Path, batches: int) -> None:
+def learn(setting: Setting, method: str, name: str, seed: int, data: Path, batches: int) -> None:
     """Train and judge a policy, unless its result is there."""
     import polyrl
 
     key = f"{method}-{name}-seed{seed}-batches{batches}"
-    kept, folder = KEPT / f"{key}.json", KEPT / "runs" / key
+    kept, folder = setting.kept / f"{key}.json", setting.kept / "runs" / key
     if kept.is_file():
         return
     began = time.process_time()
     options = {"tensorboard": False, "evaluations": 4, "eval_episodes": EPISODES, "checkpoint_every": 1_000_000}
     done = polyrl.train(
-        method, task=TASK, dataset=data, budget=f"iterations={batches // 1_000}", seed=seed, out=folder, overwrite=True,
-        quiet=True, options=options, turns=1_000, **SHARED,
+        method, task=setting.task, dataset=data, budget=f"iterations={batches // 1_000}", seed=seed, out=folder,
+        overwrite=True, quiet=True, options=options, turns=1_000, **setting.shared,
     )  # fmt: skip
     result = {
         **commit(),
@@ -140,18 +169,18 @@ def learn(method: str, name: str, seed: int, data: Path, batches: int) -> None:
         "curve": sorted(curve(folder, "iteration").items()),
         "cpu_seconds": time.process_time() - began,
     }
-    partial = KEPT / f".{key}.json"
+    partial = setting.kept / f".{key}.json"
     partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
     partial.replace(kept)
     print(f"{key}: {result['return']:.1f} after {result['cpu_seconds']:.0f} CPU seconds", flush=True)
 
 
-def summarize(name: str, batches: int) -> dict[str, Any]:
+def summarize(setting: Setting, name: str, batches: int) -> dict[str, Any]:
     """A data set's returns and what each method made of it; of every method the same seeds."""
-    data = KEPT / "data" / name
+    data = setting.kept / "data" / name
     found: dict[str, dict[int, Any]] = {method: {} for method in METHODS}
     for method, runs in found.items():
-        for file in KEPT.glob(f"{method}-{name}-seed*-batches{batches}.json"):
+        for file in setting.kept.glob(f"{method}-{name}-seed*-batches{batches}.json"):
             seed = int(file.name.partition("seed")[2].partition("-")[0])
             runs[seed] = json.loads(file.read_text(encoding="utf-8"))
     seeds = sorted(set.intersection(*(set(runs) for runs in found.values())))
@@ -187,26 +216,31 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Make what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=[*SETTINGS], default="pendulum")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=[*SETS])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--batches", type=int, help="instead of the budget, to try it: nothing is written")
     parser.add_argument("--tables", action="store_true", help="run nothing")
     given = parser.parse_args()
-    batches = given.batches or BATCHES
+    setting = SETTINGS[given.task]
+    batches = given.batches or setting.batches
     if not given.tables:
-        returns = teacher()
+        returns = teacher(setting)
         print("the teacher's returns:", ", ".join(f"{steps}: {found:.0f}" for steps, found in returns.items()))
-        folders = {name: record(name, returns) for name in given.sets}
+        folders = {name: record(setting, name, returns) for name in given.sets}
         for seed in given.seeds:
             for name in given.sets:
                 for method in given.methods:
-                    learn(method, name, seed, folders[name], batches)
-    summaries = {name: found for name in SETS if (found := summarize(name, batches))}
+                    learn(setting, method, name, seed, folders[name], batches)
+    summaries = {name: found for name in SETS if (found := summarize(setting, name, batches))}
     print(table(["data", "mean", "best", *METHODS], [row(name, found) for name, found in summaries.items()]))
     if not given.batches and summaries:
-        work = {"threads": 1, "teacher": TEACHER, "batches": BATCHES, "setting": SHARED, "judged_episodes": EPISODES}
-        write("offline_mixtures", {"polyrl": sys.executable}, summaries, **work)
+        taught = {"steps": setting.steps, "every": setting.every, "learning_rate": setting.learning_rate}
+        work = {"threads": 1, "teacher": taught, "batches": batches, "setting": setting.shared}
+        work |= {"task": setting.task, "judged_episodes": EPISODES}
+        names = {"pendulum": "offline_mixtures", "halfcheetah": "offline_mixtures_halfcheetah"}
+        write(names[given.task], {"polyrl": sys.executable}, summaries, **work)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,17 +186,17 @@ def test_the_medium_policy_is_the_nearest_to_the_middle_of_first_and_last() -> N
 
 
 def test_a_table_of_data_is_of_seeds_that_all_methods_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline_mixtures, "KEPT", tmp_path)
+    setting = replace(offline_mixtures.SETTINGS["pendulum"], kept=tmp_path)
     monkeypatch.setattr(
         offline_mixtures, "returns_of", lambda folder: [-30.0, -10.0] if folder.name == "medium" else []
     )
-    assert offline_mixtures.summarize("medium", 9) == {}
+    assert offline_mixtures.summarize(setting, "medium", 9) == {}
     ends = {"bc": {0: -5.0, 1: -7.0}, "iql": {0: -4.0, 1: -2.0, 2: 0.0}, "cql": {1: -9.0, 0: -8.0}}
     for method, by_seed in ends.items():
         for seed, end in by_seed.items():
             run = {"return": end, "curve": [[3, end]], "cpu_seconds": 2.0, "commit": "c"}
             (tmp_path / f"{method}-medium-seed{seed}-batches9.json").write_text(json.dumps(run))
-    found = offline_mixtures.summarize("medium", 9)
+    found = offline_mixtures.summarize(setting, "medium", 9)
     assert found["seeds"] == [0, 1] and found["data"] == {"mean": -20, "best": -10, "episodes": 2}
     assert {name: side["by_seed"] for name, side in found["methods"].items()} == {
         "bc": [-5, -7],
