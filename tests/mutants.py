@@ -1782,6 +1782,10 @@ GROUPS: list[Group] = [
         [
             ('context.generator("minibatches", epoch, *again)', 'context.generator("minibatches", *again)'),
             ("again = () if self.passes == 0 else (self.passes,)", "again = ()"),
+            ("elif counted.shape[1] == 1 and bool(counted.all()):", "elif False:"),
+            ("told = batch.with_fields(**blanked", "told = batch = batch.with_fields(**blanked"),
+            ("elif counted.shape[1] == 1 and bool(counted.all()):", "elif counted.shape[1] == 1:"),
+            ("elif counted.shape[1] == 1 and bool(counted.all()):", "elif bool(counted.all()):"),
             ("(number * step.epochs + epoch) * step.minibatches + k", "k"),
             ('self.means.since("approx_kl", before) > step.target_kl', "False"),
             ("if not bool(counted.any()):", "if False:"),
@@ -1955,8 +1959,8 @@ GROUPS: list[Group] = [
         "core/updating.py",
         "test_passes.py test_offline_methods.py -k 'beside or cql_is'",
         [
-            ("and all(term.is_written for term in on.terms)", ""),
-            ("if counted is None and not update.also", "if counted is None"),
+            ("if not all(term.is_written for term in terms):", "if False:"),
+            ("closed = None if update.also else self", "closed = self"),
             ("see, adds=counts)", "see)"),
         ],
     ),

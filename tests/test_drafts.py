@@ -15,6 +15,7 @@ import torch
 from conftest import SEED, reached, read_records, stopped_after
 from polyrl import catalogue
 from polyrl.core.experience import Experience
+from polyrl.core.phases import phase_of
 from polyrl.core.update import Move, Phase, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
 from polyrl.models.base import Copy
@@ -342,7 +343,7 @@ def test_each_of_several_phases_has_its_own_steps() -> None:
     improver, spent = loop.recipe.improver, loop.context.spent
     seen = []
     for spent.updates in range(12):
-        seen.append(three.index(improver.phase(loop.context)))
+        seen.append(three.index(phase_of(improver.updates, loop.context)))
     assert seen == [0] * 4 + [1] * 5 + [2] * 3
 
 

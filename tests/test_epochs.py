@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from polyrl.core.update import Again, Epochs, Fresh, Move, Phase, Repeat, Sample
 from polyrl.data.replay import Replay
 from polyrl.errors import UserError
 from polyrl.models.actor_critic import MlpCritic, MlpPolicy
-from polyrl.models.base import Copy
+from polyrl.models.base import ClosedForm, Copy, Models
 from polyrl.models.critics import QNetwork, ValueNetwork
 from polyrl.models.policies import SquashedGaussian, StochasticPolicy
 from polyrl.parts.control import ScaleReward, StateValues, StepEnvironments
@@ -87,13 +88,87 @@ def test_ppo_as_a_list_comes_to_the_weights_of_ppo(monkeypatch: pytest.MonkeyPat
         assert listed.context.metrics[key] == pytest.approx(plain.context.metrics[key], rel=1e-5, abs=1e-9), key
 
 
-def test_with_fast_forms_ppo_differs_by_rounding_alone() -> None:
-    plain, listed = loop_of("ppo", **SMALL), loop_of(str(PPO_LIST), **SMALL)
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1"])
+def test_with_fast_forms_the_list_is_ppo_to_the_bit_too(task: str) -> None:
+    plain, listed = loop_of("ppo", task, **SMALL), loop_of(str(PPO_LIST), task, **SMALL)
     assert plain.run_state.closed_form({"logprob"}) is not None
+    models = listed.run_state.models
+    assert models is not None and models.closed_form_of_steps("policy", {"logprob"}) is not None
+    assert models.closed_form_of_steps("critic", {"value"}) is not None
     start_alike(listed, plain)
-    plain.iterate()
-    listed.iterate()
-    torch.testing.assert_close(weights_of(listed, "policy"), weights_of(plain, "policy"), rtol=1e-4, atol=2e-5)
+    for _ in range(2):
+        plain.iterate()
+        listed.iterate()
+    for name in ("policy", "critic"):
+        assert torch.equal(weights_of(listed, name), weights_of(plain, name)), name
+
+
+def test_fast_passes_of_a_list_are_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = loop_of(ppo_list())
+    slow = loop_of(ppo_list())
+    fast.iterate()
+    monkeypatch.setattr(kernels, "ENABLED", False)
+    slow.iterate()
+    for name in ("policy", "critic"):
+        torch.testing.assert_close(weights_of(slow, name), weights_of(fast, name), rtol=1e-4, atol=2e-5)
+        assert not torch.equal(weights_of(slow, name), weights_of(fast, name)), f"{name}: the fast passes ran in both"
+
+
+@dataclass(frozen=True)
+class EveryOther(Part):
+    """Lets the policy's terms count every other step, and the critic's all."""
+
+    stage: ClassVar[Stage] = "select"
+    gives: ClassVar[frozenset[str]] = frozenset({"weight", "value_weight"})
+    special_rows: ClassVar[SpecialRows | None] = ALONE
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        every = experience["mask"].float()
+        weight = every.clone()
+        weight[:, ::2] = 0
+        return experience.with_fields(weight=weight, value_weight=every)
+
+
+def test_steps_that_do_not_count_and_whole_rows_go_through_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    found = Models.closed_form_of_steps
+
+    def note(models: Models, name: str, wants: Collection[str]) -> ClosedForm | None:
+        asked.append(name)
+        return found(models, name, wants)
+
+    monkeypatch.setattr(Models, "closed_form_of_steps", note)
+    loop_of(ppo_list()).iterate()
+    assert asked == ["policy", "critic"] * 15
+    asked.clear()
+    loop_of(dataclasses.replace(ppo_list(minibatches=1), select=(EveryOther(),))).iterate()
+    assert asked == ["critic"] * 3
+    asked.clear()
+    loop_of(ppo_list(minibatch_of="rows", minibatches=2)).iterate()
+    assert not asked
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["fast", "plain"])
+def test_steps_that_count_for_the_critic_alone_train_it(monkeypatch: pytest.MonkeyPatch, enabled: bool) -> None:
+    monkeypatch.setattr(kernels, "ENABLED", enabled)
+    settings = SMALL | {"normalize_advantage": "false"}  # of a list whitening is a part, over all that was sampled
+    plain = loop_of(dataclasses.replace(catalogue.build("ppo", settings, domain="control"), select=(EveryOther(),)))
+    of = tuple(dataclasses.replace(update, credit=()) for update in ppo_list().updates[0].of)
+    listed = loop_of(dataclasses.replace(ppo_list(of=of), select=(EveryOther(),)))
+    start_alike(listed, plain)
+    for _ in range(2):
+        plain.iterate()
+        listed.iterate()
+    for name in ("policy", "critic"):
+        torch.testing.assert_close(weights_of(listed, name), weights_of(plain, name), rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_of_a_network_has_passes_of_its_own() -> None:
+    loop = loop_of(ppo_list())
+    loop.iterate()
+    policy, critic = (loop.run_state.models[name] for name in ("policy", "critic"))
+    assert policy._passes is not None and critic._passes is not None
+    assert copy.deepcopy(policy)._passes is None and copy.deepcopy(critic)._passes is None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,27 @@ def rows_of_units(picked: Tensor, unit: Tensor, rows: Tensor) -> Tensor:
     return rows[torch.isin(unit[rows], picked)]
 
 
+def minibatches_of(
+    table: Experience, order: Tensor, count: int, unit: Tensor, rows: Tensor, grouped_by: str
+) -> list[Experience]:
+    """A table's rows in nearly equal minibatches.
+
+    Args:
+        table: of B rows.
+        order: shuffled numbers `[u]` of units; where rows are not kept together, of rows.
+        count: of minibatches, where there are as many units.
+        unit: of each row, `[B]`.
+        rows: that count, `[n]`.
+        grouped_by: the field by which rows are kept together; empty where they are not.
+    """
+    count = min(count, len(order))
+    if grouped_by:
+        return [table.rows(rows_of_units(picked, unit, rows)) for picked in order.tensor_split(count)]
+    if table.columns or table.task_rows:
+        return [table.rows(picked) for picked in order.tensor_split(count)]
+    return table.rows(order).split(count)  # all rows are gathered at once
+
+
 def blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
     """The same tensors, those that are float of shape `[B, T]` with 0 where not `counted`."""
     return {

@@ -15,8 +15,9 @@ from polyrl.core.agreement import check_logprob_gap, written
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.means import Means
-from polyrl.core.minibatches import blanked, joined, put_rows, rows_of_units, steps_that_count, units_of
+from polyrl.core.minibatches import blanked, joined, minibatches_of, put_rows, steps_that_count, units_of
 from polyrl.core.part import Improver, Part, Term
+from polyrl.core.phases import begin, phase_of
 from polyrl.core.schedules import schedule_factor
 from polyrl.core.update import (
     Again,
@@ -70,31 +71,9 @@ class UpdateList(Improver):
         found: dict[str, Any] = run_state.models.optimizers()
         return found
 
-    def phase(self, context: Context) -> Phase | None:
-        """The phase that the run is in; None where the list has none."""
-        phases = [step for step in self.updates if isinstance(step, Phase)]
-        taken = context.spent.updates
-        for phase in phases[:-1]:
-            if taken < phase.optimizer_steps:
-                return phase
-            taken -= phase.optimizer_steps
-        return phases[-1] if phases else None
-
-    def _reset(self, phase: Phase | None, context: Context) -> None:
-        """Where a phase has just begun, forget what the optimizers know that it begins without."""
-        phases = [step for step in self.updates if isinstance(step, Phase)]
-        if phase is None or not any(p.reset for p in phases):
-            return
-        memory, number = context.memory("phases"), phases.index(phase)
-        if memory.get("began", 0) != number:
-            for name in phase.reset:
-                context.optimizer[name].state.clear()
-        memory["began"] = number
-
     def collects(self, context: Context) -> bool:
         """Whether this turn collects."""
-        phase = self.phase(context)
-        return phase is None or phase.collects
+        return (phase := phase_of(self.updates, context)) is None or phase.collects
 
     def set_rates(self, context: Context) -> None:
         """Each model's learning rate by its own schedule, once an iteration."""
@@ -113,8 +92,8 @@ class UpdateList(Improver):
             NotFinite: a loss or a gradient is NaN or infinite. The step is not taken.
         """
         run = _Turn(self, context, experience)
-        phase = self.phase(context)
-        self._reset(phase, context)
+        phase = phase_of(self.updates, context)
+        begin(phase, self.updates, context)
         steps = tuple(s for s in self.updates if not isinstance(s, Phase) or s is phase)
         needed = frozenset[str]().union(*(batch.reads() for batch in batches(steps)))
         if not all(context.sources[name].ready() for name in needed):
@@ -199,10 +178,7 @@ class _Turn:
         for epoch in range(step.epochs if len(units) else 0):
             before = self.means.so_far("approx_kl")
             order = units[torch.randperm(len(units), generator=context.generator("minibatches", epoch, *again))]
-            for k, picked in enumerate(order.tensor_split(step.minibatches)):
-                if len(picked) == 0:
-                    continue
-                self.batch = table.rows(rows_of_units(picked, unit, rows) if grouped_by else picked)
+            for k, self.batch in enumerate(minibatches_of(table, order, step.minibatches, unit, rows, grouped_by)):
                 self.sampled, self.computed, self.passing = sampled, frozenset(), step
                 for inner in step.of:
                     self.take(inner, (number * step.epochs + epoch) * step.minibatches + k)
@@ -243,11 +219,11 @@ class _Turn:
             if watched:  # whatever the terms read: sampler and trainer are compared, and the move is measured
                 wants |= {"logprob", "entropy"} & given
         weights = [term.step_weights(batch) for term in on.terms]  # of the whole batch, before its rows are parted
-        if counted is None and not update.also and all(term.is_written for term in on.terms):
-            closed = self.models.closed_form(update.trains, wants)
-            if closed is not None:
-                constants = self._written(update, on, closed, batch, weights, wants, see)
-                return self._after(update, on, constants, batch, counted)
+        closed = None if update.also else self._closed_form(update.trains, on.terms, wants, counted)
+        if closed is not None:
+            constants, losses = self._go_without_autograd(update, on, closed, batch, weights, wants, see, watched)
+            self._add_losses(update, on, losses)
+            return self._after(update, on, constants, batch, counted)
         if not adds:
             self.models.zero_gradients(update.trains)
         losses, constants = [0.0] * len(on.terms), dict[str, Tensor]()
@@ -261,8 +237,7 @@ class _Turn:
                     micro = batch if rows is None else batch.rows(rows)
                     if counted is not None:
                         if watched and update.trains not in self.changed:
-                            limit = None if self.passing is None else self.passing.max_logprob_gap
-                            check_logprob_gap(outputs["logprob"], micro, limit, self.context)
+                            self._compare(outputs, micro)
                         outputs, micro = self._counted_alone(outputs, micro, counted if rows is None else counted[rows])
                     parts = [
                         (term.summand(outputs, micro, see) * (weight if rows is None else weight[rows])).sum()
@@ -277,7 +252,24 @@ class _Turn:
         self._add_losses(update, on, losses)
         return self._after(update, on, constants, batch, counted)
 
-    def _written(
+    def _closed_form(
+        self, trains: str, terms: Sequence[Term], wants: frozenset[str], counted: Tensor | None
+    ) -> ClosedForm | None:
+        """Passes of a model without autograd, of rows that were collected only for single steps that all count.
+
+        None where there are none, or a term's derivatives are not written.
+        """
+        if not all(term.is_written for term in terms):
+            return None
+        found: ClosedForm | None = None
+        if counted is None:
+            found = self.models.closed_form(trains, wants)
+        elif counted.shape[1] == 1 and bool(counted.all()):
+            found = self.models.closed_form_of_steps(trains, wants)
+        return found
+
+    @torch.no_grad()
+    def _go_without_autograd(
         self,
         update: Update,
         on: On,
@@ -286,23 +278,35 @@ class _Turn:
         weights: list[Tensor],
         wants: frozenset[str],
         see: See,
-    ) -> dict[str, Tensor]:
-        """Write the gradients of terms without autograd; the model's outputs."""
-        outputs = closed.forward(batch, wants, see.draw)
-        losses, grad_outputs = written(on.terms, outputs, batch, see, weights, update.trains)
-        self._add_losses(update, on, losses)
-        closed.backward(grad_outputs)
-        return outputs
+        watched: bool,
+    ) -> tuple[dict[str, Tensor], list[float]]:
+        """Write the gradients of terms; the model's outputs, and each term's loss."""
+        self.models.ask_gradients(update.trains, True)  # of a distribution without a written form they are autograd's
+        try:
+            outputs = closed.forward(batch, wants, see.draw)
+            if watched and update.trains not in self.changed:
+                self._compare(outputs, batch)
+            losses, grad_outputs = written(on.terms, outputs, batch, see, weights, update.trains)
+            closed.backward(grad_outputs)
+        finally:
+            self.models.ask_gradients(update.trains, False)
+        return outputs, losses
+
+    def _compare(self, outputs: Mapping[str, Tensor], batch: Experience) -> None:
+        """Before a model's first step: are its log-probabilities those of the sampler?"""
+        limit = None if self.passing is None else self.passing.max_logprob_gap
+        check_logprob_gap(outputs["logprob"], batch, limit, self.context)
 
     def _after(
         self, update: Update, on: On, constants: dict[str, Tensor], batch: Experience, counted: Tensor | None
     ) -> bool:
         """Log, feed back to sources, and keep what was put out for the updates that follow; True."""
+        told = batch  # which the next update reads, so nothing of it is blanked
         if counted is not None and not bool(counted.all()):
-            batch = batch.with_fields(**blanked(batch.data, counted))
+            told = batch.with_fields(**blanked(batch.data, counted))
         if on.batch.reads():
-            self._feed_back(on, constants, batch)
-        self._add_statistics(update, on, constants, batch, counted)
+            self._feed_back(on, constants, told)
+        self._add_statistics(update, on, constants, told, counted)
         shape = batch["weight"].shape
         given = {
             name: x

@@ -125,6 +125,16 @@ class Actor(ABC):
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable outputs of stored steps, `[B, T]` each, those that are wanted: "logprob", "entropy"."""
 
+    @classmethod
+    def writes_likelihoods(cls) -> bool:
+        """Whether `allowed` or `logprob_by_models` stand beside `outputs`, in the class that says what outputs are.
+
+        Without them nobody has written how its likelihoods follow from what the model's network says, and autograd
+        finds them: `outputs` may be of another action, or of another model.
+        """
+        writer = vars(next(c for c in cls.__mro__ if "outputs" in vars(c)))
+        return "allowed" in writer or "logprob_by_models" in writer
+
     def allowed(self, params: Floats, batch: Experience) -> Floats:
         """What the model's network says `[N, size]`, changed by what was known of stored steps, such as a mask."""
         return params
@@ -226,6 +236,10 @@ class DistributionActor(Actor):
         """The policy's own."""
         found = self.policy.outputs(batch["observation"], batch["action"])
         return {name: x for name, x in found.items() if name in wants}
+
+    def allowed(self, params: Floats, batch: Experience) -> Floats:
+        """As the network says."""
+        return params
 
     def observe(self, shown: NDArray[np.float64]) -> None:
         """The policy's statistics."""

@@ -6,17 +6,19 @@ They compute what `mlp-actor-critic` does: networks of equal layers, a distribut
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyrl import kernels
 from polyrl.models.actor import Actor, DistributionActor, MaskedActor
-from polyrl.models.base import Interface, PolicyNetwork, Trained
+from polyrl.models.base import LIKELIHOODS, ClosedForm, Interface, PolicyNetwork, Trained
+from polyrl.models.closed_form import ActorCriticPasses, Layers
 from polyrl.models.control import ControlCritic, ControlPolicy
 from polyrl.models.critics import ValueModel
 from polyrl.models.distributions import Distribution, distribution_of
@@ -67,6 +69,7 @@ class MlpPolicyNetwork(PolicyNetwork):
         super().__init__()
         self.policy, self.masked = policy, masked
         self._actor = (MaskedActor if masked else DistributionActor)(policy)
+        self._passes: _StepPasses | None = None
 
     @property
     def reward_moments(self) -> RunningMoments:
@@ -80,6 +83,39 @@ class MlpPolicyNetwork(PolicyNetwork):
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "logprob" of the batch's actions and "entropy", `[B, T]` each."""
         return self._actor.outputs(batch, wants)
+
+    def closed_form_acting(self, wants: Collection[str], actor: Actor) -> ClosedForm | None:
+        """In NumPy, for networks of known layers."""
+        if not kernels.ENABLED or not set(wants) <= LIKELIHOODS:
+            return None
+        if self._passes is None or not self._passes.stands(actor):
+            passes = ActorCriticPasses.of(self.policy, None, actor)
+            self._passes = None if passes is None else _StepPasses(passes)
+        return self._passes
+
+
+class _StepPasses(ClosedForm):
+    """Likelihoods of single steps, and their way back."""
+
+    def __init__(self, passes: ActorCriticPasses):
+        self.passes = passes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """Nothing: a copy of a network has parameters of its own, and finds its passes when it needs them."""
+
+    def stands(self, actor: Actor) -> bool:
+        """Whether it is still this actor's, and its parameters where they were."""
+        layers = self.passes.actor
+        return self.passes.acting is actor and layers is not None and layers.stands()
+
+    def forward(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """ "logprob" and "entropy" `[N, 1]`."""
+        found = self.passes.forward(batch, frozenset(wants))
+        return {name: found[name] for name in wants}
+
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """To network and distribution."""
+        self.passes.backward(grad_outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +165,7 @@ class MlpCriticNetwork(ValueModel):
     def __init__(self, critic: ControlCritic):
         super().__init__()
         self.critic = critic
+        self._passes: _ValuePasses | None = None
 
     def forward(self, observation: Tensor) -> Tensor:
         """Values `[...]` of observations `[..., D]`."""
@@ -138,6 +175,35 @@ class MlpCriticNetwork(ValueModel):
     def values(self, observation: Tensor) -> Tensor:
         """The same without gradients, for whole rollouts."""
         return self.critic.values(observation)
+
+    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
+        """In NumPy, for a network of known layers."""
+        if not kernels.ENABLED:
+            return None
+        if self._passes is None or not self._passes.layers.stands():
+            layers = Layers.of(self.critic.network)
+            self._passes = None if layers is None else _ValuePasses(layers)
+        return self._passes
+
+
+class _ValuePasses(ClosedForm):
+    """ "value" and its way back."""
+
+    def __init__(self, layers: Layers):
+        self.layers = layers
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """Nothing: see `_StepPasses`."""
+
+    def forward(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """Values `[B, T]` of the states."""
+        observation = batch["observation"]
+        values = self.layers.forward(observation.reshape(-1, observation.shape[-1]).numpy())
+        return {"value": torch.from_numpy(values).reshape(observation.shape[:-1])}
+
+    def backward(self, grad_outputs: Mapping[str, Tensor]) -> None:
+        """To the critic."""
+        self.layers.backward(grad_outputs["value"].reshape(-1, 1).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,6 +246,10 @@ class NamedModels(Mapping[str, Any], ABC):
         """Passes of a model without autograd, over all rows of a batch at once; None where autograd must do it."""
         return None
 
+    def closed_form_of_steps(self, name: str, wants: Collection[str]) -> ClosedForm | None:
+        """The same for single steps `[N, 1]` that the run collected, whose likelihoods are those of what acted."""
+        return None
+
     @abstractmethod
     def optimizers(self) -> Mapping[str, Any]:
         """One optimizer for each trained model."""
@@ -336,6 +340,13 @@ class Models(NamedModels):
         """The module's own."""
         return self._modules[name].closed_form(wants)
 
+    def closed_form_of_steps(self, name: str, wants: Collection[str]) -> ClosedForm | None:
+        """The module's own, or that of the actor where it acts and its likelihoods are asked for."""
+        module, actor = self._modules[name], self.actors.get(name)
+        if actor is None or not LIKELIHOODS & set(wants):
+            return module.closed_form(wants)
+        return module.closed_form_acting(wants, actor) if isinstance(module, PolicyNetwork) else None
+
     def __getitem__(self, name: str) -> Network:
         return self._modules[name]
 
@@ -397,6 +408,19 @@ class Models(NamedModels):
 
 class PolicyNetwork(Network):
     """A model that can act."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Inherit no written passes of what acts either."""
+        super().__init_subclass__(**kwargs)
+        if "closed_form_acting" not in vars(cls):
+            setattr(cls, "closed_form_acting", PolicyNetwork.closed_form_acting)  # noqa: B010
+
+    def closed_form_acting(self, wants: Collection[str], actor: Actor) -> ClosedForm | None:
+        """Passes without autograd that give `actor`'s likelihoods of single steps `[N, 1]`, with this model in it.
+
+        None where autograd must do it. It is not inherited.
+        """
+        return None
 
     @property
     def reward_moments(self) -> RunningMoments | None:

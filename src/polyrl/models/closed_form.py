@@ -47,12 +47,20 @@ class _Linear:
     """One linear layer and the activation after it, if any: arrays that share memory with the module's tensors."""
 
     def __init__(self, layer: nn.Linear, activation: nn.Module | None):
+        self.parameters = layer.weight, layer.bias
+        self.at = self.place()
         self.weight, self.bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
         assert layer.weight.grad is not None and layer.bias.grad is not None
         self.weight_grad, self.bias_grad = layer.weight.grad.numpy(), layer.bias.grad.numpy()
         self.output = self.grad_output = np.zeros((0, 0), dtype=np.float32)
         self.activate = None if activation is None else IN_PLACE[type(activation)]
         self.through = None if activation is None else SLOPES[type(activation)]
+
+    def place(self) -> tuple[int, ...]:
+        """Where the numbers of parameters and gradients are; 0 for a gradient that is not there."""
+        return tuple(
+            pointer for p in self.parameters for pointer in (p.data_ptr(), 0 if p.grad is None else p.grad.data_ptr())
+        )
 
 
 class Layers:
@@ -62,6 +70,10 @@ class Layers:
         self.linear = linear
         self.input = np.zeros((0, 0), dtype=np.float32)
         self.ones = np.zeros(0, dtype=np.float32)
+
+    def stands(self) -> bool:
+        """Whether parameters and gradients are still where they were."""
+        return all(layer.place() == layer.at for layer in self.linear)
 
     @classmethod
     def of(cls, network: nn.Module) -> Layers | None:
@@ -111,7 +123,10 @@ class Layers:
 
 
 class ActorCriticPasses:
-    """Log-probabilities, entropies and values of single steps, and their way back into the gradients."""
+    """Log-probabilities, entropies and values of single steps, and their way back into the gradients.
+
+    It works on the memory of the networks' parameters, so a copy of these has passes of its own.
+    """
 
     reads = frozenset({"observation", "action"})
     """Fields that `forward` needs, beside those that the actor's log-probability depends on."""
@@ -131,6 +146,8 @@ class ActorCriticPasses:
         """
         # what a subclass computes in another way is not what is written here
         if type(policy).outputs is not ControlPolicy.outputs:
+            return None
+        if acting is not None and not acting.writes_likelihoods():
             return None
         own = critic is not None and (type(critic).forward, type(critic).values)
         if own and own != (ControlCritic.forward, ControlCritic.values):
