@@ -15,7 +15,7 @@ import torch
 from conftest import SEED, reached, read_records, stopped_after
 from polyrl import catalogue
 from polyrl.core.experience import Experience
-from polyrl.core.phases import phase_of
+from polyrl.core.list_phases import phase_of
 from polyrl.core.update import Move, Phase, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
 from polyrl.models.base import Copy

@@ -14,10 +14,10 @@ from torch import Tensor
 from polyrl.core.agreement import check_logprob_gap, written
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.list_phases import begin, phase_of
 from polyrl.core.means import Means
 from polyrl.core.minibatches import blanked, joined, minibatches_of, put_rows, steps_that_count, units_of
 from polyrl.core.part import Improver, Part, Term
-from polyrl.core.phases import begin, phase_of
 from polyrl.core.schedules import schedule_factor
 from polyrl.core.update import (
     Again,
