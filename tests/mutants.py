@@ -1687,7 +1687,6 @@ GROUPS: list[Group] = [
             ("elif (number + 1) % step.every == 0:", "elif number % step.every == 0:"),
             ("self.take(inner, number * step.gradient_steps + again)", "self.take(inner, number)"),
             ("if limit is not None and size > limit:", "if False:"),
-            ("self.models.zero_gradients(update.trains)", "pass"),
             ("self.models.ask_gradients(update.trains, False)\n        self._add", "pass\n        self._add"),
             (
                 'if not math.isfinite(value):\n                raise NotFinite(\n                    f"The loss',
@@ -1967,6 +1966,7 @@ GROUPS: list[Group] = [
         [
             ("if not all(term.is_written for term in terms):", "if False:"),
             ("closed = None if update.also else self", "closed = self"),
+            ("self.models.zero_gradients(update.trains)", "pass"),
             ("see, adds=counts)", "see)"),
         ],
     ),
