@@ -19,7 +19,7 @@ from polyrl.cli.main import polyrl
 from polyrl.errors import UserError
 from polyrl.reproduction import checking, ledger, provenance, running
 from polyrl.reproduction.checking import check, expected
-from polyrl.reproduction.claim import Arm, Claim, Criterion, Quick
+from polyrl.reproduction.claim import Arm, Claim, Criterion, Quick, awaited
 from polyrl.reproduction.judging import CONFIRMED, INCONCLUSIVE, NOT_MET, verdict_of_entry
 from polyrl.reproduction.page import claim_page
 from polyrl.reproduction.quantities import Difference, Final, Of, Orders, Seconds
@@ -273,10 +273,44 @@ def test_an_entry_of_the_earlier_rule_is_run_again_from_the_start_that_all_share
         raise UserError("enough")
 
     monkeypatch.setattr(checking, "run_seeds", stop)
-    for slug in ("grpo", "hdpo"):
+    claim = dataclasses.replace(claims()["grpo"], replaces="")
+    for entry in ({"seeds": [20], "fingerprint": "then"}, {"seeds": [20], "fingerprint": "then", "start": "own"}):
         with pytest.raises(UserError, match="enough"):
-            check(claims()[slug], ledger.read(slug) or {}, quiet=True)
-    assert [c.start for c in asked] == ["shared", "shared"] and claims()["grpo"].start == "own"
+            check(claim, entry, quiet=True)
+    assert [c.start for c in asked] == ["shared", "own"] and claim.start == "own"
+
+
+# --------------------------------------------------------------------------------- an experiment that replaces another
+
+
+def test_the_entry_of_an_experiment_that_was_replaced_stands_and_says_so(made: list[str], tmp_path: Path) -> None:
+    first = game_claim()
+    entry = reproduced(first, tmp_path).entry
+    seeds = tuple(range(40, 48))
+    second = game_claim(
+        seeds=seeds, replaces=entry["fingerprint"], arms=(*first.arms, Arm("farther", "nash-mp(eta=0.0001)"))
+    )
+    assert awaited(second, entry) and not awaited(first, entry)
+    page = claim_page(second, entry, None, "there.md")
+    assert f"Verdict: {entry['verdict']}" in page and "has not been run yet" in page
+    before, after = page.split("## The new experiment, not yet run")
+    assert "farther" in after and "farther" not in before and "`reward_calls=30`" in before
+    assert "What would refute it" in after and "40, 41" in after
+    with pytest.raises(UserError, match="earlier experiment, which cannot be run again"):
+        check(second, entry, quiet=True)
+    made.clear()
+    now = reproduced(second, tmp_path, out=tmp_path / "second").entry
+    assert made and not awaited(second, now)
+    page = claim_page(second, now, None, "there.md")
+    assert "has not been run yet" not in page and "What would have refuted it" in page and "What it cost" in page
+    kept = ledger.read("nash-mp", tmp_path / "ledger")
+    assert kept and [one["fingerprint"] for one in kept["history"]] == [second.replaces]
+
+
+def test_only_the_entry_that_it_names_is_replaced() -> None:
+    claim = game_claim(replaces="sha256:1")
+    assert awaited(claim, {"fingerprint": "sha256:1"}) and not awaited(claim, {"fingerprint": "sha256:2"})
+    assert not awaited(game_claim(), {"fingerprint": ""})
 
 
 # --------------------------------------------------------------------------------------------------- cost, variance

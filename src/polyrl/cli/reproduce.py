@@ -17,7 +17,7 @@ from polyrl.errors import UserError
 from polyrl.report.scale import mean
 from polyrl.reproduction import ledger
 from polyrl.reproduction.checking import Check, check
-from polyrl.reproduction.claim import Claim
+from polyrl.reproduction.claim import Claim, awaited
 from polyrl.reproduction.page import cost_of
 from polyrl.reproduction.running import Reproduction, reproduce, span
 from polyrl.reproduction.words import chance_text, criterion_digits, estimate_text, signed, standing, threshold_text
@@ -137,6 +137,9 @@ def run_checks(
     console = Terminal()
     wrong = []
     for slug, entry in entries.items():
+        if method is None and awaited(asked[slug], entry):
+            console.print(Text(f"{slug}  not checked: the entry is of an earlier experiment", style="yellow"))
+            continue
         made = check(asked[slug], entry, out, workers=workers, quiet=quiet)
         console.print(checked_text(slug, made), soft_wrap=True)
         wrong += [] if made.agrees else [slug]
@@ -198,7 +201,7 @@ def print_result(console: Console, tested: Claim, made: Reproduction, pictures: 
         said += f", not entered: {made.why_not}."
     if len(entry["seeds"]) < entry["cap"] and not made.why_not:
         said += f", after {len(entry['seeds'])} of at most {entry['cap']} seeds"
-    cost = cost_of(tested, entry)
+    cost = cost_of(entry)
     # a sentence stands for itself, a verdict goes on
     costly = f"{said} {cost}." if said.endswith(".") else f"{said}; {cost}"
     body = Group(Text(costly if cost else said, style="bold"), Text(tested.limits, style="dim"))

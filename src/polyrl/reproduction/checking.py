@@ -16,7 +16,8 @@ from typing import Any
 
 from scipy import special
 
-from polyrl.reproduction.claim import Claim
+from polyrl.errors import UserError
+from polyrl.reproduction.claim import Claim, awaited
 from polyrl.reproduction.judging import judge
 from polyrl.reproduction.provenance import code_of, machine, same_kind
 from polyrl.reproduction.quantities import Seconds
@@ -78,8 +79,13 @@ def check(
     """Run the entry's first seed again, all arms, and compare the number of each criterion.
 
     Raises:
-        UserError: an arm cannot be run, or broke.
+        UserError: the entry is of an experiment that another has replaced, or an arm cannot be run, or broke.
     """
+    if awaited(claim, entry):
+        raise UserError(
+            f"The entry of {claim.slug} is of an earlier experiment, which cannot be run again; the one that replaces "
+            f"it has not been run: polyrl reproduce {claim.slug}."
+        )
     seed = int(entry["seeds"][0])
     again = dataclasses.replace(claim, start=entry.get("start", "shared"))  # all seeds had one under the earlier rule
     folder = out or default_folder(claim).with_name(default_folder(claim).name + "-check")

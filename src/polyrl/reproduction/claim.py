@@ -150,6 +150,8 @@ class Claim:
         curve_from: share of the run from which the picture shows it, where a steep start would hide the rest.
         minutes: expected on two cores.
         quick: the smoke test.
+        replaces: the fingerprint of the ledger's entry whose experiment this one was written to replace. Until this
+            one has been run that entry stands, and pages and tests know that it is of another experiment.
     """
 
     slug: str
@@ -177,6 +179,7 @@ class Claim:
     shared: str = ""
     curve: str = ""
     curve_from: float = 0.0
+    replaces: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an experiment that cannot be judged as it says."""
@@ -234,6 +237,11 @@ def earlier_fingerprint(claim: Claim, primary: Sequence[bool], seeds: Sequence[i
     """The hash of the claim's experiment under `EARLIER_RULE`, with the primary criteria and the seeds of that day."""
     criteria = [_criterion(c, primary=p) for c, p in zip(claim.criteria, primary, strict=True)]
     return _hash({**_experiment(claim), "rule": EARLIER_RULE, "seeds": list(seeds), "criteria": criteria})
+
+
+def awaited(claim: Claim, entry: Mapping[str, Any]) -> bool:
+    """Whether a ledger entry is of the experiment that the claim's own replaces, which has not been run yet."""
+    return bool(claim.replaces) and entry["fingerprint"] == claim.replaces
 
 
 def _experiment(claim: Claim) -> dict[str, Any]:

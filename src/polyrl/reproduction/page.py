@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from polyrl.report.scale import mean
-from polyrl.reproduction.claim import Claim
+from polyrl.reproduction.claim import Claim, awaited
 from polyrl.reproduction.judging import earlier
 from polyrl.reproduction.looks import POWER, seeds_wanted
 from polyrl.reproduction.variance import said as variance_text
@@ -54,36 +54,54 @@ def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | Non
         method_page: the address of the method's page, as the page sees it.
     """
     verdict = str(entry["verdict"]) if entry else NOT_RETESTED
-    old = entry is not None and earlier(entry)
+    replaced = entry is not None and awaited(claim, entry)
+    old = entry is not None and (earlier(entry) or replaced)
     pieces = [
         f"# {claim.slug}: {verdict}",
         f"> {claim.sentence}",
         f"{paper_link(claim.source)}, {claim.place}. The method: [{claim.slug}]({method_page}).",
     ]
     if entry:
-        pieces += [f"**Verdict: {verdict}.** {' '.join(filter(None, (_cost(claim, entry), _summary(entry))))}"]
+        pieces += [f"**Verdict: {verdict}.** {' '.join(filter(None, (_cost(entry), _summary(entry))))}"]
+        pieces += [_REPLACED] if replaced else []
         pieces += [f"![Curves and criteria of {claim.slug}]({picture})"] if picture else []
         pieces += ["## Criteria", _criteria(entry), *_remarks(entry)]
         pieces += ["## Numbers", _numbers(entry), *_elsewhere(entry)]
-    pieces += ["## The experiment", claim.question, _experiment(claim), _arms(claim)]
-    pieces += [] if entry and not old else [_PLANNED if old else "Criteria, fixed before any run:", _planned(claim)]
+    if entry and replaced:
+        pieces += ["Its arms:", _arms_of(entry)]
+    heading = "## The new experiment, not yet run" if replaced else "## The experiment"
+    pieces += [heading, claim.question, _experiment(claim, None if replaced else entry), _arms(claim)]
+    before = "Criteria, fixed before any run:"
+    pieces += [] if entry and not old else [_PLANNED if old and not replaced else before, _planned(claim)]
     pieces += _history(entry) if entry else []
     pieces += ["## Run it", _run_it(claim, entry)]
     return "\n\n".join(piece.strip() for piece in pieces) + "\n"
 
 
+_REPLACED = (
+    "**The verdict, the numbers and the picture are of an earlier experiment.** The one that replaces it is below; it "
+    "was written down before any of its seeds ran, and **has not been run yet**."
+)
 _PLANNED = "The next test of it is judged by today's rule, with these criteria:"
 
 
-def cost_of(claim: Claim, entry: Mapping[str, Any]) -> str:
+def cost_of(entry: Mapping[str, Any]) -> str:
     """What the arm that the first effect is about cost beside the one that it is compared with."""
-    pairs = [c.quantity.arms() for c in claim.criteria if c.kind == "effect" and len(c.quantity.arms()) == 2]
-    named = pairs[0] if pairs else tuple(a.name for a in claim.arms[:2])
+    names = [arm["name"] for arm in entry["arms"]]
+    compared = [
+        (a, b)
+        for c in entry["criteria"]
+        if not standing(c)
+        for a in names
+        for b in names
+        if c["quantity"].endswith((f": {a} minus {b}", f": {a} over {b}"))
+    ]
+    named = compared[0] if compared else tuple(names[:2])
     return cost_text(entry, *named) if len(named) == 2 else ""
 
 
-def _cost(claim: Claim, entry: Mapping[str, Any]) -> str:
-    found = cost_of(claim, entry)
+def _cost(entry: Mapping[str, Any]) -> str:
+    found = cost_of(entry)
     return f"{found}." if found else ""
 
 
@@ -189,7 +207,7 @@ def _elsewhere(entry: Mapping[str, Any]) -> list[str]:
     return ["On other tasks:", table(("arm", "task", "measure", "mean at the end"), rows)]
 
 
-def _experiment(claim: Claim) -> str:
+def _experiment(claim: Claim, entry: Mapping[str, Any] | None) -> str:
     settings = [f"`{k}` {v}" for k, v in claim.hyperparameters.items()]
     items = {
         "Task and budget": f"{code(claim.task)}, `{claim.budget}`" + (f"; {', '.join(settings)}" if settings else ""),
@@ -197,10 +215,24 @@ def _experiment(claim: Claim) -> str:
         **({"Shared by all seeds": claim.shared} if claim.shared else {}),
         "Seeds of the test": ", ".join(map(str, claim.seeds)) + ("" if not claim.exact else " (an exact experiment)"),
         "Tuned before": claim.tuning,
-        "Refuted by": claim.refuted_by,
-        "What this scale cannot say": claim.limits,
+        "What would have refuted it" if entry else "What would refute it": claim.refuted_by,
+        **({"What it cost": _spent(entry)} if entry else {}),
+        "What it does not say": claim.limits,
     }
     return "\n".join(f"- **{name}:** {text}" for name, text in items.items())
+
+
+def _spent(entry: Mapping[str, Any]) -> str:
+    """Computing of the whole and of a run of each arm."""
+    arms = [f"{a['name']} {fmean(r['seconds'] for r in a['runs']):.3g}" for a in entry["arms"] if a["runs"]]
+    runs = sum(len(a["runs"]) for a in entry["arms"])
+    return f"{entry['seconds'] / 60:.1f} minutes of computing for {runs} runs; seconds a run: {'; '.join(arms)}."
+
+
+def _arms_of(entry: Mapping[str, Any]) -> str:
+    """The arms as an entry has them."""
+    rows = [(a["name"], code(a["method"]), code(a["task"]), f"`{a['budget']}`") for a in entry["arms"]]
+    return table(("arm", "method", "task", "budget"), rows)
 
 
 def _arms(claim: Claim) -> str:
@@ -257,7 +289,11 @@ def _run_it(claim: Claim, entry: Mapping[str, Any] | None) -> str:
 def _in_the_table(claim: Claim, entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return NOT_RETESTED
-    marks = [*(["earlier rule"] if earlier(entry) else []), *filter(None, [cost_of(claim, entry)])]
+    marks = [
+        *(["earlier experiment"] if awaited(claim, entry) else []),
+        *(["earlier rule"] if earlier(entry) else []),
+        *filter(None, [cost_of(entry)]),
+    ]
     return f"**{entry['verdict']}**" + (f" ({'; '.join(marks)})" if marks else "")
 
 
