@@ -34,12 +34,14 @@ from polyrl.reproduction.judging import (
 )
 from polyrl.reproduction.quantities import (
     Area,
+    BestDifference,
     BeyondLine,
     Difference,
     FarthestFrom,
     Final,
     Gain,
     Gap,
+    HalfKept,
     Largest,
     LastEpisodes,
     MeanSquare,
@@ -169,6 +171,10 @@ def test_quantities_join_arms() -> None:
     assert math.isinf(Ratio(Final(), "a", "b").combine([3.0, 0.0]))
     assert Largest(Final(), ("a", "b", "c")).combine([1.0, 7.0, 3.0]) == 7.0
     assert Difference(Final(), "a", "b").says(SCORE) == "score at the end: a minus b"
+    best = BestDifference(Final(), ("a", "b"), ("c", "d", "e"))
+    assert best.arms() == ("a", "b", "c", "d", "e") and best.combine([3.0, 5.0, 1.0, 9.0, 2.0]) == -4.0
+    assert best.says(SCORE) == "score at the end, the better one: a or b minus c or d or e"
+    assert HalfKept(Final(), "a", "b").combine([-0.02, -0.1]) == pytest.approx(0.03)
 
 
 # --------------------------------------------------------------------------------------------------------- the rule

@@ -380,6 +380,50 @@ class Difference(Quantity):
 
 
 @dataclass(frozen=True)
+class BestDifference(Quantity):
+    """The best measure of several arms minus the best of several others: each side has settings to choose from.
+
+    So neither side is judged by a setting that suits the other. The measure is one of which more is better.
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+
+    def arms(self) -> tuple[str, ...]:
+        """Return the arms of both sides."""
+        return self.first + self.second
+
+    def combine(self, values: Sequence[float]) -> float:
+        """Return the difference of the two maxima."""
+        return max(values[: len(self.first)]) - max(values[len(self.first) :])
+
+    def says(self, metric: Metric) -> str:
+        """Return its words."""
+        sides = (" or ".join(side) for side in (self.first, self.second))
+        return f"{self.measure.says(metric)}, the better one: {' minus '.join(sides)}"
+
+
+@dataclass(frozen=True)
+class HalfKept(Quantity):
+    """A change of the first arm minus half of the second's: at least 0 where half of what the second loses is kept."""
+
+    first: str
+    second: str
+
+    def arms(self) -> tuple[str, ...]:
+        """Return both arms."""
+        return self.first, self.second
+
+    def combine(self, values: Sequence[float]) -> float:
+        """Return the first minus half of the second."""
+        return values[0] - values[1] / 2
+
+    def says(self, metric: Metric) -> str:
+        """Return its words."""
+        return f"{self.measure.says(metric)}: {self.first} minus half of that of {self.second}"
+
+
+@dataclass(frozen=True)
 class Ratio(Quantity):
     """The measure of the first arm over that of the second."""
 
