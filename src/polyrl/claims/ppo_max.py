@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 GOLD = Final(key="eval/gold", better="higher")
 VANILLA = "ppo(prompts_per_step=256,epochs=4,minibatches=8,kl_coef=0)"
+GENTLE = "ppo(prompts_per_step=128,epochs=1,kl_coef=0)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,37 +42,38 @@ class SincePeak(Measure):
 
 CLAIM = Claim(
     slug="ppo-max",
-    sentence="On an exploitable reward model PPO without a brake collapses while its reward keeps rising; a normalised "
-    "and clipped score, a KL at every token, a critic that learns first and demonstrations keep the true score.",
+    sentence="On an exploitable reward model PPO without a brake collapses while its reward keeps rising; a "
+    "normalized and clipped score, a KL at every token, a critic that learns first and demonstrations keep the true "
+    "score, and not only because they come with fewer and smaller updates.",
     place="section 5, figures 4 (collapse) and 6 to 9 (PPO-max is stable)",
     source="arXiv:2307.04964",
     question="Sorting up to six digits, from a model that was taught badly. The reward model has learned from 300 "
     "pairs only; the exact gold score judges. Vanilla PPO has a raw score, no KL and four passes over 256 answers; "
-    "each setting is added to it alone, and PPO-max has all of them and one pass over 128 answers.",
-    task="learned-sort(pairs=300,reward_epochs=20,reward_seed=1)",
+    "PPO-max has all of its settings and one pass over 128 answers, and so has gentle PPO, which has no other brake.",
+    task="learned-sort(pairs=300,reward_epochs=20)",
     budget="samples=5120",
-    options={"evaluations": 8},
+    options={"evaluations": 4},
     hyperparameters={"learning_rate": "0.001"},
     arms=(
         Arm("vanilla", VANILLA, why="raw score, no KL, large buffer, four epochs"),
-        Arm("+ score", f"{VANILLA}+normalise-score", why="score normalised and clipped at 0.8"),
-        Arm("+ token KL", f"{VANILLA}+token-kl-penalty(kl_coef=0.05)", why="KL 0.05 at every token"),
-        Arm("+ critic", f"{VANILLA}+critic-pretraining(critic_pretraining=3)", why="three iterations for the critic"),
+        Arm("gentle", GENTLE, why="the same with PPO-max's buffer and epochs"),
         Arm("PPO-max", "ppo-max(critic_pretraining=5)"),
         Arm(
             "PPO-max, no ptx",
             "ppo-max(critic_pretraining=5,ptx_coef=0)",
             why="control: is it the demonstrations alone?",
         ),
+        Arm("gentle, token KL", f"{GENTLE}+token-kl-penalty(kl_coef=0.05)", why="control: is it the KL alone?"),
     ),
     criteria=(
         Criterion(
-            "control: vanilla PPO loses half a point of gold from its peak",
+            "vanilla PPO loses half a point of gold from its peak",
             Of(Fall(key="eval/gold"), "vanilla"),
             at_least=0.5,
             kind="premise",
         ),
         Criterion("PPO-max ends half a point above vanilla PPO", Difference(GOLD, "PPO-max", "vanilla"), at_least=0.5),
+        Criterion("PPO-max ends 0.3 above gentle PPO", Difference(GOLD, "PPO-max", "gentle"), at_least=0.3),
         Criterion("PPO-max ends within 0.3 of its peak", Of(Fall(key="eval/gold"), "PPO-max"), at_most=0.3),
         Criterion(
             "the reward does not show vanilla PPO's collapse: it rises on after the peak of gold",
@@ -86,30 +88,34 @@ CLAIM = Claim(
             unit="nats",
             kind="control",
         ),
-        *(
-            Criterion(
-                f"{arm} ends 0.3 above vanilla PPO", Difference(GOLD, arm, "vanilla"), at_least=0.3, kind="control"
-            )
-            for arm in ("+ score", "+ token KL", "+ critic", "PPO-max, no ptx")
-        ),
         Criterion(
             "PPO-max ends 0.3 above itself without demonstrations",
             Difference(GOLD, "PPO-max", "PPO-max, no ptx"),
             at_least=0.3,
             kind="control",
         ),
+        Criterion(
+            "PPO-max ends 0.3 above gentle PPO with a KL at every token",
+            Difference(GOLD, "PPO-max", "gentle, token KL"),
+            at_least=0.3,
+            kind="control",
+        ),
     ),
-    seeds=(20, 21, 22, 23, 24),
+    seeds=tuple(range(200, 210)),
+    looks=(5, 7, 10),
+    replaces="sha256:3e1a1ff3e86e89d8",
+    shared="The 500 test prompts. Starting models, labels, reward models, demonstrations and samples are each seed's "
+    "own.",
     tuning_seeds=(0, 1, 2, 3, 4, 100, 101),
     tuning="Pairs and passes of the reward model and the learning rate, such that vanilla PPO collapses, on seed 100 "
-    "with other labels and another reward model (reward_seed 0).",
-    equal="Sampled answers, the start, the reward model, learning rates. Optimiser steps are not: their number is one "
-    "of the settings.",
-    refuted_by="Vanilla PPO that does not lose half a point, or PPO-max that does not end half a point above it or "
-    "falls by more than 0.3 itself.",
-    limits="One reward model, models of 0.1 million parameters, 20 to 40 iterations. The demonstrations are those that "
-    "the start was taught with, corrupted like them. Win rates in chat, the alignment tax and long runs are not "
-    "touched.",
-    minutes=6,
+    "with other labels and another reward model. In the experiment that this one replaces PPO-max was compared with "
+    "vanilla PPO, which makes eight times as many passes over its answers; that alone could have been the difference.",
+    equal="Sampled answers, the start, the reward model, learning rates; against gentle PPO also answers in a batch "
+    "and passes over them.",
+    refuted_by="PPO-max that does not end half a point above vanilla PPO, or not 0.3 above gentle PPO, or falls by "
+    "more than 0.3 itself.",
+    limits="Models of 0.1 million parameters, 20 to 40 iterations. The demonstrations are those that the start was "
+    "taught with, corrupted like them. Win rates in chat, the alignment tax and long runs are not touched.",
+    minutes=20,
     quick=Quick(share=0.1, options={"evaluations": 1, "eval_prompts": 50}),
 )

@@ -89,15 +89,20 @@ def cost_of(entry: Mapping[str, Any]) -> str:
     """What the arm that the first effect is about cost beside the one that it is compared with."""
     names = [arm["name"] for arm in entry["arms"]]
     compared = [
-        (a, b)
-        for c in entry["criteria"]
-        if not standing(c)
-        for a in names
-        for b in names
-        if c["quantity"].endswith((f": {a} minus {b}", f": {a} over {b}"))
+        pair for c in entry["criteria"] if not standing(c) and len(pair := _compared(c["quantity"], names)) == 2
     ]
     named = compared[0] if compared else tuple(names[:2])
     return cost_text(entry, *named) if len(named) == 2 else ""
+
+
+def _compared(quantity: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The two arms of a difference or a ratio in words, the first of each side where there are several."""
+    said = quantity.rpartition(": ")[2]
+    for word in (" minus ", " over "):
+        if word in said:
+            sides = [[n for n in names if f"{side} or ".startswith(f"{n} or ")] for side in said.split(word)]
+            return tuple(side[0] for side in sides if side)
+    return ()
 
 
 def _cost(entry: Mapping[str, Any]) -> str:
