@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from polyrl.core.special_rows import USES
 from polyrl.core.update import Update
 from polyrl.recipe import STAGES, Part, Recipe, kebab, options
 from polyrl.reproduction import ledger
+from polyrl.reproduction.ledger_page import findings, forest, ledger_page
 from polyrl.reproduction.page import NOT_RETESTED, claim_page, claims_page
 from polyrl.tasks import DOMAINS, built_in
 
@@ -42,8 +43,11 @@ COMPOSED = DOCS / "composition.json"
 COMPOSED_PREFERENCE = DOCS / "preference-composition.json"
 """The same of methods that learn from preferences."""
 COMING = DOCS / "coming-from.md"
+FOUND = DOCS / "findings.md"
+FOREST = DOCS / "assets" / "claims" / "all-effects.svg"
 RESULTS = DOCS.parent / "benchmarks" / "results"
 METHODS, MEASURED, PAIRS, PREFERENCE_PAIRS = "methods", "measured", "pairs", "preference-pairs"
+FINDINGS = "findings"
 """Names of the tables between markers."""
 QUESTIONS = {
     "models": "What acts, and what is trained beside it?",
@@ -430,12 +434,32 @@ def claim_pages() -> dict[str, str]:
         address = f"../assets/claims/{slug}.svg" if picture.is_file() else None
         method = f"../methods/{file_name(slug)}.md"
         written[f"claims/{addresses[slug]}"] = claim_page(claim, entries.get(slug), address, method)
+    written["claims/ledger.md"] = whole_ledger(addresses, entries)
     return written
 
 
+def whole_ledger(addresses: Mapping[str, str], entries: Mapping[str, Any]) -> str:
+    """The page of all claims that can be filtered."""
+    families = {slug: catalogue.methods()[slug].family for slug in claims()}
+    files = {slug: f"../assets/claims/{slug}.svg" for slug in claims()}
+    pictures = {slug: file for slug, file in files.items() if (DOCS / "claims" / file).is_file()}
+    return ledger_page(claims(), entries, families, addresses, pictures)
+
+
+def findings_page() -> str:
+    """The short paper on what was found, its results written from the ledger."""
+    entries = {slug: entry for slug in claims() if (entry := ledger.read(slug))}
+    addresses = {slug: f"claims/{file_name(slug)}.md" for slug in claims()}
+    made = findings(claims(), entries, addresses)
+    return with_table(FOUND.read_text(encoding="utf-8"), FINDINGS, made)
+
+
 def write_claim_pages() -> None:
-    """Bring `docs/claims/` up to date, and remove pages of claims that are no more."""
+    """Bring `docs/claims/` and what was found up to date, and remove pages of claims that are no more."""
     pages = claim_pages()
+    entries = {slug: entry for slug in claims() if (entry := ledger.read(slug))}
+    FOREST.write_text(forest(claims(), entries), encoding="utf-8")
+    FOUND.write_text(findings_page(), encoding="utf-8")
     (DOCS / "claims").mkdir(exist_ok=True)
     for file in (DOCS / "claims").glob("*.md"):
         if f"claims/{file.name}" not in pages:
@@ -706,7 +730,8 @@ def pages() -> dict[str, str]:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages of the methods into the navigation."""
     own = ["methods/index.md", *[f"methods/{file_name(slug)}.md" for slug in catalogue.methods()]]
-    tested = ["claims.md", "claims/index.md", *[a for a in claim_pages() if a != "claims/index.md"]]
+    first = ["claims.md", "findings.md", "claims/index.md", "claims/ledger.md"]
+    tested = [*first, *[a for a in claim_pages() if a not in first]]
     chapters = {"methods": {"Methods": own}, "claims": {"Claims": tested}}
     nav = config.nav or []
     config.nav = [chapters.get(next(iter(e.values())), e) if _is_place(e) else e for e in nav]

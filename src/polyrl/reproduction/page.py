@@ -58,7 +58,7 @@ def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | Non
     old = entry is not None and (earlier(entry) or replaced)
     pieces = [
         f"# {claim.slug}: {verdict}",
-        f"> {claim.sentence}",
+        f"> {entry['claim'] if entry and replaced else claim.sentence}",
         f"{paper_link(claim.source)}, {claim.place}. The method: [{claim.slug}]({method_page}).",
     ]
     if entry:
@@ -70,7 +70,13 @@ def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | Non
     if entry and replaced:
         pieces += ["Its arms:", _arms_of(entry)]
     heading = "## The new experiment, not yet run" if replaced else "## The experiment"
-    pieces += [heading, claim.question, _experiment(claim, None if replaced else entry), _arms(claim)]
+    pieces += [
+        heading,
+        *([f"> {claim.sentence}"] if replaced else []),
+        claim.question,
+        _experiment(claim, None if replaced else entry),
+        _arms(claim),
+    ]
     before = "Criteria, fixed before any run:"
     pieces += [] if entry and not old else [_PLANNED if old and not replaced else before, _planned(claim)]
     pieces += _history(entry) if entry else []
@@ -313,14 +319,16 @@ def claims_page(claims: Mapping[str, Claim], entries: Mapping[str, Any], address
     rows = [
         (
             f"[{slug}]({addresses[slug]})",
-            c.sentence,
+            entry["claim"] if entry and awaited(c, entry) else c.sentence,
             paper_link(c.source),
-            _in_the_table(c, entries.get(slug)),
+            _in_the_table(c, entry),
         )
         for slug, c in claims.items()
+        for entry in (entries.get(slug),)
     ]
     return (
-        "# Claims put to the test\n\nAll were written down before they ran: [how a verdict is made](../claims.md).\n\n"
+        "# Claims put to the test\n\nAll were written down before they ran: [how a verdict is made](../claims.md), "
+        "[the whole ledger](ledger.md), [what was found](../findings.md).\n\n"
         + table(("method", "claim", "paper", "verdict"), rows)
         + f"\n## A claim in full\n\n```python\n{one.strip()}\n```\n"
     )
