@@ -1025,6 +1025,40 @@ GROUPS: list[Group] = [
             ("ndtri(alpha / 2)", "ndtri(alpha)"),
         ],
     ),
+    # ----------------------------------------------------------------------- experiments that replace others
+    Group(
+        "reproduction/claim.py",
+        "test_verdicts.py -k 'replaced'",
+        [('return bool(claim.replaces) and entry["fingerprint"] == claim.replaces', "return bool(claim.replaces)")],
+    ),
+    Group(
+        "reproduction/checking.py",
+        "test_verdicts.py -k 'was_replaced'",
+        [("    if awaited(claim, entry):", "    if False:")],
+    ),
+    Group(
+        "reproduction/quantities.py",
+        "test_claims.py -k 'quantities_join'",
+        [
+            ("max(values[len(self.first) :])", "min(values[len(self.first) :])"),
+            ("return values[0] - values[1] / 2", "return values[0] - values[1]"),
+        ],
+    ),
+    Group(
+        "reproduction/ledger_page.py",
+        "test_ledger_page.py",
+        [
+            ('(estimate["value"] - threshold) * (1 if', '(estimate["value"] - threshold) * (1 if True or'),
+            ("list.value && claim", "claim"),
+            ("found.sort(key=lambda slug: awaited", "found.sort(key=lambda slug: not awaited"),
+            ("pieces += [] if replaced else", "pieces += [] if False else"),
+        ],
+    ),
+    Group(
+        "reproduction/page.py",
+        "test_ledger_page.py -k 'cost'",
+        [('f"{side} or ".startswith(f"{n} or ")', "side.startswith(n)")],
+    ),
     # -------------------------------------------------------------------------------------------- schedules
     Group(
         "core/schedules.py",
