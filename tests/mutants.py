@@ -1233,9 +1233,55 @@ GROUPS: list[Group] = [
         "models/language/labelled.py",
         "test_labelled_data.py test_kto.py -k 'batch_of_responses or a_few_held_out or token_ids'",
         [
-            ("mask[i, : len(r.own)] = torch.tensor(r.own)", "pass"),
             ("max(round(most * len(kinds[0]) / len(self)), 1)", "round(most * len(kinds[0]) / len(self))"),
-            ("torch.tensor([r.desirable for r in found]", "torch.tensor([True for r in found]"),
+            ('bool(self.rows[n]["label"])', "True"),
+        ],
+    ),
+    Group(
+        "methods/preference/sft.py",
+        "test_sft.py -k 'trls or weight_0 or two_streams or joined or first_demonstrations'",
+        [
+            ('return -outputs["logprob"]', 'return outputs["logprob"]'),
+            ("start = (context.iteration - 1) * self", "start = context.iteration * len(given) + 1 + 0 * self"),
+            ("context.spent.updates * self.sft_rows", "1"),
+            ("return self.sft_weight\n", "return 1.0\n"),
+            ("if not self.sft_weight:", "if self.sft_weight:"),
+            ("if type(recipe.optimize) is Optimize:", "if isinstance(recipe.optimize, Optimize):"),
+        ],
+    ),
+    Group(
+        "run_state/completions.py",
+        "test_sft.py -k judged_by_their_likelihood",
+        [
+            ("-total.sum() / tokens.sum().clamp(min=1)", "-(total / tokens).mean() * 2"),
+            ('responses = run_state.completions("test")', 'responses = run_state.completions("train")'),
+        ],
+    ),
+    Group(
+        "pretrain/demonstrations.py",
+        "test_sft.py -k 'imitated or judged_by or left_out or first_demonstrations or refused or tools_words'",
+        [
+            ('{"completion": row["chosen"]', '{"completion": row["rejected"]'),
+            ('lambda row: None if row["label"] else', 'lambda row: None if not row["label"] else'),
+            ("if task.compares_completions and not checker:", "if task.compares_completions:"),
+            ("if task.compares_completions and not checker:", "if False:"),
+            ("del task.train_rows[count or len(task.train_rows) :]", "pass"),
+            ("own=None if all(learned) else learned)", "own=None)"),
+        ],
+    ),
+    Group(
+        "tasks/language/formats.py",
+        "test_sft.py -k 'trls or refused'",
+        [
+            ('"prompt": said[:first], "completion": said[first:]}', '"prompt": said[:-1], "completion": said[-1:]}'),
+            ("    if not first:\n", "    if False:\n"),
+        ],
+    ),
+    Group(
+        "models/language/responses.py",
+        "test_labelled_data.py test_kto.py -k 'batch_of_responses or a_few_held_out or token_ids'",
+        [
+            ("mask[i, : len(r.own)] = torch.tensor(r.own)", "pass"),
             ('check_fits(where, reader, prompt, ids, "response", "row")', "pass"),
         ],
     ),
@@ -1470,7 +1516,7 @@ GROUPS: list[Group] = [
             ("chain.index(part) if part in chain else len(chain), measure)", "len(chain), measure)"),
             ("dataclasses.replace(part, **kept)", "part"),
             ("if i not in same[1:])", ")"),
-            ("if p.name in other.adds]:", "]:"),
+            ("if p.name in other.adds), *other.joins]:", "), *other.joins]:"),
             ("composing.without_orphans(self._changed(where, chain), replaced)", "self._changed(where, chain)"),
         ],
     ),

@@ -44,7 +44,7 @@ DOMAIN_OF_FOLDER = {"preference": "language"}
 """Folders of methods that run in the domain of another name."""
 FAMILIES = {
     "language-online": "Language models that learn from what they sample",
-    "preference": "Language models that learn from preferences",
+    "preference": "Language models that learn from preferences and demonstrations",
     "control": "Control",
     "operations": "Operations research",
     "theory": "Theory",

@@ -192,6 +192,8 @@ class LanguageRunState(RewardedRunState):
             self.pairs(split).check(CHECKED_ROWS)
         for split in self.task.labelled:
             self.labelled(split).check(CHECKED_ROWS)
+        for split in self.task.completions:
+            self.completions(split).check(CHECKED_ROWS)
 
     @property
     def reader(self) -> LanguagePolicy:
