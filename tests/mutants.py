@@ -1250,6 +1250,20 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "phases.py",
+        "test_phases.py",
+        [
+            ("model, judge = (model, here) if phase.judges else (here, judge)", "model, judge = here, judge"),
+            ("if judge and not config.rewards", "if not config.rewards"),
+            ('if k != "model" or i == 0}', "if True}"),
+            ("        if not _is_finished(run):\n", "        if True:\n"),
+            ("        check_before(phase)\n", "        pass\n"),
+            ("p.name not in judges and", "p.name in judges and"),
+            ('r",(?![^()]*\\))"', '","'),
+            ("{n: v for n, v in shared.items() if n in names}", "shared"),
+        ],
+    ),
+    Group(
         "run_state/completions.py",
         "test_sft.py -k judged_by_their_likelihood",
         [

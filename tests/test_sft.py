@@ -17,6 +17,7 @@ from polyrl.catalogue import build
 from polyrl.core.loop import Loop
 from polyrl.errors import UserError
 from polyrl.models.language.policy import LanguagePolicy
+from polyrl.pretrain.tiny import build_tiny
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.language import task as built_in_task
@@ -164,6 +165,13 @@ def test_of_labelled_responses_the_good_ones_are_imitated(waves: Path, tmp_path:
     assert loop.metric.key == "eval/nll" and "eval/auc" not in loop.run_state.evaluate()[0]
 
 
+def test_labels_and_imitation_of_the_same_rows_are_two_phases(waves: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "completion": f" c{i}", "label": i % 2 == 0} for i in range(8)]
+    held = [{"prompt": f"h{i}", "completion": " x", "label": bool(i)} for i in range(2)]
+    with pytest.raises(UserError, match="as in sft,kto"):
+        made(rows, waves, tmp_path, held, "kto+sft", chat_template=False)
+
+
 def test_data_of_completions_alone_is_judged_by_their_likelihood(waves: Path, tmp_path: Path) -> None:
     loop = made(PLAIN, waves, tmp_path, chat_template=False)
     metrics, samples = loop.run_state.evaluate()
@@ -302,8 +310,12 @@ def test_a_model_folder_and_a_file_are_enough(waves: Path, tmp_path: Path, polyr
     assert polyrl("play", run, "--prompts", 1).code == 0
 
 
-def test_of_a_built_in_task_the_tools_words_are_read_and_not_learned() -> None:
-    loop = make_loop(RunConfig(method="sft", task="calculator", hyperparameters={"demonstrations": "8"}))[0]
+def test_of_a_built_in_task_the_tools_words_are_read_and_not_learned(tmp_path: Path) -> None:
+    size = {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "mlp": 16, "context": 256}
+    model = str(build_tiny(tmp_path / "tiny", 0, **size))
+    loop = make_loop(RunConfig(method="sft", task="calculator", model=model, hyperparameters={"demonstrations": "8"}))[
+        0
+    ]
     given = loop.run_state.completions("train")  # type: ignore[attr-defined]
     task = built_in_task("calculator")
     own = [given.ids(n).own for n in range(8)]

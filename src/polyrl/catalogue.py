@@ -266,6 +266,8 @@ def check_names(spec: str) -> None:
     """
     for name, _ in _split(spec):
         if not (name.endswith(".py") or name in methods() or name in parts()):
+            if "," in name and all(one.strip() in methods() for one in name.split(",")):
+                raise UserError(f"'{name}' are phases, which `polyrl train` runs; name one method here.")
             said = method_elsewhere(name) or nearest(name, [*methods(), *parts()])
             raise UserError(f"There is no method or part '{name}'.{said} `polyrl list` shows what there is.")
 

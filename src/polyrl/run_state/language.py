@@ -138,8 +138,17 @@ def make_model(config: RunConfig, task: LanguageTask, say: Say = lambda _: None)
 
 
 def give_imitated(config: RunConfig, task: LanguageTask, recipe: Recipe) -> None:
-    """Give the task the responses that a recipe imitates, where it imitates some; what judges runs may follow."""
+    """Give the task the responses that a recipe imitates, where it imitates some; what judges runs may follow.
+
+    Raises:
+        UserError: it also learns from the labels of the same rows, of which the bad ones are not imitated.
+    """
     readers = [part for part in recipe.stated_parts() if part.given_completions]
+    if readers and task.labelled and recipe.collect is not None and "desirable" in recipe.collect.gives:
+        raise UserError(
+            f"{recipe.name} learns from labels and imitates responses, and this data has both in the same rows; take "
+            "sft as a phase before it, as in sft,kto."
+        )
     if readers:
         counts = [part.setting("demonstrations", None) for part in readers]
         give_completions(
