@@ -1250,6 +1250,20 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/preference/apo.py",
+        "test_apo.py -k 'not gold and not stopped'",
+        [
+            ("sum((1 - alpha**k) / (1 - alpha) for k in range(1, rounds + 1))", "rounds / (1 - alpha)"),
+            ('object.__setattr__(self, "tau", -self.alpha)', 'object.__setattr__(self, "tau", self.alpha)'),
+            ("if self.alpha and see.context.run_state.lora is not None:", "if False:"),
+            ("if self.alpha and see.context.run_state.lora is not None:", "if see.context.run_state.lora is not None:"),
+            ('judged="trained",', 'judged="policy",'),
+            ('            Move("before", "trained"),  # pi^_t\n', ""),
+            ('reference="round"', 'reference="start"'),
+            ('self.alpha * see.models.distance("trained"', 'see.models.distance("trained"'),
+        ],
+    ),
+    Group(
         "phases.py",
         "test_phases.py",
         [
