@@ -1264,6 +1264,19 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/language/nash_mp_pg.py",
+        "test_nash_mp_language.py -k 'not gold'",
+        [
+            ('cost = 0.5 - experience["score"]', 'cost = experience["score"] - 0.5'),
+            ("cost = cost + self.beta * sequence", "cost = cost - self.beta * sequence"),
+            ("cost = cost + self.pull * to_target", "cost = cost - self.pull * to_target"),
+            ("cost = cost - cost[counted].mean()", "cost = cost + 1"),
+            ('({"ref_logprob"} if self.beta else set())', '{"ref_logprob"}'),
+            ('object.__setattr__(self, "tau", self.kappa)', "pass"),
+            ('logprob_under("target", experience)', 'logprob_under("reference", experience)'),
+        ],
+    ),
+    Group(
         "phases.py",
         "test_phases.py",
         [

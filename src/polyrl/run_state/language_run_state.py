@@ -286,6 +286,12 @@ class LanguageRunState(RewardedRunState):
         return self._measured(experience, self.reference)
 
     @torch.no_grad()
+    def logprob_under(self, name: str, experience: Experience) -> Tensor:
+        """The same `[B, T]` under a model that the recipe names."""
+        assert self.models is not None
+        return self._measured(experience, self.models[name])
+
+    @torch.no_grad()
     def frozen_logprob(self, experience: Experience, folder: str) -> Tensor:
         """The same `[B, T]` under the model in a folder, which is loaded once and never trained."""
         if folder not in self._frozen:
