@@ -56,6 +56,9 @@ class PartsRunState(TableRunState):
     def entropy(self, experience: Experience) -> Tensor:
         return self.outputs(experience, {"entropy"})["entropy"].detach()
 
+    def logprob_under(self, name: str, experience: Experience) -> Tensor:
+        return self.frozen_logprob(experience, name)
+
     def frozen_logprob(self, experience: Experience, folder: str) -> Tensor:
         logs = self.logits(experience, self.frozen).log_softmax(-1)
         return logs.gather(-1, experience["action"][..., None])[..., 0] * experience["mask"]

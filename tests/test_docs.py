@@ -18,6 +18,7 @@ from polyrl.catalogue import build
 from polyrl.cli.main import polyrl
 from polyrl.core.fields import documented
 from polyrl.errors import UserError
+from polyrl.phases import split_phases
 from polyrl.recipe import kebab
 from polyrl.runtime.budget import UNITS
 
@@ -194,7 +195,8 @@ def compositions() -> list[str]:
         found |= set(re.findall(rf"`'?((?:{slugs})[(+][^`']+)'?`", said))
         for line in re.findall(r"^\$ polyrl (?:train|show|trace|compare) (.*)$", said, re.MULTILINE):
             words = re.findall(r"'[^']+'|\S+", line.partition(" --")[0].partition("#")[0])
-            found |= {w.strip("'") for w in words if not w.startswith("gropo") and "./" not in w}
+            named = [w.strip("'") for w in words if not w.startswith("gropo") and "./" not in w]
+            found |= {phase for word in named for phase in split_phases(word)}
     return sorted(found)
 
 
@@ -239,7 +241,9 @@ def test_options_in_the_text_exist(tmp_path: Path) -> None:
             if line.startswith("`python "):  # a program of its own, such as a benchmark
                 continue
             for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", line):
-                assert option in known, f"{file.name}: {option}"
+                phase, _, of_phase = option[2:].partition(".")
+                told = f"--{of_phase}" if phase in catalogue.methods() else option  # of one phase alone
+                assert {option, told} & known, f"{file.name}: {option}"
 
 
 # ----------------------------------------------------------------------------------- the site

@@ -12,8 +12,9 @@ import pytest
 
 from conversations import answer, letters, talk
 from polyrl.errors import UserError
-from polyrl.models.language.labelled import LabelledResponses, encode_labelled
+from polyrl.models.language.labelled import LabelledResponses
 from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.responses import encode_completion
 from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.language.base import Reward
@@ -155,7 +156,7 @@ def test_a_batch_of_responses(letters: LanguagePolicy) -> None:
     assert batch["group"].tolist() == [0, 1, 2, 3] and bool((batch["mask"] == batch["present"]).all())
     assert batch["length_limit"].tolist() == [batch["action"].shape[1]] * 4
     turns = given.batch([3])
-    own = encode_labelled(letters, rows[3], "here").own
+    own = encode_completion(letters, rows[3], "here").own
     assert own is not None and not all(own)
     assert turns["mask"][0].tolist() == own and bool(turns["present"].all())  # what the user says is read, not learned
 

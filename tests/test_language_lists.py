@@ -164,6 +164,21 @@ def test_terms_go_where_they_belong() -> None:
     assert catalogue.build(str(HYPO), {"batch_size": "4"}).updates[0].also[0].batch.batch_size == 4  # type: ignore[union-attr]
 
 
+def test_a_term_that_only_the_given_pairs_can_tell_joins_them(taught: Path) -> None:
+    """The chosen responses are in the pairs' stream: with weight 0 they change nothing, and the gradients are added."""
+    recipe = catalogue.build("hypo+rpo")
+    update = recipe.updates[0]
+    assert isinstance(update, Update) and [t.name for t in update.also[0].terms] == ["dpo-loss", "baseline-nll"]
+    assert [t.name for t in update.terms] == ["policy-gradient"]
+    plain, none, some = (
+        loop_of(spec, taught, {**SMALL, "learning_rate": "1e-3", **({"eta": eta} if eta else {})})
+        for spec, eta in (("hypo", ""), ("hypo+rpo", "0"), ("hypo+rpo", "5"))
+    )
+    for loop in (plain, none, some):
+        loop.iterate()
+    assert torch.equal(weights(plain), weights(none)) and not torch.equal(weights(plain), weights(some))
+
+
 # ---------------------------------------------------------------------------------------------------- copies
 
 

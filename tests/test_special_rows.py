@@ -49,6 +49,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "decision-token-mask": [{}, {"masked": "random"}],
     "step-advantage": [{}, {"step_value": "outcomes"}],
     "demonstration-nll": [{"imitate": "chosen"}],
+    "imitation-beside": [{"imitate": "chosen"}],
     "reference-kl": [{"kl_loss_coef": 0.1}],
 }
 """Settings of a part that are walked beside the defaults."""

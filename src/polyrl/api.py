@@ -23,6 +23,7 @@ from polyrl.runtime.config import RunConfig
 
 if TYPE_CHECKING:
     from polyrl.core.loop import Loop
+    from polyrl.phases import RunPhase
     from polyrl.recipe import Recipe
     from polyrl.run_state.base import RunState
     from polyrl.runtime.config import PythonObjects
@@ -34,7 +35,7 @@ PreferenceFunction = Callable[..., list[float]]
 
 
 def train(
-    method: str | Path | Recipe,
+    method: str | Path | Recipe | Sequence[Any],
     *,
     task: Any = None,
     model: Any = None,
@@ -55,7 +56,9 @@ def train(
 
     Args:
         method: a method or composition such as "grpo+drop-equal-groups", a method file, a `Recipe`, or a recipe file
-            (.yaml), whose settings hold where no argument says something else.
+            (.yaml), whose settings hold where no argument says something else. Several are phases, each of which starts
+            from the model of the one before: "sft,dpo", or a list of methods and of mappings, {"method": "sft",
+            "budget": "samples=4000"}, whose further entries are arguments of that phase alone.
         task: built-in task, Gymnasium environment such as "CartPole-v1", an environment object, or a function that
             makes one; the method's own if neither it nor a dataset is given.
         model: model folder or hub id, a model of transformers, or (model, tokenizer); none makes the task's tiny model.
@@ -79,21 +82,24 @@ def train(
     from polyrl.runs import default_folder, start_run
     from polyrl.runtime.progress import Progress
 
-    request = read_call(
-        "train",
-        [method],
-        task=task,
-        model=model,
-        reward=reward,
-        preference=preference,
-        dataset=dataset,
-        test_dataset=test_dataset,
-        budget=budget,
-        options=options,
-        keywords=keywords,
-        seed=seed,
-        trust_code=trust_code,
-    )
+    call: dict[str, Any] = {
+        "task": task,
+        "model": model,
+        "reward": reward,
+        "preference": preference,
+        "dataset": dataset,
+        "test_dataset": test_dataset,
+        "budget": budget,
+        "options": options,
+        "keywords": keywords,
+        "seed": seed,
+        "trust_code": trust_code,
+    }
+    from polyrl.phased_call import read_phases_call
+
+    if (phases := read_phases_call(method, **call)) is not None:
+        return _train_phases(phases, out_folder(out), overwrite=overwrite, quiet=quiet)
+    request = read_call("train", [method], **call)
     ((given, recipe),) = zip(request.given.values(), request.recipes.values(), strict=True)
     config = request.config
     folder = out_folder(out) or default_folder(config)
@@ -124,10 +130,16 @@ def resume(
     a folder cannot hold them. `trust_code` runs the files that the folder names though you have not run them before.
     """
     from polyrl.core.more_budget import finished
+    from polyrl.phases import is_phases, resume_phases
     from polyrl.runs import resume_run
     from polyrl.runtime.progress import Progress
 
     folder = Path(run)
+    if is_phases(folder):
+        if budget:
+            raise UserError(f"Each phase of {folder} has a budget of its own; give more to one by its folder.")
+        resume_phases(folder, trust_code=trust_code, quiet=quiet, say=_say(quiet))
+        return _result_of_phases(folder)
     progress = Progress(folder.name, "", quiet=quiet)
     given = objects(method, dataset, reward, task, preference, test_dataset)[1]
     loop = resume_run(
@@ -137,6 +149,25 @@ def resume(
     if loop.context.over:
         _say(quiet)(finished(loop))
     return _finish(loop, progress, folder)
+
+
+def _train_phases(phases: Sequence[RunPhase], out: Path | None, *, overwrite: bool, quiet: bool) -> RunResult:
+    """Run phases; what comes back is of the last one, with the others in `phases`."""
+    from polyrl.phases import default_phases_folder, run_phases
+
+    folder = out or default_phases_folder(phases)
+    run_phases(phases, folder, overwrite=overwrite, quiet=quiet, say=_say(quiet))
+    return _result_of_phases(folder)
+
+
+def _result_of_phases(folder: Path) -> RunResult:
+    from polyrl.phases import phase_folders
+
+    found = []
+    for run in phase_folders(folder):
+        said = summary(run)
+        found.append(RunResult(run, said["start"], said["final"], said["spent"]))
+    return dataclasses.replace(found[-1], phases=tuple(found))
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
@@ -304,9 +335,10 @@ def open_to_judge(
 ) -> RunState:
     """What `evaluate` judges, with the same arguments."""
     from polyrl.other_data import is_model, open_on
+    from polyrl.phases import acting_run
     from polyrl.runtime.run_folder import RunFolder
 
-    folder = Path(run)
+    folder = acting_run(Path(run))
     specs, given = objects(None, dataset, reward, task)
     asked: dict[str, Any] = {"rewards": specs, "checker": checker, "max_tokens": max_tokens}
     asked |= {"prompt_column": prompt_column, "answer_column": answer_column, "system_prompt": system_prompt}
@@ -351,10 +383,11 @@ def open_policy(
     Raises:
         UserError: the folder is no run, or holds no model yet.
     """
+    from polyrl.phases import acting_run
     from polyrl.runs import open_run_state
     from polyrl.runtime.run_folder import RunFolder
 
-    folder = Path(run)
+    folder = acting_run(Path(run))
     config = RunConfig.from_dict(RunFolder(folder).read_config()["run"])
     config = dataclasses.replace(config, **options)
     return open_run_state(folder, config, given, judged=judged, trust_code=trust_code)

@@ -59,6 +59,47 @@ def read_call(
     Raises:
         UserError: an argument is not what it must be, or what `polyrl.request.read` refuses.
     """
+    what, frontend = asked_by(
+        function,
+        methods,
+        task=task,
+        model=model,
+        reward=reward,
+        preference=preference,
+        dataset=dataset,
+        test_dataset=test_dataset,
+        budget=budget,
+        options=options,
+        keywords=keywords,
+        **own,
+    )
+    names = [*what.methods]
+    if trust_code and not any(map(is_recipe_file, names)):
+        raise UserError("trust_code is for code that a recipe file names; what the call names runs anyway.")
+    for name in names:
+        if name not in what.recipes and is_recipe_file(name):
+            if what.several:
+                raise UserError(f"{name} is a recipe file, which polyrl.train takes; compare methods by their names.")
+            return read(*read_recipe_file(name, what, frontend, trust_code=trust_code))
+    return read(frontend, what)
+
+
+def asked_by(
+    function: str,
+    methods: Sequence[Any],
+    *,
+    task: Any,
+    model: Any,
+    reward: Any,
+    preference: Any,
+    dataset: Any,
+    test_dataset: Any,
+    budget: Any,
+    options: Mapping[str, Any] | None,
+    keywords: Mapping[str, Any],
+    **own: Any,
+) -> tuple[Asked, Frontend]:
+    """What a call asks, unread, and its words."""
     several = function == "compare"
     names = [method_name(method) for method in methods]
     if len(set(names)) < len(names):
@@ -83,15 +124,7 @@ def read_call(
         raise UserError(f"polyrl.{function} takes {' and '.join(twice)} by itself; leave it out of options.")
     settings = {k: plain(v) for k, v in {"test_dataset": named(test_dataset), **asked, **chosen}.items()}
     plain_values = {name: plain(value) for name, value in hyperparameters.items()}
-    what, frontend = Asked(names, settings, plain_values, given, recipes, several), Call(function)
-    if trust_code and not any(map(is_recipe_file, names)):
-        raise UserError("trust_code is for code that a recipe file names; what the call names runs anyway.")
-    for name in names:
-        if name not in recipes and is_recipe_file(name):
-            if several:
-                raise UserError(f"{name} is a recipe file, which polyrl.train takes; compare methods by their names.")
-            return read(*read_recipe_file(name, what, frontend, trust_code=trust_code))
-    return read(frontend, what)
+    return Asked(names, settings, plain_values, given, recipes, several), Call(function)
 
 
 def _split(

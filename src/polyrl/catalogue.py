@@ -41,7 +41,8 @@ PACKAGE = Path(__file__).parent
 def variants() -> dict[str, list[MethodInfo]]:
     """Every method by slug, one entry for each domain that it has a file for, in the domains' order.
 
-    The package's own come first, then those of installed packages (entry points `polyrl.methods`).
+    One whose file says `FIRST = True` comes before them. The package's own methods come first, then those of installed
+    packages (entry points `polyrl.methods`).
     """
     found: dict[str, list[MethodInfo]] = {}
     root = PACKAGE / "methods"
@@ -61,7 +62,10 @@ def variants() -> dict[str, list[MethodInfo]]:
         if info:
             found.setdefault(info.slug, [info])
     order = {domain: i for i, domain in enumerate(DOMAINS)}
-    return {slug: sorted(infos, key=lambda i: order.get(i.domain, 9)) for slug, infos in sorted(found.items())}
+    return {
+        slug: sorted(infos, key=lambda i: (not i.first, order.get(i.domain, 9)))
+        for slug, infos in sorted(found.items())
+    }
 
 
 @cache
@@ -266,6 +270,8 @@ def check_names(spec: str) -> None:
     """
     for name, _ in _split(spec):
         if not (name.endswith(".py") or name in methods() or name in parts()):
+            if "," in name and all(one.strip() in methods() for one in name.split(",")):
+                raise UserError(f"'{name}' are phases, which `polyrl train` runs; name one method here.")
             said = method_elsewhere(name) or nearest(name, [*methods(), *parts()])
             raise UserError(f"There is no method or part '{name}'.{said} `polyrl list` shows what there is.")
 

@@ -44,7 +44,7 @@ DOMAIN_OF_FOLDER = {"preference": "language"}
 """Folders of methods that run in the domain of another name."""
 FAMILIES = {
     "language-online": "Language models that learn from what they sample",
-    "preference": "Language models that learn from preferences",
+    "preference": "Language models that learn from preferences and demonstrations",
     "control": "Control",
     "operations": "Operations research",
     "theory": "Theory",
@@ -73,6 +73,8 @@ class MethodInfo:
     """A shorter name for compositions: `grpo+otc`."""
     domain: str = ""
     """The kind of task that it runs on; empty where that is not known (files and installed packages)."""
+    first: bool = False
+    """Whether its name means this file where no kind of task is said, whatever the domains' order."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def method_info(path: Path, module: str, folder: str) -> MethodInfo | None:
         task=str(known.get("TASK", "addition" if folder == "language" else "")),
         alias=str(known.get("ALIAS", "")),
         domain=str(known.get("DOMAIN", DOMAIN_OF_FOLDER.get(folder, folder if folder in DOMAINS else ""))),
+        first=known.get("FIRST") is True,
     )
 
 

@@ -106,12 +106,52 @@ def read_recipe_file(
     Raises:
         UserError: it cannot be read, or says what no option takes.
     """
+    file = Path(method).expanduser()
+    return _read(file, _keys(file), asked, over, trust_code=trust_code)
+
+
+def read_phases(
+    method: str, asked: Asked, over: Frontend, *, trust_code: bool = False
+) -> list[tuple[FileFrontend, Asked]] | None:
+    """What a file with `phases` asks, phase by phase; None where it has none, and is one run's.
+
+    What stands beside `phases` holds in all of them that say nothing else, and what was asked beside the file in all;
+    the model, from which the first one starts, in that alone.
+
+    Args:
+        method, asked, over, trust_code: as of `read_recipe_file`.
+
+    Raises:
+        UserError: it cannot be read, or says what no option takes.
+    """
+    file = Path(method).expanduser()
+    root = _root(file)
+    listed = [node for key, node in root.value if isinstance(key, yaml.ScalarNode) and key.value == "phases"]
+    if not listed:
+        return None
+    phases = listed[0].value if isinstance(listed[0], yaml.SequenceNode) else []
+    if not phases or not all(isinstance(phase, yaml.MappingNode) for phase in phases):
+        line = listed[0].start_mark.line + 1
+        raise UserError(f"{file}, line {line}: 'phases' is a list of settings, each with lines like - method: sft.")
+    shared = _named(file, yaml.MappingNode(root.tag, [(k, n) for k, n in root.value if n is not listed[0]]))
+    if "method" in shared:
+        raise UserError(f"{file}, line {shared['method'].line}: each phase names its own method; leave this one away.")
+    said = []
+    for phase in phases:
+        said.append(_read(file, shared | _named(file, phase), asked, over, trust_code=trust_code))
+        shared.pop("model", None)  # the first phase alone starts from it
+        asked = replace(asked, settings={k: v for k, v in asked.settings.items() if k != "model"})
+    return said
+
+
+def _read(
+    file: Path, keys: dict[str, Written], asked: Asked, over: Frontend, *, trust_code: bool
+) -> tuple[FileFrontend, Asked]:
+    """What the keys of a file ask, and over it what was asked beside it."""
     from polyrl.runtime.budget import Budget
     from polyrl.runtime.config import RunConfig
     from polyrl.trust import check_code
 
-    file = Path(method).expanduser()
-    keys = _keys(file)
     if "method" not in keys:
         what = "is the config of a run, which `polyrl resume` goes on with" if "run" in keys else "names no method"
         raise UserError(f"{file} {what}; a recipe file has a line like method: grpo.")
@@ -160,6 +200,11 @@ def _keys(file: Path) -> dict[str, Written]:
     Raises:
         UserError: it is no mapping of names to values and lists, or has a name twice.
     """
+    return _named(file, _root(file))
+
+
+def _root(file: Path) -> yaml.MappingNode:
+    """What a file holds, unread."""
     try:
         if not file.is_file():
             raise UserError(f"There is no recipe file {file}; `polyrl show METHOD --yaml` writes one.")
@@ -175,6 +220,11 @@ def _keys(file: Path) -> dict[str, Written]:
         raise UserError(f"{file}{where} cannot be read as YAML: {shown(said).rstrip('.')}.") from None
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{file} holds no settings; write lines like method: grpo.")
+    return root
+
+
+def _named(file: Path, root: yaml.MappingNode) -> dict[str, Written]:
+    """The keys of a mapping."""
     found: dict[str, Written] = {}
     for key, node in root.value:
         line = key.start_mark.line + 1

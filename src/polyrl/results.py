@@ -32,12 +32,14 @@ class RunResult:
         folder: the run's folder; `folder / "model"` is an ordinary Hugging Face model folder.
         start, final: evaluation metrics before and after training.
         spent: samples, tokens, steps, reward_calls, seconds, updates, iterations.
+        phases: of phases those of all of them, in order; this is the last one's.
     """
 
     folder: Path
     start: dict[str, float]
     final: dict[str, float]
     spent: dict[str, float]
+    phases: tuple[RunResult, ...] = ()
 
     def curve(self) -> list[tuple[int, float]]:
         """What the run is judged by, at each evaluation: (iteration, value)."""

@@ -90,6 +90,7 @@ def prepare(
         refuse_unused(config, recipes, task, domain(config, given))
     if domain(config, given) == "language":
         check_precision(config)
+        domain_module(config, given).give_imitated(config, task, recipes[0])
         domain_module(config, given).prepare(config, task, say)
     metric = recipes[0].metric or task.metric
     return metric, state_problem(task, metric, {}, config.task)
@@ -210,6 +211,8 @@ def open_run_state(
     if domain(config, given) == "language":  # the folder says by itself what acts
         check_code(config, folder, ("task", "reward", "preference") if judged else ("task",), trust_code=trust_code)
         task = module.make_task(config, given or PythonObjects(), load_code=judged)
+        if judged and (recipe := _known_recipe(config.method)) is not None:
+            module.give_imitated(config, task, recipe)
         run_state: RunState = module.open_trained(trained, config, task, judged=judged)
         return run_state
     check_given(config, given, folder)
@@ -217,6 +220,14 @@ def open_run_state(
     run_state = module.make_run_state(config, make_task(config, given), make_recipe(config, given))
     run_state.load(trained)
     return run_state
+
+
+def _known_recipe(method: str) -> Recipe | None:
+    """The recipe of a method of language that polyrl has; None of one that runs the user's code, or is not here."""
+    try:
+        return catalogue.compose(method, "language") if method and ".py" not in method else None
+    except UserError:
+        return None
 
 
 def located(config: RunConfig) -> RunConfig:

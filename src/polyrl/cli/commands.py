@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from polyrl.core.more_budget import finished
 from polyrl.core.throughput import throughput
 from polyrl.errors import UserError
 from polyrl.other_data import is_model
+from polyrl.phases import RunPhase, acting_run, is_phases, resume_phases
 from polyrl.request import Request
 from polyrl.run_state.language_evaluation import answers
 from polyrl.runtime.config import RunConfig, check_given
@@ -27,6 +29,9 @@ from polyrl.runtime.progress import Progress, duration
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks import DOMAINS
+
+if TYPE_CHECKING:
+    from polyrl.core.loop import Loop
 
 
 def run_training(request: Request, out: Path | None, *, overwrite: bool, quiet: bool) -> None:
@@ -45,6 +50,25 @@ def run_training(request: Request, out: Path | None, *, overwrite: bool, quiet: 
         loop.run()
     if not quiet:
         _conclude(console, folder)
+
+
+def run_training_phases(phases: Sequence[RunPhase], out: Path | None, *, overwrite: bool, quiet: bool) -> None:
+    """Run phases, and say of each where everything is."""
+    from polyrl.phases import default_phases_folder, run_phases
+
+    console, folder = Terminal(), out or default_phases_folder(phases)
+    run_phases(phases, folder, overwrite=overwrite, quiet=quiet, **_telling(console, quiet))
+
+
+def _telling(console: Terminal, quiet: bool) -> dict[str, Any]:
+    """What phases are told by: sentences, and what came of each."""
+
+    def ended(loop: Loop) -> None:
+        if not quiet and loop.folder is not None:
+            _conclude(console, loop.folder.path)
+
+    say = (lambda _: None) if quiet else (lambda text: console.print(Text(text, style="dim"), soft_wrap=True))
+    return {"say": say, "finished": ended}
 
 
 def _conclude(console: Console, folder: Path) -> None:
@@ -98,6 +122,11 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
     Raises:
         UserError: it cannot go on; or the budget is of a comparison, whose runs have one.
     """
+    if is_phases(folder):
+        if budget:
+            raise UserError(f"Each phase of {folder} has a budget of its own; give more to one by its folder.")
+        resume_phases(folder, trust_code=trust_code, quiet=quiet, **_telling(Terminal(), quiet))
+        return
     if budget:
         for place in (folder, folder.absolute().parent):
             if (place / "compare.yaml").is_file():
@@ -168,6 +197,7 @@ def run_evaluation(
     """
     from polyrl.run_state.reward_model import RewardModelRunState
 
+    folder = acting_run(folder)
     domain = "language" if dataset is not None or is_model(folder) else domain_of_run(folder)
     language = domain == "language"
     said = {"prompts": prompts is not None, "sampled": sampled, "episodes": episodes is not None}
@@ -228,6 +258,7 @@ def play_run(folder: Path, options: dict[str, Any], *, trust_code: bool = False)
     Raises:
         UserError: an option that means nothing for this kind of run.
     """
+    folder = acting_run(folder)
     domain = domain_of_run(folder)
     play = importlib.import_module(f"polyrl.cli.play_{domain}").play
     known = inspect.signature(play).parameters

@@ -19,6 +19,7 @@ from polyrl.cli.options import (
     TRUST,
     WHAT,
     read_command,
+    read_phased,
     read_seeds,
     split_methods,
 )
@@ -71,8 +72,14 @@ def polyrl() -> None:
 def train(ctx: click.Context, /, method: str, out: Path | None, overwrite: bool, quiet: bool, **given: Any) -> None:
     """Train a policy with METHOD, such as grpo, ppo+entropy-bonus, ./mine.py, or a recipe file mine.yaml.
 
-    Besides the options below, any hyperparameter of the method: --learning-rate 1e-4.
+    Besides the options below, any hyperparameter of the method: --learning-rate 1e-4. Phases are joined by commas, each
+    starts from the model of the one before: sft,dpo --sft.budget samples=4000 --dpo.beta 0.3.
     """
+    if (phases := read_phased(method, ctx.args, ctx, given)) is not None:
+        from polyrl.cli.commands import run_training_phases
+
+        run_training_phases(phases, out, overwrite=overwrite, quiet=quiet)
+        return
     request = read_command((method,), ctx.args, ctx, given)
     from polyrl.cli.commands import run_training
 

@@ -15,7 +15,8 @@ from polyrl.runtime.options import SEED as SEED_OF_A_RUN
 from polyrl.runtime.options import WHAT as WHAT_IS_ASKED
 
 if TYPE_CHECKING:
-    from polyrl.request import Frontend, Request
+    from polyrl.phases import RunPhase
+    from polyrl.request import Asked, Frontend, Request
 
 
 def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -60,7 +61,25 @@ def read_command(
     Raises:
         UserError: a word that belongs to no option, an option that the methods do not have, or one without a value.
     """
-    from polyrl.request import Asked, is_recipe_file, read
+    from polyrl.request import is_recipe_file, read
+
+    frontend, asked = _asked(methods, rest, ctx, given, several=several)
+    for method in filter(is_recipe_file, methods):
+        if several:
+            raise UserError(f"{method} is a recipe file, which `polyrl train` takes; compare methods by their names.")
+        from polyrl.recipe_file import read_recipe_file
+
+        frontend, asked = read_recipe_file(method, asked, frontend, trust_code=bool(given.get("trust_code")))
+    if given.get("trust_code") and not any(map(is_recipe_file, methods)):
+        raise UserError("--trust-code is for code that a recipe file names; what the command names runs anyway.")
+    return read(frontend, asked)
+
+
+def _asked(
+    methods: tuple[str, ...], rest: list[str], ctx: click.Context, given: dict[str, Any], *, several: bool = False
+) -> tuple[Frontend, Asked]:
+    """What was typed, unread, and the words in which its mistakes are told."""
+    from polyrl.request import Asked
     from polyrl.runtime.budget import Budget
 
     frontend, hyperparameters = command_line(rest, ctx)
@@ -71,16 +90,33 @@ def read_command(
             settings[option.of] = not value if option.opposite else value
     if "budget" in settings:
         Budget.parse(settings["budget"])  # an empty one would be taken for none
-    asked = Asked(methods, settings, hyperparameters, several=several)
-    for method in filter(is_recipe_file, methods):
-        if several:
-            raise UserError(f"{method} is a recipe file, which `polyrl train` takes; compare methods by their names.")
-        from polyrl.recipe_file import read_recipe_file
+    return frontend, Asked(methods, settings, hyperparameters, several=several)
 
-        frontend, asked = read_recipe_file(method, asked, frontend, trust_code=bool(given.get("trust_code")))
-    if given.get("trust_code") and not any(map(is_recipe_file, methods)):
+
+def read_phased(method: str, rest: list[str], ctx: click.Context, given: dict[str, Any]) -> list[RunPhase] | None:
+    """The phases that were typed, `sft,dpo`, or that a recipe file lists; None where one run was asked for.
+
+    Raises:
+        UserError: what `read_command` refuses, of the phase that it is of.
+    """
+    from polyrl.catalogue import check_names
+    from polyrl.phases import asked_of_phases, read_phases, split_phases
+    from polyrl.recipe_file import read_phases as of_file
+    from polyrl.request import is_recipe_file
+
+    methods = split_phases(method)
+    if len(methods) < 2 and not is_recipe_file(method):
+        return None
+    frontend, asked = _asked((method,), rest, ctx, given)
+    if is_recipe_file(method):
+        said = of_file(method, asked, frontend, trust_code=bool(given.get("trust_code")))
+        return None if said is None else read_phases(said)
+    if given.get("trust_code"):
         raise UserError("--trust-code is for code that a recipe file names; what the command names runs anyway.")
-    return read(frontend, asked)
+    frontend.check_rest()
+    for one in methods:
+        check_names(one)
+    return read_phases([(frontend, one) for one in asked_of_phases(asked, methods)])
 
 
 def command_line(rest: list[str], ctx: click.Context) -> tuple[Frontend, dict[str, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.text import Text
 
+from polyrl.phases import is_phases, phase_folders
 from polyrl.report.findings import verdict
 from polyrl.report.page import write_report
 from polyrl.report.runs import load_folders
@@ -16,8 +17,9 @@ from polyrl.runtime.terminal import Terminal
 def write_page(runs: Sequence[Path], out: Path | None) -> None:
     """Write a comparison page and print its verdict."""
     console = Terminal()
-    read = load_folders(list(runs))
-    page = write_report(list(runs), out or Path(runs[0]) / "report.html", read)
+    folders = [folder for run in runs for folder in (phase_folders(run) if is_phases(run) else [run])]
+    read = load_folders(folders)
+    page = write_report(folders, out or Path(runs[0]) / "report.html", read)
     for sentence in verdict(read):
         console.print(Text(sentence), soft_wrap=True)
     console.print(Text.assemble("\nThe page: ", (str(page.resolve()), "bold")), soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyrl.core.derived import DERIVED
 from polyrl.core.part import Part, Term, options
-from polyrl.core.update import Epochs, Move, OwnUpdate, Phase, Repeat, Step, Update
+from polyrl.core.update import Epochs, Move, On, OwnUpdate, Phase, Repeat, Step, Update
 from polyrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,8 +55,27 @@ def within_updates(recipe: Recipe, part: Part) -> Recipe | None:
             f"{recipe.name}: the term '{part.name}' belongs to an update of a model that gives "
             f"{' and '.join(sorted(part.wants))}, and {which}; say where it belongs in a method file."
         )
-    joined = dataclasses.replace(able[0], terms=(*able[0].terms, part))
+    beside = [on for on in able[0].also if part.required() <= _given_beside(recipe, on)]
+    if len(beside) == 1 and not part.required() <= _given_by_stages(recipe):  # only that stream's rows can tell it
+        (home,) = beside
+        wider = dataclasses.replace(home, terms=(*home.terms, part))
+        joined = dataclasses.replace(able[0], also=tuple(wider if on is home else on for on in able[0].also))
+    else:
+        joined = dataclasses.replace(able[0], terms=(*able[0].terms, part))
     return with_updates(recipe, lambda update: joined if update == able[0] else update)
+
+
+def _given_by_stages(recipe: Recipe) -> frozenset[str]:
+    """Fields that the stages give, those included that are measured where they are needed."""
+    return recipe.collected.union(DERIVED, *(p.gives for p in (*recipe.score, *recipe.credit, *recipe.select)))
+
+
+def _given_beside(recipe: Recipe, on: On) -> frozenset[str]:
+    """Fields of the rows of a second stream, with what its credit gives; none where its rows are of no source."""
+    sources = [recipe.sources[name].fields for name in on.batch.places() if name in recipe.sources]
+    if not sources:
+        return frozenset()
+    return frozenset.intersection(*sources).union(*(p.gives for p in on.credit))
 
 
 def _in_place(recipe: Recipe, part: OwnUpdate | Move) -> Recipe:

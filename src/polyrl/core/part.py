@@ -77,6 +77,7 @@ class Part:
             nothing, and is refused beside unfinished ones.
         fixed_pairs: of a part of *collect*: whether the task must have fixed pairs; where it has none, some are sampled
             from the start and labelled.
+        given_completions: whether it reads responses that are given to be imitated: the data's, or the task's own.
         domain: the one domain whose tasks it can work on ("language", "control", "operations", "theory"); empty: any.
             Parts of *collect* that read a task of their domain declare it.
         access: what it asks of the task beyond plain episodes (`polyrl.core.access`): "generative", "reset-to-state".
@@ -96,6 +97,7 @@ class Part:
     scope: ClassVar[Scope | None] = None
     special_rows: ClassVar[SpecialRows | None] = None
     fixed_pairs: ClassVar[bool] = False
+    given_completions: ClassVar[bool] = False
     domain: ClassVar[str] = ""
     access: ClassVar[frozenset[str]] = frozenset()
     solves: ClassVar[str] = ""

@@ -49,6 +49,7 @@ class Recipe:
         policy: what acts, where polyrl makes it for `optimize`; None where a model is given.
         dropped: terms that went because a part that replaced another no longer gives what they need.
         adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
+        joins: parts that `a+b` takes from `b` besides, which `b` itself does without.
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
         metric: what its runs are judged by, where that is not what the task says.
         budget: what ends a run where nobody says, if not the task's own.
@@ -72,6 +73,7 @@ class Recipe:
     also_judged: Mapping[str, Judged] = field(default_factory=dict)
     turns: int = 1
     adds: tuple[str, ...] = ()
+    joins: tuple[Part, ...] = ()
     dropped: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
     metric: Metric | None = None
@@ -256,7 +258,7 @@ class Recipe:
                     result = with_model(result, name, model)
             also = {name: judged for name, judged in other.also_judged.items() if name in other.adds}
             result = dataclasses.replace(result, also_judged={**result.also_judged, **also})
-            for part in [p for p in (*own, *other.parts()) if p.name in other.adds]:
+            for part in [*(p for p in (*own, *other.parts()) if p.name in other.adds), *other.joins]:
                 result = result._with(part)
             return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=self.adds + other.adds)
         result = self._with(other)

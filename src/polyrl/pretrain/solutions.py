@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from polyrl.core.experience import Experience
-from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.policy import Backbone, LanguagePolicy
 from polyrl.pretrain.supervised import Example, demonstrations, supervised
 from polyrl.pretrain.tiny import build_tiny
 from polyrl.rollout.language import Sampling, TransformersEngine
@@ -134,13 +134,15 @@ def _step_back(
     return reached
 
 
-def demonstration(policy: LanguagePolicy, task: LanguageTask, row: Row) -> Example:
+def demonstration(policy: Backbone, task: LanguageTask, row: Row, text: str | None = None) -> Example:
     """Token ids of a row's prompt and demonstration with its end token, and which of the latter are learned.
+
+    `text` is another demonstration than the one that starting models are taught with.
 
     A tool's words are encoded by themselves, as the sampler inserts them, and are not learned. Where a call ends the
     response there is no end token. After a conversation the chat template closes the turn.
     """
-    text, session = task.demonstrated(row), task.session(row)
+    text, session = task.demonstrated(row) if text is None else text, task.session(row)
     if session is None and not isinstance(row["prompt"], str):
         answer = policy.encode_response(row["prompt"], text, **template_columns(row))
         return policy.encode_row(row), answer, [True] * len(answer)

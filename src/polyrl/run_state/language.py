@@ -12,6 +12,7 @@ import torch
 from polyrl.errors import UserError
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.policy import Backbone, LanguagePolicy
+from polyrl.pretrain.demonstrations import give_completions
 from polyrl.pretrain.pairs import give_pairs
 from polyrl.pretrain.reward_models import load_reward
 from polyrl.pretrain.start import start_folder, start_model
@@ -41,6 +42,7 @@ __all__ = [
     "EVALUATION_SEED",
     "Evaluation",
     "LanguageRunState",
+    "give_imitated",
     "load_run_state",
     "make_model",
     "make_run_state",
@@ -135,6 +137,29 @@ def make_model(config: RunConfig, task: LanguageTask, say: Say = lambda _: None)
     return str(start_model(task, start_seed(config), say))
 
 
+def give_imitated(config: RunConfig, task: LanguageTask, recipe: Recipe) -> None:
+    """Give the task the responses that a recipe imitates, where it imitates some; what judges runs may follow.
+
+    Raises:
+        UserError: it also learns from the labels of the same rows, of which the bad ones are not imitated.
+    """
+    readers = [part for part in recipe.stated_parts() if part.given_completions]
+    if readers and task.labelled and recipe.collect is not None and "desirable" in recipe.collect.gives:
+        raise UserError(
+            f"{recipe.name} learns from labels and imitates responses, and this data has both in the same rows; take "
+            "sft as a phase before it, as in sft,kto."
+        )
+    if readers:
+        counts = [part.setting("demonstrations", None) for part in readers]
+        give_completions(
+            task,
+            seed=config.seed,
+            held_out_seed=EVALUATION_SEED,
+            count=None if None in counts else max(counts),
+            checker=bool(config.checker or config.rewards),
+        )
+
+
 def prepare(config: RunConfig, task: LanguageTask, say: Say = lambda _: None) -> str:
     """Make the starting model and what the rewards need of it, where they are not there yet; return the model."""
     if config.lora:
@@ -156,6 +181,7 @@ def make_run_state(
     if needs_pairs:
         own = any(not reward.checker for reward in task.rewards) or bool(config.rewards)
         check_pairs_can_be_made(task, config.arm, judged=own or task.preference is not None, labels=needs_labels)
+    give_imitated(config, task, recipe)
     model = prepare(config, task, say)
     for part in recipe.score:
         part.prepare(task, model, say)
@@ -174,7 +200,7 @@ def make_run_state(
     if recipe.models:
         run_state.take_models(recipe.models, recipe.acts, recipe.judged or recipe.acts, recipe.moved)
     run_state.keeps_reference = "reference" in recipe.required_models()
-    if (recipe.fixed_pairs or needs_labels) and not answers(run_state):
+    if (recipe.fixed_pairs or needs_labels or task.completions) and not answers(run_state):
         room = 0  # what was written already is read, and nobody answers
     _fit(config, task, run_state.policy, room)
     _say_how_prompts_are_asked(task, run_state.policy)
@@ -326,6 +352,6 @@ def open_trained(
     # how far it went and how it tells responses apart is told against the start
     reference = start or make_model(config, task) if task.fixed_pairs or task.labelled else None
     run_state = load_run_state(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
-    only_read = isinstance(task, DatasetTask) and task.judged_whole and not answers(run_state)
+    only_read = isinstance(task, DatasetTask) and (task.judged_whole or task.completions) and not answers(run_state)
     _fit(config, task, run_state.policy, 0 if only_read else task.max_tokens)  # the test rows that it was judged on
     return run_state

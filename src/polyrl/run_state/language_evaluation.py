@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.rollout.language import Sampling
+from polyrl.run_state.completions import judged_completions
 from polyrl.run_state.labels import judged_labels
 from polyrl.run_state.pairs import judged_pairs
 from polyrl.runtime.seeding import generator
@@ -67,7 +68,8 @@ def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[s
 
     Where there are rewards, accuracy, reward and length of one response to each. Where the task has preference pairs or
     labelled responses, how well held-out ones are told apart, and of sampled responses the KL to the start: without
-    rewards nothing is answered for that, unless responses are to be sampled.
+    rewards nothing is answered for that, unless responses are to be sampled. Where responses are imitated, how likely
+    held-out ones are.
     """
     how, task, terms = run_state.evaluation, run_state.task, run_state.pair_terms
     given = bool(task.fixed_pairs or task.labelled)
@@ -85,13 +87,16 @@ def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[s
     if task.fixed_pairs:
         paired, shown = judged_pairs(run_state, run_state.pairs("test"), terms, most=how.prompts, shown=how.shown)
         metrics, samples = metrics | paired, samples or shown
+    if task.completions:
+        likely, shown = judged_completions(run_state, most=how.prompts, shown=how.shown)
+        metrics, samples = metrics | likely, samples or shown
     if given:
         run_state.release_reference()
     return metrics, samples
 
 
 def answers(run_state: LanguageRunState) -> bool:
-    """Whether an evaluation answers prompts: not where pairs or labels are all that a run is judged by."""
+    """Whether an evaluation answers prompts: not where given responses are all that a run is judged by."""
     return run_state.rewards is not None or not run_state.evaluation.greedy
 
 

@@ -27,7 +27,7 @@ class RewardedRunState(UserDataRunState):
     Attributes:
         task: what is answered.
         calls: what happens where a function of the user fails or is slow.
-        rewards: the task's reward functions; None where preference pairs are learned from and judged by without any.
+        rewards: the task's reward functions; None where given responses are learned from and judged by without any.
     """
 
     def __init__(self, task: LanguageTask, calls: CallPolicy):
@@ -36,7 +36,7 @@ class RewardedRunState(UserDataRunState):
         self._context: Context | None = None
         self._logged: tuple[int, dict[str, list[float]]] = (-1, {})
         self._ensembles: dict[int, RewardRunner] = {}
-        if task.rewards or not (task.fixed_pairs or task.labelled):
+        if task.rewards or not (task.fixed_pairs or task.labelled or task.completions):
             self.rewards = RewardRunner(task.rewards, self.calls)
             self.rewards.start()  # before models are loaded, so that the user's functions' processes hold none
         self._judge = None if task.preference is None else PreferenceRunner(task.preference, self.calls).start()

@@ -192,6 +192,8 @@ class LanguageRunState(RewardedRunState):
             self.pairs(split).check(CHECKED_ROWS)
         for split in self.task.labelled:
             self.labelled(split).check(CHECKED_ROWS)
+        for split in self.task.completions:
+            self.completions(split).check(CHECKED_ROWS)
 
     @property
     def reader(self) -> LanguagePolicy:
@@ -282,6 +284,12 @@ class LanguageRunState(RewardedRunState):
             with self.policy.model.disable_adapter():
                 return self._measured(experience, self.policy)
         return self._measured(experience, self.reference)
+
+    @torch.no_grad()
+    def logprob_under(self, name: str, experience: Experience) -> Tensor:
+        """The same `[B, T]` under a model that the recipe names."""
+        assert self.models is not None
+        return self._measured(experience, self.models[name])
 
     @torch.no_grad()
     def frozen_logprob(self, experience: Experience, folder: str) -> Tensor:

@@ -7,9 +7,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from polyrl.errors import UserError
-from polyrl.models.language.labelled import LabelledResponses, encode_labelled
+from polyrl.models.language.labelled import LabelledResponses
 from polyrl.models.language.pairs import DoesNotFit, FixedPairs, ReferenceLogprobCache, encode_pair
 from polyrl.models.language.policy import Backbone
+from polyrl.models.language.responses import GivenResponses, encode_completion
+from polyrl.pretrain.demonstrations import WorkedResponses
 from polyrl.run_state.base import RunState
 from polyrl.tasks.language import LanguageTask, Row, Split
 from polyrl.tasks.language.checkers import truth_column
@@ -78,6 +80,27 @@ class UserDataRunState(RunState):
             raise UserError(f"The task '{self.task.name}' has neither labelled responses nor fixed preference pairs.")
         return self._labelled[split]
 
+    @cached_property
+    def _completions(self) -> dict[Split, GivenResponses]:
+        task, found = self.task, dict[Split, GivenResponses]()
+        for split, rows in task.completions.items():
+            if isinstance(task, DatasetTask):
+                label = f"the {split} responses of {task.name}"
+                found[split] = GivenResponses(self.reader, rows, label, max_tokens=task.max_tokens)
+            else:
+                found[split] = WorkedResponses(self.reader, rows, f"the {split} rows of {task.name}", task=task)
+        return found
+
+    def completions(self, split: Split) -> GivenResponses:
+        """Responses to be imitated, which `give_completions` gave to the task.
+
+        Raises:
+            UserError: it has none.
+        """
+        if not self._completions:
+            raise UserError(f"The task '{self.task.name}' has no responses to be imitated.")
+        return self._completions[split]
+
     @property
     def rows_left_out(self) -> int:
         """How many rows of the user's data are not used."""
@@ -130,8 +153,8 @@ def fit_rows(
         try:
             if wrong is None and task.fixed_pairs and "chosen" in row:  # pairs may also be sampled for rows without
                 encode_pair(reader, row, place)
-            if wrong is None and task.labelled:
-                encode_labelled(reader, row, place)
+            if wrong is None and (task.labelled or task.completions):
+                encode_completion(reader, row, place)
         except DoesNotFit as error:
             why, wrong = no_room, str(error)
         except UserError as error:

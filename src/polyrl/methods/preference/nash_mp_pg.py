@@ -33,6 +33,8 @@ YEAR = 2025
 FORMULA = "grad = E (c - mean c) grad log pi(y), c = 1/2 - [y beats y'] + beta log pi/ref + beta/eta log pi/target"
 TASK = "rock-paper-scissors"
 DOMAIN = "theory"
+FIRST = True
+"""The name meant games alone, and means them still where no task is named."""
 
 
 @dataclass(frozen=True, kw_only=True)

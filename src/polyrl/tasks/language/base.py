@@ -185,6 +185,8 @@ class LanguageTask(ABC):
     """Preference pairs by split: rows with the columns prompt, chosen and rejected; empty if there are none."""
     labelled: Mapping[Split, list[Row]] = MappingProxyType({})
     """Labelled responses by split: rows with the columns prompt, completion and label; empty if there are none."""
+    completions: Mapping[Split, list[Row]] = MappingProxyType({})
+    """Rows whose responses are imitated by split, where a method wants some (`polyrl.pretrain.demonstrations`)."""
     pairs_by_preference: bool = False
     """Whether its fixed pairs are made of answers that `preference` labels."""
     evaluation_prompts: int = 200
@@ -231,10 +233,7 @@ class LanguageTask(ABC):
         """Return a short hash that changes when the rows or the worked completions would."""
 
     def session(self, row: Row) -> Tool | None:
-        """Return the tool of one response to `row`: a `Session` of its own, where the tool has a state.
-
-        Called once for each response that is sampled. A session must share nothing that changes with any other.
-        """
+        """Return the tool of one response to `row`, called once for each: a `Session` shares nothing that changes."""
         return self.tool
 
     @property

@@ -31,7 +31,13 @@ from polyrl.tasks.language.checkers import (
 )
 from polyrl.tasks.language.columns import check_data_names
 from polyrl.tasks.language.data_files import kind_of, read_csv, read_hub, read_json, read_jsonl, read_parquet
-from polyrl.tasks.language.formats import check_messages, check_template_columns, implicit_prompt, messages_of
+from polyrl.tasks.language.formats import (
+    check_messages,
+    check_template_columns,
+    conversation_of,
+    implicit_prompt,
+    messages_of,
+)
 from polyrl.tasks.language.left_out import NO_ANSWER, UNUSABLE, DataRow, LeftOut, place_of
 from polyrl.tasks.language.math_process import check_installed
 from polyrl.tasks.language.reward_runner import RewardRunner
@@ -103,7 +109,7 @@ def _row(where: str, given: Any, columns: Columns) -> Row:
         raise given
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: a row must be an object with named columns, not {kind_of(given)}.")
-    row = messages_of(columns.named(where, dict(given)))
+    row = conversation_of(where, messages_of(columns.named(where, dict(given))))
     if "prompt" not in row and "question" in row and "answer" in row:
         row = _from_gsm8k(where, row)
     if row.get("prompt") is None and row.get("chosen") is not None and row.get("rejected") is not None:
@@ -213,6 +219,11 @@ class DatasetTask(LanguageTask):
     def skipped(self) -> LeftOut | None:
         """Where rows that cannot be used are counted; None where they are an error."""
         return self.left_out if self.skip_bad_rows else None
+
+    @property
+    def compares_completions(self) -> bool:
+        """Whether answers are compared with the column `completion`, and nothing else judges them."""
+        return self._truth == "completion" and all(reward.checker for reward in self.rewards)
 
     def _set_checker(self, label: str) -> None:
         """Choose how answers are compared, and leave out rows that have none where nothing else could judge them."""

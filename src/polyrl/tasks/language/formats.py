@@ -36,7 +36,7 @@ RESERVED = frozenset(
 # ------------------------------------------------------------------------------------------------- prompts and columns
 
 
-def messages_of(row: Row, names: Collection[str] = ("prompt", *SIDES)) -> Row:
+def messages_of(row: Row, names: Collection[str] = ("prompt", "messages", *SIDES)) -> Row:
     """Return the row with messages where a prompt or a response is the JSON text of some: tables cannot say it else."""
     return {name: _read_messages(value) if name in names else value for name, value in row.items()}
 
@@ -195,6 +195,27 @@ def response_of(where: str, row: Row) -> Row:
         return _answers(where, {**row, "prompt": said[:begins], "completion": said[begins:]}, ("completion",))
     prompt = check_messages(where, "prompt", prompt)
     return _answers(where, {**row, "prompt": prompt, "completion": _behind(prompt, said)}, ("completion",))
+
+
+def conversation_of(where: str, row: Row) -> Row:
+    """Return a row that has a whole conversation, `messages`, and no prompt, as a prompt and what answers it.
+
+    The prompt is what stands before the assistant's first message. What follows may have several turns. Other rows stay
+    as they are.
+
+    Raises:
+        UserError: the assistant says nothing in it, or nothing is said before.
+    """
+    others = ("prompt", "completion", "chosen", "question")
+    if not isinstance(row.get("messages"), list) or any(row.get(name) is not None for name in others):
+        return row
+    said = check_messages(where, "messages", row["messages"])
+    first = next((i for i, message in enumerate(said) if message["role"] == "assistant"), 0)
+    if not first:
+        why = "begins with the assistant's" if said[0]["role"] == "assistant" else "has no message of the assistant"
+        raise UserError(f"{where}: the column 'messages' {why}, so nothing of it answers a prompt; leave the row out.")
+    rest = {name: value for name, value in row.items() if name != "messages"}
+    return _answers(where, {**rest, "prompt": said[:first], "completion": said[first:]}, ("completion",))
 
 
 def check_response(where: str, name: str, response: Any) -> None:

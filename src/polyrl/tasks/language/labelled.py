@@ -61,9 +61,10 @@ class LabelledDataset(DatasetTask):
         return train, test
 
     def keep_rows(self, judge: Callable[[Row], tuple[str, str] | None]) -> None:
-        """Leave out rows, as `DatasetTask.keep_rows`; both kinds must be left."""
+        """Leave out rows, as `DatasetTask.keep_rows`; both kinds must be left, where labels are learned from."""
         super().keep_rows(judge)
-        self._check_kinds()
+        if self.labelled:
+            self._check_kinds()
 
     def _check_kinds(self) -> None:
         """Raise `UserError` where a split has responses of one kind alone."""
