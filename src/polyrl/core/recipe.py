@@ -49,6 +49,7 @@ class Recipe:
         policy: what acts, where polyrl makes it for `optimize`; None where a model is given.
         dropped: terms that went because a part that replaced another no longer gives what they need.
         adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
+        changes: what `b` does to the entries of `a` beside that, in `a+b`.
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
         metric: what its runs are judged by, where that is not what the task says.
         budget: what ends a run where nobody says, if not the task's own.
@@ -72,6 +73,7 @@ class Recipe:
     also_judged: Mapping[str, Judged] = field(default_factory=dict)
     turns: int = 1
     adds: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
     dropped: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
     metric: Metric | None = None
@@ -258,7 +260,14 @@ class Recipe:
             result = dataclasses.replace(result, also_judged={**result.also_judged, **also})
             for part in [p for p in (*own, *other.parts()) if p.name in other.adds]:
                 result = result._with(part)
-            return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=self.adds + other.adds)
+            for change in other.changes:
+                result = change.change(result)
+            return dataclasses.replace(
+                result,
+                name=f"{self.name}+{other.name}",
+                adds=self.adds + other.adds,
+                changes=self.changes + other.changes,
+            )
         result = self._with(other)
         return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=(*self.adds, other.name))
 
