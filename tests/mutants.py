@@ -2053,6 +2053,27 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/control/pmoe.py",
+        "test_pmoe.py -k 'card or best_expert or ties or costs_less or apart'",
+        [
+            ("(best - weights).square().mean(-1)", "(best - weights).square().sum(-1)"),
+            ("best.to(torch.int64).argmax(-1)", "best.to(torch.int64).argmin(-1)"),
+            ("(best * (1 - see.draw.uniform(*best.shape))).argmax(-1)", "best.to(torch.int64).argmax(-1)"),
+            ("drawn - drawn.mean()", "drawn"),
+            ('"...i,...j,...ij->..."', '"...i,...i,...ij->..."'),
+        ],
+    ),
+    Group(
+        "models/mixtures.py",
+        "test_pmoe.py -k 'density or draw or best_expert or gumbel'",
+        [
+            ("torch.logsumexp(self.log_weights(observation) + each, -1)", "torch.logsumexp(each, -1)"),
+            ("hard + soft - soft.detach()", "hard"),
+            ("(place[:, None] >= weights.cumsum(1)[:, :-1])", "(place[:, None] <= weights.cumsum(1)[:, :-1])"),
+            ("weights.argmax(1)", "weights.argmin(1)"),
+        ],
+    ),
+    Group(
         "methods/control/cql.py",
         "test_offline_methods.py -k 'numbers or integral or cql_is'",
         [
