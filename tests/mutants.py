@@ -2064,6 +2064,16 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/control/jsrl.py",
+        "test_jsrl.py -k 'card or horizon or onto or refused'",
+        [
+            ("(stages - k) // stages", "(stages - k + 1) // stages"),
+            ("best - tolerance * abs(best)", "best * (1 - tolerance)"),
+            ("guided = step < horizon", "guided = step <= horizon"),
+            ("if kind is None or collect is None:", "if collect is None:"),
+        ],
+    ),
+    Group(
         "models/mixtures.py",
         "test_pmoe.py -k 'density or draw or best_expert or gumbel'",
         [

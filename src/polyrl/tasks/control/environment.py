@@ -36,6 +36,7 @@ STEPPING = ("single", "async", "vector")
 OWN = {
     "UnlockGrid-v0": "unlock_grid:UnlockGrid",
     "two-peaks": "two_peaks:TwoPeaks",
+    "code-lock": "code_lock:CodeLock",
 }
 """Environments that are written out here, by their ids."""
 for _id, _place in OWN.items():
