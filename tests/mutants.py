@@ -2074,6 +2074,25 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/control/pdppo.py",
+        "test_pdppo.py -k 'larger or lesser or plain_pytorch or before'",
+        [
+            ("torch.minimum(*values.values())", "torch.maximum(*values.values())"),
+            ("value = torch.minimum(value, other(batch[other.observes]))", "pass"),
+            ("if self.after_decision:", "if True:"),
+            ("self.dual_clip).mean(-1)", "self.dual_clip).sum(-1)"),
+        ],
+    ),
+    Group(
+        "tasks/control/lot_sizing.py",
+        "test_pdppo.py -k 'period or random_machines or published'",
+        [
+            ("- changed * SETUP_LOSS", ""),
+            ("LOST_SALE * float(-left.clip(max=0).sum())", "LOST_SALE * float(left.clip(max=0).sum())"),
+            ("setup[machine] = item", "pass"),
+        ],
+    ),
+    Group(
         "models/mixtures.py",
         "test_pmoe.py -k 'density or draw or best_expert or gumbel'",
         [

@@ -29,15 +29,14 @@ from polyrl.tasks.batched import play
 
 torch.set_num_threads(1)
 DRAFTS = Path(__file__).parent / "drafts"
-EXPO, NPG_IGT, HARPG, PPO_LIST, BQ_NCO, AIRLLM, PDPPO = (
-    DRAFTS / f"{name}.py" for name in ("expo", "npg_igt", "harpg", "ppo_list", "bq_nco", "airllm", "pdppo")
+EXPO, NPG_IGT, HARPG, PPO_LIST, BQ_NCO, AIRLLM = (
+    DRAFTS / f"{name}.py" for name in ("expo", "npg_igt", "harpg", "ppo_list", "bq_nco", "airllm")
 )
-TASKS = {BQ_NCO: f"{BQ_NCO}:Tour", AIRLLM: f"{AIRLLM}:Channel", PDPPO: f"{PDPPO}:LotSizing"}
+TASKS = {BQ_NCO: f"{BQ_NCO}:Tour", AIRLLM: f"{AIRLLM}:Channel"}
 SIZES = {
     PPO_LIST: {"environments": "2", "steps_per_environment": "30", "hidden": "8", "epochs": "2", "minibatches": "3"},
     BQ_NCO: {"turns": "5", "instances": "20", "batch_size": "8", "width": "8"},
     AIRLLM: {"learning_starts": "20", "batch_size": "8", "hidden": "8", "steps_per_environment": "11"},
-    PDPPO: {"environments": "3", "steps_per_environment": "150", "hidden": "8", "epochs": "2"},
     EXPO: {"turns": "30", "random_steps": "10", "learning_starts": "20", "hidden": "16x16", "batch_size": "8"},
     NPG_IGT: {"steps_per_environment": "30", "environments": "2"},
     HARPG: {"steps_per_environment": "30", "environments": "2"},
@@ -54,7 +53,7 @@ def loop_of(draft: Path, extra: str = "", **settings: str) -> Any:
     return make_loop(config_of(f"{draft}{extra}", {**SIZES[draft], **settings}))[0]
 
 
-@pytest.mark.parametrize("draft", [EXPO, NPG_IGT, HARPG, PPO_LIST, BQ_NCO, AIRLLM, PDPPO], ids=lambda d: d.stem)
+@pytest.mark.parametrize("draft", [EXPO, NPG_IGT, HARPG, PPO_LIST, BQ_NCO, AIRLLM], ids=lambda d: d.stem)
 def test_a_draft_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, draft: Path) -> None:
     def numbers(folder: Path) -> list[dict[str, Any]]:
         drop = ("seconds", "steps_per_second", "updates_per_second")

@@ -37,6 +37,8 @@ OWN = {
     "UnlockGrid-v0": "unlock_grid:UnlockGrid",
     "two-peaks": "two_peaks:TwoPeaks",
     "code-lock": "code_lock:CodeLock",
+    "lot-sizing": "lot_sizing:LotSizing",
+    "slippery-lake": "slippery_lake:SlipperyLake",
 }
 """Environments that are written out here, by their ids."""
 for _id, _place in OWN.items():
