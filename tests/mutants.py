@@ -2084,6 +2084,30 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/control/npg_igt.py",
+        "test_npg_igt.py -k 'identity or quadratic or ahead or itself or constant or scale'",
+        [
+            ("(1 - eta) / eta * (point - before)", "eta * (point - before)"),
+            ("** 0.8", "** 0.5"),
+            ("direction / (direction.norm() + 1e-12)", "direction"),
+            ("if self.extrapolates else policy", "if True else policy"),
+        ],
+    ),
+    Group(
+        "methods/control/harpg.py",
+        "test_npg_igt.py -k 'hessian or second_stream or scale'",
+        [
+            ("total += flat(phi[episode], False) * score", "pass"),
+            ("if self.normalized else direction)", "if True else direction)"),
+            ('torch.lerp(stores["before"], parameters, share)', "parameters"),
+        ],
+    ),
+    Group(
+        "parts/trajectories.py",
+        "test_npg_igt.py -k 'discount or hessian'",
+        [("gamma ** torch.arange(last - first)", "gamma ** torch.arange(first, last)")],
+    ),
+    Group(
         "tasks/control/lot_sizing.py",
         "test_pdppo.py -k 'period or random_machines or published'",
         [
