@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from conftest import SEED, made_once, reached, read_records, stopped_after
 from polyrl import catalogue
+from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.control.jsrl import JumpStarted, horizons, may_move_on, online
-from polyrl.models.actor import Moment
+from polyrl.models.actor import Actor, Making, Moment, Player, Wrapper
+from polyrl.parts.control import StepEnvironments
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import RunConfig
@@ -261,3 +265,43 @@ def test_a_guide_brings_the_learner_to_a_reward_that_is_ten_steps_away(tmp_path:
     last = read_records(tmp_path / "run")[-1]
     assert last["jsrl/horizon"] == 0  # the policy walks alone, in training as in evaluation
     reached(last["eval/return"], 1.0)  # 1 is all that there is
+
+
+# ------------------------------------------------------------------------------------------------------- wrappers
+
+
+class Through(Wrapper):
+    """Changes nothing."""
+
+    def player(self) -> Player:
+        return self.inner.player()
+
+
+class OwnOutputs(Through):
+    """Says what its outputs are, and not how they follow from what the network says."""
+
+    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        return self.inner.outputs(batch, wants)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepThrough(StepEnvironments):
+    def actor(self, inner: Actor, making: Making) -> Actor:
+        return Through(inner)
+
+
+def test_a_wrapper_that_changes_nothing_changes_no_number() -> None:
+    plain = catalogue.build("ppo", PPO, domain="control")
+    kept = {name: getattr(plain.collect, name) for name in ("environments", "steps_per_environment")}
+    found = []
+    for recipe in (plain, dataclasses.replace(plain, collect=StepThrough(**kept))):
+        loop = make_loop(config_of("ppo", {}), recipe=recipe)[0]
+        for _ in range(2):
+            loop.iterate()
+        state: Any = loop.run_state
+        assert state.closed_form({"logprob"}) is not None
+        found.append((state.flat["policy"].vector.detach().clone(), state.policy.observation_moments.mean.clone()))
+    assert all(map(torch.equal, *found))
+    inner = state.judged
+    assert Through(inner).writes_likelihoods() and not OwnOutputs(inner).writes_likelihoods()
+    assert not Through(OwnOutputs(inner)).writes_likelihoods()

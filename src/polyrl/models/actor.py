@@ -125,14 +125,13 @@ class Actor(ABC):
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable outputs of stored steps, `[B, T]` each, those that are wanted: "logprob", "entropy"."""
 
-    @classmethod
-    def writes_likelihoods(cls) -> bool:
+    def writes_likelihoods(self) -> bool:
         """Whether `allowed` or `logprob_by_models` stand beside `outputs`, in the class that says what outputs are.
 
         Without them nobody has written how its likelihoods follow from what the model's network says, and autograd
         finds them: `outputs` may be of another action, or of another model.
         """
-        writer = vars(next(c for c in cls.__mro__ if "outputs" in vars(c)))
+        writer = vars(next(c for c in type(self).__mro__ if "outputs" in vars(c)))
         return "allowed" in writer or "logprob_by_models" in writer
 
     def allowed(self, params: Floats, batch: Experience) -> Floats:
@@ -195,6 +194,12 @@ class Wrapper(Actor):
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """The inner actor's."""
         return self.inner.outputs(batch, wants)
+
+    def writes_likelihoods(self) -> bool:
+        """As of the inner actor, where outputs are its own."""
+        own = super().writes_likelihoods()
+        says = next(c for c in type(self).__mro__ if "outputs" in vars(c))
+        return self.inner.writes_likelihoods() if says is Wrapper else own
 
     def allowed(self, params: Floats, batch: Experience) -> Floats:
         """By what the inner actor knew of stored steps."""

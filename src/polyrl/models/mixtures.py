@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyrl.core.update import Update, flat
@@ -109,7 +108,8 @@ class MixturePolicy(BoundedPolicy):
         if self.experts == 1:
             return torch.zeros(observation.shape[:-1], dtype=torch.int64)
         below = self.log_weights(observation.detach()).detach().exp().cumsum(-1)[..., :-1]
-        return (torch.special.ndtr(noise).unsqueeze(-1) >= below).sum(-1)
+        place: Tensor = torch.special.ndtr(noise)
+        return (place.unsqueeze(-1) >= below).sum(-1)
 
     def sample(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions `[..., A]` and their log-densities under the drawn expert `[...]`, by noise `[..., numbers]`.
@@ -169,12 +169,13 @@ class MixturePolicy(BoundedPolicy):
         weights = np.exp(logits - logits.max(1, keepdims=True))
         return mean, log_std, weights / weights.sum(1, keepdims=True)
 
-    def mode(self, said: Floats) -> NDArray[np.float32]:
+    def mode(self, said: Floats) -> Floats:
         """tanh of the most probable expert's mean."""
         mean, _, weights = self._parts(said)
-        return np.tanh(mean[np.arange(len(said)), weights.argmax(1)])
+        found: Floats = np.tanh(mean[np.arange(len(said)), weights.argmax(1)])
+        return found
 
-    def explore(self, said: Floats, noise: Floats) -> NDArray[np.float32]:
+    def explore(self, said: Floats, noise: Floats) -> Floats:
         """tanh of mean plus deviation times noise of an expert that the last number of the noise draws."""
         mean, log_std, weights = self._parts(said)
         expert = np.zeros(len(said), np.int64)
@@ -183,7 +184,8 @@ class MixturePolicy(BoundedPolicy):
             expert = (place[:, None] >= weights.cumsum(1)[:, :-1]).sum(1)
         rows = np.arange(len(said))
         deviation = np.exp(np.clip(log_std[rows, expert], LOG_STD_MIN, LOG_STD_MAX))
-        return np.tanh(mean[rows, expert] + deviation * noise[:, : self.actions])
+        found: Floats = np.tanh(mean[rows, expert] + deviation * noise[:, : self.actions])
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

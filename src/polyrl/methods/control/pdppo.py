@@ -45,7 +45,7 @@ def head_logprobs(family: Distribution, params: Tensor, action: Tensor) -> Tenso
     """Log-probability of each choice, `[..., M]`; of other actions that of the whole, `[..., 1]`."""
     if not isinstance(family, MultiCategorical):
         return family.log_prob(params, action).unsqueeze(-1)
-    logs = [piece.log_softmax(-1) for piece in params.split(family.choices, -1)]
+    logs = [piece.log_softmax(-1) for piece in torch.split(params, family.choices, -1)]
     return torch.cat([log.gather(-1, action[..., i, None]) for i, log in enumerate(logs)], -1)
 
 
