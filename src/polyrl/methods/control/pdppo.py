@@ -11,7 +11,7 @@ the whole return, the cost of the decision included.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.update import Again, Draws, Epochs, Fresh, See, Update
 from polyrl.errors import UserError
 from polyrl.models.actor import DistributionActor
@@ -128,6 +129,10 @@ class PostValues(Part):
     stage: ClassVar[Stage] = "credit"
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "post_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"post_state", "post_value"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "post_state": Field("[B, T, D]", "float32", "task's own", "what the second critic is shown of each step"),
+        "post_value": Field("[B, T]", "float32", "reward", "second critic's value, at collection"),
+    }
     told: ClassVar[frozenset[str]] = frozenset({"post_observation"})
     models: ClassVar[frozenset[str]] = frozenset({"policy", "post_critic"})
 
