@@ -108,3 +108,23 @@ def pendulum_file(folder: Path, steps: int = 60, **changed: Any) -> Path:
     path = folder / "pendulum.npz"
     np.savez(path, **{**held, **changed})
     return path
+
+
+class Corridor(gymnasium.Env[Any, Any]):
+    """Walk from 0 to 1 within 30 steps of at most 0.1; the reward is 1 there, and 0 on the way."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    observation_space = spaces.Box(-4, 4, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """At 0."""
+        super().reset(seed=seed)
+        self.place, self.steps = 0.0, 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """A tenth of the action."""
+        self.place, self.steps = self.place + 0.1 * float(np.clip(action[0], -1, 1)), self.steps + 1
+        there = self.place > 1 - 1e-6
+        return np.array([self.place], np.float32), float(there), there, self.steps >= 30, {}

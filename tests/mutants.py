@@ -2174,6 +2174,80 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/control/pmoe.py",
+        "test_pmoe.py -k 'card or best_expert or ties or costs_less or apart'",
+        [
+            ("(best - weights).square().mean(-1)", "(best - weights).square().sum(-1)"),
+            ("best.to(torch.int64).argmax(-1)", "best.to(torch.int64).argmin(-1)"),
+            ("(best * (1 - see.draw.uniform(*best.shape))).argmax(-1)", "best.to(torch.int64).argmax(-1)"),
+            ("drawn - drawn.mean()", "drawn"),
+            ('"...i,...j,...ij->..."', '"...i,...i,...ij->..."'),
+        ],
+    ),
+    Group(
+        "methods/control/jsrl.py",
+        "test_jsrl.py -k 'card or horizon or onto or refused'",
+        [
+            ("(stages - k) // stages", "(stages - k + 1) // stages"),
+            ("best - tolerance * abs(best)", "best * (1 - tolerance)"),
+            ("guided = step < horizon", "guided = step <= horizon"),
+            ("if kind is None or collect is None:", "if collect is None:"),
+        ],
+    ),
+    Group(
+        "methods/control/pdppo.py",
+        "test_pdppo.py -k 'larger or lesser or plain_pytorch or before'",
+        [
+            ("torch.minimum(*values.values())", "torch.maximum(*values.values())"),
+            ("value = torch.minimum(value, other(batch[other.observes]))", "pass"),
+            ("if self.after_decision:", "if True:"),
+            ("self.dual_clip).mean(-1)", "self.dual_clip).sum(-1)"),
+        ],
+    ),
+    Group(
+        "methods/control/npg_igt.py",
+        "test_npg_igt.py -k 'identity or quadratic or ahead or itself or constant or scale'",
+        [
+            ("(1 - eta) / eta * (point - before)", "eta * (point - before)"),
+            ("** 0.8", "** 0.5"),
+            ("direction / (direction.norm() + 1e-12)", "direction"),
+            ("if self.extrapolates else policy", "if True else policy"),
+        ],
+    ),
+    Group(
+        "methods/control/harpg.py",
+        "test_npg_igt.py -k 'hessian or second_stream or scale'",
+        [
+            ("total += flat(phi[episode], False) * score", "pass"),
+            ("if self.normalized else direction)", "if True else direction)"),
+            ('torch.lerp(stores["before"], parameters, share)', "parameters"),
+        ],
+    ),
+    Group(
+        "parts/trajectories.py",
+        "test_npg_igt.py -k 'discount or hessian'",
+        [("gamma ** torch.arange(last - first)", "gamma ** torch.arange(first, last)")],
+    ),
+    Group(
+        "tasks/control/lot_sizing.py",
+        "test_pdppo.py -k 'period or random_machines or published'",
+        [
+            ("- changed * SETUP_LOSS", ""),
+            ("LOST_SALE * float(-left.clip(max=0).sum())", "LOST_SALE * float(left.clip(max=0).sum())"),
+            ("setup[machine] = item", "pass"),
+        ],
+    ),
+    Group(
+        "models/mixtures.py",
+        "test_pmoe.py -k 'density or draw or best_expert or gumbel'",
+        [
+            ("torch.logsumexp(self.log_weights(observation) + each, -1)", "torch.logsumexp(each, -1)"),
+            ("hard + soft - soft.detach()", "hard"),
+            ("(place[:, None] >= weights.cumsum(1)[:, :-1])", "(place[:, None] <= weights.cumsum(1)[:, :-1])"),
+            ("weights.argmax(1)", "weights.argmin(1)"),
+        ],
+    ),
+    Group(
         "methods/control/cql.py",
         "test_offline_methods.py -k 'numbers or integral or cql_is'",
         [

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import sys
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -30,7 +27,6 @@ from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig
 
 torch.set_num_threads(1)
-HARPG = Path(__file__).parent / "drafts" / "harpg.py"
 SMALL = StepEnvironments(environments=2, steps_per_environment=20)
 TERM = PolicyGradient(aggregation="token-mean")
 
@@ -261,61 +257,3 @@ def test_outside_of_control_the_policy_acts_in_every_stream() -> None:
         from polyrl.core.checking import check_domain
 
         check_domain(dataclasses.replace(recipe, streams={"there": stream}), "addition", "language")
-
-
-# ------------------------------------------------------------------------------------------------------ HARPG
-
-
-def draft() -> dict[str, Any]:
-    """What stands in the file of the draft."""
-    return vars(sys.modules[type(catalogue.build(str(HARPG)).updates[0]).__module__])
-
-
-def test_the_hessian_vector_product_has_the_mean_of_the_card() -> None:
-    """Two steps with one state each, r_0 = (0, 1), r_1 = (2, .5), gamma .9, logits of action 1 (.3, -.2)."""
-    names = draft()
-    theta = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
-    rewards = torch.tensor([[0.0, 1.0], [2.0, 0.5]], dtype=torch.float64)
-    gradient, hessian = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
-    for first in (0, 1):
-        for second in (0, 1):
-            actions = torch.tensor([first, second])
-            reward = rewards[torch.arange(2), actions]
-            sign = 2.0 * actions - 1
-            logprob = torch.nn.functional.logsigmoid(sign * theta)[None]
-            batch = Experience(
-                {
-                    "reward": reward[None],
-                    "terminated": torch.tensor([[False, True]]),
-                    "truncated": torch.zeros(1, 2).bool(),
-                }
-            )
-            returns = names["reward_to_go"](batch, 0.9)
-            assert returns[0].tolist() == pytest.approx([float(reward[0] + 0.9 * reward[1]), float(0.9 * reward[1])])
-            chance = math.exp(float(logprob.detach().sum()))
-            (g,) = torch.autograd.grad((logprob * returns).sum(), [theta], retain_graph=True)
-            gradient += chance * g
-            for i, u in enumerate(torch.eye(2, 16, dtype=torch.float64)):
-                hessian[:, i] += chance * names["hessian_vector"](logprob, returns, [theta], u)[:2]
-    torch.testing.assert_close(gradient, torch.tensor([0.244458, -0.334147], dtype=torch.float64), rtol=0, atol=1e-6)
-    expected = torch.diag(torch.tensor([-0.0363962, -0.0333038], dtype=torch.float64))
-    torch.testing.assert_close(hessian, expected, rtol=0, atol=1e-6)
-
-
-def test_the_second_stream_acts_between_the_policy_and_the_one_before() -> None:
-    sizes = {"steps_per_environment": "30", "environments": "2"}
-    config = RunConfig(
-        method=str(HARPG), task="Pendulum-v1", budget="iterations=3", seed=SEED, hyperparameters=sizes, evaluations=1
-    )
-    loop, _ = make_loop(config)
-    flat = loop.run_state.models.flat
-    before = flat["policy"].vector.detach().clone()
-    loop.iterate()
-    after, between = flat["policy"].vector.detach(), flat["between"].vector.detach()
-    length = float((after - before).norm())
-    assert length == pytest.approx(0.1, rel=1e-4)
-    assert float((between - before).norm() + (after - between).norm()) == pytest.approx(length, rel=1e-4)
-    assert loop.run_state.actors["there"].policy is loop.run_state.models["between"]
-    assert loop.run_state.actors[""].policy is loop.run_state.models["policy"]
-    there = loop.context.fresh["there"]
-    assert there["observation"].shape == (2, 30, 3)

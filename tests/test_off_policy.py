@@ -22,13 +22,14 @@ from polyrl.core.experience import Experience
 from polyrl.core.update import Again, Move, Repeat, Sample, Update
 from polyrl.data.replay import Replay
 from polyrl.errors import UserError
-from polyrl.methods.control.dqn import EpsilonGreedy, double_target, exploration
+from polyrl.methods.control.dqn import double_target
 from polyrl.models.base import Copy, Interface, Models
 from polyrl.models.critics import DiscreteQNetwork, QNetwork, dueling_values
 from polyrl.models.networks import StackedMlp
 from polyrl.models.policies import RandomActor, SquashedGaussian, SquashedGaussianPolicy
 from polyrl.models.scalar import PositiveScalar
 from polyrl.models.squashed import squashed_logprob
+from polyrl.parts.exploring import EpsilonGreedy, exploration
 from polyrl.parts.replayed import NextObservation, SoftTarget, SoftValue, SquaredTD, StepAndKeep, soft_target
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run

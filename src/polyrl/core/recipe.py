@@ -49,7 +49,7 @@ class Recipe:
         policy: what acts, where polyrl makes it for `optimize`; None where a model is given.
         dropped: terms that went because a part that replaced another no longer gives what they need.
         adds: the parts (by class name in kebab case) that the paper itself contributes: what `a+b` takes from `b`.
-        joins: parts that `a+b` takes from `b` besides, which `b` itself does without.
+        joins: parts that `a+b` takes from `b` besides and `b` does without, such as changes of an entry of `a`.
         notes: one line a stage for `polyrl show` and `trace`; keys are stage names.
         metric: what its runs are judged by, where that is not what the task says.
         budget: what ends a run where nobody says, if not the task's own.
@@ -260,7 +260,12 @@ class Recipe:
             result = dataclasses.replace(result, also_judged={**result.also_judged, **also})
             for part in [*(p for p in (*own, *other.parts()) if p.name in other.adds), *other.joins]:
                 result = result._with(part)
-            return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=self.adds + other.adds)
+            return dataclasses.replace(
+                result,
+                name=f"{self.name}+{other.name}",
+                adds=self.adds + other.adds,
+                joins=self.joins + other.joins,
+            )
         result = self._with(other)
         return dataclasses.replace(result, name=f"{self.name}+{other.name}", adds=(*self.adds, other.name))
 

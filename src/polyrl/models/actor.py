@@ -125,14 +125,13 @@ class Actor(ABC):
     def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
         """Differentiable outputs of stored steps, `[B, T]` each, those that are wanted: "logprob", "entropy"."""
 
-    @classmethod
-    def writes_likelihoods(cls) -> bool:
+    def writes_likelihoods(self) -> bool:
         """Whether `allowed` or `logprob_by_models` stand beside `outputs`, in the class that says what outputs are.
 
         Without them nobody has written how its likelihoods follow from what the model's network says, and autograd
         finds them: `outputs` may be of another action, or of another model.
         """
-        writer = vars(next(c for c in cls.__mro__ if "outputs" in vars(c)))
+        writer = vars(next(c for c in type(self).__mro__ if "outputs" in vars(c)))
         return "allowed" in writer or "logprob_by_models" in writer
 
     def allowed(self, params: Floats, batch: Experience) -> Floats:
@@ -169,6 +168,66 @@ class Actor(ABC):
     @abstractmethod
     def is_finite(self) -> bool:
         """Whether every parameter that it acts by is finite."""
+
+
+class Wrapper(Actor):
+    """Another actor with something changed: whatever a subclass does not write is the inner actor's.
+
+    Attributes:
+        inner: the actor that is changed.
+    """
+
+    def __init__(self, inner: Actor):
+        self.inner = inner
+        self.action_shape, self.action_dtype = inner.action_shape, inner.action_dtype
+        self.recorded, self.memory, self.fields_read = inner.recorded, inner.memory, inner.fields_read
+        self.execute, self.executed_shape = inner.execute, inner.executed_shape
+
+    def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
+        """The inner actor's."""
+        return self.inner.noise(steps, count, generator)
+
+    def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
+        """The inner actor's."""
+        return self.inner.fields(records, action)
+
+    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """The inner actor's."""
+        return self.inner.outputs(batch, wants)
+
+    def writes_likelihoods(self) -> bool:
+        """As of the inner actor, where outputs are its own."""
+        own = super().writes_likelihoods()
+        says = next(c for c in type(self).__mro__ if "outputs" in vars(c))
+        return self.inner.writes_likelihoods() if says is Wrapper else own
+
+    def allowed(self, params: Floats, batch: Experience) -> Floats:
+        """By what the inner actor knew of stored steps."""
+        return self.inner.allowed(params, batch)
+
+    def logprob_by_models(self, logprob: Floats, batch: Experience) -> tuple[Floats, Floats] | None:
+        """The inner actor's."""
+        return self.inner.logprob_by_models(logprob, batch)
+
+    def observe(self, shown: NDArray[np.float64]) -> None:
+        """Into the inner actor's statistics."""
+        self.inner.observe(shown)
+
+    def normalize(self, shown: NDArray[np.float64]) -> Floats:
+        """By the inner actor's statistics."""
+        return self.inner.normalize(shown)
+
+    def observed(self) -> Callable[[NDArray[np.float64] | None, NDArray[np.float64], Floats], None] | None:
+        """The inner actor's."""
+        return self.inner.observed()
+
+    def statistics(self) -> list[Tensor]:
+        """The inner actor's."""
+        return self.inner.statistics()
+
+    def is_finite(self) -> bool:
+        """Whether the inner actor's parameters are."""
+        return self.inner.is_finite()
 
 
 BLOCKED = np.float32(-1e8)

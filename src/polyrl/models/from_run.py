@@ -50,7 +50,7 @@ class FromRun(Model):
     """A model of another run, as it was when that ended; it is never trained.
 
     Attributes:
-        model: which of that run's models, by its name there.
+        model: which of that run's models, by its name there; "policy" of a run without one is what it judged.
     """
 
     domain: ClassVar[str] = "control"
@@ -107,7 +107,7 @@ class FromRun(Model):
         """
         run = _Run.read(self)
         run.check_interface(interface)
-        entry, file = run.entry(self.model), run.folder / f"{self.model}.safetensors"
+        entry, file = run.entry(self.model), run.folder / f"{run.named(self.model)}.safetensors"
         try:
             weights = load_file(file)
             network = _made(entry, self.model, interface, weights)
@@ -137,7 +137,7 @@ class FromRun(Model):
         """
         run = _Run.read(self)
         found = hashlib.blake2b(repr(run.entry(self.model)).encode(), digest_size=8)
-        found.update((run.folder / f"{self.model}.safetensors").read_bytes())
+        found.update((run.folder / f"{run.named(self.model)}.safetensors").read_bytes())
         return found.hexdigest()
 
 
@@ -223,12 +223,18 @@ class _Run:
                     f"{interface.task} has {what} {ours}; name a run on a task of the same interface."
                 )
 
+    def named(self, name: str) -> str:
+        """Its name of a model: what is asked for as "policy" is what it judged, where it has none of that name."""
+        models = self.about.get("models", {})
+        return str(self.about.get("judged", name)) if name == "policy" and models and name not in models else name
+
     def entry(self, name: str) -> Model | Architecture:
         """What the run's recipe stated of a model; of a copy, what it is a copy of.
 
         Raises:
             UserError: it has none of that name, or one whose class is not loaded.
         """
+        name = self.named(name)
         if "architecture" in self.about:
             known = [f for f in OF_ARCHITECTURE if (self.folder / f"{f}.safetensors").is_file()]
             found: Any = self.about["architecture"] if name in known else None

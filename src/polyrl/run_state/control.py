@@ -172,7 +172,7 @@ class ControlRunState(RunState):
         self.task, self.architecture, self.seed, self.say = task, architecture, seed, say
         self.told = dict(told or {})
         self.evaluation = evaluation or Evaluation(episodes=task.eval_episodes)
-        self.models = models
+        self.models, self.judges = models, judges
         self._passes: ActorCriticPasses | None = None
         if models is None:
             observations = task.observations
@@ -442,4 +442,5 @@ class ControlRunState(RunState):
         """The architecture, or the models, for policy.json."""
         if self.models is None:
             return {"architecture": {"name": self.architecture.name, **dataclasses.asdict(self.architecture)}}
-        return {"models": {name: {"name": m.name, **dataclasses.asdict(m)} for name, m in self.models.entries.items()}}
+        stated = {name: {"name": m.name, **dataclasses.asdict(m)} for name, m in self.models.entries.items()}
+        return {"models": stated, "judged": self.judges}

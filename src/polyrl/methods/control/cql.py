@@ -77,7 +77,7 @@ class ConservativePenalty(OffPolicyTerm):
         found = []
         for name in ("observation", "next_observation"):
             shown = batch[name].expand(count, *batch[name].shape)
-            found.append(policy.sample(shown, see.draw(*shape)))
+            found.append(policy.sample(shown, see.draw(*shape[:-1], policy.numbers)))
         uniform = 2 * see.draw.uniform(*shape) - 1
         found.append((uniform, torch.full(shape[:-1], -shape[-1] * math.log(2))))
         actions, logprobs = zip(*found, strict=True)

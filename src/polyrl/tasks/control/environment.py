@@ -33,7 +33,16 @@ Make = Callable[..., Any]
 
 STEPPING = ("single", "async", "vector")
 
-gymnasium.register(id="UnlockGrid-v0", entry_point="polyrl.tasks.control.unlock_grid:UnlockGrid")
+OWN = {
+    "UnlockGrid-v0": "unlock_grid:UnlockGrid",
+    "two-peaks": "two_peaks:TwoPeaks",
+    "code-lock": "code_lock:CodeLock",
+    "lot-sizing": "lot_sizing:LotSizing",
+    "slippery-lake": "slippery_lake:SlipperyLake",
+}
+"""Environments that are written out here, by their ids."""
+for _id, _place in OWN.items():
+    gymnasium.register(id=_id, entry_point=f"polyrl.tasks.control.{_place}")
 
 
 @dataclass
@@ -86,10 +95,26 @@ class ControlTask:
 
     @cached_property
     def metric(self) -> Metric:
-        """Return of evaluation episodes, with the environment's own threshold as the line to reach."""
+        """Return of evaluation episodes, with the lines that the environment declares, and its threshold to reach.
+
+        What is known of a problem beside the threshold, such as an optimum or what a heuristic comes to, an environment
+        says in `metadata["lines"]`, by name.
+        """
         threshold = None if self.make else find_spec(self.spec).reward_threshold
-        lines = {} if threshold is None else {"solved": float(threshold)}
-        return Metric(key="eval/return", label="return", lines=lines, target="solved" if lines else "")
+        solved = {} if threshold is None else {"solved": float(threshold)}
+        return Metric(
+            key="eval/return", label="return", lines={**self._lines, **solved}, target="solved" if solved else ""
+        )
+
+    @property
+    def _lines(self) -> dict[str, float]:
+        declared = self._probed.metadata.get("lines", {}) if self.spec in OWN or self.make else {}
+        try:
+            return {str(name): float(value) for name, value in declared.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(
+                f"{self.spec} declares the lines {declared!r}; write names with numbers, such as {{'optimum': 1.0}}."
+            ) from None
 
     @property
     def access(self) -> frozenset[str]:

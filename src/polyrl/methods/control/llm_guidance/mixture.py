@@ -5,7 +5,7 @@ P(a|s) = w(s) P_advice(a|s) + (1 - w(s)) pi(a|s). Advice and its weight are cons
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyrl.core.experience import Experience
-from polyrl.models.actor import Actor, DistributionActor, Moment, Player
+from polyrl.models.actor import DistributionActor, Moment, Player, Wrapper
 from polyrl.models.normalization import Floats
 
 
@@ -26,7 +26,7 @@ class Guide(Protocol):
         ...
 
 
-class AdvisedActor(Actor):
+class AdvisedActor(Wrapper):
     """Acts by the mixture of advice and another actor's distribution, and stores the advice that it has used.
 
     Attributes:
@@ -35,20 +35,16 @@ class AdvisedActor(Actor):
     """
 
     judged_as = "guided"
-    fields_read = frozenset({"advice", "advice_weight"})
+    inner: DistributionActor
 
     def __init__(self, inner: DistributionActor, guide: Guide):
-        self.inner, self.guide = inner, guide
-        self.action_shape, self.action_dtype = inner.action_shape, inner.action_dtype
+        super().__init__(inner)
+        self.guide, self.fields_read = guide, frozenset({"advice", "advice_weight"})
         self.recorded = {
             **inner.recorded,
             "advice": ((inner.distribution.size,), np.float32),
             "advice_weight": ((), np.float32),
         }
-
-    def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
-        """The agent's own, which makes samples of any logits."""
-        return self.inner.noise(steps, count, generator)
 
     def player(self) -> Player:
         """Choose by the mixture's log-probabilities, which then are what is recorded as `params`."""
@@ -80,26 +76,6 @@ class AdvisedActor(Actor):
         """The mixture's log-probabilities `[N]`, and their derivatives by the agent's own."""
         action, advice, weight = (batch[n].squeeze(1).numpy() for n in ("action", "advice", "advice_weight"))
         return mixed_grad(logprob, action, advice, weight)
-
-    def observe(self, shown: NDArray[np.float64]) -> None:
-        """The agent's statistics."""
-        self.inner.observe(shown)
-
-    def normalize(self, shown: NDArray[np.float64]) -> Floats:
-        """By the agent's statistics."""
-        return self.inner.normalize(shown)
-
-    def observed(self) -> Callable[[NDArray[np.float64] | None, NDArray[np.float64], Floats], None] | None:
-        """The agent's."""
-        return self.inner.observed()
-
-    def statistics(self) -> list[Tensor]:
-        """The agent's."""
-        return self.inner.statistics()
-
-    def is_finite(self) -> bool:
-        """The agent's parameters."""
-        return self.inner.is_finite()
 
 
 def _log(x: Floats) -> Floats:

@@ -1,14 +1,16 @@
-"""HARPG and N-HARPG: a recursive gradient, corrected by a Hessian-vector product at a random point of the last segment.
+"""HARPG: a recursive average of gradients that a Hessian-vector product carries along with the policy.
 
-A draft of arXiv:2302.01734, algorithm 2. tau_t is played at theta_t, and tau^_t at theta^_t = q theta_t + (1 - q)
-theta_{t-1} with q ~ U[0, 1], and
-d_t = (1 - eta_t) (d_{t-1} + B(tau^_t, theta^_t) (theta_t - theta_{t-1})) + eta_t g(tau_t).
-So it has two streams of fresh rows, in which two models act.
+Trajectories are played at theta_t, and others at theta^_t = q theta_t + (1 - q) theta_{t-1} with q ~ U[0, 1], at which
+B(tau^, theta^) (theta_t - theta_{t-1}) is on average the difference of the gradients at both ends:
+d_t = (1 - eta_t) (d_{t-1} + B(tau^_t, theta^_t) (theta_t - theta_{t-1})) + eta_t g(tau_t, theta_t).
+So it has two streams of fresh rows, in which two models act. Steps of given length along d make it N-HARPG.
+
+B is the mean over trajectories of each one's own product of gradient and score, as its proof has it, and not the
+product of means over all steps in the authors' code.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,34 +23,23 @@ from polyrl.core.experience import Experience
 from polyrl.core.streams import Stream
 from polyrl.core.update import Fresh, OwnUpdate, See
 from polyrl.kernels.flat import FlatParameters
+from polyrl.models.actor_critic import MlpPolicy
 from polyrl.models.base import Copy
-from polyrl.models.policies import SquashedGaussian
 from polyrl.parts.control import StepEnvironments
+from polyrl.parts.trajectories import parameters_of, policy_gradient, reward_to_go
 from polyrl.recipe import Recipe, hyperparameter
 
-SLUG = "harpg-draft"
+SLUG = "harpg"
 TITLE = "Stochastic Policy Gradient Methods: Improved Sample Complexity for Fisher-non-degenerate Policies"
 PAPER = "arXiv:2302.01734"
 YEAR = 2023
-FORMULA = "d = (1 - eta)(d + B(tau^, theta^)(theta - theta before)) + eta g(tau); theta += gamma d / |d|"
+FORMULA = "d = (1 - eta)(d + B(tau^, theta^)(theta - theta before)) + eta g(tau); theta += gamma d"
 TASK = "Pendulum-v1"
 
 
 def momentum(t: int) -> float:
     """eta_t = 2 / (t + 2)."""
     return 2 / (t + 2)
-
-
-def reward_to_go(batch: Experience, gamma: float) -> Tensor:
-    """sum_{h >= t} gamma^h r_h within each episode, h counted from its start; `[B, T]`."""
-    reward, ends = batch["reward"], batch["terminated"] | batch["truncated"]
-    result = torch.zeros_like(reward)
-    for b in range(len(reward)):
-        starts = [0, *((ends[b, :-1].nonzero()[:, 0] + 1).tolist()), reward.shape[1]]
-        for first, last in itertools.pairwise(starts):
-            discounted = reward[b, first:last] * gamma ** torch.arange(last - first)
-            result[b, first:last] = discounted.flip(0).cumsum(0).flip(0)
-    return result
 
 
 def hessian_vector(logprob: Tensor, returns: Tensor, parameters: list[Tensor], u: Tensor) -> Tensor:
@@ -82,19 +73,15 @@ class HessianAided(OwnUpdate):
     models: ClassVar[frozenset[str]] = frozenset({"between"})
 
     gamma: float = hyperparameter(0.99, "discount, per step", low=0, high=1)
-    step_size: float = hyperparameter(0.1, "gamma_0: scale of the steps", above=0)
-    normalized: bool = hyperparameter(True, "whether steps have the length gamma_t (N-HARPG)")
+    step_size: float = hyperparameter(1e-5, "gamma_0: scale of the steps; that of rewards tells it", above=0)
+    normalized: bool = hyperparameter(False, "whether steps have a given length (N-HARPG)")
 
     def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """One step of algorithm 2; `see.rows` are the episodes at the point between."""
         stores, memory = see.context.tensors(self.name), see.context.memory(self.name)
         t = memory.get("t", 0)
-        with see.gradients("policy") as policy:
-            logprob = policy.outputs(batch, {"logprob"}, see.draw)["logprob"]
-            (logprob * reward_to_go(batch, self.gamma)).sum(1).mean().backward()
-        gradient = see.models.flat["policy"].vector.grad.clone()
-        direction, eta = gradient, momentum(t)
-        parameters = see.models.flat["policy"].vector.data
+        gradient = policy_gradient(batch, see, "policy", self.gamma)
+        direction, eta, parameters = gradient, momentum(t), parameters_of(see, "policy")
         if t:
             (there,) = see.rows
             moved = parameters - stores["before"]
@@ -106,7 +93,7 @@ class HessianAided(OwnUpdate):
         length = self.step_size * (2 / (t + 2)) ** (1 if self.normalized else 0.5)
         parameters += length * (direction / (direction.norm() + 1e-12) if self.normalized else direction)
         share = float(see.draw.uniform(1))
-        see.models.flat["between"].vector.data.copy_(torch.lerp(stores["before"], parameters, share))
+        parameters_of(see, "between").copy_(torch.lerp(stores["before"], parameters, share))
         memory["t"] = t + 1
         return {"step_length": float((parameters - stores["before"]).norm()), "gradient": float(gradient.norm())}
 
@@ -116,9 +103,13 @@ def recipe() -> Recipe:
     episodes = StepEnvironments(environments=4, steps_per_environment=200)
     return Recipe(
         name=SLUG,
-        models={"policy": SquashedGaussian(hidden="32x32"), "between": Copy("policy")},
+        models={"policy": MlpPolicy(hidden="32x32", normalize_observation=False), "between": Copy("policy")},
         collect=episodes,
         streams={"there": Stream(episodes, acts="between")},
         updates=(HessianAided("policy", Fresh(), also=(Fresh("there"),)),),
-        adds=("policy-update",),
+        adds=("hessian-aided",),
+        notes={
+            "collect": "episodes at the policy, and others at a random point between it and the one before",
+            "improve": "a step along the average of gradients, which a Hessian-vector product keeps up to date",
+        },
     )

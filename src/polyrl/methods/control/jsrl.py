@@ -1,41 +1,43 @@
 """JSRL: a guide plays the first steps of every episode, the learner the rest, and the guide's share shrinks.
 
-A draft of arXiv:2204.02372. The guide is a policy of another run. All steps go to the replay buffer, and the base
-method's updates do not change, so `jsrl` stands on any recipe that steps environments for a buffer, and on IQL, which
-gets one beside its data. With no guided steps it is the base method, to the bit.
+The guide is a policy of another run. All steps go to the replay buffer, and the base method's updates do not change,
+so that `jsrl` stands on any method that steps environments for a buffer, and on IQL, which gets one beside its data.
+With no guided steps it is the base method, to the bit.
+
+As the paper's prose has it, and not its algorithm, the curriculum moves on only where the judged whole is good enough;
+the present horizon counts steps below h as the guide's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyrl import catalogue
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.update import Mix, Update
 from polyrl.data.replay import Replay
 from polyrl.data.transitions import Transitions
 from polyrl.errors import UserError
-from polyrl.models.actor import Actor, Making, Moment, Player
+from polyrl.methods.control import sac
+from polyrl.models.actor import Actor, Making, Moment, Player, Wrapper
 from polyrl.models.from_run import FromRun
-from polyrl.models.normalization import Floats
+from polyrl.parts.exploring import ExploreEnvironments
 from polyrl.parts.replayed import StepAndKeep
-from polyrl.recipe import Change, Judged, Recipe, hyperparameter
+from polyrl.recipe import Change, Judged, Recipe, hyperparameter, options
 from polyrl.rollout.evaluation import Evaluator
 from polyrl.runtime.seeding import stream_seed
 
-SLUG = "jsrl-draft"
+SLUG = "jsrl"
 TITLE = "Jump-Start Reinforcement Learning"
 PAPER = "arXiv:2204.02372"
 YEAR = 2022
@@ -75,27 +77,7 @@ def translation(space: spaces.Space[Any], guide: Actor, learner: Actor) -> Calla
     return (lambda action: action) if (theirs is None) == (ours is None) else translated
 
 
-class Corridor(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """Walk from 0 to 1 within 30 steps of at most 0.1; the reward is 1 there, and 0 on the way."""
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
-    observation_space = spaces.Box(-4, 4, (1,), np.float32)
-    action_space = spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """At 0."""
-        super().reset(seed=seed)
-        self.place, self.steps = 0.0, 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """A tenth of the action."""
-        self.place, self.steps = self.place + 0.1 * float(np.clip(action[0], -1, 1)), self.steps + 1
-        there = self.place > 1 - 1e-6
-        return np.array([self.place], np.float32), float(there), there, self.steps >= 30, {}
-
-
-class JumpStart(Actor):
+class JumpStart(Wrapper):
     """The guide's most probable actions in an episode's first `horizon` steps, then another actor's.
 
     Attributes:
@@ -106,13 +88,10 @@ class JumpStart(Actor):
     """
 
     def __init__(self, inner: Actor, guide: Actor, space: spaces.Space[Any], choices: list[int]):
-        self.inner, self.guide, self.space, self.choices = inner, guide, space, choices
-        self.horizon = 0
-        self.action_shape, self.action_dtype = inner.action_shape, inner.action_dtype
+        super().__init__(inner)
+        self.guide, self.space, self.choices, self.horizon = guide, space, choices, 0
         self.recorded = {**inner.recorded, "guided": ((), np.bool_)}
         self.memory = {**inner.memory, "step": ((), np.int64), "horizon": ((), np.int64)}
-        self.execute, self.executed_shape = inner.execute, inner.executed_shape
-        self.fields_read = inner.fields_read
 
     def before(self, inner: Actor) -> JumpStart:
         """The same guide before another actor."""
@@ -161,26 +140,6 @@ class JumpStart(Actor):
     def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
         """The inner actor's, and `guided` `[B, T]`."""
         return {**self.inner.fields(records, action), "guided": torch.from_numpy(records["guided"])}
-
-    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
-        """The inner actor's."""
-        return self.inner.outputs(batch, wants)
-
-    def observe(self, shown: NDArray[np.float64]) -> None:
-        """The inner actor's statistics."""
-        self.inner.observe(shown)
-
-    def normalize(self, shown: NDArray[np.float64]) -> Floats:
-        """By the inner actor's statistics."""
-        return self.inner.normalize(shown)
-
-    def observed(self) -> Callable[[NDArray[np.float64] | None, NDArray[np.float64], Floats], None] | None:
-        """The inner actor's."""
-        return self.inner.observed()
-
-    def statistics(self) -> list[Tensor]:
-        """The inner actor's."""
-        return self.inner.statistics()
 
     def is_finite(self) -> bool:
         """Of both."""
@@ -251,17 +210,42 @@ class JumpStarted(StepAndKeep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jsrl(Change):
+class JumpStartedExploring(JumpStarted, ExploreEnvironments):
+    """The same, where the learner's own steps are greedy, but for a falling share of random ones."""
+
+    def actor(self, inner: Actor, making: Making) -> Actor:
+        """Put the guide before the policy with its random actions."""
+        return super().actor(ExploreEnvironments.actor(self, inner, making), making)
+
+
+GUIDED: dict[type[StepAndKeep], type[JumpStarted]] = {
+    StepAndKeep: JumpStarted,
+    ExploreEnvironments: JumpStartedExploring,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpStarting(Change):
     """Put a guide before the policy of a method that steps environments for a replay buffer."""
 
     def change(self, recipe: Recipe) -> Recipe:
-        """The recipe with the guide among its models, and judged beside the policy."""
-        if type(recipe.collect) is not StepAndKeep:
-            raise UserError(f"{recipe.name} does not collect by 'step-and-keep' alone, so no guide can go first in it.")
-        kept = {f.name: getattr(recipe.collect, f.name) for f in dataclasses.fields(StepAndKeep)}
+        """The recipe with the guide among its models, and judged beside the policy.
+
+        Raises:
+            UserError: it collects in a way of its own.
+        """
+        recipe = online(recipe) if recipe.collect is None and "q" in recipe.models else recipe
+        collect = recipe.collect
+        kind = GUIDED.get(type(collect)) if isinstance(collect, StepAndKeep) else None
+        if kind is None or collect is None:
+            raise UserError(
+                f"{recipe.name} does not step environments for a replay buffer, or does so in a way of its own, so no "
+                f"guide can go first in it; sac, td3, dqn, rlpd and iql let one."
+            )
+        kept = {f.name: collect.setting(f.name, None) for f in options(collect)}
         return dataclasses.replace(
             recipe,
-            collect=JumpStarted(**kept),
+            collect=kind(**kept),
             models={**recipe.models, "guide": FromRun()},
             also_judged={
                 **recipe.also_judged,
@@ -272,9 +256,9 @@ class Jsrl(Change):
 
 
 def online(recipe: Recipe) -> Recipe:
-    """IQL that goes on from its data: a step of its own a turn, three quarters of every batch of what it collects.
+    """A method of data alone that goes on from it: a step of its own a turn, three quarters of each batch its own.
 
-    Rewards of the data stay as they are, like those of its own steps.
+    As the paper has IQL. Rewards of the data stay as they are, like those of its own steps.
     """
     first, *others = recipe.updates
     assert isinstance(first, Update)
@@ -287,13 +271,9 @@ def online(recipe: Recipe) -> Recipe:
     )
 
 
-def jump_started(base: str) -> Recipe:
-    """JSRL on a method of the catalogue."""
-    recipe = catalogue.build(base, domain="control")
-    recipe = online(recipe) if recipe.collect is None else recipe
-    return dataclasses.replace(Jsrl().change(recipe), name=SLUG, adds=("jsrl",))
-
-
 def recipe() -> Recipe:
     """On SAC."""
-    return jump_started("sac")
+    change = JumpStarting()
+    guided = change.change(sac.recipe())
+    notes = {"collect": "a guide plays the first steps of every episode, and fewer of them where that is good enough"}
+    return dataclasses.replace(guided, name=SLUG, adds=(), joins=(change,), notes={**guided.notes, **notes})

@@ -1,25 +1,25 @@
 """PDPPO: PPO with a second critic, of the state between the decision and what chance makes of it.
 
-A draft of arXiv:2504.05150: the environment tells the post-decision state, the policy is trained on the larger of two
-critics' advantages, and both critics by one regression of the lesser of them. Several machines decide at once, each
-with a probability ratio of its own. The card's lot-sizing problem is here too. Unlike the authors' code the whole actor
-is trained.
+The environment tells that post-decision state. The policy is trained on the larger of two critics' advantages, and both
+critics by one regression of the lesser of them. Several machines decide at once, each with a probability ratio of its
+own.
+
+Where text and code of the paper differ, this is its code (leokan92/pdppo) but for two things: the whole actor is
+trained, and the second critic's old values are its own. `regress=each` has the text's two regressions; both regress on
+the whole return, the cost of the decision included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import gymnasium
-import numpy as np
 import torch
-from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
 
 from polyrl.core.experience import Experience
+from polyrl.core.fields import Field
 from polyrl.core.update import Again, Draws, Epochs, Fresh, See, Update
 from polyrl.errors import UserError
 from polyrl.models.actor import DistributionActor
@@ -31,59 +31,12 @@ from polyrl.parts.credit import gae, masked_mean, masked_std
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, clipped_surrogate
 from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 
-SLUG = "pdppo-draft"
+SLUG = "pdppo"
 TITLE = "Post-Decision Proximal Policy Optimization with Dual Critic Networks"
 PAPER = "arXiv:2504.05150"
 YEAR = 2025
 FORMULA = "A = R - min(V(s), V'(s')), s' = f(s, a); loss of the critics = (min(V, V') - R)^2 / 2"
-
-
-# ------------------------------------------------------------------------------------------------------------ the task
-
-
-class LotSizing(gymnasium.Env[np.ndarray, Any]):
-    """Machines make items for a demand that is not known before; setting up costs, and so do lost sales and stock."""
-
-    production = np.array([[20, 15, 0], [0, 15, 20]])
-    setup_cost = np.array([[2, 1, 2], [2, 2, 1]])
-    setup_loss, holding, lost_sale, room, periods = 1, 0.01, 0.2, 100, 100
-    items, machines = 3, 2
-    metadata: ClassVar[dict[str, Any]] = {"info_fields": {"post_observation": (5,)}}
-
-    def __init__(self) -> None:
-        self.observation_space = spaces.Box(-99, 999, (self.items + self.machines,), np.float32)
-        self.action_space = spaces.MultiDiscrete([self.items + 1] * self.machines)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        draw = self.np_random
-        self.stock = draw.integers(0, self.room, self.items)
-        self.setup = np.array([1 + draw.choice(np.flatnonzero(made)) for made in self.production])
-        self.demand, self.t = draw.binomial(20, 0.4, (self.periods, self.items)), 0
-        return self._shown(self.stock, self.setup), {}
-
-    @staticmethod
-    def _shown(stock: NDArray[Any], setup: NDArray[Any]) -> NDArray[np.float32]:
-        return np.concatenate([stock, setup]).astype(np.float32)
-
-    def decided(self, action: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], float]:
-        """f(s, a): stock and setup after production, and what was paid for setting up. Changes nothing."""
-        stock, setup, cost = self.stock.copy(), self.setup.copy(), 0.0
-        for machine, item in enumerate(np.asarray(action)):
-            if item > 0:
-                changed = setup[machine] != item
-                cost += changed * self.setup_cost[machine, item - 1]
-                stock[item - 1] += self.production[machine, item - 1] - changed * self.setup_loss
-            setup[machine] = item
-        return stock, setup, float(cost)
-
-    def step(self, action: Any) -> Any:
-        stock, self.setup, cost = self.decided(action)
-        told = {"post_observation": self._shown(stock, self.setup)}
-        left = stock - self.demand[self.t]
-        self.stock, self.t = left.clip(0, self.room), self.t + 1
-        cost += self.lost_sale * float(-left.clip(max=0).sum()) + self.holding * float(self.stock.sum())
-        return self._shown(self.stock, self.setup), -cost, self.t >= self.periods, False, told
+TASK = "lot-sizing"
 
 
 # ---------------------------------------------------------------------------------------------- a ratio for each head
@@ -93,7 +46,7 @@ def head_logprobs(family: Distribution, params: Tensor, action: Tensor) -> Tenso
     """Log-probability of each choice, `[..., M]`; of other actions that of the whole, `[..., 1]`."""
     if not isinstance(family, MultiCategorical):
         return family.log_prob(params, action).unsqueeze(-1)
-    logs = [piece.log_softmax(-1) for piece in params.split(family.choices, -1)]
+    logs = [piece.log_softmax(-1) for piece in torch.split(params, family.choices, -1)]
     return torch.cat([log.gather(-1, action[..., i, None]) for i, log in enumerate(logs)], -1)
 
 
@@ -101,6 +54,7 @@ class HeadActor(DistributionActor):
     """Also notes the log-probability of each choice."""
 
     def fields(self, records: Any, action: Tensor) -> dict[str, Tensor]:
+        """`behaviour_head_logprob` `[B, T, M]` too."""
         heads = head_logprobs(self.distribution, torch.from_numpy(records["params"]), action)
         return {**super().fields(records, action), "behaviour_head_logprob": heads}
 
@@ -109,9 +63,11 @@ class HeadPolicyNetwork(MlpPolicyNetwork):
     """Also gives "head_logprob" `[B, T, M]`."""
 
     def actor(self) -> HeadActor:
+        """Acts by this policy."""
         return HeadActor(self.policy)
 
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """Of the batch's actions."""
         params = self.policy.network(batch["observation"])
         return {"head_logprob": head_logprobs(self.policy.distribution, params, batch["action"])}
 
@@ -124,6 +80,11 @@ class HeadPolicy(MlpPolicy):
     acting_gives: ClassVar[frozenset[str]] = MlpPolicy.acting_gives | {"behaviour_head_logprob"}
 
     def make(self, interface: Interface, stream: torch.Generator) -> HeadPolicyNetwork:
+        """A network to the task's choices.
+
+        Raises:
+            UserError: the task says which actions are allowed.
+        """
         if interface.masked:
             raise UserError(f"{SLUG} takes every action for allowed, and {interface.task} says which are; take ppo.")
         return HeadPolicyNetwork(super().make(interface, stream).policy, masked=False)
@@ -137,6 +98,7 @@ class HeadSurrogate(ClippedSurrogate):
     wants: ClassVar[frozenset[str]] = frozenset({"logprob", "head_logprob"})
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
+        """Of every step, `[B, T]`."""
         ratio = torch.exp(outputs["head_logprob"] - experience["behaviour_head_logprob"])
         high = self.clip_range if self.clip_range_high is None else self.clip_range_high
         advantage = experience["advantage"].unsqueeze(-1)
@@ -151,6 +113,7 @@ class PostCritic(MlpCritic):
     """A critic of post-decision states."""
 
     def make(self, interface: Interface, stream: torch.Generator) -> MlpCriticNetwork:
+        """A network of what `post-values` shows."""
         made = super().make(interface, stream)
         made.observes = "post_state"
         return made
@@ -166,6 +129,10 @@ class PostValues(Part):
     stage: ClassVar[Stage] = "credit"
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "post_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"post_state", "post_value"})
+    own_fields: ClassVar[Mapping[str, Field]] = {
+        "post_state": Field("[B, T, D]", "float32", "task's own", "what the second critic is shown of each step"),
+        "post_value": Field("[B, T]", "float32", "reward", "second critic's value, at collection"),
+    }
     told: ClassVar[frozenset[str]] = frozenset({"post_observation"})
     models: ClassVar[frozenset[str]] = frozenset({"policy", "post_critic"})
 
@@ -218,9 +185,11 @@ class LesserValueLoss(Averaged):
     regress: Literal["lesser", "each"] = hyperparameter("lesser", "what is regressed: the lesser value, or each")
 
     def required_models(self) -> frozenset[str]:
+        """The other critic."""
         return frozenset({self.other})
 
     def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
+        """(min(V, V') - R)^2 of every step, weighted, `[B, T]`."""
         value = outputs["value"]
         if self.regress == "lesser":
             other = see[self.other]
