@@ -19,6 +19,110 @@ class Group:
 
 GROUPS: list[Group] = [
     Group(
+        "tasks/language/tables.py",
+        "test_answer_tables.py -k 'measures or no_policy or samples or walks'",
+        [
+            ("mass[state] * probability[state][goes_on]", "probability[state][goes_on]"),
+            ("table - self.log_reference)", "self.log_reference - table)"),
+            ("self.log_reference[state] + q / temperature, 0)", "self.log_reference[state] + q, 0)"),
+            (
+                "if self.kl(self.tilted(math.exp(middle))) > kl else",
+                "if self.kl(self.tilted(math.exp(middle))) < kl else",
+            ),
+            ("value[state] = q.max()", "value[state] = q.mean()"),
+            ("here = self.following[states[:, step]", "here = self.following[states[:, 0]"),
+            ("later = self.following > ", "later = self.following >= "),
+        ],
+    ),
+    Group(
+        "models/language/tables.py",
+        "test_answer_tables.py -k 'entropy or read_back or hand'",
+        [
+            ("if bool((temperature == 1).all()):", "if True:"),
+            ("[state].float() if", "[0].float() if"),
+            ('policy.theta.data.copy_(held["theta"])', "pass"),
+            ("self.tables.log_reference + self.tables.features", "self.tables.features"),
+        ],
+    ),
+    Group(
+        "rollout/tables.py",
+        "test_answer_tables.py -k samples",
+        [
+            (
+                "state = torch.where(alive, tables.following[here, token], ENDS)",
+                "state = tables.following[here, token]",
+            ),
+            ("uniform[:, step], sampling)", "uniform[:, 0], sampling)"),
+        ],
+    ),
+    Group(
+        "tasks/language/garbage_tail.py",
+        "test_answer_tables.py -k 'world or bradley or settings'",
+        [
+            ("% self.covered", "% self.actions"),
+            ("if not self.benign:", "if True:"),
+            ("(1 - self.tail_mass) / self.covered", "1 / self.covered"),
+        ],
+    ),
+    Group(
+        "tasks/language/tabled.py",
+        "test_answer_tables.py -k 'world or bradley'",
+        [
+            ("torch.sigmoid(gap)", "torch.sigmoid(2 * gap)"),
+            ("((first, second), (second, first))", "((second, first), (first, second))"),
+            ("if self.instance is None:", "if True:"),
+        ],
+    ),
+    Group(
+        "tasks/language/answer_tree.py",
+        "test_answer_tables.py -k tree_is",
+        [
+            ("if len(prefix) + 1 < DEPTH:", "if len(prefix) < DEPTH:"),
+            ("one[p[-1]] if p", "one[p[0]] if p"),
+            ("gold[number[tuple(walks[0, :-1].tolist())], walks[0, -1]] = 1", "gold[0, 0] = 1"),
+            ("-tables.logprob_of(torch.log_softmax(phi", "tables.logprob_of(torch.log_softmax(phi"),
+        ],
+    ),
+    Group(
+        "tasks/language/token_sums.py",
+        "test_answer_tables.py -k token_sums",
+        [
+            ("gold - gold.mean(1, keepdim=True)", "gold"),
+            ("places[-1] = ENDS", "places[0] = ENDS"),
+            ("second[alike, -1] = (second[alike, -1] + 1) % self.choices", "pass"),
+        ],
+    ),
+    Group(
+        "run_state/tables.py",
+        "test_answer_tables.py -k 'logged or refused'",
+        [
+            ('("chosen", batch["preferred"])', '("chosen", ~batch["preferred"])'),
+            ('found["kl"] ** 0.5', 'found["kl"]'),
+            ("if model in needed:", "if False:"),
+            ("        if asked:", "        if False:"),
+        ],
+    ),
+    Group(
+        "report/payload.py",
+        "test_hump.py -k page",
+        [
+            ('if run.status == "finished" and both:', "if both:"),
+            ("b - both[0][1]) for a, b in both]", "b) for a, b in both]"),
+            ("[[d * d, start + hump.at(d)]", "[[d, start + hump.at(d)]"),
+        ],
+    ),
+    Group(
+        "report/hump.py",
+        "test_hump.py",
+        [
+            ("points = [(d, r) for d, r in points if d > 0]", "points = list(points)"),
+            ("math.exp(self.alpha / self.beta - 1)", "math.exp(self.alpha / self.beta)"),
+            ("(self.alpha - self.beta * _falls", "(self.alpha + self.beta * _falls"),
+            ("math.sqrt(wrong / len(rows))", "math.sqrt(wrong)"),
+            ("bb * ay - ab * by", "bb * ay"),
+        ],
+    ),
+    Group(
         "run_state/language.py",
         "test_domains.py -k nobody_writes_any",
         [

@@ -92,8 +92,8 @@ def _conclude(console: Console, folder: Path) -> None:
     console.print(f"{counts} in {duration(spent['seconds'])}")
     for line in time_lines(summary):
         console.print(line, soft_wrap=True)
-    language = domain_of_run(folder) == "language"
-    said = "  (an ordinary Hugging Face folder)" if language else ""
+    ordinary = (folder / "model" / "tokenizer_config.json").is_file()
+    said = "  (an ordinary Hugging Face folder)" if ordinary else ""
     console.print(f"model   {folder / 'model'}{said}", soft_wrap=True)
     console.print(f"page    polyrl report {folder}", soft_wrap=True)
     console.print(f"watch   polyrl play {folder}", soft_wrap=True)

@@ -18,6 +18,7 @@ from polyrl.errors import UserError
 from polyrl.models.language.pairs import FixedPairs, sequence_log_ratio
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.models.language.rows import micro_batches
+from polyrl.models.language.tables import load_policy
 from polyrl.parts.pairs import dpo_loss
 from polyrl.pretrain.reward_models import answers_of
 from polyrl.pretrain.supervised import length_batches, scheduled
@@ -59,7 +60,7 @@ def dpo_policy(
     def make(folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
         say(f"making the DPO policy of {task.name}, about half a minute")
-        policy = LanguagePolicy.load(model)
+        policy = load_policy(model)
         pairs = source.rows(answers_of(task, policy, source.seed))
         facts = train_dpo(policy, pairs, beta=beta, epochs=epochs, generator=generator(0, "dpo policy"))
         policy.save(folder)

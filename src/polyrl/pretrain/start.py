@@ -12,6 +12,7 @@ from typing import Any
 
 from polyrl.runtime.cache import cache_folder, cached
 from polyrl.tasks.language.base import LanguageTask, digest
+from polyrl.tasks.language.tabled import TabledTask
 
 RECIPE_VERSION = 3
 """Raised when the way of making starting models changes."""
@@ -36,6 +37,11 @@ def start_model(task: LanguageTask, seed: int = 0, say: Callable[[str], None] = 
     task = task.starting()
 
     def make(folder: Path) -> dict[str, Any]:
+        if isinstance(task, TabledTask):
+            from polyrl.models.language.tables import TablePolicy
+
+            TablePolicy(task.tables).save(folder)
+            return {"task": task.name, "kind": "tables"}
         from polyrl.pretrain.solutions import pretrain  # heavy
 
         return pretrain(task, folder, seed=seed, say=say, **task.start_size)

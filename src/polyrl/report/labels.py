@@ -71,6 +71,13 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "eval/log_ratio_desirable": ("Log-ratio of desirable held-out responses", "nats per {episode}", "Evaluation"),
     "eval/log_ratio_undesirable": ("Log-ratio of undesirable held-out responses", "nats per {episode}", "Evaluation"),
     "eval/kl": ("KL to the start, in evaluation", "nats per {episode}", "Evaluation"),
+    "eval/root_kl": ("Root of the KL to the start", "", "Evaluation"),
+    "eval/gold": ("Gold of the policy", "", "Evaluation"),
+    "eval/gold_at_kl": ("Most gold at this KL", "", "Evaluation"),
+    "eval/best_gold": ("Gold of the best answer", "", "Evaluation"),
+    "eval/off_data": ("Probability off the data", "share", "Evaluation"),
+    "eval/chosen_logprob": ("Log-probability of chosen answers", "nats", "Evaluation"),
+    "eval/rejected_logprob": ("Log-probability of rejected answers", "nats", "Evaluation"),
     "eval/kl_to_reference": ("KL to the reference", "nats", "Evaluation"),
     "eval/margin": ("Margin on held-out responses", "chosen minus rejected", "Evaluation"),
     "eval/loss": ("Loss on held-out responses", "", "Evaluation"),
@@ -224,6 +231,7 @@ _ALSO_JUDGED = re.compile(r"eval/(?P<name>\w+)/(?P<metric>return|return_std|leng
 
 PANELS: dict[str, tuple[str, ...]] = {
     "language": (
+        *("eval/off_data", "eval/chosen_logprob"),
         *("reward", "kl", "entropy", "completions/mean_length", "rewards/margins", "rewards/accuracies"),
         *("logps/chosen", "logps/rejected", "eval/pair_accuracy", "eval/auc", "eval/kl", "approx_kl", "clip_ratio"),
         *("frac_reward_zero_std", "value/explained_variance", "loss", "grad_norm/policy"),

@@ -405,7 +405,7 @@
     const along = points(run, xKey, over);
     const value = points(run, key, over);
     if (along.length < 2 || value.length < 2) return [];
-    const zero = xKey === klKey || xKey === "kl"; // the KL to the start is zero at the start
+    const zero = xKey === klKey || xKey === "kl" || xKey === "eval/kl"; // the KL to the start is zero at the start
     const first = zero ? [[0, 0], ...(along[0][0] > 0 ? along : along.slice(1))] : along;
     const last = first[first.length - 1][0] + (first[first.length - 1][0] - first[first.length - 2][0]); // one interval further at most
     const size = Math.max(1, Math.ceil(value.length / 14));
@@ -420,7 +420,7 @@
   const onScale = { linear: (v) => v, sqrt: (v) => Math.sqrt(Math.max(0, v)), log: (v) => Math.log10(Math.max(v, 1e-12)) };
   const scaleWords = { linear: (t) => t, sqrt: (t) => `√ of ${t}`, log: (t) => `log10 of ${t}` };
   // Draws `against` over the quantity xKey, a path for each method; returns whether there was anything to draw.
-  function drawPlane(host, { xKey, against, xScale = "linear", xTitle, fromZero, height, small = false }) {
+  function drawPlane(host, { xKey, against, xScale = "linear", xTitle, fromZero, height, small = false, fits = {} }) {
     const put = onScale[xScale];
     const series = methods.filter((m) => !hidden.has(m)).map((method) => {
       const paths = data.runs.filter((r) => r.method === method && r.status === "finished")
@@ -441,7 +441,10 @@
       series: series.map((m) => ({
         name: m.method,
         look: look(m.method),
-        curves: m.paths.length > 1 && !small ? m.paths.map((points) => ({ points, kind: "seed", end: true })) : [],
+        curves: [
+          ...(m.paths.length > 1 && !small ? m.paths.map((points) => ({ points, kind: "seed", end: true })) : []),
+          ...(fits[m.method] || []).map((f) => ({ points: f.points.map(([x, y]) => [put(x), y]), kind: `fit ${f.law}` })),
+        ],
         mean: m.middle,
         end: m.middle[m.middle.length - 1],
       })),
@@ -481,8 +484,13 @@
         return { figure, against, place: element(figure, "div", "chart") };
       });
       for (const { figure, against, place } of planes) {
+        const fits = chart.fitted === against.key ? chart.fits : {};
         const xTitle = along.unit ? `${along.label} (${along.unit})` : along.label;
-        if (!drawPlane(place, { xKey: chart.x, against, xScale: chart.x_scale, xTitle, fromZero: chart.x === "kl", height: 260, small: true })) figure.remove();
+        if (!drawPlane(place, { xKey: chart.x, against, xScale: chart.x_scale, xTitle, fromZero: chart.x === "kl" || chart.x === "eval/kl", height: 260, small: true, fits })) figure.remove();
+      }
+      for (const method of Object.keys(chart.fits || {}).filter((m) => !hidden.has(m) && chart.fits[m].length)) {
+        const told = chart.fits[method].map((f) => `${f.words} with α ${f.alpha.toFixed(2)}, β ${f.beta.toFixed(2)}, error ${f.rmse.toFixed(3)}`);
+        element(host, "p", "note", `${method}, d the root: ${told.join("; ")} (dashed and dotted).`);
       }
       if (!host.childElementCount) element(host, "p", "note", "No shown method has a finished run that logged both quantities.");
       byId(`chart-${i}-legend`).replaceChildren();

@@ -22,6 +22,7 @@ from polyrl.run_state.language_evaluation import EVALUATION_SEED, Evaluation, an
 from polyrl.run_state.language_run_state import CHECKED_ROWS, LanguageRunState
 from polyrl.run_state.reward_model import FOLDER as REWARD_MODEL
 from polyrl.run_state.reward_model import RewardModelRunState
+from polyrl.run_state.tables import check_tables
 from polyrl.run_state.user_data import check_pairs_can_be_made, fit_rows
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.runtime.device import apply, settings_of
@@ -34,6 +35,7 @@ from polyrl.tasks.language.dataset import DatasetTask
 from polyrl.tasks.language.judge import load_preference
 from polyrl.tasks.language.preferences import PAIR_METRIC, dataset_task
 from polyrl.tasks.language.rewards import unloaded_reward
+from polyrl.tasks.language.tabled import TabledTask
 
 if TYPE_CHECKING:
     from polyrl.recipe import Recipe
@@ -181,6 +183,8 @@ def make_run_state(
     if needs_pairs:
         own = any(not reward.checker for reward in task.rewards) or bool(config.rewards)
         check_pairs_can_be_made(task, config.arm, judged=own or task.preference is not None, labels=needs_labels)
+    if isinstance(task, TabledTask):
+        check_tables(config, task, recipe)
     give_imitated(config, task, recipe)
     model = prepare(config, task, say)
     for part in recipe.score:

@@ -15,11 +15,13 @@ from polyrl.rollout.language import Sampling
 from polyrl.run_state.completions import judged_completions
 from polyrl.run_state.labels import judged_labels
 from polyrl.run_state.pairs import judged_pairs
+from polyrl.run_state.tables import judged_exactly
 from polyrl.runtime.seeding import generator
 from polyrl.tasks.language import Row
 from polyrl.tasks.language.base import table_rows
 from polyrl.tasks.language.columns import told_columns
 from polyrl.tasks.language.reward_runner import Scores
+from polyrl.tasks.language.tabled import TabledTask
 
 if TYPE_CHECKING:
     from polyrl.run_state.language_run_state import LanguageRunState
@@ -69,13 +71,16 @@ def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[s
     Where there are rewards, accuracy, reward and length of one response to each. Where the task has preference pairs or
     labelled responses, how well held-out ones are told apart, and of sampled responses the KL to the start: without
     rewards nothing is answered for that, unless responses are to be sampled. Where responses are imitated, how likely
-    held-out ones are.
+    held-out ones are. Where all answers are tables, what they are worth on average, the KL and more, exactly, and
+    nothing is sampled.
     """
     how, task, terms = run_state.evaluation, run_state.task, run_state.pair_terms
     given = bool(task.fixed_pairs or task.labelled)
     metrics: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
-    if answers(run_state):
+    if isinstance(task, TabledTask):
+        metrics, samples = judged_exactly(run_state)
+    elif answers(run_state):
         metrics, samples, batch = _answered(run_state)
         if given and not how.greedy:
             log_ratio = (batch["behaviour_logprob"] - run_state.reference_of(batch)) * batch["mask"]
@@ -97,6 +102,8 @@ def evaluate(run_state: LanguageRunState) -> tuple[dict[str, float], list[dict[s
 
 def answers(run_state: LanguageRunState) -> bool:
     """Whether an evaluation answers prompts: not where given responses are all that a run is judged by."""
+    if isinstance(run_state.task, TabledTask):
+        return False
     return run_state.rewards is not None or not run_state.evaluation.greedy
 
 

@@ -24,9 +24,11 @@ from polyrl.models.language.policy import Backbone, LanguagePolicy, Precision
 from polyrl.models.language.prefix import SharedPrompts
 from polyrl.models.language.rows import micro_batches_of
 from polyrl.models.language.scalar import Critic
+from polyrl.models.language.tables import load_policy
 from polyrl.models.stored import Stored, StoredFile, StoredFolder
 from polyrl.rollout.continuations import go_on, states_of
 from polyrl.rollout.language import Engine, Sampling, TransformersEngine
+from polyrl.rollout.tables import engine_of
 from polyrl.run_state.language_evaluation import Evaluation, evaluate, seen_rows
 from polyrl.run_state.language_rewards import RewardedRunState
 from polyrl.runtime.files import fingerprint
@@ -84,9 +86,9 @@ class LanguageRunState(RewardedRunState):
         self.monitor_kl_every = monitor_kl_every
         self.evaluation = evaluation or Evaluation()
         self.lora = lora
-        self.policy = LanguagePolicy.load(model, device=device, precision=precision, lora=lora)
+        self.policy = load_policy(model, device=device, precision=precision, lora=lora)
         self.critic = self._first_critic(critic) if critic else None
-        self.engine: Engine = TransformersEngine(self.policy)
+        self.engine: Engine = engine_of(self.policy)
         self._frozen: dict[str, LanguagePolicy] = {}
         self.own: dict[str, OwnModel] = {}  # filled once the models that are given are there
         self.pair_terms = tuple(pair_terms)
@@ -113,7 +115,7 @@ class LanguageRunState(RewardedRunState):
 
     def _act_by(self, policy: LanguagePolicy) -> None:
         if policy is not self.policy:
-            self.policy, self.engine = policy, TransformersEngine(policy)
+            self.policy, self.engine = policy, engine_of(policy)
 
     # ------------------------------------------------------------------------------------------ collect and score
 
@@ -334,7 +336,7 @@ class LanguageRunState(RewardedRunState):
     @cached_property
     def reference(self) -> LanguagePolicy:
         """The frozen starting policy."""
-        policy = LanguagePolicy.load(self.reference_name, device=self.device, precision=self.precision)
+        policy = load_policy(self.reference_name, device=self.device, precision=self.precision)
         policy.requires_grad_(False)
         return policy
 

@@ -19,16 +19,20 @@ class Chart:
         y: names of those that are drawn, each in a panel of its own.
         x_scale: "sqrt" spreads what lies near 0 without losing 0: over-optimization is drawn over the square root of
             the KL (arXiv:2210.10760).
+        fitted: which of `y` a hump and a quadratic are fitted to, over the root of `x` (`polyrl.report.hump`), drawn
+            beside it and told with their errors; empty: none.
     """
 
     title: str
     x: str
     y: tuple[str, ...]
     x_scale: XScale = "linear"
+    fitted: str = ""
 
     def stated(self) -> dict[str, Any]:
         """Plain values, for YAML."""
-        return {**asdict(self), "y": list(self.y)}
+        stated = {**asdict(self), "y": list(self.y)}
+        return stated if self.fitted else {k: v for k, v in stated.items() if k != "fitted"}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Chart:
@@ -41,4 +45,10 @@ class Chart:
         scale: XScale = values.get("x_scale", "linear")
         if scale not in get_args(XScale) or isinstance(y, str):
             raise ValueError(f"not a chart: {values}")
-        return cls(title=str(values["title"]), x=str(values["x"]), y=tuple(map(str, y)), x_scale=scale)
+        return cls(
+            title=str(values["title"]),
+            x=str(values["x"]),
+            y=tuple(map(str, y)),
+            x_scale=scale,
+            fitted=str(values.get("fitted", "")),
+        )

@@ -56,6 +56,12 @@ class TextEncoding:
         """Token ids that end a response."""
         return () if self.tokenizer.eos_token_id is None else (int(self.tokenizer.eos_token_id),)
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token -> number."""
+        found: dict[str, int] = self.tokenizer.get_vocab()
+        return found
+
     # ---- how plain texts are asked
 
     def ask_as(self, chat: Chat | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from polyrl.errors import UserError
 from polyrl.models.language.policy import LanguagePolicy
+from polyrl.models.language.tables import load_policy
 
 
 def trained_folder(folder: str) -> str:
@@ -29,8 +30,8 @@ def load_frozen(folder: str, like: LanguagePolicy) -> LanguagePolicy:
     Raises:
         UserError: there is no model, or its tokens are not those of `like`.
     """
-    policy = LanguagePolicy.load(trained_folder(folder), device=str(like.device), precision=like.precision)
-    if policy.tokenizer.get_vocab() != like.tokenizer.get_vocab():
+    policy = load_policy(trained_folder(folder), device=str(like.device), precision=like.precision)
+    if policy.vocabulary != like.vocabulary:
         raise UserError(
             f"The model in '{folder}' has other tokens than the policy; give one that was trained from the same start."
         )

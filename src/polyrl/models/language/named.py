@@ -226,4 +226,4 @@ class StoredAdapters(StoredFolder):
 def stored_policy(name: str, policy: LanguagePolicy, lora: LoraSettings | None, learns: Named) -> Stored:
     """A policy as an ordinary folder, or with adapters as an adapter folder."""
     kind = StoredFolder if lora is None else StoredAdapters
-    return kind(name, policy, LanguagePolicy.load, learns)
+    return kind(name, policy, type(policy).load, learns)
