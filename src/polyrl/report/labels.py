@@ -94,6 +94,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "baseline_score": ("Score of the greedy answers", "mean", "Reward"),
     "gap": ("Gap of the actions taken", "reward", "Reward"),
     "suboptimality": ("Suboptimality in training", "", "Reward"),
+    "cumulative_regret": ("Regret so far, each iteration", "reward", "Reward"),
     "best_win_rate": ("Win rate of the best answer", "share", "Reward"),
     "bonus": ("Bonus for what is little known", "mean", "Reward"),
     "frac_reward_zero_std": ("Groups without a spread", "share of groups", "Reward"),

@@ -16,7 +16,7 @@ from polyrl.report.labels import AXIS_KEYS, axis_label, axis_order, metric_label
 from polyrl.report.records import Records
 from polyrl.report.runs import Comparison, Run
 from polyrl.report.scale import FLOOR, unlogged
-from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND, Estimate, t_factor
+from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND, Estimate, mean_interval, t_factor
 from polyrl.runtime.figures import format_value, whole
 from polyrl.tasks.language.chat import transcript
 
@@ -67,10 +67,41 @@ def metric_table(comparison: Comparison) -> list[dict[str, Any]]:
     return table
 
 
-def chart_table(comparison: Comparison, keys: Collection[str]) -> list[dict[str, Any]]:
-    """The drawings that the task asked for and of which something was logged."""
-    found = [{**chart.stated(), "y": [key for key in chart.y if key in keys]} for chart in comparison.charts]
-    return [chart for chart in found if chart["y"] and chart["x"] in keys]
+def chart_table(comparison: Comparison, keys: Collection[str], axes: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The drawings that the task asked for and of which something was logged, with the slopes of powers."""
+    found = [
+        {
+            **chart.stated(),
+            "y": [key for key in chart.y if key in keys],
+            "slopes": {key: slopes(comparison, chart.x, key) for key in chart.y} if chart.powers else {},
+        }
+        for chart in comparison.charts
+    ]
+    return [chart for chart in found if chart["y"] and chart["x"] in (*keys, *axes)]
+
+
+def slopes(comparison: Comparison, x: str, key: str) -> dict[str, dict[str, Any]]:
+    """By method: the mean over finished seeds, with its interval, of the slope of log `key` over log `x`.
+
+    The slope is of the last decade of `x`, by least squares: of the order of a regret there is no more in its start.
+    """
+    found = {}
+    for method in comparison.methods:
+        runs = [run for run in comparison.of(method) if run.status == "finished"]
+        each = [slope for run in runs if (slope := last_decade_slope(run, x, key)) is not None]
+        if each:
+            found[method] = _estimate(mean_interval(each))
+    return found
+
+
+def last_decade_slope(run: Run, x: str, key: str) -> float | None:
+    """The slope of log `key` over log `x` over the last decade of x; None for fewer than three points above 0."""
+    across, up = run.records.column(x), run.records.column(key)
+    good = (across > 0) & (up > 0)  # and neither is missing
+    good[good] = across[good] >= across[good].max(initial=0) / 10
+    across, up = np.log10(across[good]), np.log10(up[good])
+    spread = ((across - across.mean()) ** 2).sum() if len(across) > 2 else 0.0
+    return float(((across - across.mean()) * (up - up.mean())).sum() / spread) if spread > 0 else None
 
 
 def axis_table(comparison: Comparison) -> list[dict[str, str]]:
@@ -328,7 +359,7 @@ def build_payload(comparison: Comparison) -> dict[str, Any]:
         },
         "floor": FLOOR,
         "domain": comparison.domain,
-        "charts": chart_table(comparison, keys[1]),
+        "charts": chart_table(comparison, keys[1], keys[0]),
         "panels": panels(comparison.domain, keys[1], key),
         "methods": comparison.methods,
         "axes": axes,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from polyrl.core.access import ACCESS, in_words
 from polyrl.errors import UserError, nearest
+from polyrl.runtime.chart import Chart
 from polyrl.runtime.metric import Metric
 from polyrl.settings import parse_call
 from polyrl.tasks.language.phrases import a_kind
@@ -223,6 +224,29 @@ class FiniteMDP:
             found["diameter"] = solving.diameter(self.transition[0])
         return found
 
+    @cached_property
+    def reward_range(self) -> tuple[float, float]:
+        """The least and the most that one step can pay."""
+        if self.reward_noise == "bernoulli":
+            return 0.0, 1.0
+        return float(self.reward.min()), float(self.reward.max())
+
+    @cached_property
+    def return_range(self) -> tuple[float, float]:
+        """The least and the most that an episode can earn, whatever is done and whatever luck there is."""
+        if not self.horizon:
+            raise UserError("What an episode can earn is asked of problems with a horizon, and this one has none.")
+        chance = self.reward_noise == "bernoulli"
+        paid = ((self.reward >= 1).double(), (self.reward > 0).double()) if chance else (self.reward, self.reward)
+        ends = []
+        for reward, sign in zip(paid, (-1.0, 1.0), strict=True):
+            value = torch.zeros(len(self.states), dtype=torch.float64)
+            for h in range(self.horizon - 1, -1, -1):
+                following = torch.where(self.transition[h] > 0, sign * value, -math.inf).max(-1).values
+                value = sign * (sign * reward[h] + following).max(-1).values
+            ends.append(sign * float((sign * value)[self.initial > 0].max()))
+        return ends[0], ends[1]
+
     # -- what a simulator needs
 
     @cached_property
@@ -300,6 +324,12 @@ class FiniteTask:
         key, label, unit = kinds[mdp.criterion]
         lines = {"optimum": mdp.optimum, "uniform policy": float(mdp.worth(mdp.uniform))}
         return Metric(key=key, label=label, unit=unit, lines=lines, target="optimum")
+
+    @cached_property
+    def charts(self) -> tuple[Chart, ...]:
+        """The regret over what was acted, on logarithmic axes: its slope is the power by which it grows."""
+        over = "steps" if self.mdp.criterion == "average" else "samples"
+        return (Chart(title="Regret", x=over, y=("cumulative_regret",), x_scale="log", y_scale="log"),)
 
 
 @dataclass(frozen=True)
