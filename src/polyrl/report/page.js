@@ -475,6 +475,13 @@
   }
 
   // ---- what the task asks to be drawn ------------------------------------------------------------------------------
+  // By which power a quantity grows, where the drawing has two logarithmic axes.
+  function slopeNote(figure, chart, against) {
+    const found = chart.slopes[against.key] || {};
+    const each = methods.filter((m) => !hidden.has(m) && found[m])
+      .map((m) => `${m} ${fixed(found[m].value, 2)}${interval(found[m], (v) => fixed(v, 2))}`);
+    if (each.length) element(figure, "p", "note slopes", `Slope over the last decade, mean over seeds [95% t interval]: ${each.join("; ")}. 1 is linear, 0.5 a square root, 0 has stopped growing.`);
+  }
   function drawCharts() {
     data.charts.forEach((chart, i) => {
       const host = byId(`chart-${i}`);
@@ -489,6 +496,7 @@
       for (const { figure, against, place } of planes) {
         const xTitle = along.unit ? `${along.label} (${along.unit})` : along.label;
         if (!drawPlane(place, { xKey: chart.x, against, xScale: chart.x_scale, yScale: chart.y_scale, xTitle, fromZero: chart.x === "kl", height: 260, small: true })) figure.remove();
+        else slopeNote(figure, chart, against);
       }
       if (!host.childElementCount) element(host, "p", "note", "No shown method has a finished run that logged both quantities.");
       byId(`chart-${i}-legend`).replaceChildren();
@@ -496,14 +504,6 @@
         const item = element(byId(`chart-${i}-legend`), "span", "item");
         swatch(item, method);
         element(item, "span", "", method);
-      }
-      for (const key of chart.y) {
-        const each = methods.filter((m) => !hidden.has(m) && chart.slopes[key] && chart.slopes[key][m]).map((m) => {
-          const e = chart.slopes[key][m];
-          return `${m} ${fixed(e.value, 2)}${interval(e, (v) => fixed(v, 2))}`;
-        });
-        const named = metrics.find((m) => m.key === key);
-        if (each.length) element(host, "p", "note slopes", `Slope of ${named.label} over the last decade, mean over seeds [95% t interval]: ${each.join("; ")}. 1 is linear, 0.5 a square root, 0 has stopped growing.`);
       }
     });
   }
