@@ -19,10 +19,11 @@ from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import OwnUpdate, See
 from polyrl.errors import UserError
+from polyrl.models.finite import Counts
 from polyrl.recipe import Part, Stage, hyperparameter
 from polyrl.rollout.finite import NUMBERS, drawn, outcomes, rolled
 from polyrl.runtime.seeding import counted_uniforms
-from polyrl.tasks.theory.finite import FiniteMDP, thresholds
+from polyrl.tasks.theory.finite import FiniteMDP, FiniteTask, thresholds
 
 FIELDS = frozenset(
     {"state", "action", "next_state", "step", "reward", "terminated", "truncated", "mask", "present"}
@@ -328,3 +329,29 @@ def first_reached(counted: Tensor, limit: Tensor, cells: Tensor) -> int | None:
         if counts[cell] >= limits[cell]:
             return visit
     return None
+
+
+def optimistic_values(counts: Counts, bonus: float, highest: float, unknown: float) -> Tensor:
+    """Values `[H, S, A]` of acting the best in the estimated model, raised by `bonus` / sqrt(n), at most `highest`.
+
+    A pair that was never tried is worth `unknown`.
+    """
+    count = counts.visits.sum(-1)
+    raised = bonus / torch.sqrt(count.clamp(min=1))
+    q = torch.zeros_like(counts.earned)
+    value = torch.zeros(q.shape[1], dtype=torch.float64)
+    for h in range(len(q) - 1, -1, -1):
+        known = (counts.earned[h] + counts.visits[h] @ value) / count[h].clamp(min=1) + raised[h]
+        q[h] = torch.where(count[h] > 0, known.clamp(max=highest), unknown)
+        value = q[h].max(-1).values
+    return q
+
+
+def check_horizon(who: str, task: FiniteTask) -> None:
+    """Refuse a problem whose episodes do not end by themselves.
+
+    Raises:
+        UserError: it has no horizon.
+    """
+    if not task.mdp.horizon:
+        raise UserError(f"{who} is for problems with a horizon, and {task.name} has none; try --task stochastic-lock.")

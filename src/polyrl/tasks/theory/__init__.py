@@ -22,6 +22,7 @@ TASKS: dict[str, str] = {
     "matrix-game": "find the Nash policy of random preferences among `actions` answers; each seed is a game",
     "river-swim": "swim against the current for the reward of the far bank, judged on average (a finite MDP)",
     "rock-paper-scissors": "find the Nash policy of three answers that beat each other in a circle",
+    "stochastic-lock": "a combination lock that slips; each seed is another secret code (a finite MDP)",
 }
 """Name of every built-in task and one line about it."""
 
@@ -33,6 +34,7 @@ _PLACES = {
     "matrix-game": "games:MatrixGame",
     "river-swim": "families:RiverSwim",
     "rock-paper-scissors": "games:RockPaperScissors",
+    "stochastic-lock": "families:StochasticLock",
 }
 
 

@@ -54,7 +54,7 @@ class CombinationLock(FiniteTask):
     @cached_property
     def code(self) -> tuple[int, ...]:
         """The secret action of each step."""
-        stream = generator(self.instance, "combination lock")
+        stream = generator(self.instance or 0, "combination lock")
         return tuple(torch.randint(self.choices, (self.horizon,), generator=stream).tolist())
 
     @cached_property
@@ -69,6 +69,20 @@ class CombinationLock(FiniteTask):
         reward[-1, 1] = self.consolation
         reward[-1, 0, self.code[-1]] = 1
         return FiniteMDP(transition, reward, horizon=h, reward_noise="bernoulli", states=("good", "bad"))
+
+
+@dataclass(frozen=True)
+class StochasticLock(CombinationLock):
+    """The combination lock, with another secret code for each seed of a run.
+
+    Attributes:
+        instance: number of the secret code; none takes the run's seed, so that seeds are locks.
+    """
+
+    instance: int | None = None  # type: ignore[assignment]
+
+    name: ClassVar[str] = "stochastic-lock"
+    budget: ClassVar[str] = "samples=16000"
 
 
 @dataclass(frozen=True)
