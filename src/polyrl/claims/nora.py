@@ -15,7 +15,7 @@ EPISODES = (1_000, 4_000, 16_000, 64_000)
 
 def arm(episodes: int) -> str:
     """The arm that is given so many episodes, and knows it."""
-    return f"NORA, {episodes:,} episodes"
+    return f"NORA for {episodes} episodes"
 
 
 @dataclass(frozen=True)
