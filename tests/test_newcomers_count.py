@@ -60,7 +60,6 @@ def test_files_that_are_said_to_be_new_are_new_and_others_are_there() -> None:
     known = {
         "ppo_list",
         "harpg",
-        "psdp",
         "q_learning_generative",
         "ucbvi",
     }  # what is there already, or what papers compare with

@@ -109,11 +109,16 @@ class FiniteRunState(RunState):
         }
         if count:
             metrics["eval/regret"] = max(total / count, LOWEST)
+        if self.mdp.policies is not None:
+            metrics["eval/class_suboptimality"] = max(float(self.mdp.class_worths.max()) - worth, 0.0)
         return metrics, likeliest(self)
 
     def evaluation_facts(self) -> dict[str, Any]:
         """Exactly, and what is known of the problem."""
-        return {"exact": True, **self.mdp.constants}
+        facts = self.mdp.constants
+        if self.task.drawn_by_seed:  # seeds are compared, and their optima are equal but for rounding
+            facts = {name: round(value, 10) for name, value in facts.items()}
+        return {"exact": True, **facts}
 
     # --------------------------------------------------------------------------------------------------- folders
 

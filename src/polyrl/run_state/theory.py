@@ -21,7 +21,6 @@ from polyrl.parts.theory import RobustBackup
 from polyrl.run_state.base import RunState
 from polyrl.run_state.finite import FiniteRunState
 from polyrl.tasks.theory import task as built_in_task
-from polyrl.tasks.theory.families import StochasticLock
 from polyrl.tasks.theory.finite import FiniteTask, own_task
 from polyrl.tasks.theory.games import MatrixGame, PreferenceGame
 from polyrl.tasks.theory.mdp import Plan, RobustMDP
@@ -246,9 +245,9 @@ def make_task(config: RunConfig, given: PythonObjects) -> PreferenceGame | Robus
     if (given and given.environment is not None) or ":" in config.task.partition("(")[0]:
         return own_task(config.task, given.environment if given else None)
     task = built_in_task(config.task)
-    if isinstance(task, MatrixGame | StochasticLock) and task.instance is None:
+    if isinstance(task, MatrixGame) and task.instance is None:
         task = dataclasses.replace(task, instance=config.seed)
-    return task
+    return task.for_seed(config.seed) if isinstance(task, FiniteTask) else task
 
 
 def make_run_state(
