@@ -130,6 +130,7 @@ def test_it_learns_the_lock_and_optimism_is_why() -> None:
     reached(-bold.run_state.models["critic"].eta, -0.393178)
     kept, eager = (run_of("samples=4000", **s) for s in ({"reset": "false"}, {"actor": "greedy"}))
     assert regret_of(kept) < regret_of(bold) and regret_of(eager) < regret_of(bold)  # on a table resets cost
+    assert eager.run_state.evaluate()[0]["eval/suboptimality"] < 1e-9  # what acts is what is judged
     timid = [regret_of(run_of("samples=3000", bonus="0", seed=seed)) for seed in (1, 4)]
     reached(min(timid), 700)
 

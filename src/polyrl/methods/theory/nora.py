@@ -120,6 +120,7 @@ class PlayUntilReplaced(PlayEpisodes):
     def policy(self, rows: Tensor, context: Context) -> Tensor:
         """The policies of the next episodes, `[B, H, S, A]`, or the greedy one for all."""
         critic: ActorCritic = context.run_state.models["critic"]
+        context.memory(SLUG)["greedy"] = int(self.actor == "greedy")
         if self.actor == "greedy":
             return greedy(critic.values)
         return torch.softmax(critic.after(rows - rows[0]), -1)
@@ -161,7 +162,8 @@ class ReplaceCritic(OwnUpdate):
             critic.seen.copy_(counts.visits.sum(-1))
             critic.age.zero_()
             memory["switches"] = memory.get("switches", 0) + 1
-        see[self.trains].assign(torch.softmax(critic.after(torch.zeros(1))[0], -1))
+        actor = torch.softmax(critic.after(torch.zeros(1))[0], -1)
+        see[self.trains].assign(greedy(critic.values) if memory.get("greedy") else actor)
         value = critic.values[0].max(-1).values @ see.context.run_state.mdp.initial
         return {"switches": memory.get("switches", 0), "optimistic_value": float(value)}
 
