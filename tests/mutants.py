@@ -1378,11 +1378,11 @@ GROUPS: list[Group] = [
         [
             ('memory["rows"] = before + rows', 'memory["rows"] = rows'),
             ("times = step[:, None] + torch.arange(length)", "times = step[:, None] * 0 + torch.arange(length)"),
-            ("len(rows) if self.asked else 0", "len(rows)"),
-            ("gap * self.episodes, self.episodes, context", "gap, self.episodes, context"),
+            ("taken if self.asked else 0", "taken"),
+            ("total = gap * episodes", "total = gap"),
             ("if bool(fresh.any()):", "if False:"),
             ('memory.update(state=int(found["next_state"][0, -1])', 'memory.update(state=int(found["state"][0, -1])'),
-            ("times = first + torch.arange(self.steps)", "times = torch.arange(self.steps)"),
+            ("times = first + torch.arange(self.length", "times = 0 * first + torch.arange(self.length"),
             ("context.spent.queries += pairs * self.draws", "context.spent.queries += self.draws"),
         ],
     ),
@@ -2243,6 +2243,17 @@ GROUPS: list[Group] = [
             ("return layers * actions * ", "return actions * "),
             ("if float(gains[best]) < self.eps:", "if False:"),
             ("if self.begins_with >= len(policies):", "if False:"),
+        ],
+    ),
+    Group(
+        "methods/theory/policy_emulator.py",
+        "test_agnostic_pl.py -k emulator",
+        [
+            ('high = batch["test_value"] >= table.middle', 'high = batch["test_value"] < table.middle'),
+            ("first[:, act] = 1", "first[:, 1 - act] = 1"),
+            ("float(values.max() + values.min()) / 2", "float(values.max())"),
+            ('q = batch["paid"].expand(len(policies), -1)', 'q = 0 * batch["paid"].expand(len(policies), -1)'),
+            ("table.values.mean(1))\n            see", "table.values[:, 0])\n            see"),
         ],
     ),
     Group(

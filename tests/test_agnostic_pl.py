@@ -19,7 +19,7 @@ from polyrl.rollout.finite import rolled
 from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.theory import solving, task
-from polyrl.tasks.theory.agnostic import Ladder, Singletons
+from polyrl.tasks.theory.agnostic import Ladder, RichLock, Singletons
 from polyrl.tasks.theory.finite import FiniteMDP
 from polyrl.tasks.theory.policy_class import PolicyClass
 
@@ -241,6 +241,36 @@ def test_what_each_access_buys_on_singletons() -> None:
     assert popler.run_state.evaluate()[0]["eval/class_suboptimality"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(("horizon", "best"), [(6, 0.525153), (12, 0.325944)])
+def test_the_rich_lock_is_worth_what_was_worked_out(horizon: int, best: float) -> None:
+    lock = RichLock(horizon=horizon, instance=3)
+    assert float(lock.mdp.class_worths.max()) == pytest.approx(best, abs=1e-6)
+    assert lock.mdp.optimum == pytest.approx(0.9)  # by the secret code without noise, which the class does not hold
+    policies = lock.mdp.policies.policies
+    share = policies.double().mean(-1)  # of action 1, by policy and layer
+    assert torch.allclose(torch.minimum(share, 1 - share), torch.tensor(0.1, dtype=torch.float64))
+
+
+def test_the_emulator_is_exact_where_its_table_is_the_problem() -> None:
+    """States that are their own observations, sure moves and sure rewards: each decoding is right, each value exact."""
+    lock = "combination-lock(horizon=4,choices=2,keep=1.0,consolation=0)"
+    run = run_of("policy-emulator", lock, rollouts="2")
+    assert run.context.finished and run.context.iteration == 4
+    assert run.run_state.models["values"].estimates.tolist() == run.run_state.mdp.class_worths.tolist()
+    table = run.run_state.models["emulator"]
+    assert run.context.spent.queries == 4 * 60 * 2 * (2 + 2) and int(table.observed.min()) >= 0
+
+
+def test_the_emulator_values_a_class_whose_data_say_nothing_of_each_other() -> None:
+    """The card's prototype at H = 12: an error of .039, importance sampling .331 at as many episodes."""
+    where = "rich-lock(horizon=12)"
+    emulator = run_of("policy-emulator", where)
+    weighed = run_of("importance-sampling", where, f"samples={emulator.context.spent.samples}")
+    reached(-emulator.context.metrics["class_error"], -0.15)
+    reached(weighed.context.metrics["class_error"], 0.2)
+    assert emulator.run_state.evaluate()[0]["eval/class_suboptimality"] < 1e-9
+
+
 @pytest.mark.parametrize("method", CHOOSERS)
 def test_a_class_that_is_not_stated_is_one_action_everywhere(method: str) -> None:
     loop = loop_of(method, "combination-lock(horizon=2,choices=2)")
@@ -274,6 +304,7 @@ def test_a_class_that_does_not_fit_is_refused(given: Any, said: str) -> None:
         ("popler", "singletons(access=generative)", {}, "asks for episodes access"),
         ("trajectory-tree", "singletons(access=episodes)", {}, "asks for generative access"),
         ("psdp", "singletons(access=episodes)", {}, "asks for reset-to-distribution access"),
+        ("policy-emulator", "rich-lock(access=reset-to-distribution)", {}, "asks for reset-to-state access"),
         ("cpi", "reset-ladder(access=episodes)", {}, "asks for reset-to-distribution access"),
         ("cpi", "reset-ladder", {"begins_with": "2"}, "has 2 policies, numbered from 0; there is no 2"),
         ("trajectory-tree", "river-swim", {}, "trajectory-tree is for problems with a horizon"),
@@ -294,7 +325,7 @@ def own(**kind: Any) -> FiniteMDP:
     return FiniteMDP([[stay[s], cross[s]] for s in range(2)], [[-0.5, 0.0], [3.0, 1.0]], **kind)
 
 
-@pytest.mark.parametrize("method", ["loop-amdp", "nora", *CHOOSERS, "psdp", "cpi"])
+@pytest.mark.parametrize("method", ["loop-amdp", "nora", *CHOOSERS, "psdp", "cpi", "policy-emulator"])
 @pytest.mark.parametrize("kind", [{}, {"horizon": 3}], ids=["average", "horizon"])
 def test_a_problem_of_ones_own_runs_under_each_method_whose_access_it_grants(method: str, kind: dict[str, Any]) -> None:
     config = RunConfig(method=method, task="lake", budget="iterations=40", evaluations=1, tensorboard=False)

@@ -1,4 +1,7 @@
-"""Problems that tell kinds of access apart, each with a policy class (arXiv:2506.01884): singletons and a ladder."""
+"""Problems that tell kinds of access apart, each with a policy class (arXiv:2506.01884).
+
+Singletons, a ladder under resets, and a lock that is seen through rich observations.
+"""
 
 from __future__ import annotations
 
@@ -137,4 +140,68 @@ class Ladder(FiniteTask):
             reward_noise="bernoulli",
             states=("a", "b", "end"),
             policies=PolicyClass([[0, 0, 0], [1, 1, 1]]),
+        )
+
+
+@dataclass(frozen=True)
+class RichLock(FiniteTask):
+    """A combination lock of two actions whose state is not seen: each visit shows one of many observations of it.
+
+    The secret action of a layer keeps the lock good, the other makes it bad for ever; the last step pays 1 with
+    probability .9 if the lock is good behind it, else .1. Good and bad show `emissions` observations each, equally
+    often. A policy of the class has a code of its own and takes the other action at a tenth of the observations, others
+    for each policy and layer: so data of one policy say nothing of another, and the class does not hold the best
+    policy. One policy has the secret code, and is worth .1 + .8 .9^H. Resets draw either state, equally often.
+
+    Attributes:
+        horizon: H, layers.
+        emissions: observations of a state, a multiple of ten.
+        candidates: policies of the class.
+        instance: number of the secret; none takes the run's seed, so that seeds are secrets.
+    """
+
+    horizon: int = 8
+    emissions: int = 40
+    candidates: int = 64
+    instance: int | None = None
+
+    name: ClassVar[str] = "rich-lock"
+    budget: ClassVar[str] = "samples=33000"
+    drawn_by_seed: ClassVar[bool] = True
+
+    def for_seed(self, seed: int) -> RichLock:
+        """Its secret."""
+        return replace(self, instance=seed) if self.instance is None else self
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of their ranges."""
+        check_setting(self, horizon=self.horizon >= 1, candidates=self.candidates >= 1)
+        check_setting(self, emissions=self.emissions >= 10 and self.emissions % 10 == 0)
+        super().__post_init__()
+
+    @cached_property
+    def mdp(self) -> FiniteMDP:
+        """Observations of the good state, then those of the bad one."""
+        h, e, n = self.horizon, self.emissions, self.candidates
+        stream = generator(self.instance or 0, "rich lock")
+        codes = torch.randint(2, (n, h), generator=stream)
+        right = int(torch.randint(n, (), generator=stream))
+        transition = torch.zeros(h, 2 * e, 2, 2 * e, dtype=torch.float64)
+        transition[..., e:] = 1 / e
+        reward = torch.zeros(h, 2 * e, 2, dtype=torch.float64)
+        reward[-1] = 0.1
+        for layer, secret in enumerate(codes[right].tolist()):
+            transition[layer, :e, secret, :e], transition[layer, :e, secret, e:] = 1 / e, 0
+        reward[-1, :e, int(codes[right, -1])] = 0.9
+        order = torch.rand(n, h, 2, e, generator=stream).argsort(-1).argsort(-1)
+        noise = (order < e // 10).long().view(n, h, 2 * e)  # a tenth of each state's observations
+        first = torch.zeros(2 * e, dtype=torch.float64)
+        first[:e] = 1 / e
+        return FiniteMDP(
+            transition,
+            reward,
+            first,
+            horizon=h,
+            reward_noise="bernoulli",
+            policies=PolicyClass(codes[:, :, None] ^ noise),
         )
