@@ -15,7 +15,7 @@ from typing import Any
 from polyrl.report.drawing import save
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
-from polyrl.runtime.drawing import Axis, Curve, Curves, Point, Series, Sheet, Words
+from polyrl.runtime.drawing import Axis, Curves, Point, Series, Sheet, Words
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "access.json"
@@ -76,8 +76,7 @@ def _curves(found: dict[str, dict[str, list[float]]], x: str, y: str, *, log_x: 
     series, heights, places = [], [], []
     for look, (name, by) in enumerate(found.items()):
         mean: list[Point] = [(across(k), up(fmean(values))) for k, values in by.items()]
-        dots = [Curve(points=[(across(k), up(v))], kind="seed", end=True) for k, values in by.items() for v in values]
-        series.append(Series(name=name, look=look, curves=dots if floor < 1e-3 else (), mean=mean, end=mean[-1]))
+        series.append(Series(name=name, look=look, mean=mean, end=mean[-1]))
         heights += [height for _, height in mean]
         places += [place for place, _ in mean]
     return Curves(

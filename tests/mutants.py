@@ -2275,6 +2275,24 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/theory/bilevel_penalty.py",
+        "test_bilevel_penalty.py",
+        [
+            ("(lower(x, y) - lower(x, z)) / sigma", "(lower(x, y) - lower(x, z)) * sigma"),
+            ("- sigma * slope) / task.tau", "+ sigma * slope) / task.tau"),
+            ("reward.weights.copy_(x - self.step_size * found)", "reward.weights.copy_(x + self.step_size * found)"),
+            ("if not isinstance(task, RewardBandit):", "if False:"),
+        ],
+    ),
+    Group(
+        "tasks/theory/reward_bandit.py",
+        "test_bilevel_penalty.py",
+        [
+            ("return 2 * policy @ loss @ policy", "return policy @ loss @ policy"),
+            ("self.tau * policy @ (log_policy - self.log_reference)", "self.tau * policy @ log_policy"),
+        ],
+    ),
+    Group(
         "report/payload.py",
         "test_report.py -k decade",
         [

@@ -69,6 +69,7 @@ def test_every_part_asks_in_words_that_there_are() -> None:
         **{key: {"episodes"} for key in ("ExploreSunflower", "PlayUniformly", "PlayUntilReplaced")},
         **{key: {"reset-to-distribution"} for key in ("LayerEpisodes", "RestartEverywhere")},
         "GrowTrees": {"generative"},
+        "KnowBandit": {"model"},
         "ProbeLayer": {"reset-to-distribution", "reset-to-state"},
     }
 
