@@ -135,26 +135,46 @@ def all_episodes(mdp: FiniteMDP, policies: Tensor) -> tuple[dict[str, Tensor], T
     return batch, torch.tensor(chance, dtype=torch.float64)
 
 
-def test_popler_is_exact_where_every_episode_comes_as_often_as_it_is_likely() -> None:
+def paid_on_the_way() -> FiniteMDP:
+    """Singletons whose every step pays, with a small core and so more petals: where 1 is played, and what follows."""
+    made = Singletons(horizon=3, width=2, instance=1).mdp
+    stream = torch.Generator().manual_seed(5)
+    reward = torch.rand(made.reward.shape, generator=stream, dtype=torch.float64)
+    policies = made.policies.policies
+    core = torch.stack([torch.zeros_like(policies[0]), torch.ones_like(policies[0])])
+    steps = [of[0] for of in made.policies.petals if of]
+    after = [[(h, s), *((h + 1, t) for t in range(4) if h + 1 < 3)] for h, s in steps]
+    found = PolicyClass(policies, core, [[], *after])
+    return FiniteMDP(made.transition, reward, made.initial, horizon=3, policies=found)
+
+
+@pytest.mark.parametrize("mdp", [Singletons(horizon=3, width=2, instance=1).mdp, paid_on_the_way()], ids=["D1", "D5"])
+def test_popler_is_exact_where_every_episode_comes_as_often_as_it_is_likely(mdp: FiniteMDP) -> None:
     """Segments of all episodes of the core, repeated by their probability: values to rounding, without a sample."""
-    mdp = Singletons(horizon=3, width=2, instance=1).mdp
     found = mdp.policies
-    chains = PetalChains(len(found), 1, len(distinct(found)))
+    assert is_sunflower(found, 3, 4)
+    chains = PetalChains(len(found), max(map(len, found.petals)), len(distinct(found)))
     rows, chance = all_episodes(mdp, found.core)
     copies = (512 * chance).round().long()
     assert torch.equal(copies.double(), 512 * chance)
     join(chains, found, {k: v.repeat_interleave(copies, 0) for k, v in rows.items()}, None, 0)
     for at, (layer, state) in enumerate(distinct(found)):
-        policy = next(p for p, of in zip(found.policies, found.petals, strict=True) if (layer, state) in of)
-        led = found.core.clone()
-        led[:, :layer] = policy[:layer]
-        rows, chance = all_episodes(mdp, led)
-        arrived = rows["state"][:, layer] == state
-        copies = (512 * chance).round().long() * arrived
         chains.explored[at] = True
-        join(chains, found, {k: v.repeat_interleave(copies, 0) for k, v in rows.items()}, (layer, state), layer)
-    value, _ = valued(chains, found)
+        for policy, of in zip(found.policies, found.petals, strict=True):
+            led = found.core.clone()
+            led[:, :layer] = policy[:layer]
+            rows, chance = all_episodes(mdp, led)
+            copies = (512 * chance).round().long() * (rows["state"][:, layer] == state)
+            if (layer, state) in of and bool(copies.any()):
+                every = {k: v.repeat_interleave(copies, 0) for k, v in rows.items()}
+                join(chains, found, every, (layer, state), layer)
+                break
+    value, reach = valued(chains, found)
     assert torch.allclose(value, mdp.class_worths, atol=1e-12)
+    mass = solving.occupancies(mdp.transition, one_hot(found.policies, 2), mdp.initial)
+    for number, of in enumerate(found.petals):
+        for place, (layer, state) in enumerate(of):
+            assert float(reach[number, place + 1]) == pytest.approx(float(mass[number, layer, state]), abs=1e-12)
 
 
 def test_a_segment_weighs_as_many_core_policies_as_agree_with_it() -> None:
@@ -191,6 +211,22 @@ def test_a_tree_is_shared_by_all_policies_and_counts_what_they_need() -> None:
     two.iterate()  # nothing is random, so that each tree is the problem
     assert two.run_state.models["values"].estimates.tolist() == two.run_state.mdp.class_worths.tolist()
     assert two.context.spent.queries <= 3 * 3 * 2
+    sure = make_loop(
+        RunConfig(method="trajectory-tree", task="sure", budget="iterations=1", tensorboard=False),
+        given=PythonObjects(environment=every_step_pays),
+    )[0]
+    sure.iterate()
+    assert sure.run_state.models["values"].estimates.tolist() == [3.0, 6.0]
+
+
+def begins_anywhere() -> FiniteMDP:
+    """Two states that are stayed in, one of which pays 1 a step."""
+    return FiniteMDP([[[1.0, 0.0]], [[0.0, 1.0]]], [[0.0], [1.0]], [0.5, 0.5], horizon=2)
+
+
+def every_step_pays() -> FiniteMDP:
+    """One state, 1 or 2 a step."""
+    return FiniteMDP([[[1.0], [1.0]]], [[1.0, 2.0]], horizon=3)
 
 
 def test_advantages_of_the_ladder_stop_conservative_iteration_at_the_bad_policy() -> None:
@@ -258,6 +294,12 @@ def test_the_emulator_is_exact_where_its_table_is_the_problem() -> None:
     assert run.context.finished and run.context.iteration == 4
     assert run.run_state.models["values"].estimates.tolist() == run.run_state.mdp.class_worths.tolist()
     table = run.run_state.models["emulator"]
+    loop = make_loop(
+        RunConfig(method="policy-emulator", task="two", budget="iterations=9", tensorboard=False),
+        given=PythonObjects(environment=begins_anywhere),
+    )[0]
+    loop.iterate(), loop.iterate()
+    assert 0.5 < float(loop.run_state.models["values"].estimates[0]) < 1.5
     assert run.context.spent.queries == 4 * 60 * 2 * (2 + 2) and int(table.observed.min()) >= 0
 
 

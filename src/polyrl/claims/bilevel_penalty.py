@@ -8,8 +8,8 @@ GOLD = Final(key="eval/return", better="higher")
 
 CLAIM = Claim(
     slug="bilevel-penalty",
-    sentence="A bilevel problem is solved with first derivatives alone: the difference of two lower-level solutions over "
-    "sigma stands for the missing part of the hyper-gradient, with an error of the order of sigma.",
+    sentence="A bilevel problem is solved with first derivatives alone: the difference of two lower-level solutions "
+    "over sigma stands for the missing part of the hyper-gradient, with an error of the order of sigma.",
     place="abstract; the reviewed version has no experiments",
     source="arXiv:2309.01753",
     question="A bandit of twenty answers whose reward is learned on pairs that its own policy draws. Both levels are "
