@@ -103,7 +103,7 @@ class Episodes(FromFinite):
         return len(found["state"])
 
     def account(self, policy: Tensor, episodes: int, context: Context) -> None:
-        """Count what so many episodes of this policy have cost; here nothing."""
+        """Count what so many episodes of this policy, `[L, S, A]` or `[B, L, S, A]`, have cost; here nothing."""
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
         """Return the episodes that are taken, from each one's beginning to the horizon or the cut."""

@@ -117,7 +117,7 @@ class FiniteRunState(RunState):
         """Exactly, and what is known of the problem."""
         facts = self.mdp.constants
         if self.task.drawn_by_seed:  # seeds are compared, and their optima are equal but for rounding
-            facts = {name: round(value, 10) for name, value in facts.items()}
+            facts = {name: round(value, 10) for name, value in facts.items()} if self.task.equal_optima else {}
         return {"exact": True, **facts}
 
     # --------------------------------------------------------------------------------------------------- folders

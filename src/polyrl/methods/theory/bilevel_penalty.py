@@ -45,7 +45,7 @@ MOST_STEPS = 10_000
 
 
 def penalty_gradient(upper: Level, lower: Level, x: Tensor, y: Tensor, z: Tensor, sigma: float) -> Tensor:
-    """The gradient by x of f(x, y) + (g(x, y) - g(x, z)) / sigma at y = argmin sigma f + g and z = argmin g."""
+    """The gradient by x `[...]` of f(x, y) + (g(x, y) - g(x, z)) / sigma, y = argmin sigma f + g and z = argmin g."""
     x, y, z = x.detach().requires_grad_(), y.detach(), z.detach()
     with torch.enable_grad():
         value = upper(x, y) + (lower(x, y) - lower(x, z)) / sigma
@@ -54,7 +54,7 @@ def penalty_gradient(upper: Level, lower: Level, x: Tensor, y: Tensor, z: Tensor
 
 
 def exact_gradient(upper: Level, response: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The gradient of f(x, z(x)) where z(x) is known in closed form: what the other is held against."""
+    """The gradient by x `[...]` of f(x, z(x)) where z(x) is known in closed form: what the other is held against."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         found: Tensor = torch.autograd.grad(upper(x, response(x)), x)[0]

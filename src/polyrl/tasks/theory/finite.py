@@ -115,8 +115,8 @@ class FiniteMDP:
             object.__setattr__(self, name, names)
         self._check_numbers()
         if self.policies is not None:
-            given = self.policies if isinstance(self.policies, PolicyClass) else PolicyClass(self.policies)
-            object.__setattr__(self, "policies", given.checked(self.shape))
+            stated = self.policies if isinstance(self.policies, PolicyClass) else PolicyClass(self.policies)
+            object.__setattr__(self, "policies", stated.checked(self.shape))
         whose = f"An MDP that is judged by {self.criterion} reward"
         object.__setattr__(self, "access", checked_access(frozenset(self.access), GRANTED[self.criterion], whose))
 
@@ -322,6 +322,9 @@ class FiniteTask:
     drawn_by_seed: ClassVar[bool] = False
     """Whether `instance`, where it is not said, is the run's seed, so that seeds are problems of one kind."""
 
+    equal_optima: ClassVar[bool] = True
+    """Whether the problems of all seeds have the same optimum; else no line stands beside their results."""
+
     def for_seed(self, seed: int) -> FiniteTask:
         """The problem that a run of this seed is given."""
         return self
@@ -352,7 +355,8 @@ class FiniteTask:
             target = "best of the class"
             lines[target] = float(mdp.class_worths.max())
         if self.drawn_by_seed:  # seeds are compared, and their optima are equal but for rounding
-            lines = {name: round(value, 10) for name, value in lines.items()}
+            lines = {name: round(value, 10) for name, value in lines.items()} if self.equal_optima else {}
+            target = target if lines else ""
         return Metric(key=key, label=label, unit=unit, lines=lines, target=target)
 
     @cached_property

@@ -6,6 +6,7 @@ Terry of r_w on pairs that this policy draws and the gold scores label, plus rid
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -39,6 +40,7 @@ class RewardBandit(FiniteTask):
     name: ClassVar[str] = "reward-bandit"
     budget: ClassVar[str] = "iterations=600"
     drawn_by_seed: ClassVar[bool] = True
+    equal_optima: ClassVar[bool] = False
 
     def for_seed(self, seed: int) -> RewardBandit:
         """Its bandit."""
@@ -63,7 +65,7 @@ class RewardBandit(FiniteTask):
     def gold(self) -> Tensor:
         """Gold scores `[K]`: linear in the features, and as much again that no reward can see."""
         linear = self.seen @ self._drawn("weights", self.features)
-        return linear / self.features**0.5 + self._drawn("rest", self.choices)
+        return linear / math.sqrt(self.features) + self._drawn("rest", self.choices)
 
     @cached_property
     def log_reference(self) -> Tensor:
@@ -78,12 +80,12 @@ class RewardBandit(FiniteTask):
     # -- the two levels, as functions of a reward's weights [d] and of log-probabilities [K]
 
     def lower(self, weights: Tensor, log_policy: Tensor) -> Tensor:
-        """-E r_w + tau KL(policy || reference), which the policy of a reward minimizes."""
+        """-E r_w + tau KL(policy || reference), `[]`, which the policy of a reward minimizes."""
         policy = log_policy.exp()
         return -policy @ (self.seen @ weights) + self.tau * policy @ (log_policy - self.log_reference)
 
     def upper(self, weights: Tensor, log_policy: Tensor) -> Tensor:
-        """Loss of the reward on pairs of the policy, with gold labels, plus the ridge."""
+        """Loss of the reward on pairs of the policy, with gold labels, plus the ridge, `[]`."""
         reward, policy = self.seen @ weights, log_policy.exp()
         wins = torch.sigmoid(self.gold[:, None] - self.gold)
         loss = -wins * torch.nn.functional.logsigmoid(reward[:, None] - reward)
