@@ -2258,7 +2258,7 @@ GROUPS: list[Group] = [
     ),
     Group(
         "methods/theory/psdp.py",
-        "test_access_drafts.py -k 'ladder or best_of'",
+        "test_access_drafts.py test_agnostic_pl.py -k 'ladder or psdp'",
         [
             ("value.argmax()]", "value.argmin()]"),
             ('self.policies == "class" and mdp', "mdp"),

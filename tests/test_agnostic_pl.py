@@ -259,6 +259,11 @@ def test_psdp_that_is_wrong_in_the_last_layer_is_wrong_in_all() -> None:
         assert bool((gains < 0).all() if tail else (gains > 0).all())
 
 
+def test_psdp_takes_the_best_of_the_class_in_a_single_layer() -> None:
+    run = run_of("psdp", "reset-ladder(horizon=1)", episodes="20000")
+    assert run.context.finished and run.run_state.evaluate()[0]["eval/class_suboptimality"] < 1e-9
+
+
 # ------------------------------------------------------------------------------------------------- what it buys
 
 
