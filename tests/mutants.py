@@ -103,7 +103,7 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "report/payload.py",
+        "report/task_charts.py",
         "test_hump.py -k page",
         [
             ('if run.status == "finished" and both:', "if both:"),
@@ -1603,11 +1603,11 @@ GROUPS: list[Group] = [
         [
             ('memory["rows"] = before + rows', 'memory["rows"] = rows'),
             ("times = step[:, None] + torch.arange(length)", "times = step[:, None] * 0 + torch.arange(length)"),
-            ("len(rows) if self.asked else 0", "len(rows)"),
-            ("gap * self.episodes, self.episodes, context", "gap, self.episodes, context"),
+            ("taken if self.asked else 0", "taken"),
+            ("total = gap * episodes", "total = gap"),
             ("if bool(fresh.any()):", "if False:"),
             ('memory.update(state=int(found["next_state"][0, -1])', 'memory.update(state=int(found["state"][0, -1])'),
-            ("times = first + torch.arange(self.steps)", "times = torch.arange(self.steps)"),
+            ("times = first + torch.arange(self.length", "times = 0 * first + torch.arange(self.length"),
             ("context.spent.queries += pairs * self.draws", "context.spent.queries += self.draws"),
         ],
     ),
@@ -2462,6 +2462,141 @@ GROUPS: list[Group] = [
         [
             ("why, wrong = no_room, str(error)", "wrong = str(error)"),
             ("why, wrong = (\n                no_room,", "why, wrong = (\n                UNUSABLE,"),
+        ],
+    ),
+    # ---------------------------------------------------------------------------- regret, and policy classes
+    Group(
+        "methods/theory/loop_amdp.py",
+        "test_loop_amdp.py",
+        [
+            ("limit, found = 3 * len(n) * followed.width", "limit, found = 3 * followed.width"),
+            ("now = n[pair] * (claimed[pair]", "now = (claimed[pair]"),
+            ("return n * (followed.backed_up - backup).square()", "return n * followed.backed_up.square()"),
+            ("most = followed.highest + value.max()", "most = 9 + value.max()"),
+            ("best.min() + followed.span", "best.min() + 9 * followed.span"),
+            ("value = value + 0.9 * change", "value = value + change"),
+            ("return len(pairs) if last is None else last + 1", "return len(pairs)"),
+            ("followed.seen.copy_(counts.visits[0].sum(-1))", "pass"),
+            ("elif followed.width == 0:", "elif False:"),
+        ],
+    ),
+    Group(
+        "methods/theory/nora.py",
+        "test_nora.py",
+        [
+            ("grown = (self.age + episodes)", "grown = (self.age * 0 + episodes)"),
+            ("critic.age.add_(len(batch))", "critic.age.add_(1)"),
+            ("critic.age.zero_()", "pass"),
+            ("if not self.reset:", "if self.reset:"),
+            ("last // cells.shape[1] + 1", "last // cells.shape[1] + 2"),
+            ("(episodes * scale**2)", "(episodes * scale**2 * h)"),
+            ("critic.highest if self.bonus else 0.0", "critic.highest"),
+            ('greedy(critic.values) if memory.get("greedy") else actor', "actor"),
+        ],
+    ),
+    Group(
+        "parts/finite.py",
+        "test_nora.py test_loop_amdp.py",
+        [
+            ('memory["rows"] -= len(rows) - taken', "pass"),
+            ("if counts[cell] >= limits[cell]:", "if counts[cell] > limits[cell]:"),
+            ("torch.where(count[h] > 0, known.clamp(max=highest), unknown)", "known.clamp(max=highest)"),
+            ("mdp.worth(policy[:episodes])", "mdp.worth(policy[:1])"),
+            ('time=memory["time"] + steps)', 'time=memory["time"] + found["state"].shape[1] + 1)'),
+        ],
+    ),
+    Group(
+        "methods/theory/popler.py",
+        "test_agnostic_pl.py -k 'popler or buys'",
+        [
+            ("agree[..., :begin] = True", "pass"),
+            ("if node is None or layer > begin:", "if True:"),
+            ("for place in reversed(range(len(of))):", "for place in range(0):"),
+            ("(paid[every, end] - paid[:, begin])", "paid[every, end]"),
+            ("* len(found.core) / core[every, end]", "/ core[every, end]"),
+            ("(reach * chains.reached[:, :, place]).sum(1)", "chains.reached[:, 0, place]"),
+            ("played[:, :layer] = found.policies", "played[:, layer:] = found.policies"),
+        ],
+    ),
+    Group(
+        "methods/theory/trajectory_tree.py",
+        "test_agnostic_pl.py -k 'tree or buys'",
+        [
+            ("needed += int(asked.scatter_(1, cell, True).sum())", "needed += cell.numel()"),
+            ("total += reward", "total = reward"),
+        ],
+    ),
+    Group(
+        "methods/theory/importance_sampling.py",
+        "test_agnostic_pl.py -k 'unbiased'",
+        [
+            ("float(mdp.shape[2]) ** batch", "float(mdp.shape[2]) * batch"),
+            (".all(-1)  # pi ~> tau", ".any(-1)"),
+        ],
+    ),
+    Group(
+        "methods/theory/cpi.py",
+        "test_agnostic_pl.py -k 'advantages or bad_input'",
+        [
+            (".double() - policy[step, state, action]", ".double()"),
+            ("return layers * actions * ", "return actions * "),
+            ("if float(gains[best]) < self.eps:", "if False:"),
+            ("if self.begins_with >= len(policies):", "if False:"),
+        ],
+    ),
+    Group(
+        "methods/theory/policy_emulator.py",
+        "test_agnostic_pl.py -k emulator",
+        [
+            ('high = batch["test_value"] >= table.middle', 'high = batch["test_value"] < table.middle'),
+            ("first[:, act] = 1", "first[:, 1 - act] = 1"),
+            ("float(values.max() + values.min()) / 2", "float(values.max())"),
+            ('q = batch["paid"].expand(len(policies), -1)', 'q = 0 * batch["paid"].expand(len(policies), -1)'),
+            ("table.values.mean(1))\n            see", "table.values[:, 0])\n            see"),
+        ],
+    ),
+    Group(
+        "methods/theory/psdp.py",
+        "test_access_drafts.py test_agnostic_pl.py -k 'ladder or psdp'",
+        [
+            ("value.argmax()]", "value.argmin()]"),
+            ('self.policies == "class" and mdp', "mdp"),
+        ],
+    ),
+    Group(
+        "tasks/theory/policy_class.py",
+        "test_agnostic_pl.py -k 'fit or class'",
+        [
+            ("int(whole.max()) >= actions", "False"),
+            ("(whole == found).all()", "True"),
+            ("if self.petals and len(self.petals) != len(policies):", "if False:"),
+            ("if not (0 <= h < layers and 0 <= s < states):", "if False:"),
+        ],
+    ),
+    Group(
+        "methods/theory/bilevel_penalty.py",
+        "test_bilevel_penalty.py",
+        [
+            ("(lower(x, y) - lower(x, z)) / sigma", "(lower(x, y) - lower(x, z)) * sigma"),
+            ("- sigma * slope) / task.tau", "+ sigma * slope) / task.tau"),
+            ("reward.weights.copy_(x - self.step_size * found)", "reward.weights.copy_(x + self.step_size * found)"),
+            ("if not isinstance(task, RewardBandit):", "if False:"),
+        ],
+    ),
+    Group(
+        "tasks/theory/reward_bandit.py",
+        "test_bilevel_penalty.py",
+        [
+            ("return 2 * policy @ loss @ policy", "return policy @ loss @ policy"),
+            ("self.tau * policy @ (log_policy - self.log_reference)", "self.tau * policy @ log_policy"),
+        ],
+    ),
+    Group(
+        "report/task_charts.py",
+        "test_report.py -k decade",
+        [
+            (".max(initial=0) / 10", ".max(initial=0) / 1e9"),
+            ("good = (across > 0) & (up > 0)", "good = across > 0"),
         ],
     ),
 ]

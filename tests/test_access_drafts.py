@@ -13,11 +13,13 @@ import torch
 from conftest import SEED, read_records, stopped_after
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.tasks.theory.agnostic import Ladder
 from polyrl.tasks.theory.finite import FiniteMDP
 
 torch.set_num_threads(1)
 DRAFTS = Path(__file__).parent / "drafts"
-PSDP, SYNCHRONOUS, UCBVI = (str(DRAFTS / f"{name}.py") for name in ("psdp", "q_learning_generative", "ucbvi"))
+PSDP = "psdp"
+SYNCHRONOUS, UCBVI = (str(DRAFTS / f"{name}.py") for name in ("q_learning_generative", "ucbvi"))
 
 
 def config_of(method: str, task: str = "combination-lock", budget: str = "iterations=60", **settings: str) -> RunConfig:
@@ -121,43 +123,21 @@ def test_what_access_buys() -> None:
     assert psdp.run_state.evaluate()[0]["eval/cumulative_regret"] == 0
 
 
-def ladder(layers: int) -> FiniteMDP:
-    """Action 0 is best everywhere, but a step of the last layers may look wrong under mu (agnostic policy learning).
-
-    Layer h has states a and b, and an end e; mu is 6/7 on a and 1/7 on b. a: 0 leads to the next layer's b, 1 pays 1/2.
-    b: 0 pays 1/2, 1 pays 1/2 - 3^-h. In the last layer a pays 1/2 for both.
-    """
-    transition = torch.zeros(layers, 3, 2, 3, dtype=torch.float64)
-    transition[..., 2] = 1
-    reward = torch.zeros(layers, 3, 2, dtype=torch.float64)
-    for h in range(layers):
-        reward[h, 0, 1] = reward[h, 1, 0] = 0.5
-        reward[h, 1, 1] = 0.5 - 3.0 ** -(h + 1)
-        if h + 1 == layers:
-            reward[h, 0, 0] = 0.5
-        else:
-            transition[h, 0, 0] = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    start = [0.0, 1.0, 0.0]
-    return FiniteMDP(transition, reward, start, horizon=layers, restart=[6 / 7, 1 / 7, 0.0], reward_noise="bernoulli")
-
-
 def test_psdp_on_the_ladder_is_right_where_its_class_is_complete_and_may_be_wrong_where_it_is_not() -> None:
     """With an action for each state the class holds every greedy step; with one for all states it does not."""
-    mdp = ladder(4)
-    assert mdp.optimum == 0.5 and best_by_enumeration(ladder(2)) == 0.5
-    bad = torch.nn.functional.one_hot(torch.ones(4, 3).long(), 2).double()
-    assert float(mdp.worth(bad)) == pytest.approx(1 / 6)
+    mdp = Ladder(horizon=4).mdp
+    assert mdp.optimum == 0.5 and best_by_enumeration(Ladder(horizon=2).mdp) == 0.5
     ends = {
         policies: [
-            run_of(PSDP, "ladder", given=ladder(8), seed=seed, episodes="2000", policies=policies).run_state.evaluate()[
+            run_of(PSDP, "reset-ladder(horizon=8)", seed=seed, episodes="2000", policies=policies).run_state.evaluate()[
                 0
             ]["eval/suboptimality"]
             for seed in range(12)
         ]
-        for policies in ("all", "constant")
+        for policies in ("all", "class")
     }
     assert max(ends["all"]) < 1e-9
-    assert 3 <= sum(gap > 0.1 for gap in ends["constant"]) <= 11  # about half, and more episodes do not help
+    assert 3 <= sum(gap > 0.1 for gap in ends["class"]) <= 11  # about half, and more episodes do not help
 
 
 def test_a_pass_of_synchronous_values_is_exact_without_chance() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polyrl.report.hump import LAWS, Hump, Law, fitted
-from polyrl.report.payload import fits
+from polyrl.report.task_charts import fits
 from polyrl.runtime.chart import Chart
 
 

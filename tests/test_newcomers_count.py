@@ -59,7 +59,6 @@ def test_files_that_are_said_to_be_new_are_new_and_others_are_there() -> None:
     drafts = {slug.replace("-", "_") for slug, _, _, said in PAPERS if "stands as a draft" in said}
     known = {
         "ppo_list",
-        "psdp",
         "q_learning_generative",
         "ucbvi",
     }  # what is there already, or what papers compare with

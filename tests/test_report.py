@@ -25,6 +25,8 @@ from polyrl.report.page import embed_json, render_page, write_report
 from polyrl.report.payload import MOST_CELLS, build_payload
 from polyrl.report.runs import Comparison, load_comparison, load_folders, load_run
 from polyrl.report.settings import ABSENT, compare_settings
+from polyrl.report.task_charts import last_decade_slope
+from polyrl.runtime.chart import Chart
 from polyrl.runtime.figures import format_factor, format_value
 from polyrl.runtime.metric import Metric
 from run_folders import DOMAINS, write_comparison, write_domain, write_run
@@ -694,3 +696,26 @@ def test_the_middle_half_is_what_scipy_trims() -> None:
         assert statistics.interquartile_mean(values) == stats.trim_mean(values, 0.25, axis=None)
     for n in (2, 3, 10, 50):
         assert statistics.t_factor(n) == stats.t.ppf(0.975, n - 1)
+
+
+def test_the_slope_of_the_last_decade_is_the_power_there(tmp_path: Path) -> None:
+    """Steep at first and a square root from 100 on; what is 0 or missing has no logarithm and is left out."""
+    folder = write_run(tmp_path / "run", iterations=3)
+    rows = [
+        {"iteration": i, "steps": x, "regret": x**2 / 1000 if x < 100 else x**0.5} for i, x in enumerate(range(1, 1001))
+    ]
+    rows[500]["regret"] = 0.0
+    del rows[600]["regret"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = load_run(folder)
+    assert last_decade_slope(run, "steps", "regret") == pytest.approx(0.5, abs=1e-9)
+    assert last_decade_slope(run, "steps", "nothing") is None and last_decade_slope(run, "nothing", "regret") is None
+
+
+def test_a_chart_is_what_was_stated_and_scales_are_known() -> None:
+    chart = Chart(title="Regret", x="steps", y=("regret",), x_scale="log", y_scale="log")
+    assert Chart.read(chart.stated()) == chart and chart.powers
+    assert not Chart.read({"title": "t", "x": "a", "y": ["b"], "x_scale": "log"}).powers
+    for name in ("x_scale", "y_scale"):
+        with pytest.raises(ValueError, match="not a chart"):
+            Chart.read({"title": "t", "x": "a", "y": ["b"], name: "cubic"})

@@ -66,6 +66,9 @@ CHARTS = {
         "malformed",
     ]
 }
+POWERS = {
+    "charts": [{"title": "Powers", "x": "samples", "y": ["reward"], "x_scale": "log", "y_scale": "log"}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     stated = {"metric": "eval/return", "metric_label": "return", "unit": "points"}
     folders = {
         "full": write_comparison(root / "full", failed=[("reinforce++", 3)], killed=[("ppo", 4)], config=CHARTS),
-        "three": write_comparison(root / "three", ["grpo", "remax"], seeds=3, iterations=20),
+        "three": write_comparison(root / "three", ["grpo", "remax"], seeds=3, iterations=20, config=POWERS),
         "control": write_comparison(root / "control", ["grpo", "ppo"], stated=stated, scale=9000, iterations=20),
         "cartpole": write_domain(root / "cartpole", "control", seeds=5),
         "operations": write_domain(root / "operations", "operations", seeds=5),
@@ -283,6 +286,19 @@ def test_legend_hides_a_method_and_single_seeds(browser: Browser, reports: dict[
     assert "No method" in page.inner_text("#curves-chart")
     assert opened.trouble == []
     page.close()
+
+
+def test_a_power_is_drawn_on_two_logarithmic_axes_with_its_slope(browser: Browser, reports: dict[str, Path]) -> None:
+    """Over what was spent, with ticks that are values and not logarithms, and a sentence about the last decade."""
+    opened = _open(browser, reports["three"])
+    figure = opened.page.locator("#chart-0 figure")
+    assert figure.count() == 1 and opened.trouble == []
+    assert opened.page.text_content("#chart-0 .x-title") == "Samples (completions)"
+    ticks = figure.locator("svg > text:not(.title)").evaluate_all("all => all.map(e => e.textContent)")
+    assert {"100", "1,000"} <= set(ticks)
+    said = figure.locator("p.slopes").inner_text()
+    assert re.search(r"grpo −?\d\.\d\d \[−?\d\.\d\d, −?\d\.\d\d\]; remax", said)
+    opened.page.close()
 
 
 def test_what_a_task_asks_to_be_drawn(browser: Browser, reports: dict[str, Path]) -> None:

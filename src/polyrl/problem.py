@@ -43,14 +43,16 @@ def state_problem(task: Any, metric: Metric, evaluation: Mapping[str, Any], spec
         task: what is to be solved, as `make_task` returned it.
         metric: what the run is judged by.
         evaluation: how, `RunState.evaluation_facts`.
-        spec: the task as it was named: a random game whose number is not in it follows the run's seed.
+        spec: the task as it was named: a random game or problem whose number is not in it follows the run's seed.
     """
     stated: dict[str, Any] = {"task": task.spec if isinstance(task, ControlTask) else task.name}
     stated["settings"] = _settings(task)
-    if isinstance(task, MatrixGame) and "instance" not in spec:
+    by_seed = isinstance(task, MatrixGame) or (isinstance(task, FiniteTask) and task.drawn_by_seed)
+    if by_seed and "instance" not in spec:
         del stated["settings"]["instance"]
     if isinstance(task, FiniteTask):
-        stated["arrays"] = task.mdp.digest
+        if not by_seed or "instance" in spec:
+            stated["arrays"] = task.mdp.digest
         if isinstance(task, OwnFiniteTask):  # a file's folder says nothing
             stated["task"] = stated["task"].replace("\\", "/").rpartition("/")[2]
     if isinstance(task, ControlTask):

@@ -164,7 +164,7 @@ def make_loop(
         "seed": config.seed,
         "budget": dict(budget.limits()),
         "metric": dataclasses.asdict(loop.metric),
-        **({"charts": [chart.stated() for chart in task.charts]} if language and task.charts else {}),
+        **({"charts": [chart.stated() for chart in run_state.charts]} if run_state.charts else {}),
         "problem": state_problem(task, loop.metric, run_state.evaluation_facts(), config.task),
         "hyperparameters": recipe.hyperparameters(),
         **({"data": stated} if (stated := _stated_sources(context)) else {}),

@@ -19,7 +19,7 @@ from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Again, Fresh, OwnUpdate, See
 from polyrl.errors import UserError
 from polyrl.models.finite import FinitePolicy, TransitionCounts
-from polyrl.parts.finite import PlayEpisodes
+from polyrl.parts.finite import CountTransitions, PlayEpisodes
 from polyrl.recipe import Recipe, hyperparameter
 from polyrl.tasks.theory.finite import FiniteMDP
 from polyrl.tasks.theory.solving import greedy
@@ -30,21 +30,6 @@ PAPER = "arXiv:1703.05449"
 YEAR = 2017
 FORMULA = "pi_h(s) = argmax_a min(V_max, r_n + P_n V_{h+1} + c V_max sqrt(log(2 + t) / n))"
 TASK = "combination-lock"
-
-
-@dataclass(frozen=True)
-class CountTransitions(OwnUpdate):
-    """Take the episodes in."""
-
-    solves: ClassVar[str] = "finite"
-    needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "next_state", "step", "reward", "present"})
-    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
-
-    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
-        """Every step that there was."""
-        fields = ("step", "state", "action", "next_state", "reward")
-        see[self.trains].add(*(batch[name][batch["present"]] for name in fields))
-        return {}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ models={"policy": FinitePolicy(), "q": FiniteValues(), "counts": TransitionCount
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -91,3 +92,40 @@ class TransitionCounts(OfTheory):
     def tables(self, task: FiniteTask) -> Counts:
         """Without data."""
         return Counts(*task.mdp.shape)
+
+
+class ClassValues(Tables):
+    """What the policies of a class are estimated to be worth.
+
+    Attributes:
+        estimates: `[N]`; NaN as long as nothing is known.
+        total: `[N]`, sums over what was seen, for estimates that are means.
+        count: `[]`, of how many.
+    """
+
+    estimates: Tensor
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, policies: int):
+        super().__init__()
+        self.register_buffer("estimates", torch.full((policies,), math.nan, dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(policies, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def add(self, returns: Tensor) -> None:
+        """Take in unbiased estimates of every policy `[B, N]`, and be their mean."""
+        self.total.add_(returns.sum(0))
+        self.count.add_(len(returns))
+        self.estimates.copy_(self.total / self.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyClassValues(OfTheory):
+    """A value for each policy of the class; where a problem states none, of those that take one action everywhere."""
+
+    solves: ClassVar[str] = "finite"
+
+    def tables(self, task: FiniteTask) -> ClassValues:
+        """Without data."""
+        return ClassValues(len(task.mdp.policy_class))

@@ -16,11 +16,14 @@ from torch import Tensor
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.fields import Field
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
+from polyrl.core.update import OwnUpdate, See
 from polyrl.errors import UserError
+from polyrl.models.finite import Counts
 from polyrl.recipe import Part, Stage, hyperparameter
 from polyrl.rollout.finite import NUMBERS, drawn, outcomes, rolled
 from polyrl.runtime.seeding import counted_uniforms
-from polyrl.tasks.theory.finite import FiniteMDP, thresholds
+from polyrl.tasks.theory.finite import FiniteMDP, FiniteTask, thresholds
 
 FIELDS = frozenset(
     {"state", "action", "next_state", "step", "reward", "terminated", "truncated", "mask", "present"}
@@ -83,11 +86,30 @@ class Episodes(FromFinite):
         """Probabilities `[B, A]` of the episodes' first actions; None: the policy's."""
         return None
 
+    def count(self, context: Context) -> int:
+        """Episodes that this iteration draws. Papers say otherwise."""
+        return self.episodes
+
+    def policy(self, rows: Tensor, context: Context) -> Tensor:
+        """What acts: probabilities `[L, S, A]`, or `[B, L, S, A]` where the episodes of these numbers `[B]` differ."""
+        found: Tensor = context.run_state.policy
+        return found
+
+    def taken(self, found: Mapping[str, Tensor], context: Context) -> int:
+        """How many of the drawn episodes `[B, T]` are taken: all. Papers stop where their policy is to change.
+
+        Draws are functions of the episode's number, so one that is not taken is as if it had never been drawn.
+        """
+        return len(found["state"])
+
+    def account(self, policy: Tensor, episodes: int, context: Context) -> None:
+        """Count what so many episodes of this policy, `[L, S, A]` or `[B, L, S, A]`, have cost; here nothing."""
+
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
-        """Return `episodes` rows, from each one's beginning to the horizon or the cut."""
-        run_state = context.run_state
+        """Return the episodes that are taken, from each one's beginning to the horizon or the cut."""
+        run_state, memory = context.run_state, context.memory(self.name)
         mdp: FiniteMDP = run_state.mdp
-        rows = self.numbered(self.episodes, context)
+        rows = self.numbered(self.count(context), context)
         step, state = self.starts(rows, context)
         length = self.length(mdp)
         if mdp.horizon:
@@ -95,11 +117,16 @@ class Episodes(FromFinite):
         times = step[:, None] + torch.arange(length)
         uniform = counted_uniforms(context.seed, self.stream, rows=rows, times=times, numbers=NUMBERS)
         first = self.first_actions(step, state, context)
-        found = dict(rolled(mdp, run_state.policy, state, step, uniform, first))
+        policy = self.policy(rows, context)
+        drawn_rows = rolled(mdp, policy, state, step, uniform, first)
+        taken = self.taken(drawn_rows, context)
+        memory["rows"] -= len(rows) - taken
+        found = {name: values[:taken] for name, values in drawn_rows.items()}
+        self.account(policy, taken, context)
         present = found["present"]
-        context.spent.samples += len(rows)
+        context.spent.samples += taken
         context.spent.steps += int(present.sum())
-        context.spent.queries += len(rows) if self.asked else 0
+        context.spent.queries += taken if self.asked else 0
         run_state.count_seen(found["step"][present], found["state"][present], context)
         run_state.count_seen(found["step"][present] + 1, found["next_state"][present], context)
         context.log(reward=found["reward"].sum(1).mean())
@@ -120,13 +147,18 @@ class PlayEpisodes(Episodes):
         uniform = counted_uniforms(context.seed, self.stream, "start", rows=rows, times=torch.zeros(1).long())[:, 0, 0]
         return torch.zeros_like(rows), drawn(thresholds(mdp.initial), uniform)
 
-    def __call__(self, experience: Experience | None, context: Context) -> Experience:
-        """Return `episodes` rows."""
+    def account(self, policy: Tensor, episodes: int, context: Context) -> None:
+        """Regret: the exact suboptimality of what played, episode by episode where they differ."""
         run_state = context.run_state
-        gap = max(0.0, run_state.mdp.optimum - float(run_state.mdp.worth(run_state.policy)))
-        run_state.count_regret(gap * self.episodes, self.episodes, context)
+        mdp: FiniteMDP = run_state.mdp
+        if policy.dim() == 4:
+            gaps = (mdp.optimum - mdp.worth(policy[:episodes])).clamp(min=0)
+            total, gap = float(gaps.sum()), float(gaps.mean())
+        else:
+            gap = max(0.0, mdp.optimum - float(mdp.worth(policy)))
+            total = gap * episodes
+        run_state.count_regret(total, episodes, context)
         context.log(suboptimality=gap)
-        return super().__call__(experience, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +238,19 @@ class FollowStream(FromFinite):
 
     steps: int = hyperparameter(1, "steps in one iteration", low=1)
 
+    def length(self, time: int) -> int:
+        """Steps that this iteration draws, `time` steps into the stream. Papers say otherwise."""
+        return self.steps
+
+    def taken(self, found: Mapping[str, Tensor], context: Context) -> int:
+        """How many of the drawn steps `[1, T]` are taken: all. Papers stop where their policy is to change.
+
+        Draws are functions of the time, so a step that is not taken is as if it had never been drawn.
+        """
+        return found["state"].shape[1]
+
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
-        """Return one row of `steps` steps."""
+        """Return one row of the steps that are taken."""
         run_state, memory = context.run_state, context.memory(self.name)
         mdp: FiniteMDP = run_state.mdp
         row = torch.zeros(1).long()
@@ -215,15 +258,18 @@ class FollowStream(FromFinite):
             uniform = counted_uniforms(context.seed, self.stream, "start", rows=row, times=row)[:, 0, 0]
             memory.update(state=int(drawn(thresholds(mdp.initial), uniform)[0]), time=0)
         first = torch.tensor([memory["time"]])
-        times = first + torch.arange(self.steps)
+        times = first + torch.arange(self.length(memory["time"]))
         uniform = counted_uniforms(context.seed, self.stream, rows=row, times=times, numbers=NUMBERS)
         found = dict(rolled(mdp, run_state.policy, torch.tensor([memory["state"]]), first, uniform))
-        memory.update(state=int(found["next_state"][0, -1]), time=memory["time"] + self.steps)
+        steps = self.taken(found, context)
+        found = {name: values[:, :steps] for name, values in found.items()}
+        found["truncated"][:, -1] = True  # a stream ends nowhere
+        memory.update(state=int(found["next_state"][0, -1]), time=memory["time"] + steps)
         gap = mdp.gaps[0, found["state"][0], found["action"][0]]
-        run_state.count_regret(float(gap.sum()), self.steps, context)
+        run_state.count_regret(float(gap.sum()), steps, context)
         run_state.count_seen(found["step"], found["state"], context)
         run_state.count_seen(found["step"], found["next_state"], context)
-        context.spent.steps += self.steps
+        context.spent.steps += steps
         context.log(reward=found["reward"].mean(), gap=gap.mean())
         return Experience({**found, "mask": found["present"]})
 
@@ -252,3 +298,60 @@ class DrawEveryPair(FromFinite):
         there = torch.ones(pairs * self.draws, 1, dtype=torch.bool)
         found = {"state": state, "action": action, "next_state": following, "step": layer, "reward": reward}
         return Experience({**{k: v.reshape(-1, 1) for k, v in found.items()}, "mask": there, "present": there})
+
+
+@dataclass(frozen=True)
+class CountTransitions(OwnUpdate):
+    """Take every step into the counts."""
+
+    solves: ClassVar[str] = "finite"
+    needs: ClassVar[frozenset[str]] = frozenset({"state", "action", "next_state", "step", "reward", "present"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
+
+    def step(self, batch: Experience, see: See) -> Mapping[str, float]:
+        """Every step that there was."""
+        fields = ("step", "state", "action", "next_state", "reward")
+        see[self.trains].add(*(batch[name][batch["present"]] for name in fields))
+        return {}
+
+
+def first_reached(counted: Tensor, limit: Tensor, cells: Tensor) -> int | None:
+    """The first of these visits at which the count of its cell comes to its limit; None if none does.
+
+    Args:
+        counted: how often each cell was visited before, `[...]`.
+        limit: the same shape.
+        cells: `[N]` numbers of the cells, flattened, in the order of the visits.
+    """
+    counts, limits = counted.flatten().tolist(), limit.flatten().tolist()
+    for visit, cell in enumerate(cells.tolist()):
+        counts[cell] += 1
+        if counts[cell] >= limits[cell]:
+            return visit
+    return None
+
+
+def optimistic_values(counts: Counts, bonus: float, highest: float, unknown: float) -> Tensor:
+    """Values `[H, S, A]` of acting the best in the estimated model, raised by `bonus` / sqrt(n), at most `highest`.
+
+    A pair that was never tried is worth `unknown`.
+    """
+    count = counts.visits.sum(-1)
+    raised = bonus / torch.sqrt(count.clamp(min=1))
+    q = torch.zeros_like(counts.earned)
+    value = torch.zeros(q.shape[1], dtype=torch.float64)
+    for h in range(len(q) - 1, -1, -1):
+        known = (counts.earned[h] + counts.visits[h] @ value) / count[h].clamp(min=1) + raised[h]
+        q[h] = torch.where(count[h] > 0, known.clamp(max=highest), unknown)
+        value = q[h].max(-1).values
+    return q
+
+
+def check_horizon(who: str, task: FiniteTask) -> None:
+    """Refuse a problem whose episodes do not end by themselves.
+
+    Raises:
+        UserError: it has no horizon.
+    """
+    if not task.mdp.horizon:
+        raise UserError(f"{who} is for problems with a horizon, and {task.name} has none; try --task stochastic-lock.")

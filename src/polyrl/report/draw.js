@@ -150,14 +150,17 @@ const polyrlDraw = ({ node, widthOf }) => {
     const up = (y.log ? logTicks : evenTicks)(...y.domain, Math.max(small ? 2 : 3, Math.floor((height - top - bottom) / (small ? 30 : 46))));
     left = Math.max(left, ...up.values.map((value) => widthOf(up.text(value), "12px") + 12));
     const sx = scale(x.domain, left, width - right);
-    const across = ticks(...x.domain, Math.max(2, Math.floor((width - left - right) / (width < 640 ? 62 : 90))));
+    const wanted = Math.max(2, Math.floor((width - left - right) / (width < 640 ? 62 : 90)));
+    const across = x.log ? logTicks(...x.domain, wanted) : ticks(...x.domain, wanted);
+    const word = x.log ? across.text : (value) => short(value, across.step);
+    if (x.log) for (const value of across.minor) node(svg, "line", { class: "grid minor", x1: at(sx(value)), x2: at(sx(value)), y1: top, y2: height - bottom });
     for (const value of up.minor) node(svg, "line", { class: "grid minor", x1: left, x2: width - right, y1: at(sy(value)), y2: at(sy(value)) });
     for (const value of up.values) {
       node(svg, "line", { class: "grid", x1: left, x2: width - right, y1: at(sy(value)), y2: at(sy(value)) });
       node(svg, "text", { x: left - 8, y: at(sy(value)) + 4, "text-anchor": "end" }, up.text(value));
     }
     for (const value of across.values) {
-      node(svg, "text", { x: at(sx(value)), y: height - bottom + 18, "text-anchor": "middle" }, short(value, across.step));
+      node(svg, "text", { x: at(sx(value)), y: height - bottom + 18, "text-anchor": "middle" }, word(value));
     }
     node(svg, "line", { class: "base", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom });
     if (y.title) node(svg, "text", { class: "title y-title", x: 0, y: 13 }, y.title);

@@ -401,6 +401,7 @@
   const hasKl = klKey !== undefined && bought.length > 0 && !metric.log;
   // The course of a run in the plane of two logged quantities, averaged until it can be seen.
   function path(run, xKey, key) {
+    if (axes.some((a) => a.key === xKey)) return points(run, key, xKey);
     const over = axes.some((a) => a.key === "samples") ? "samples" : axis.key;
     const along = points(run, xKey, over);
     const value = points(run, key, over);
@@ -417,15 +418,19 @@
     }
     return result;
   }
-  const onScale = { linear: (v) => v, sqrt: (v) => Math.sqrt(Math.max(0, v)), log: (v) => Math.log10(Math.max(v, 1e-12)) };
-  const scaleWords = { linear: (t) => t, sqrt: (t) => `√ of ${t}`, log: (t) => `log10 of ${t}` };
+  const onScale = { linear: (v) => v, sqrt: (v) => Math.sqrt(Math.max(0, v)), log: (v) => Math.log10(v) };
+  const scaleWords = { linear: (t) => t, sqrt: (t) => `√ of ${t}`, log: (t) => t };
   // Draws `against` over the quantity xKey, a path for each method; returns whether there was anything to draw.
-  function drawPlane(host, { xKey, against, xScale = "linear", xTitle, fromZero, height, small = false, fits = {} }) {
-    const put = onScale[xScale];
+  function drawPlane(host, { xKey, against, xScale = "linear", yScale = "linear", xTitle, fromZero, height, small = false, fits = {} }) {
+    const [put, raised] = [onScale[xScale], onScale[against.log ? "linear" : yScale]]; // points of a log metric are logarithms
+    const drawable = (p) => (xScale !== "log" || p[0] > 0) && (yScale !== "log" || against.log || p[1] > 0); // a logarithm has no place for 0
+    const timed = axes.some((a) => a.key === xKey);
     const series = methods.filter((m) => !hidden.has(m)).map((method) => {
       const paths = data.runs.filter((r) => r.method === method && r.status === "finished")
-        .map((r) => path(r, xKey, against.key).map(([x, y]) => [put(x), y])).filter((p) => p.length > 1);
+        .map((r) => path(r, xKey, against.key).filter(drawable).map(([x, y]) => [put(x), raised(y)])).filter((p) => p.length > 1);
       const length = Math.min(...paths.map((p) => p.length));
+      const row = timed ? mean(paths) : []; // over what was spent, seeds are averaged at equal cost
+      if (row.length) return { method, paths, middle: row.map((p) => [p.x, p.y]), band: row[0].low === null ? null : row.map((p) => [p.x, p.low, p.high]) };
       const middle = paths.length > 1 ? Array.from({ length }, (_, i) => [0, 1].map((d) => paths.reduce((s, p) => s + p[i][d], 0) / paths.length)) : paths[0];
       return { method, paths, middle };
     }).filter((m) => m.paths.length);
@@ -436,14 +441,15 @@
       height,
       unnamed: true,
       size: small ? 4.5 : 5.5,
-      x: { title: scaleWords[xScale](xTitle), domain: domain([...(fromZero ? [0] : []), ...all.map((p) => p[0])], 0.04) },
-      y: { title: small ? against.unit : unitOf(against), domain: domain(all.map((p) => p[1]), 0.06, against.unit.startsWith("share")) },
+      x: { title: scaleWords[xScale](xTitle), log: xScale === "log", domain: domain([...(fromZero ? [0] : []), ...all.map((p) => p[0])], 0.04, false, xScale === "log") },
+      y: { title: small ? against.unit : unitOf(against), log: yScale === "log", domain: domain(all.map((p) => p[1]), 0.06, against.unit.startsWith("share"), yScale === "log") },
       series: series.map((m) => ({
         name: m.method,
         look: look(m.method),
+        band: m.band,
         curves: [
           ...(m.paths.length > 1 && !small ? m.paths.map((points) => ({ points, kind: "seed", end: true })) : []),
-          ...(fits[m.method] || []).map((f) => ({ points: f.points.map(([x, y]) => [put(x), y]), kind: `fit ${f.law}` })),
+          ...(fits[m.method] || []).map((f) => ({ points: f.points.map(([x, y]) => [put(x), raised(y)]), kind: `fit ${f.law}` })),
         ],
         mean: m.middle,
         end: m.middle[m.middle.length - 1],
@@ -472,11 +478,18 @@
   }
 
   // ---- what the task asks to be drawn ------------------------------------------------------------------------------
+  // By which power a quantity grows, where the drawing has two logarithmic axes.
+  function slopeNote(figure, chart, against) {
+    const found = chart.slopes[against.key] || {};
+    const each = methods.filter((m) => !hidden.has(m) && found[m])
+      .map((m) => `${m} ${fixed(found[m].value, 2)}${interval(found[m], (v) => fixed(v, 2))}`);
+    if (each.length) element(figure, "p", "note slopes", `Slope over the last decade, mean over seeds [95% t interval]: ${each.join("; ")}. 1 is linear, 0.5 a square root, 0 has stopped growing.`);
+  }
   function drawCharts() {
     data.charts.forEach((chart, i) => {
       const host = byId(`chart-${i}`);
       host.replaceChildren();
-      const along = metrics.find((m) => m.key === chart.x);
+      const along = [...metrics, ...axes].find((m) => m.key === chart.x);
       // all figures first: their number decides how wide each is
       const planes = chart.y.map((key) => metrics.find((m) => m.key === key)).filter((against) => along && against).map((against) => {
         const figure = element(host, "figure");
@@ -486,7 +499,8 @@
       for (const { figure, against, place } of planes) {
         const fits = chart.fitted === against.key ? chart.fits : {};
         const xTitle = along.unit ? `${along.label} (${along.unit})` : along.label;
-        if (!drawPlane(place, { xKey: chart.x, against, xScale: chart.x_scale, xTitle, fromZero: chart.x === "kl" || chart.x === "eval/kl", height: 260, small: true, fits })) figure.remove();
+        if (!drawPlane(place, { xKey: chart.x, against, xScale: chart.x_scale, yScale: chart.y_scale, xTitle, fromZero: chart.x === "kl" || chart.x === "eval/kl", height: 260, small: true, fits })) figure.remove();
+        else slopeNote(figure, chart, against);
       }
       for (const method of Object.keys(chart.fits || {}).filter((m) => !hidden.has(m) && chart.fits[m].length)) {
         const told = chart.fits[method].map((f) => `${f.words} with α ${f.alpha.toFixed(2)}, β ${f.beta.toFixed(2)}, error ${f.rmse.toFixed(3)}`);

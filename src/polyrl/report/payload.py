@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from polyrl.report.findings import Gap, Pair, final_summary, gap_words, gaps, improvement, metric_digits, pairs
-from polyrl.report.hump import LAWS, WORDS, fitted
 from polyrl.report.labels import AXIS_KEYS, axis_label, axis_order, metric_label, metric_order, panels
 from polyrl.report.records import Records
 from polyrl.report.runs import Comparison, Run
 from polyrl.report.scale import FLOOR, unlogged
 from polyrl.report.statistics import LEAST_SEEDS_FOR_BAND, Estimate, t_factor
+from polyrl.report.task_charts import chart_table
 from polyrl.runtime.figures import format_value, whole
 from polyrl.tasks.language.chat import transcript
 
@@ -66,48 +66,6 @@ def metric_table(comparison: Comparison) -> list[dict[str, Any]]:
             log = min(values) > 0 and max(values) > DECADES * min(values)
         table.append({"key": key, "label": label, "unit": unit, "group": group, "log": log})
     return table
-
-
-def chart_table(comparison: Comparison, keys: Collection[str]) -> list[dict[str, Any]]:
-    """The drawings that the task asked for and of which something was logged."""
-    found = [{**chart.stated(), "y": [key for key in chart.y if key in keys]} for chart in comparison.charts]
-    shown = [chart for chart in found if chart["y"] and chart["x"] in keys]
-    return [
-        {**chart, "fits": {m: fits(comparison, m, chart["x"], chart["fitted"]) for m in comparison.methods}}
-        if chart.get("fitted") in chart["y"]
-        else chart
-        for chart in shown
-    ]
-
-
-def fits(comparison: Comparison, method: str, x: str, y: str) -> list[dict[str, Any]]:
-    """The laws of `polyrl.report.hump`, fitted to what a method's finished runs gained over their start.
-
-    Each has `words`, `alpha`, `beta`, `rmse` and `points`, (x, y) along the law from the mean of the starts.
-    """
-    gained: list[tuple[float, float]] = []
-    starts: list[float] = []
-    for run in comparison.of(method):
-        both = [(row[x], row[y]) for row in run.metrics if x in row and y in row]
-        if run.status == "finished" and both:
-            starts.append(both[0][1])
-            gained += [(math.sqrt(max(0.0, a)), b - both[0][1]) for a, b in both]
-    found = [hump for law in LAWS if (hump := fitted(gained, law))]
-    if not found:
-        return []
-    start, far = sum(starts) / len(starts), max(d for d, _ in gained)
-    along = [far * i / 60 for i in range(61)]
-    return [
-        {
-            "words": WORDS[hump.law],
-            "law": hump.law,
-            "alpha": hump.alpha,
-            "beta": hump.beta,
-            "rmse": hump.rmse,
-            "points": [[d * d, start + hump.at(d)] for d in along],
-        }
-        for hump in found
-    ]
 
 
 def axis_table(comparison: Comparison) -> list[dict[str, str]]:
@@ -365,7 +323,7 @@ def build_payload(comparison: Comparison) -> dict[str, Any]:
         },
         "floor": FLOOR,
         "domain": comparison.domain,
-        "charts": chart_table(comparison, keys[1]),
+        "charts": chart_table(comparison, keys[1], keys[0]),
         "panels": panels(comparison.domain, keys[1], key),
         "methods": comparison.methods,
         "axes": axes,

@@ -50,7 +50,7 @@ def rolled(
 
     Args:
         mdp: the problem.
-        policy: probabilities `[L, S, A]`.
+        policy: probabilities `[L, S, A]`, or `[B, L, S, A]` where rows have policies of their own.
         state: `[B]` int64, in which each row begins.
         first: `[B]` int64, the step at which it does; without a horizon it only counts.
         uniform: `[B, T, 3]`.
@@ -74,7 +74,8 @@ def rolled(
         if t == 0 and first_actions is not None:
             limits, odds = thresholds(first_actions).numpy(), first_actions.numpy()
         else:
-            limits, odds = choices[at, here], chances[at, here]
+            own = (np.arange(rows), at, here) if policy.dim() == 4 else (at, here)
+            limits, odds = choices[own], chances[own]
         action = (limits <= numbers[:, t, :1]).sum(1)
         states[:, t], actions[:, t], chosen[:, t] = here, action, odds[np.arange(rows), action]
         here = after[:, t] = (moves[at, here, action] <= numbers[:, t, 1:2]).sum(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from polyrl.core.experience import Experience
     from polyrl.core.part import OwnModel
     from polyrl.models.base import NamedModels
+    from polyrl.runtime.chart import Chart
 
 
 class ClosedForm(Protocol):
@@ -156,6 +157,11 @@ class RunState(ABC):
     def start(self) -> str:
         """Fingerprint of what the run starts from; empty where that is nothing but the seed."""
         return ""
+
+    @property
+    def charts(self) -> Sequence[Chart]:
+        """What the task asks to be drawn besides curves over time."""
+        return ()
 
     def given_models(self) -> dict[str, dict[str, str]]:
         """The models that are of other runs, by name: that run's folder, the model's name in it, a fingerprint."""

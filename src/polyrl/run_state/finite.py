@@ -5,6 +5,7 @@ What changes is in the models, float64 tables, but for the regrets so far and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from polyrl.models.stored import Stored, StoredTables
 from polyrl.models.tables import TableModels
 from polyrl.run_state.base import RunState
+from polyrl.runtime.chart import Chart
 from polyrl.tasks.theory.finite import FiniteTask
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class FiniteRunState(RunState):
         """Add what acting has cost: `regret` over `count` episodes, or steps of a stream."""
         self._remember(context)
         self.acting["regret"] = self.acting["regret"] + torch.tensor([regret, count], dtype=torch.float64)
+        context.log(cumulative_regret=float(self.acting["regret"][0]))
 
     def count_seen(self, step: Tensor, state: Tensor, context: Context) -> None:
         """Remember that these states `[...]` were reached at these steps `[...]`; at step H there are none."""
@@ -84,6 +87,12 @@ class FiniteRunState(RunState):
         self.acting["seen"] = seen
 
     # ------------------------------------------------------------------------------------------------- judgement
+
+    @property
+    def charts(self) -> Sequence[Chart]:
+        """The task's."""
+        found: Sequence[Chart] = self.task.charts
+        return found
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Worth and suboptimality of the answer, exactly; what acting has cost so far; the answer's likeliest actions.
@@ -100,11 +109,16 @@ class FiniteRunState(RunState):
         }
         if count:
             metrics["eval/regret"] = max(total / count, LOWEST)
+        if self.mdp.policies is not None:
+            metrics["eval/class_suboptimality"] = max(float(self.mdp.class_worths.max()) - worth, 0.0)
         return metrics, likeliest(self)
 
     def evaluation_facts(self) -> dict[str, Any]:
         """Exactly, and what is known of the problem."""
-        return {"exact": True, **self.mdp.constants}
+        facts = self.mdp.constants
+        if self.task.drawn_by_seed:  # seeds are compared, and their optima are equal but for rounding
+            facts = {name: round(value, 10) for name, value in facts.items()} if self.task.equal_optima else {}
+        return {"exact": True, **facts}
 
     # --------------------------------------------------------------------------------------------------- folders
 

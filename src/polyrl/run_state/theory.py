@@ -247,7 +247,7 @@ def make_task(config: RunConfig, given: PythonObjects) -> PreferenceGame | Robus
     task = built_in_task(config.task)
     if isinstance(task, MatrixGame) and task.instance is None:
         task = dataclasses.replace(task, instance=config.seed)
-    return task
+    return task.for_seed(config.seed) if isinstance(task, FiniteTask) else task
 
 
 def make_run_state(

@@ -21,6 +21,7 @@ from polyrl.tasks.language.left_out import UNUSABLE, place_of
 
 if TYPE_CHECKING:
     from polyrl.recipe import Term
+    from polyrl.runtime.chart import Chart
 
 
 KEPT = "reference-logprobs.safetensors"
@@ -35,6 +36,11 @@ class UserDataRunState(RunState):
     task: LanguageTask
     pair_terms: Sequence[Term] = ()
     """The objective's terms that learn from pairs or labels."""
+
+    @property
+    def charts(self) -> Sequence[Chart]:
+        """The task's."""
+        return self.task.charts
 
     @property
     def reader(self) -> Backbone:

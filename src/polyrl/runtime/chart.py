@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-XScale = Literal["linear", "sqrt", "log"]
+Scale = Literal["linear", "sqrt", "log"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +15,12 @@ class Chart:
 
     Attributes:
         title: its heading.
-        x: name of the logged quantity along the horizontal axis.
+        x: name of the logged quantity, or of the axis of what was spent, along the horizontal axis.
         y: names of those that are drawn, each in a panel of its own.
         x_scale: "sqrt" spreads what lies near 0 without losing 0: over-optimization is drawn over the square root of
-            the KL (arXiv:2210.10760).
+            the KL (arXiv:2210.10760). "log" begins with the first point above 0.
+        y_scale: of the vertical axis. Where both are "log", a power is a straight line, and the slope of each curve's
+            last decade is told.
         fitted: which of `y` a hump and a quadratic are fitted to, over the root of `x` (`polyrl.report.hump`), drawn
             beside it and told with their errors; empty: none.
     """
@@ -26,8 +28,14 @@ class Chart:
     title: str
     x: str
     y: tuple[str, ...]
-    x_scale: XScale = "linear"
+    x_scale: Scale = "linear"
+    y_scale: Scale = "linear"
     fitted: str = ""
+
+    @property
+    def powers(self) -> bool:
+        """Whether both axes are logarithmic, so that a power is a straight line."""
+        return self.x_scale == self.y_scale == "log"
 
     def stated(self) -> dict[str, Any]:
         """Plain values, for YAML."""
@@ -42,13 +50,8 @@ class Chart:
             KeyError, TypeError, ValueError: it is no such thing.
         """
         y: Sequence[str] = values["y"]
-        scale: XScale = values.get("x_scale", "linear")
-        if scale not in get_args(XScale) or isinstance(y, str):
+        across, up = (values.get(name, "linear") for name in ("x_scale", "y_scale"))
+        if not {across, up} <= {*get_args(Scale)} or isinstance(y, str):
             raise ValueError(f"not a chart: {values}")
-        return cls(
-            title=str(values["title"]),
-            x=str(values["x"]),
-            y=tuple(map(str, y)),
-            x_scale=scale,
-            fitted=str(values.get("fitted", "")),
-        )
+        title, x, fitted = str(values["title"]), str(values["x"]), str(values.get("fitted", ""))
+        return cls(title=title, x=x, y=tuple(map(str, y)), x_scale=across, y_scale=up, fitted=fitted)

@@ -20,8 +20,13 @@ TASKS: dict[str, str] = {
     "hole-grid": "walk over a slippery grid with holes; each instance is a layout (a finite MDP)",
     "linear-mdp": "five states, sixteen actions, an adversary who moves one factor of the dynamics (a robust MDP)",
     "matrix-game": "find the Nash policy of random preferences among `actions` answers; each seed is a game",
+    "reset-ladder": "two policies under resets: the best one is hidden by noise in the last layers (a finite MDP)",
+    "reward-bandit": "learn the reward whose policy draws the pairs that it is judged on (a finite MDP of one step)",
+    "rich-lock": "a lock seen through many observations, and a class of policies with noise (a finite MDP)",
     "river-swim": "swim against the current for the reward of the far bank, judged on average (a finite MDP)",
     "rock-paper-scissors": "find the Nash policy of three answers that beat each other in a circle",
+    "singletons": "one secret step among many, and a class with a policy for each (a finite MDP)",
+    "stochastic-lock": "a combination lock that slips; each seed is another secret code (a finite MDP)",
 }
 """Name of every built-in task and one line about it."""
 
@@ -31,8 +36,13 @@ _PLACES = {
     "hole-grid": "families:HoleGrid",
     "linear-mdp": "linear_mdp:SimulatedLinearMDP",
     "matrix-game": "games:MatrixGame",
+    "reset-ladder": "agnostic:Ladder",
+    "reward-bandit": "reward_bandit:RewardBandit",
+    "rich-lock": "agnostic:RichLock",
     "river-swim": "families:RiverSwim",
     "rock-paper-scissors": "games:RockPaperScissors",
+    "singletons": "agnostic:Singletons",
+    "stochastic-lock": "families:StochasticLock",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from polyrl.runtime.seeding import generator
 from polyrl.tasks.theory.finite import FiniteMDP, FiniteTask
 
 
-def _check(task: FiniteTask, **wanted: bool) -> None:
+def check_setting(task: FiniteTask, **wanted: bool) -> None:
     """Refuse a setting, by its name, for which what is wanted does not hold."""
     for name, good in wanted.items():
         if not good:
@@ -47,14 +47,14 @@ class CombinationLock(FiniteTask):
 
     def __post_init__(self) -> None:
         """Refuse numbers out of their ranges."""
-        _check(self, horizon=self.horizon >= 1, choices=self.choices >= 2)
-        _check(self, keep=0 <= self.keep <= 1, consolation=0 <= self.consolation <= 1)
+        check_setting(self, horizon=self.horizon >= 1, choices=self.choices >= 2)
+        check_setting(self, keep=0 <= self.keep <= 1, consolation=0 <= self.consolation <= 1)
         super().__post_init__()
 
     @cached_property
     def code(self) -> tuple[int, ...]:
         """The secret action of each step."""
-        stream = generator(self.instance, "combination lock")
+        stream = generator(self.instance or 0, "combination lock")
         return tuple(torch.randint(self.choices, (self.horizon,), generator=stream).tolist())
 
     @cached_property
@@ -69,6 +69,25 @@ class CombinationLock(FiniteTask):
         reward[-1, 1] = self.consolation
         reward[-1, 0, self.code[-1]] = 1
         return FiniteMDP(transition, reward, horizon=h, reward_noise="bernoulli", states=("good", "bad"))
+
+
+@dataclass(frozen=True)
+class StochasticLock(CombinationLock):
+    """The combination lock, with another secret code for each seed of a run.
+
+    Attributes:
+        instance: number of the secret code; none takes the run's seed, so that seeds are locks.
+    """
+
+    instance: int | None = None  # type: ignore[assignment]
+
+    name: ClassVar[str] = "stochastic-lock"
+    budget: ClassVar[str] = "samples=16000"
+    drawn_by_seed: ClassVar[bool] = True
+
+    def for_seed(self, seed: int) -> StochasticLock:
+        """Its lock."""
+        return replace(self, instance=seed) if self.instance is None else self
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class RiverSwim(FiniteTask):
 
     def __post_init__(self) -> None:
         """Refuse numbers out of their ranges."""
-        _check(self, length=self.length >= 2, small=0 <= self.small <= 1)
+        check_setting(self, length=self.length >= 2, small=0 <= self.small <= 1)
         super().__post_init__()
 
     @cached_property
@@ -150,8 +169,8 @@ class HoleGrid(FiniteTask):
 
     def __post_init__(self) -> None:
         """Refuse numbers out of their ranges."""
-        _check(self, width=2 <= self.width <= 30, holes=0 <= self.holes <= (self.width - 1) ** 2)
-        _check(self, slip=0 <= self.slip <= 1)
+        check_setting(self, width=2 <= self.width <= 30, holes=0 <= self.holes <= (self.width - 1) ** 2)
+        check_setting(self, slip=0 <= self.slip <= 1)
         super().__post_init__()
 
     @cached_property

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from polyrl.core.access import ACCESS, in_words
 from polyrl.errors import UserError, nearest
+from polyrl.runtime.chart import Chart
 from polyrl.runtime.metric import Metric
 from polyrl.settings import parse_call
 from polyrl.tasks.language.phrases import a_kind
 from polyrl.tasks.theory import solving
+from polyrl.tasks.theory.policy_class import PolicyClass, constant
 from polyrl.tasks.theory.solving import Solution
 from polyrl.tasks.user_code import load_function, raised
 
@@ -53,6 +55,8 @@ class FiniteMDP:
         restart: what `reset-to-distribution` draws from, `[S]` or `[L, S]`; none is uniform. Kept as `[L, S]`.
         reward_noise: "none": a reward is its mean; "bernoulli": it is 1 with this probability, else 0.
         states, actions: what people call them; none are numbers.
+        policies: a class of deterministic policies, for methods that look for the best of one: a `PolicyClass`, or
+            actions `[N, S]` or `[N, H, S]`. None is stated by default.
         access: what the problem grants; empty is all that its kind can.
     """
 
@@ -65,6 +69,7 @@ class FiniteMDP:
     reward_noise: RewardNoise = "none"
     states: Sequence[str] = ()
     actions: Sequence[str] = ()
+    policies: Any = None
     access: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -109,6 +114,9 @@ class FiniteMDP:
                 raise UserError(f"There are {size} {name} and {len(names)} names for them.")
             object.__setattr__(self, name, names)
         self._check_numbers()
+        if self.policies is not None:
+            stated = self.policies if isinstance(self.policies, PolicyClass) else PolicyClass(self.policies)
+            object.__setattr__(self, "policies", stated.checked(self.shape))
         whose = f"An MDP that is judged by {self.criterion} reward"
         object.__setattr__(self, "access", checked_access(frozenset(self.access), GRANTED[self.criterion], whose))
 
@@ -164,6 +172,17 @@ class FiniteMDP:
     def uniform(self) -> Tensor:
         """The policy `[L, S, A]` that takes every action equally often."""
         return torch.full(self.shape, 1 / len(self.actions), dtype=torch.float64)
+
+    @cached_property
+    def policy_class(self) -> PolicyClass:
+        """The class that is stated, else the policies that take one action everywhere."""
+        found: PolicyClass = self.policies or constant(self.shape)
+        return found
+
+    @cached_property
+    def class_worths(self) -> Tensor:
+        """What each policy of the class is worth, exactly, `[N]`."""
+        return self.worth(torch.nn.functional.one_hot(self.policy_class.policies, len(self.actions)).double())
 
     @cached_property
     def digest(self) -> str:
@@ -223,6 +242,29 @@ class FiniteMDP:
             found["diameter"] = solving.diameter(self.transition[0])
         return found
 
+    @cached_property
+    def reward_range(self) -> tuple[float, float]:
+        """The least and the most that one step can pay."""
+        if self.reward_noise == "bernoulli":
+            return 0.0, 1.0
+        return float(self.reward.min()), float(self.reward.max())
+
+    @cached_property
+    def return_range(self) -> tuple[float, float]:
+        """The least and the most that an episode can earn, whatever is done and whatever luck there is."""
+        if not self.horizon:
+            raise UserError("What an episode can earn is asked of problems with a horizon, and this one has none.")
+        chance = self.reward_noise == "bernoulli"
+        paid = ((self.reward >= 1).double(), (self.reward > 0).double()) if chance else (self.reward, self.reward)
+        ends = []
+        for reward, sign in zip(paid, (-1.0, 1.0), strict=True):
+            value = torch.zeros(len(self.states), dtype=torch.float64)
+            for h in range(self.horizon - 1, -1, -1):
+                following = torch.where(self.transition[h] > 0, sign * value, -math.inf).max(-1).values
+                value = sign * (sign * reward[h] + following).max(-1).values
+            ends.append(sign * float((sign * value)[self.initial > 0].max()))
+        return ends[0], ends[1]
+
     # -- what a simulator needs
 
     @cached_property
@@ -277,6 +319,15 @@ class FiniteTask:
 
     name: ClassVar[str] = "finite-mdp"
     budget: ClassVar[str] = "iterations=100"
+    drawn_by_seed: ClassVar[bool] = False
+    """Whether `instance`, where it is not said, is the run's seed, so that seeds are problems of one kind."""
+
+    equal_optima: ClassVar[bool] = True
+    """Whether the problems of all seeds have the same optimum; else no line stands beside their results."""
+
+    def for_seed(self, seed: int) -> FiniteTask:
+        """The problem that a run of this seed is given."""
+        return self
 
     def __post_init__(self) -> None:
         """Refuse access that the problem does not grant; its arrays are made, and checked, with that."""
@@ -299,7 +350,22 @@ class FiniteTask:
         }
         key, label, unit = kinds[mdp.criterion]
         lines = {"optimum": mdp.optimum, "uniform policy": float(mdp.worth(mdp.uniform))}
-        return Metric(key=key, label=label, unit=unit, lines=lines, target="optimum")
+        target = "optimum"
+        if mdp.policies is not None:
+            target = "best of the class"
+            lines[target] = float(mdp.class_worths.max())
+        if self.drawn_by_seed:  # seeds are compared, and their optima are equal but for rounding
+            lines = {name: round(value, 10) for name, value in lines.items()} if self.equal_optima else {}
+            target = target if lines else ""
+        return Metric(key=key, label=label, unit=unit, lines=lines, target=target)
+
+    @cached_property
+    def charts(self) -> tuple[Chart, ...]:
+        """The regret over what was acted, on logarithmic axes: its slope is the power by which it grows."""
+        over = "steps" if self.mdp.criterion == "average" else "samples"
+        regret = Chart(title="Regret", x=over, y=("cumulative_regret",), x_scale="log", y_scale="log")
+        error = Chart(title="Values of the class", x="samples", y=("class_error",), x_scale="log", y_scale="log")
+        return (regret, error) if self.mdp.policies is not None else (regret,)
 
 
 @dataclass(frozen=True)
