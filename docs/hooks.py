@@ -22,7 +22,7 @@ from polyrl.cli.update_lists import PLAIN, step_words, walk
 from polyrl.core import special_rows
 from polyrl.core.fields import FIELDS, Field, documented, own_fields
 from polyrl.core.special_rows import USES
-from polyrl.core.update import Update
+from polyrl.core.update import Epochs, Update
 from polyrl.recipe import STAGES, Part, Recipe, kebab, options
 from polyrl.reproduction import ledger
 from polyrl.reproduction.ledger_page import findings, forest, ledger_page
@@ -240,7 +240,8 @@ def _step_lines(recipe: Recipe) -> Iterator[str]:
         if type(step) not in PLAIN:
             line = f"[`{step.name}`](../reference/parts.md#improve){_star(step, recipe)}"
             yield f"{space}    - {line}: {docstring(type(step)).partition(chr(10))[0]}"
-        for part in step.inner if isinstance(step, Update) else ():
+        inner = step.inner if isinstance(step, Update) else step.credit if isinstance(step, Epochs) else ()
+        for part in inner:
             line = f"[`{part.name}`](../reference/parts.md#{part.name}){_star(part, recipe)}"
             yield f"{space}    - {line}: {docstring(type(part)).partition(chr(10))[0]}"
 

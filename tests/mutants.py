@@ -2324,7 +2324,6 @@ GROUPS: list[Group] = [
         [
             ("total += flat(phi[episode], False) * score", "pass"),
             ("if self.normalized else direction)", "if True else direction)"),
-            ('torch.lerp(stores["before"], parameters, share)', "parameters"),
         ],
     ),
     Group(

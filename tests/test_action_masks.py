@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from conftest import SEED, reached
 from polyrl.errors import UserError
-from polyrl.methods.control.dqn import chosen
 from polyrl.models.actor import MaskedActor
+from polyrl.parts.exploring import chosen
 from polyrl.parts.optimize import Optimize
 from polyrl.runs import make_loop
 from polyrl.runtime.config import PythonObjects, RunConfig

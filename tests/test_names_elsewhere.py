@@ -179,7 +179,7 @@ def test_names_read_from_the_sources_hold_all_hyperparameters(slug: str) -> None
     for info in catalogue.variants()[slug]:
         real = {key.rpartition(".")[2] for key in build(slug, domain=info.domain or None).hyperparameters()}
         read = stated_names(slug, info.domain or None)
-        assert read is not None and real <= read and len(read - real) < 30
+        assert read is not None and real <= read and len(read - real) < 40
 
 
 @pytest.mark.parametrize("name", catalogue.parts())

@@ -11,6 +11,7 @@ product of means over all steps in the authors' code.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -105,7 +106,7 @@ def recipe() -> Recipe:
         name=SLUG,
         models={"policy": MlpPolicy(hidden="32x32", normalize_observation=False), "between": Copy("policy")},
         collect=episodes,
-        streams={"there": Stream(episodes, acts="between")},
+        streams={"there": Stream(dataclasses.replace(episodes), acts="between")},
         updates=(HessianAided("policy", Fresh(), also=(Fresh("there"),)),),
         adds=("hessian-aided",),
         notes={

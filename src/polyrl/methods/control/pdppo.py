@@ -180,7 +180,7 @@ class LesserValueLoss(Averaged):
     needs: ClassVar[frozenset[str]] = frozenset({"value_target", "weight", "observation", "post_state"})
     wants: ClassVar[frozenset[str]] = frozenset({"value"})
 
-    other: str
+    other: str = "critic"
     value_coef: float = hyperparameter(0.5, "weight of the squared error", low=0)
     regress: Literal["lesser", "each"] = hyperparameter("lesser", "what is regressed: the lesser value, or each")
 
@@ -221,6 +221,6 @@ def recipe() -> Recipe:
                 joint_clip=1.0,
             ),
         ),
-        adds=("policy", "post_critic", "post-values", "dual-advantage", "head-surrogate", "lesser-value-loss"),
+        adds=("post-values", "dual-advantage", "head-surrogate", "lesser-value-loss"),
         notes={"credit": "the larger of two advantages, one of which is over what the decision has come to"},
     )

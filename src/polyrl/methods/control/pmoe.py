@@ -125,7 +125,6 @@ class GumbelExpert(BestExpert):
     scope: ClassVar[Scope] = "step"
     gives: ClassVar[frozenset[str]] = BestExpert.gives | {"gumbel"}
     own_fields: ClassVar[Mapping[str, Field]] = {
-        **BestExpert.own_fields,
         "gumbel": Field("[B, T, K]", "float32", "-", "Gumbel numbers that an expert is drawn by"),
     }
 
@@ -148,7 +147,6 @@ class DrawnExpert(BestExpert):
     scope: ClassVar[Scope] = "batch"
     gives: ClassVar[frozenset[str]] = BestExpert.gives | {"expert_cost"}
     own_fields: ClassVar[Mapping[str, Field]] = {
-        **BestExpert.own_fields,
         "expert_cost": Field("[B, T]", "float32", "reward", "alpha log pi - Q of the drawn expert, less its mean"),
     }
     models: ClassVar[frozenset[str]] = BestExpert.models | {"temperature"}
