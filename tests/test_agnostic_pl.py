@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import SEED, reached
+from conftest import SEED, reached, read_records, stopped_after
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.theory.cpi import advantages
 from polyrl.methods.theory.popler import PetalChains, distinct, join, valued
 from polyrl.parts.policy_class import agreeing, one_hot, trees_for
 from polyrl.rollout.finite import rolled
-from polyrl.runs import make_loop
+from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.theory import solving, task
 from polyrl.tasks.theory.agnostic import Ladder, RichLock, Singletons
@@ -396,3 +397,26 @@ def test_a_problem_of_ones_own_runs_under_each_method_whose_access_it_grants(met
     assert 0 <= found["eval/suboptimality"] <= loop.run_state.mdp.optimum - float(loop.run_state.mdp.class_worths.min())
     if method in CHOOSERS:
         assert loop.context.metrics["class_error"] < 1.5
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        ("loop-amdp", "river-swim"),
+        ("nora", "stochastic-lock"),
+        *((method, "singletons(horizon=4)") for method in CHOOSERS),
+        ("cpi", "reset-ladder"),
+        ("policy-emulator", "rich-lock(horizon=4)"),
+        ("bilevel-penalty", "reward-bandit"),
+    ],
+)
+def test_a_method_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, method: str, where: str) -> None:
+    def numbers(folder: Path) -> str:
+        return repr([{k: v for k, v in r.items() if "second" not in k} for r in read_records(folder)])
+
+    stated: dict[str, Any] = {"budget": "iterations=4", "seed": SEED, "evaluations": 1, "checkpoint_every": 1}
+    config = RunConfig(method=method, task=where, tensorboard=False, **stated)
+    start_run(config, tmp_path / "whole").run()
+    stopped_after(start_run(config, tmp_path / "half"), 2)
+    resume_run(tmp_path / "half").run()
+    assert numbers(tmp_path / "half") == numbers(tmp_path / "whole")
