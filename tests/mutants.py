@@ -986,8 +986,9 @@ GROUPS: list[Group] = [
     ),
     Group(
         "rollout/construction.py",
-        "test_construction.py -k 'beam or infeasible or trained_on or not_finite'",
+        "test_construction.py test_vehicles.py -k 'beam or infeasible or trained_on or not_finite'",
         [
+            ("gain[..., 0] = torch.where(ended, 0.0, gain[..., 0])", "pass"),
             ("paid.argmin(1, keepdim=True)", "paid.argmax(1, keepdim=True)"),
             ("total = (score[..., None] + gain)", "total = (0 * score[..., None] + gain)"),
             ("if found.cost is None:", "if False:"),
@@ -1014,6 +1015,18 @@ GROUPS: list[Group] = [
             ("nn.init.zeros_(network.alpha)", "pass"),
             ("h = self.embed(tokens) + marks", "h = self.embed(tokens)"),
             ("if self.symmetries:", "if False:"),
+        ],
+    ),
+    Group(
+        "tasks/operations/vehicles.py",
+        "test_vehicles.py -k 'by_hand or infeasible or optimum'",
+        [
+            ('state["left"].any(1) & (state["here"] != 0)', 'state["left"].any(1)'),
+            ('state["left"] & (state["demand"] <= state["load"][:, None])', 'state["left"].clone()'),
+            ("load[a] + load[b] > instance.capacity", "False"),
+            ("if node in seen:", "if False:"),
+            ("> instance.capacity:\n                return", "> 99:\n                return"),
+            ("if instance.demand[node] <= load", "if True"),
         ],
     ),
     Group(
