@@ -1030,6 +1030,16 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "tasks/operations/tsplib.py",
+        "test_solve.py -k 'not solved_by and not builds_no'",
+        [
+            ("(away + 0.5).floor()", "away"),
+            ("math.floor(way + 0.5)", "math.floor(way)"),
+            (" or number in numbers", ""),
+            ("said != str(len(points))", "False"),
+        ],
+    ),
+    Group(
         "tasks/operations/inventories.py",
         "test_batched.py -k 'not ten_thousand'",
         [
