@@ -233,6 +233,11 @@ class MultiStart(Change):
             credit=(MultiStartBaseline(), *credit),
             models={name: model for name, model in recipe.models.items() if name != "baseline"},
             updates=tuple(step for step in recipe.updates if not isinstance(step, BetterBaseline)),
+            notes={
+                **recipe.notes,
+                "credit": "cheaper than the other solutions of the same instance is good, dearer is bad",
+                "improve": "one step of the plain policy gradient",
+            },
         )
 
 
