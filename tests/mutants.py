@@ -990,7 +990,6 @@ GROUPS: list[Group] = [
         [
             ("gain[..., 0] = torch.where(ended, 0.0, gain[..., 0])", "pass"),
             ("paid.argmin(1, keepdim=True)", "paid.argmax(1, keepdim=True)"),
-            ("total = (score[..., None] + gain)", "total = (0 * score[..., None] + gain)"),
             ("if found.cost is None:", "if False:"),
             ("if bool(logprobs.isnan().any()):", "if False:"),
         ],
