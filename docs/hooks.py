@@ -57,6 +57,7 @@ QUESTIONS = {
     "score": "What was it worth?",
     "credit": "Which actions deserve it?",
     "select": "Which samples and steps count?",
+    "judged": "What do evaluations judge beside the policy?",
     "improve": "What step does the model take?",
 }
 
@@ -228,8 +229,11 @@ def _stage_pieces(recipe: Recipe) -> Iterator[str]:
 
 def _entry_line(name: str, entry: Part, recipe: Recipe) -> str:
     star = " `*`" if name in recipe.adds else ""
-    if entry.name not in catalogue.entries():
-        return f"- `{name}`{star}: {recipe.models[name].said}"
+    if entry.name not in {**catalogue.entries(), **catalogue.parts()}:
+        said = (
+            recipe.models[name].said if name in recipe.models else docstring(type(entry)).partition("\n")[0].rstrip(".")
+        )
+        return f"- `{name}`{star}: {said}"
     return f"- [`{name}`](../reference/parts.md#{entry.name}){star}: {docstring(type(entry)).partition(chr(10))[0]}"
 
 
@@ -305,7 +309,7 @@ def parts_page() -> str:
         table(("a part says", "which means"), [*USES.items()]),
     ]
     classes = {p.name: p for p in (*catalogue.parts().values(), *catalogue.entries().values())}
-    for stage in ("policy", "models", "data", *STAGES):
+    for stage in ("policy", "models", "data", *STAGES, "judged"):
         pieces += [f"## {stage}", QUESTIONS[stage]]
         for name, info in classes.items():
             if info.stage != stage:

@@ -1048,6 +1048,101 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "tasks/operations/routing.py",
+        "test_construction.py -k copies_begin",
+        [
+            ('cities[at, state["start"]]', "cities[:, 0]"),
+            ("return found[first:] + found[:first]", "return found"),
+            ("start = torch.arange(len(copy)), copy % state", "start = torch.arange(len(copy)), 0 * copy % state"),
+        ],
+    ),
+    Group(
+        "tasks/batched.py",
+        "test_construction.py -k copies_begin",
+        [
+            (
+                "self.part(torch.arange(self.rows).repeat_interleave(count))",
+                "self.part(torch.arange(self.rows).repeat(count))",
+            )
+        ],
+    ),
+    Group(
+        "tasks/operations/tours.py",
+        "test_construction.py -k 'of_seven or every_heuristic or by_hand'",
+        [
+            ("torch.where((other < length)", "torch.where((other > length)"),
+            ("left[rows, order[-1]] = False", "pass"),
+            ("nearest.masked_fill(within, -torch.inf).argmax(1)", "nearest.masked_fill(within, torch.inf).argmin(1)"),
+            ("zero = (order == 0).int().argmax(1)", "zero = (order == 0).int().argmin(1)"),
+        ],
+    ),
+    Group(
+        "models/constructive.py",
+        "test_construction.py -k 'scores_follow or trained_on'",
+        [
+            ("~(seen.mask | ended)", "~(seen.mask | True)"),
+            ("return first if whole else 1", "return first"),
+            (
+                "x.reshape(len(x) // copies, copies * x.shape[1], *x.shape[2:])",
+                "x.transpose(0, 1).reshape(len(x) // copies, copies * x.shape[1], *x.shape[2:])",
+            ),
+        ],
+    ),
+    Group(
+        "rollout/construction.py",
+        "test_construction.py test_vehicles.py -k 'beam or infeasible or trained_on or not_finite'",
+        [
+            ("gain[..., 0] = torch.where(ended, 0.0, gain[..., 0])", "pass"),
+            ("paid.argmin(1, keepdim=True)", "paid.argmax(1, keepdim=True)"),
+            ("if found.cost is None:", "if False:"),
+            ("if bool(logprobs.isnan().any()):", "if False:"),
+        ],
+    ),
+    Group(
+        "methods/operations/am.py",
+        "test_routing_methods.py -k 'advantages or multi_start or baseline_follows or clip or different_cities'",
+        [
+            ('total = experience["reward"].sum(1) + built.costs', 'total = experience["reward"].sum(1) - built.costs'),
+            ("if p < self.significance:", "if True:"),
+            ("float((mine - best).mean()) < 0", "float((mine - best).mean()) > 0"),
+            ("(total - mean[number])", "total"),
+            ("self.clip * torch.tanh(", "self.clip * ("),
+        ],
+    ),
+    Group(
+        "methods/operations/bq_nco.py",
+        "test_routing_methods.py -k 'first_decision or tokens_alone or equal_scores'",
+        [
+            ("size + 2, 1)", "size + 1, 1)"),
+            ('"end": length[:, 0] - 1', '"end": length[:, 0] - 2'),
+            ("nn.init.zeros_(network.alpha)", "pass"),
+            ("h = self.embed(tokens) + marks", "h = self.embed(tokens)"),
+            ("if self.symmetries:", "if False:"),
+        ],
+    ),
+    Group(
+        "tasks/operations/vehicles.py",
+        "test_vehicles.py -k 'by_hand or infeasible or optimum'",
+        [
+            ('state["left"].any(1) & (state["here"] != 0)', 'state["left"].any(1)'),
+            ('state["left"] & (state["demand"] <= state["load"][:, None])', 'state["left"].clone()'),
+            ("load[a] + load[b] > instance.capacity", "False"),
+            ("if node in seen:", "if False:"),
+            ("> instance.capacity:\n                return", "> 99:\n                return"),
+            ("if instance.demand[node] <= load", "if True"),
+        ],
+    ),
+    Group(
+        "tasks/operations/tsplib.py",
+        "test_solve.py -k 'not solved_by and not builds_no'",
+        [
+            ("(away + 0.5).floor()", "away"),
+            ("math.floor(way + 0.5)", "math.floor(way)"),
+            (" or number in numbers", ""),
+            ("said != str(len(points))", "False"),
+        ],
+    ),
+    Group(
         "tasks/operations/inventories.py",
         "test_batched.py -k 'not ten_thousand'",
         [

@@ -100,7 +100,7 @@ def test_what_is_read_from_the_source_is_what_is_imported() -> None:
         assert info.summary == (part.__doc__ or "").partition("\n")[0].strip()
     assert not {"part", "term", "improver", "architecture", "averaged"} & set(catalogue.parts())
     stages = [info.stage for info in catalogue.parts().values()]
-    assert stages == sorted(stages, key=("policy", "models", "data", *STAGES).index)
+    assert stages == sorted(stages, key=("policy", "models", "data", *STAGES, "judged").index)
 
 
 @pytest.mark.parametrize(

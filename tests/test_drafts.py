@@ -25,15 +25,13 @@ from polyrl.parts.replayed import SquaredTD, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
-from polyrl.tasks.batched import play
 
 torch.set_num_threads(1)
 DRAFTS = Path(__file__).parent / "drafts"
-EXPO, PPO_LIST, BQ_NCO, AIRLLM = (DRAFTS / f"{name}.py" for name in ("expo", "ppo_list", "bq_nco", "airllm"))
-TASKS = {BQ_NCO: f"{BQ_NCO}:Tour", AIRLLM: f"{AIRLLM}:Channel"}
+EXPO, PPO_LIST, AIRLLM = (DRAFTS / f"{name}.py" for name in ("expo", "ppo_list", "airllm"))
+TASKS = {AIRLLM: f"{AIRLLM}:Channel"}
 SIZES = {
     PPO_LIST: {"environments": "2", "steps_per_environment": "30", "hidden": "8", "epochs": "2", "minibatches": "3"},
-    BQ_NCO: {"turns": "5", "instances": "20", "batch_size": "8", "width": "8"},
     AIRLLM: {"learning_starts": "20", "batch_size": "8", "hidden": "8", "steps_per_environment": "11"},
     EXPO: {"turns": "30", "random_steps": "10", "learning_starts": "20", "hidden": "16x16", "batch_size": "8"},
 }
@@ -49,7 +47,7 @@ def loop_of(draft: Path, extra: str = "", **settings: str) -> Any:
     return make_loop(config_of(f"{draft}{extra}", {**SIZES[draft], **settings}))[0]
 
 
-@pytest.mark.parametrize("draft", [EXPO, PPO_LIST, BQ_NCO, AIRLLM], ids=lambda d: d.stem)
+@pytest.mark.parametrize("draft", [EXPO, PPO_LIST, AIRLLM], ids=lambda d: d.stem)
 def test_a_draft_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, draft: Path) -> None:
     def numbers(folder: Path) -> list[dict[str, Any]]:
         drop = ("seconds", "steps_per_second", "updates_per_second")
@@ -99,119 +97,9 @@ def test_the_gradient_of_each_of_expos_losses_belongs_to_its_model() -> None:
     assert not any(p.requires_grad for m in loop.run_state.models.values() for p in m.parameters())
 
 
-# ----------------------------------------------------------------------------------------------------------- BQ-NCO
-
-
 def names_of(loop: Any, what: str = "policy") -> dict[str, Any]:
     """What stands in the file of a draft."""
     return vars(sys.modules[type(loop.recipe.models[what]).__module__])
-
-
-def test_values_of_sub_problems_are_those_of_the_card() -> None:
-    optimal = names_of(loop_of(BQ_NCO))["optimal"]
-    square = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
-
-    def value(at: int, left: list[int]) -> float:
-        found: float = optimal(square[left], square[at], square[0])[0]
-        return found
-
-    assert value(0, [1, 2, 3]) == pytest.approx(4) and value(2, [1, 3]) == pytest.approx(3.41421, abs=1e-5)
-    assert value(1, [2, 3]) == pytest.approx(3) and value(2, [3]) == pytest.approx(2)
-
-
-def test_scores_are_of_tokens_alone_at_first_and_of_sets_always() -> None:
-    loop = loop_of(BQ_NCO)
-    names, policy = names_of(loop), loop.run_state.models["policy"].policy
-    stream = np.random.default_rng(0)
-    ends, nodes, left = stream.random((2, 2)), stream.random((3, 2)), np.ones(3, dtype=bool)
-
-    def scores(origin: Any, destination: Any, between: Any) -> torch.Tensor:
-        shown = torch.from_numpy(names["shown"](origin, destination, between, left))
-        with torch.no_grad():
-            found: torch.Tensor = policy.network(shown)[:3]
-        return found
-
-    assert torch.equal(scores(*ends, nodes), scores(*ends[::-1], nodes))  # alpha is 0: nobody looks at others
-    policy.network.alpha.data.fill_(1.0)
-    turned = [2, 0, 1]
-    torch.testing.assert_close(scores(*ends, nodes[turned]), scores(*ends, nodes)[turned])
-    assert not torch.allclose(scores(*ends, nodes), scores(*ends[::-1], nodes), atol=1e-4)
-    for parameter in (policy.network.score.weight, policy.network.score.bias):
-        parameter.data.zero_()
-    mask = torch.tensor([[[True] * 3 + [False] * (names["MOST"] - 3)]])
-    shown = torch.from_numpy(names["shown"](*ends, nodes, left))[None, None]
-    batch = Experience({"observation": shown, "action": torch.zeros(1, 1, dtype=torch.int64), "action_mask": mask})
-    logprob = loop.run_state.models["policy"].outputs(batch, {"logprob"}, None)["logprob"]
-    assert float(-logprob) == pytest.approx(1.09861, abs=1e-5)
-
-
-def test_every_row_is_the_first_decision_of_an_optimal_path() -> None:
-    loop = loop_of(BQ_NCO)
-    optimal, rows = names_of(loop)["optimal"], loop.context.sources["solutions"]
-    batch = rows.sample(40, torch.Generator().manual_seed(0))
-    sizes = set()
-    for shown, action, mask in zip(batch["observation"], batch["action"], batch["action_mask"], strict=True):
-        tokens = shown.reshape(-1, 3).double().numpy()
-        nodes, first = tokens[2:][mask[0].numpy(), :2], int(action)
-        assert int(tokens[:, 2].sum()) == len(nodes) + 2
-        others = np.delete(nodes, first, 0)
-        cost = np.linalg.norm(nodes[first] - tokens[0, :2]) + optimal(others, nodes[first], tokens[1, :2])[0]
-        assert cost == pytest.approx(optimal(nodes, tokens[0, :2], tokens[1, :2])[0], abs=1e-5)
-        sizes.add(len(nodes))
-    assert sizes == {2, 3, 4, 5, 6}
-
-
-def test_imitating_optimal_tours_comes_near_to_them_at_every_size() -> None:
-    sizes = {"turns": "120", "instances": "300", "batch_size": "64"}
-    loop = make_loop(dataclasses.replace(config_of(str(BQ_NCO), sizes), eval_episodes=60))[0]
-    names, judged = names_of(loop), loop.run_state.evaluate
-    best, environment = [], names["Tour"]()
-    for episode in range(60):
-        environment.reset(seed=loop.run_state.judge.seed_of(episode))
-        best.append(names["optimal"](environment.nodes, environment.start, environment.start)[0])
-    optimum = sum(best) / len(best)
-    before = -judged()[0]["eval/return"] / optimum - 1
-    for _ in range(3):
-        loop.iterate()
-    gap = -judged()[0]["eval/return"] / optimum - 1
-    assert before > 0.08 and gap > -1e-6
-    reached(-gap, -0.04)  # 0.01 to 0.02
-
-
-def test_what_is_trained_on_small_tours_is_judged_on_larger_ones() -> None:
-    """Sizes 5 to 7 are trained on; 12 cities are decoded greedily, and every tour is one."""
-    sizes = {"turns": "150", "instances": "300", "batch_size": "64"}
-    loop = make_loop(config_of(str(BQ_NCO), sizes))[0]
-    names, network = names_of(loop), loop.run_state.models["policy"].policy.network
-    gaps = []
-    for after in (False, True):
-        if after:
-            for _ in range(3):
-                loop.iterate()
-        environment = names["TravelingSalesman"](SEED, 60, 12)
-        lines = environment.lines()
-        paid = play(environment, names["deciding"](network))
-        found = [environment.verify(environment.instance(row), environment.solution(row)) for row in range(60)]
-        assert [one.cost for one in found] == pytest.approx((-paid).tolist(), abs=1e-5)
-        gaps.append(-float(paid.mean()) / lines["optimum"] - 1)
-    assert gaps[0] > 0.3 and lines["nearest neighbor"] / lines["optimum"] > 1.08
-    reached(-gaps[1], -0.13)
-
-
-def test_the_network_of_sub_problems_also_learns_by_reward() -> None:
-    recipe = catalogue.build(f"{BQ_NCO}+entropy-bonus", {"entropy_coef": "0.1", **SIZES[BQ_NCO]})
-    (update,) = recipe.updates
-    assert [term.name for term in update.terms] == ["nll", "entropy-bonus"]  # the one update whose model gives it
-    loop_of(BQ_NCO, "+entropy-bonus").iterate()
-    passes = catalogue.build(str(PPO_LIST), SIZES[PPO_LIST])
-    models = {"policy": recipe.models["policy"], "critic": passes.models["critic"]}
-    by_reward = dataclasses.replace(passes, name="mine", models=models, score=())
-    config = config_of("mine", {}, task=TASKS[BQ_NCO])
-    loop = make_loop(config, given=PythonObjects(recipe=by_reward.check()))[0]
-    before = loop.run_state.flat["policy"].vector.detach().clone()
-    batch = loop.iterate()
-    assert bool(batch["action_mask"].gather(-1, batch["action"].unsqueeze(-1)).all())
-    assert not torch.equal(before, loop.run_state.flat["policy"].vector)
 
 
 # ----------------------------------------------------------------------------------------------------------- AirLLM

@@ -40,9 +40,7 @@ def test_the_sums_are_right() -> None:
     counts = [sum(verdict == kind for _, _, verdict, _ in PAPERS) for kind in ("fits", "stretch", "missing")]
     fit, around, wait = (words[n] for n in counts)
     assert f"So {fit} fit as files, {around} want a way around, {wait} wait." in SECTION
-    doors = {gap: sum(gap in named(said) for _, _, verdict, said in PAPERS if verdict != "fits") for gap in GAPS}
-    most = max(doors, key=lambda gap: doors[gap])
-    assert f"{most} opens most doors: {words[doors[most]]} papers that wait or stretch name it." in SECTION
+    assert SECTION.strip().startswith(f": the papers to come\n\n{words[len(PAPERS)].capitalize()} papers have a card")
 
 
 def test_every_gap_is_named_and_every_name_is_a_gap() -> None:

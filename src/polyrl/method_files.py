@@ -28,6 +28,7 @@ ABSTRACT = {
     "Descended",
     "OfTheory",
     "OrderingPolicy",
+    "ConstructivePolicy",
     "Source",
 }
 ROOTS = {

@@ -1,4 +1,4 @@
-"""`polyrl play` for inventories: one simulated trace as a table, and the mean cost beside what is known."""
+"""`polyrl play` in operations: a trace of inventories, or solutions, and the mean cost beside what is known."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.text import Text
 
 from polyrl.api import open_policy
 from polyrl.errors import UserError
+from polyrl.run_state.combinatorial import AlsoJudged, CombinatorialRunState
 from polyrl.run_state.operations import OperationsRunState
 from polyrl.runtime.terminal import Terminal
 
@@ -23,6 +24,9 @@ def play(folder: Path, *, episodes: int = 1, trust_code: bool = False) -> None:
         UserError: `episodes` is no number of test traces, or the run has no policy yet.
     """
     run_state = open_policy(folder, trust_code=trust_code)
+    if isinstance(run_state, CombinatorialRunState):
+        _play_instances(run_state, episodes)
+        return
     assert isinstance(run_state, OperationsRunState)
     if not 1 <= episodes <= run_state.evaluation.traces:
         raise UserError(
@@ -39,6 +43,23 @@ def play(folder: Path, *, episodes: int = 1, trust_code: bool = False) -> None:
     console.print(
         f"\ncost per period and store, {e.traces} traces of {e.periods} periods, the first {e.dropped} left out"
     )
+    for name, value in {"this policy": cost, **task.metric.lines}.items():
+        beside = "" if name == "this policy" else f"  {100 * (cost / value - 1):+.2f}%"
+        console.print(f"  {name:<28} {value:8.4f}{beside}")
+
+
+def _play_instances(run_state: CombinatorialRunState, episodes: int) -> None:
+    """Print the solutions of the first held-out instances, then the mean cost on all of them."""
+    instances, task = run_state.evaluation.instances, run_state.task
+    if not 1 <= episodes <= instances:
+        raise UserError(f"--episodes is {episodes} but must be from 1 to {instances}, the held-out instances.")
+    console = Terminal()
+    console.print(Text(f"{task.name}: {task.describe()}", style="bold"))
+    costs, solutions = run_state.solved(AlsoJudged(run_state.judges, task))
+    for row in range(episodes):
+        console.print(f"instance {row}  {costs[row]:.4f}  {' '.join(map(str, solutions[row]))}", soft_wrap=True)
+    cost = sum(costs) / len(costs)
+    console.print(f"\n{task.label}, greedily, mean of {len(costs)} held-out instances")
     for name, value in {"this policy": cost, **task.metric.lines}.items():
         beside = "" if name == "this policy" else f"  {100 * (cost / value - 1):+.2f}%"
         console.print(f"  {name:<28} {value:8.4f}{beside}")

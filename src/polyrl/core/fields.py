@@ -68,6 +68,14 @@ FIELDS: dict[str, Field] = {
     "value_weight": Field("[B, T]", "float32", "-", "how much each step counts for the critic, where not as `weight`"),
     "state": Field("[B, T]", "int64", "index", "state of a finite MDP before each step (theory)"),
     "next_state": Field("[B, T]", "int64", "index", "state of a finite MDP after each step (theory)"),
+    "nodes": Field("[B, 1, N, F]", "float32", "task's own", "what is known of each node of the instance (operations)"),
+    "node_mask": Field("[B, 1, N]", "bool", "-", "which nodes there are; the others are padding (operations)"),
+    "here": Field("[B, T]", "int64", "index", "the node where one is before each step (operations)"),
+    "end": Field("[B, T]", "int64", "index", "the node where one is to end (operations)"),
+    "left": Field("[B, T, N]", "bool", "-", "which nodes are still to be visited before each step (operations)"),
+    "context": Field(
+        "[B, T, C]", "float32", "task's own", "what else changes on the way, such as the load that is left (operations)"
+    ),
     "action_value": Field("[B, T]", "float64", "reward", "value of the action taken, and all that follows (theory)"),
 }
 """The fields that no single part brings."""

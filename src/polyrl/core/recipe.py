@@ -286,6 +286,11 @@ class Recipe:
             model = typing.cast("Model", part)
             rivals = [name for name, old in self.models.items() if part.slot and old.slot == part.slot]
             return composing.with_model(self, rivals[0] if len(rivals) == 1 else part.name, model)
+        if which == "data":
+            kin = [name for name, old in self.sources.items() if type(old) is type(part)]
+            if len(kin) != 1:
+                raise UserError(f"{self.name} has no source that '{part.name}' would take the place of.")
+            return dataclasses.replace(self, sources={**self.sources, kin[0]: typing.cast("Source", part)})
         if which in ("policy", "collect", "optimize"):
             old = getattr(self, which)
             if old is None:

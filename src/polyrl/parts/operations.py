@@ -30,6 +30,7 @@ class OrderingPolicy(Trained):
 
     slot: ClassVar[str] = "ordering-policy"
     domain: ClassVar[str] = "operations"
+    solves: ClassVar[str] = "inventories"
 
     learning_rate: float = hyperparameter(3e-3, "AdamW step size", low=0, high=1e37)
     max_grad_norm: float | None = hyperparameter(1.0, "norm at which the gradient is clipped; none is off", above=0)
@@ -142,6 +143,7 @@ class DrawTraces(Part):
 
     stage: ClassVar[Stage] = "collect"
     domain: ClassVar[str] = "operations"
+    solves: ClassVar[str] = "inventories"
     gives: ClassVar[frozenset[str]] = frozenset({"demand", "initial_inventory", "mask"})
     own_fields: ClassVar[Mapping[str, Field]] = {
         "demand": Field("[B, T, n]", "float32", "units", "what customers ask of each store in each period"),

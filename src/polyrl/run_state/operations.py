@@ -18,7 +18,10 @@ from polyrl.errors import UserError
 from polyrl.models.inventory import Best, OrderingModel, OrderingModels
 from polyrl.models.stored import Stored, StoredBy, StoredModule
 from polyrl.parts.operations import OrderingPolicy
+from polyrl.run_state import combinatorial
 from polyrl.run_state.base import RunState
+from polyrl.run_state.combinatorial import CombinatorialRunState
+from polyrl.tasks.operations.combinatorial import CombinatorialTask
 from polyrl.tasks.operations.demand import EVALUATION_SEED
 
 if TYPE_CHECKING:
@@ -241,21 +244,27 @@ class OperationsRunState(RunState):
         self._write_about(folder)
 
 
-def make_task(config: RunConfig, given: PythonObjects) -> InventoryTask:
-    """The inventory setting that the run names."""
+def make_task(config: RunConfig, given: PythonObjects) -> InventoryTask | CombinatorialTask:
+    """The inventory setting or the combinatorial problem that the run names."""
     from polyrl.tasks.operations import task
 
-    return task(config.task)
+    made: InventoryTask | CombinatorialTask = task(config.task)
+    return made
 
 
 def make_run_state(
-    config: RunConfig, task: InventoryTask, recipe: Recipe, say: Callable[[str], None] = lambda _: None
-) -> OperationsRunState:
+    config: RunConfig,
+    task: InventoryTask | CombinatorialTask,
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda _: None,
+) -> OperationsRunState | CombinatorialRunState:
     """Build the models, with weights drawn from the run's seed, and put them beside the simulator.
 
     Raises:
         UserError: a device other than the CPU, or an architecture that does not order.
     """
+    if isinstance(task, CombinatorialTask):
+        return combinatorial.make_run_state(config, task, recipe, say)
     if config.device not in ("auto", "cpu"):
         raise UserError(f"Inventories are simulated on the CPU; leave out --device {config.device}.")
     for name, entry in recipe.models.items():

@@ -14,10 +14,11 @@ What a method may do beyond stepping is **access**, which an environment grants 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -204,6 +205,21 @@ class BatchedEnvironment(ABC):
         of_all = {name: x.expand(len(rows), *x.shape[1:]) for name, x in state.items()}
         self.episode[rows], self.ended[rows] = of_all.pop("episode"), of_all.pop("ended")
         self._put(rows, of_all)
+
+    def part(self, rows: Tensor) -> Self:
+        """Some rows `[b]` in their present states, in an environment of its own; a row may be in it several times.
+
+        It is stepped apart from this one, and its rows have no further episodes.
+        """
+        self._grants("reset-to-state")
+        twin = copy.copy(self)
+        twin.rows, twin.state = len(rows), self.rows_of(self.state, rows)
+        twin.episode, twin.ended = self.episode[rows], self.ended[rows]
+        return twin
+
+    def copies(self, count: int) -> Self:
+        """All rows as `part` gives them, each `count` times one after another."""
+        return self.part(torch.arange(self.rows).repeat_interleave(count))
 
     def _grants(self, access: Access) -> None:
         if access not in self.access:

@@ -1,4 +1,7 @@
-"""Inventory tasks by name. Importing this costs next to nothing: torch is loaded when a task is asked for."""
+"""Inventories and combinatorial problems by name.
+
+Importing this costs next to nothing: torch is loaded when a task is asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from polyrl.tasks.by_name import make_task
 
 if TYPE_CHECKING:
+    from polyrl.tasks.operations.combinatorial import CombinatorialTask
     from polyrl.tasks.operations.settings import InventoryTask
 
 __all__ = ["TASKS", "task"]
@@ -17,8 +21,10 @@ TASKS: dict[str, str] = {
     "one-warehouse": "one warehouse and several stores, unmet demand is lost; no optimum is known",
     "serial": "a chain of stocking points before one store, backlog; the optimum is Clark and Scarf's",
     "transshipment": "a warehouse that may not keep stock and several stores, backlog; a tight lower bound is known",
+    "cvrp": "the shortest routes of vehicles of a capacity from a depot to n customers; beside savings",
+    "tsp": "the shortest tour through n cities in the unit square; the optimum is computed up to 13",
 }
-"""Name of every inventory task and one line about it."""
+"""Name of every task of operations research and one line about it."""
 
 _PLACES = {
     "backlog": "settings:Backlog",
@@ -26,15 +32,17 @@ _PLACES = {
     "one-warehouse": "settings:OneWarehouse",
     "serial": "settings:Serial",
     "transshipment": "settings:Transshipment",
+    "cvrp": "vehicles:VehicleRoutingTask",
+    "tsp": "routing:TravelingSalesmanTask",
 }
 
 
-def task(name: str, **settings: Any) -> InventoryTask:
-    """Return the inventory task `name`; `settings` are its fields (`lead_time`, `penalty`, ...) or their texts.
+def task(name: str, **settings: Any) -> Any:
+    """Return the task `name`; `settings` are its fields (`lead_time`, `n`, ...) or their texts.
 
     The name may bring settings of its own: `lost-sales(lead_time=2, penalty=9)`.
 
     Raises `UserError` for an unknown name, an unknown setting or a setting out of its range.
     """
-    made: InventoryTask = make_task(__name__, _PLACES, name, settings)
+    made: InventoryTask | CombinatorialTask = make_task(__name__, _PLACES, name, settings)
     return made

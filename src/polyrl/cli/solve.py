@@ -1,0 +1,152 @@
+"""`polyrl solve`: the policy of a run on an instance from a file, beside heuristics and the best that is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from polyrl.api import open_policy
+from polyrl.errors import UserError
+from polyrl.report.drawing import save
+from polyrl.rollout.construction import beam_search, build
+from polyrl.run_state.combinatorial import CombinatorialRunState
+from polyrl.runtime.drawing import Axis, Curve, Curves, Series, Sheet, Words
+from polyrl.runtime.terminal import Terminal
+from polyrl.tasks.operations.routing import TravelingSalesman
+from polyrl.tasks.operations.tours import from_first, improved, nearest_neighbor
+from polyrl.tasks.operations.tsplib import Instance, read_instance, read_tour, write_tour
+
+MOST_SEARCHED = 200
+"""Nodes up to which local search stands beside: it looks at all pairs, again and again."""
+SIDE = 560
+"""Pixels of the picture."""
+
+
+def solve(
+    folder: Path,
+    instance: Path,
+    *,
+    best: str = "",
+    beam: int = 1,
+    symmetries: bool = False,
+    out: Path | None = None,
+    trust_code: bool = False,
+) -> None:
+    """Print what the run's policy and heuristics come to, and write the policy's tour and a picture of it.
+
+    Args:
+        folder: of the run.
+        instance: a file of TSPLIB.
+        best: the best known length, or a file with the best known tour; empty: what the instance's comment says.
+        beam: prefixes that are kept; 1 is greedy.
+        symmetries: whether the eight ways in which the square can be turned and mirrored are all solved.
+        out: folder of what is written; `solutions` in the run's where None.
+        trust_code: run the files that the folder names.
+
+    Raises:
+        UserError: the file cannot be read, or the run builds no tours.
+    """
+    given = read_instance(instance)
+    known = _best_known(best, given)
+    run_state = open_policy(folder, trust_code=trust_code)
+    if not isinstance(run_state, CombinatorialRunState) or run_state.task.kind is not TravelingSalesman:
+        raise UserError(f"The run {folder} builds no tours, so it cannot solve {instance}; train one with --task tsp.")
+    network = run_state.network(run_state.judges)
+
+    def by_policy() -> list[list[int]]:
+        points = mirrored(given.scaled) if symmetries else given.scaled[None]
+        rows = TravelingSalesman(0, len(points), points.shape[1], instances=lambda row, _: points[row])
+        done = build(network, rows).environment if beam == 1 else beam_search(network, rows, beam)
+        return [done.solution(row) for row in range(done.rows)]
+
+    how = "greedy" if beam == 1 else f"beam {beam}"
+    tours: dict[str, tuple[list[int], float, float]] = {}
+    called = f"this policy, {how}" + (", 8 symmetries" if symmetries else "")
+    tours[called] = _timed(by_policy, given)
+    away = given.distances[None].float()
+    nearest = nearest_neighbor(away, torch.zeros(1, dtype=torch.int64))
+    tours["nearest neighbor"] = _timed(lambda: nearest.tolist(), given)
+    if len(given.points) <= MOST_SEARCHED:
+        tours["2-opt and Or-opt of it"] = _timed(lambda: from_first(improved(away, nearest)).tolist(), given)
+
+    console = Terminal()
+    console.print(Text(f"{given.name}: {len(given.points)} nodes, {given.weights}", style="bold"))
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for column in ("", "length", "above the best known", "seconds"):
+        table.add_column(column, header_style="dim", justify="right" if column else "left")
+    for name, (_, length, seconds) in tours.items():
+        gap = "" if known is None else f"{100 * (length / known - 1):+.2f}%"
+        table.add_row(name, f"{length:g}", gap, f"{seconds:.2f}")
+    if known is not None:
+        table.add_row(Text("best known", "dim"), Text(f"{known:g}", "dim"), "", "")
+    console.print(table)
+    tour, length, _ = tours[called]
+    into = out or folder / "solutions"
+    write_tour(into / f"{instance.stem}.tour", given, tour, length, called)
+    console.print(f"tour     {into / f'{instance.stem}.tour'}", soft_wrap=True)
+    picture = save(drawn(given, tour, length), into / f"{instance.stem}.svg")
+    console.print(f"picture  {picture}", soft_wrap=True)
+
+
+def _best_known(best: str, given: Instance) -> float | None:
+    """The best known length, by a number or a file.
+
+    Raises:
+        UserError: it is neither, or the file's tour is none.
+    """
+    if not best:
+        return given.best
+    try:
+        number = float(best)
+    except ValueError:
+        found = given.verify(read_tour(Path(best), given))
+        if found.cost is None:
+            raise UserError(f"The tour {best} does not fit {given.name}: {found.why}.") from None
+        return found.cost
+    if not 0 < number < float("inf"):
+        raise UserError(f"--best is {best} but must be a length above 0, or the file of a tour.")
+    return number
+
+
+def _timed(tours: Callable[[], list[list[int]]], given: Instance) -> tuple[list[int], float, float]:
+    """The shortest of some tours, its length by the verifier, and the seconds that they took together."""
+    began = time.perf_counter()
+    found = tours()
+    took = time.perf_counter() - began
+    judged = [given.verify(tour) for tour in found]
+    for verdict in judged:
+        if verdict.cost is None:
+            raise RuntimeError(f"a tour of {given.name} is infeasible: {verdict.why}")
+    lengths = [verdict.cost for verdict in judged if verdict.cost is not None]
+    length = min(lengths)
+    return found[lengths.index(length)], length, took
+
+
+def mirrored(points: Tensor) -> Tensor:
+    """Points of the unit square `[n, 2]` in its eight symmetries, `[8, n, 2]`, the first as they are."""
+    flips = [torch.tensor([[a, b]]) for a in (False, True) for b in (False, True)]
+    four = [torch.where(flip, 1 - points, points) for flip in flips]
+    return torch.stack([turned for each in four for turned in (each, each.flip(1))])
+
+
+def drawn(given: Instance, tour: list[int], length: float) -> Sheet:
+    """The tour in the file's coordinates, as broad as high."""
+    low, high = given.points.min(0).values, given.points.max(0).values
+    half = 0.53 * float((high - low).max())
+    middle = ((low + high) / 2).tolist()
+    x, y = (Axis(domain=(m - half, m + half), title=name) for m, name in zip(middle, "xy", strict=True))
+    points = [(float(a), float(b)) for a, b in given.points[[*tour, tour[0]]].tolist()]
+    curve = Curve(points=points, kind="mean", dots=True)
+    chart = Curves(
+        width=SIDE, height=SIDE, x=x, y=y, series=[Series(name=given.name, look=0, curves=[curve])], unnamed=True
+    )
+    title = f"{given.name}: a tour of length {length:g}"
+    return Sheet(
+        width=SIDE + 20, height=SIDE + 50, label=title, items=[(20, 12, Words(lines=[title])), (10, 40, chart)]
+    )

@@ -1,0 +1,131 @@
+"""Networks that build solutions node by node: what they see, what they say, and what their models give to terms.
+
+An instance may be in several states at once: copies that are built in parallel, beams, or the steps of an episode that
+is trained on. So what is of an instance is `[B, ...]`, and what is of its states `[B, K, ...]`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from polyrl.models.base import Network
+from polyrl.tasks.batched import Observation, Padded
+
+if TYPE_CHECKING:
+    from polyrl.core.experience import Experience
+    from polyrl.core.update import Draws
+
+Memory = Mapping[str, Tensor]
+"""What a network has read of instances, `[B, ...]` each."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """B instances, each in K states.
+
+    Attributes:
+        nodes: `[B, N, F]`.
+        present: bool `[B, N]`, which nodes there are.
+        here, end: int64 `[B, K]`, the node where one is, and the one where one is to end.
+        left: bool `[B, K, N]`, what is still to be visited.
+        context: `[B, K, C]`, numbers that change on the way.
+        mask: bool `[B, K, N]`, what may come next; a state in which nothing may has ended.
+    """
+
+    nodes: Tensor
+    present: Tensor
+    here: Tensor
+    end: Tensor
+    left: Tensor
+    context: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, shown: Observation, mask: Tensor, copies: int = 1) -> Seen:
+        """What an environment shows of rows, of which `copies` in turn are of one instance."""
+        nodes = shown["nodes"]
+        assert isinstance(nodes, Padded)
+        states = {name: x for name, x in shown.items() if isinstance(x, Tensor)}
+
+        def grouped(x: Tensor) -> Tensor:
+            return x.reshape(len(x) // copies, copies, *x.shape[1:])
+
+        return cls(
+            nodes.values[::copies],
+            nodes.present[::copies],
+            *(grouped(states[name]) for name in ("here", "end", "left", "context")),
+            grouped(mask),
+        )
+
+    @classmethod
+    def stored(cls, batch: Experience) -> Seen:
+        """What rows of steps saw, K being all steps of all rows of an instance, row after row.
+
+        Rows of one `group` stand for one instance where all groups are whole and equally large; else each for itself.
+        """
+        copies = _copies(batch["group"]) if "group" in batch else 1
+
+        def grouped(name: str) -> Tensor:
+            x = batch[name]
+            return x.reshape(len(x) // copies, copies * x.shape[1], *x.shape[2:])
+
+        nodes, present = batch["nodes"][::copies, 0], batch["node_mask"][::copies, 0]
+        states = [grouped(name) for name in ("here", "end", "left", "context", "action_mask")]
+        return cls(nodes, present, *states)
+
+
+def _copies(group: Tensor) -> int:
+    """How many rows in turn share a number, `[B]` int64, where all numbers have as many; else 1."""
+    first = int((group != group[0]).int().argmax()) or len(group)
+    if len(group) % first:
+        return 1
+    rows = group.view(-1, first)
+    whole = bool((rows == rows[:, :1]).all()) and len(torch.unique(rows[:, 0])) == len(rows)
+    return first if whole else 1
+
+
+class ConstructiveNetwork(Network):
+    """Reads instances once, and scores the nodes that may come next in each of their states."""
+
+    def read(self, nodes: Tensor, present: Tensor) -> Memory:
+        """What there is to read of instances before anything is built, from `[B, N, F]` and bool `[B, N]`."""
+        return {}
+
+    @abstractmethod
+    def scores(self, seen: Seen, memory: Memory) -> Tensor:
+        """A score of each node in each state, `[B, K, N]`; those that may not come next may have any finite one."""
+        raise NotImplementedError
+
+    def logprobs(self, seen: Seen, memory: Memory) -> Tensor:
+        """Log-probabilities `[B, K, N]` of the next node, -inf where it may not come; of ended states anything finite.
+
+        Raises:
+            Diverged: what the network says is not finite.
+        """
+        scores = self.scores(seen, memory)
+        ended = ~seen.mask.any(-1, keepdim=True)
+        found: Tensor = scores.masked_fill(~(seen.mask | ended), -torch.inf).log_softmax(-1)
+        return found
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """Log-probability and entropy of the steps, `[B, T]` each."""
+        seen = Seen.stored(batch)
+        found = self.logprobs(seen, self.read(seen.nodes, seen.present))
+        found = found.reshape(*batch["action"].shape, -1)
+        given = {"logprob": found.gather(-1, batch["action"][..., None])[..., 0]}
+        if "entropy" in wants:
+            given["entropy"] = -(found.exp() * found.clamp(min=-1e9)).sum(-1)
+        return {name: x for name, x in given.items() if name in wants}
+
+
+def draw_weights(network: nn.Module, stream: torch.Generator) -> None:
+    """Draw every matrix and vector uniformly from +-1 / sqrt(its last size), in the order of their names."""
+    with torch.no_grad():
+        for _, parameter in sorted(network.named_parameters()):
+            parameter.uniform_(-1, 1, generator=stream).mul_(parameter.shape[-1] ** -0.5)

@@ -1,0 +1,89 @@
+"""Parts for combinatorial problems: what builds solutions, and building those of random instances."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from polyrl.core.context import Context
+from polyrl.core.experience import Experience
+from polyrl.models.base import Trained
+from polyrl.models.constructive import ConstructiveNetwork
+from polyrl.recipe import Judged, Part, Stage, hyperparameter
+
+SEEN = frozenset({"nodes", "node_mask", "here", "end", "left", "context"})
+"""What a step of building a solution has seen, beside `action_mask`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstructivePolicy(Trained):
+    """What builds solutions of combinatorial problems."""
+
+    slot: ClassVar[str] = "constructive-policy"
+    domain: ClassVar[str] = "operations"
+    solves: ClassVar[str] = "combinatorial"
+    outputs: ClassVar[frozenset[str]] = frozenset({"logprob", "entropy"})
+    acting_gives: ClassVar[frozenset[str]] = frozenset({"behaviour_logprob"})
+
+    def make(self, interface: Any, stream: torch.Generator) -> ConstructiveNetwork:
+        """The network for a task's problem, with weights drawn from `stream`."""
+        kind = interface.kind
+        return self.build(kind.node_features, kind.context_features, stream)
+
+    @abstractmethod
+    def build(self, node_features: int, context_features: int, stream: torch.Generator) -> ConstructiveNetwork:
+        """A network for nodes of so many numbers and states of so many."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSolutions(Part):
+    """Build solutions of random instances with the present policy, node by node."""
+
+    stage: ClassVar[Stage] = "collect"
+    domain: ClassVar[str] = "operations"
+    solves: ClassVar[str] = "combinatorial"
+    gives: ClassVar[frozenset[str]] = SEEN | {
+        *("action", "action_mask", "behaviour_logprob", "reward", "present", "mask", "terminated", "group")
+    }
+
+    instances: int = hyperparameter(256, "random instances in one iteration", low=1)
+    starts: int = hyperparameter(
+        1, "solutions of each instance, each begun in another way where there are several", low=1
+    )
+
+    def __call__(self, experience: Experience | None, context: Context) -> Experience:
+        """Return `instances * starts` rows; those of one instance stand side by side and share their `group`.
+
+        The instances are a pure function of the run's seed and the iteration. Rewards are minus costs.
+        """
+        built = context.run_state.build(self.instances, self.starts, context)
+        steps: dict[str, Tensor] = dict(built.steps)
+        context.spent.samples += self.instances * self.starts
+        context.spent.steps += int(steps["present"].sum())
+        context.log(reward=-built.costs.mean())
+        nodes = built.environment.observe()["nodes"]
+        group = torch.arange(self.instances).repeat_interleave(self.starts)
+        return Experience(
+            {
+                **steps,
+                "nodes": nodes.values[:, None],
+                "node_mask": nodes.present[:, None],
+                "mask": steps["present"],
+                "group": group,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beam(Judged):
+    """The policy once more, with beam search: the cheapest of the solutions that the most probable prefixes come to."""
+
+    domain: ClassVar[str] = "operations"
+
+    beam_width: int = hyperparameter(16, "prefixes that are kept of each instance", low=1)
+    beam_instances: int = hyperparameter(64, "of the held-out instances the first so many, for beams take long", low=1)
