@@ -56,12 +56,9 @@ class Seen:
         def grouped(x: Tensor) -> Tensor:
             return x.reshape(len(x) // copies, copies, *x.shape[1:])
 
-        return cls(
-            nodes.values[::copies],
-            nodes.present[::copies],
-            *(grouped(states[name]) for name in ("here", "end", "left", "context")),
-            grouped(mask),
-        )
+        here, end, left, context = (grouped(states[name]) for name in ("here", "end", "left", "context"))
+        first = slice(None, None, copies)
+        return cls(nodes.values[first], nodes.present[first], here, end, left, context, grouped(mask))
 
     @classmethod
     def stored(cls, batch: Experience) -> Seen:

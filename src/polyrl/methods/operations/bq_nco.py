@@ -99,7 +99,7 @@ class SubproblemNetwork(ConstructiveNetwork):
         own = seen.context.flatten(0, 1)[:, None].expand(-1, which.shape[1], -1)
         tokens = torch.cat([seen.nodes[row, which], own], -1)
         there = torch.arange(which.shape[1]) < (2 + count)[:, None]
-        found = self(tokens, None if bool(there.all()) else there)
+        found: Tensor = self(tokens, None if bool(there.all()) else there)
         # padding stands at a place behind the nodes; what is left comes after the destination, and takes its place
         to = torch.where(there, which, nodes)
         scores = found.new_zeros(len(found), nodes + 1)
