@@ -1240,8 +1240,12 @@ GROUPS: list[Group] = [
         "test_claims.py -k 'quantities_join'",
         [
             ("max(values[len(self.first) :])", "min(values[len(self.first) :])"),
-            ("return values[0] - values[1] / 2", "return values[0] - values[1]"),
         ],
+    ),
+    Group(
+        "claims/adacot.py",
+        "test_claims.py -k 'quantities_join'",
+        [("return values[0] - values[1] / 2", "return values[0] - values[1]")],
     ),
     Group(
         "reproduction/ledger_page.py",

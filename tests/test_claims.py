@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from polyrl import catalogue, comparison
 from polyrl import claims as all_claims
+from polyrl.claims.adacot import HalfKept
 from polyrl.cli.main import polyrl
 from polyrl.errors import UserError
 from polyrl.report.runs import Run
@@ -41,7 +42,6 @@ from polyrl.reproduction.quantities import (
     Final,
     Gain,
     Gap,
-    HalfKept,
     Largest,
     LastEpisodes,
     MeanSquare,

@@ -1,9 +1,39 @@
 """AdaCoT: does leaving one token out of the loss keep the decision to think from collapsing?"""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from polyrl.reproduction.claim import Arm, Claim, Criterion, Quick
-from polyrl.reproduction.quantities import Difference, Final, Gain, HalfKept, Of
+from polyrl.reproduction.quantities import Difference, Final, Gain, Of, Quantity
+
+if TYPE_CHECKING:
+    from polyrl.runtime.metric import Metric
 
 PRECISION, RECALL = "eval/trigger_precision", "eval/trigger_recall"
+
+
+@dataclass(frozen=True)
+class HalfKept(Quantity):
+    """A change of the first arm minus half of the second's: at least 0 where half of what the second loses is kept."""
+
+    first: str
+    second: str
+
+    def arms(self) -> tuple[str, ...]:
+        """Return both arms."""
+        return self.first, self.second
+
+    def combine(self, values: Sequence[float]) -> float:
+        """Return the first minus half of the second."""
+        return values[0] - values[1] / 2
+
+    def says(self, metric: Metric) -> str:
+        """Return its words."""
+        return f"{self.measure.says(metric)}: {self.first} minus half of that of {self.second}"
+
 
 CLAIM = Claim(
     slug="adacot",

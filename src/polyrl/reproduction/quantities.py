@@ -404,26 +404,6 @@ class BestDifference(Quantity):
 
 
 @dataclass(frozen=True)
-class HalfKept(Quantity):
-    """A change of the first arm minus half of the second's: at least 0 where half of what the second loses is kept."""
-
-    first: str
-    second: str
-
-    def arms(self) -> tuple[str, ...]:
-        """Return both arms."""
-        return self.first, self.second
-
-    def combine(self, values: Sequence[float]) -> float:
-        """Return the first minus half of the second."""
-        return values[0] - values[1] / 2
-
-    def says(self, metric: Metric) -> str:
-        """Return its words."""
-        return f"{self.measure.says(metric)}: {self.first} minus half of that of {self.second}"
-
-
-@dataclass(frozen=True)
 class Ratio(Quantity):
     """The measure of the first arm over that of the second."""
 
