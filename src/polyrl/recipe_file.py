@@ -262,7 +262,7 @@ def _text(node: yaml.Node) -> str:
 def recipe_yaml(method: str, task: str | None = None) -> str:
     """A recipe file of a method with every hyperparameter at its value and one line of help behind it.
 
-    A name stands bare where all parts that have it agree, else with its part's name before it.
+    A name stands bare where all parts that have it agree and no option of a run has it, else with its part's before it.
 
     Raises:
         UserError: there is no such method, or it has no form for this task.
@@ -282,7 +282,8 @@ def recipe_yaml(method: str, task: str | None = None) -> str:
     lines: list[tuple[str, str]] = []
     for name, values in fields.items():
         first = next(iter(values.values()))
-        for key, value in ({name: first} if all(v == first for v in values.values()) else values).items():
+        bare = all(v == first for v in values.values()) and name not in by_name()
+        for key, value in ({name: first} if bare else values).items():
             try:
                 recipe.set(key, value)
             except UserError:  # of a part that the recipe puts in by itself

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
-from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import OwnUpdate, See
 from polyrl.errors import UserError
@@ -38,9 +37,6 @@ class FromFinite(Part):
     stage: ClassVar[Stage] = "collect"
     domain: ClassVar[str] = "theory"
     solves: ClassVar[str] = "finite"
-    own_fields: ClassVar[Mapping[str, Field]] = {
-        "step": Field("[B, T]", "int64", "index", "step of the episode or stream, from 0 (theory)"),
-    }
     stream: ClassVar[str]
     """Name of its random numbers, which a paper's own part keeps."""
 

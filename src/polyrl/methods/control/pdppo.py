@@ -20,6 +20,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.core.fields import Field
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Again, Draws, Epochs, Fresh, See, Update
 from polyrl.errors import UserError
 from polyrl.models.actor import DistributionActor
@@ -29,7 +30,7 @@ from polyrl.models.distributions import Distribution, MultiCategorical
 from polyrl.parts.control import StateValues, StepEnvironments
 from polyrl.parts.credit import gae, masked_mean, masked_std
 from polyrl.parts.improve import Averaged, ClippedSurrogate, EntropyBonus, clipped_surrogate
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "pdppo"
 TITLE = "Post-Decision Proximal Policy Optimization with Dual Critic Networks"
@@ -96,6 +97,7 @@ class HeadSurrogate(ClippedSurrogate):
 
     needs: ClassVar[frozenset[str]] = ClippedSurrogate.needs | {"behaviour_head_logprob"}
     wants: ClassVar[frozenset[str]] = frozenset({"logprob", "head_logprob"})
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
         """Of every step, `[B, T]`."""
@@ -127,6 +129,8 @@ class PostValues(Part):
     """
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "post_observation"})
     gives: ClassVar[frozenset[str]] = frozenset({"post_state", "post_value"})
     own_fields: ClassVar[Mapping[str, Field]] = {
@@ -152,6 +156,8 @@ class DualAdvantage(Part):
     """The larger of two critics' advantages: standardized returns less the lesser value."""
 
     stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "batch"
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     slot: ClassVar[str] = "advantage"
     needs: ClassVar[frozenset[str]] = frozenset({"reward", "terminated", "truncated", "mask", "value", "post_value"})
     gives: ClassVar[frozenset[str]] = frozenset({"advantage", "value_target"})
@@ -177,6 +183,7 @@ class LesserValueLoss(Averaged):
     """Regress the lesser of two critics on the return: of each step one of them learns."""
 
     slot: ClassVar[str] = "value-objective"
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
     needs: ClassVar[frozenset[str]] = frozenset({"value_target", "weight", "observation", "post_state"})
     wants: ClassVar[frozenset[str]] = frozenset({"value"})
 

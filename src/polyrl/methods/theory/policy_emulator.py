@@ -89,7 +89,6 @@ class ProbeLayer(FromFinite):
     models: ClassVar[frozenset[str]] = frozenset({"emulator"})
     gives: ClassVar[frozenset[str]] = frozenset({"state", "action", "step", "paid", "test_value", "mask", "present"})
     own_fields: ClassVar[Mapping[str, Field]] = {
-        **FromFinite.own_fields,
         "paid": Field("[B]", "float64", "reward", "mean reward of an observation and an action (theory)"),
         "test_value": Field("[B]", "float64", "reward", "mean return of the test from what followed (theory)"),
     }

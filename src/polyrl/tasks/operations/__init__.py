@@ -17,11 +17,11 @@ __all__ = ["TASKS", "task"]
 
 TASKS: dict[str, str] = {
     "backlog": "one store, normal demand, unmet demand waits; the optimum is the newsvendor's base stock",
+    "cvrp": "the shortest routes of vehicles of a capacity from a depot to n customers; beside savings",
     "lost-sales": "one store, Poisson demand, unmet demand is lost; the optimum comes from dynamic programming",
     "one-warehouse": "one warehouse and several stores, unmet demand is lost; no optimum is known",
     "serial": "a chain of stocking points before one store, backlog; the optimum is Clark and Scarf's",
     "transshipment": "a warehouse that may not keep stock and several stores, backlog; a tight lower bound is known",
-    "cvrp": "the shortest routes of vehicles of a capacity from a depot to n customers; beside savings",
     "tsp": "the shortest tour through n cities in the unit square; the optimum is computed up to 13",
 }
 """Name of every task of operations research and one line about it."""
