@@ -2517,7 +2517,7 @@ GROUPS: list[Group] = [
             ("if name in found:", "if False:"),
             ("    check_code(RunConfig(method=named, **own), file, trust_code=trust_code)\n", ""),
             ("{**hyperparameters, **{_plain(k)", "{**{}, **{_plain(k)"),
-            ("if all(v == first for v in values.values()) else values", "if True else values"),
+            ("bare = all(v == first for v in values.values()) and", "bare = True and"),
         ],
     ),
     Group(
