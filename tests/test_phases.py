@@ -134,6 +134,32 @@ def test_a_reward_model_is_the_reward_of_the_phases_behind_it(taught: Path, tmp_
     assert [phase.judges for phase in stated_phases(tmp_path / "r")] == [False, True, False]
 
 
+def test_a_folder_that_was_moved_is_judged_and_goes_on_in_its_last_phase(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phase states where its model and its reward model came from; both are looked for beside it."""
+    small = {"pairs_per_step": 8, "demonstrations_per_step": 8, "grpo.prompts_per_step": 2}
+    phases = ["sft", "reward-model", {"method": "grpo", "completions_per_prompt": 2}]
+    trained(phases, taught, tmp_path / "whole", **small)
+    iterate = Loop.iterate
+
+    def stops(loop: Loop, *given: Any) -> Any:
+        if loop.context.run_state.task.rewards[0].name != "gold" and loop.context.iteration == 2:
+            raise KeyboardInterrupt
+        return iterate(loop, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "iterate", stops)
+        with pytest.raises(KeyboardInterrupt):
+            trained(phases, taught, tmp_path / "there", **small)
+    assert acting_run(tmp_path / "there").name == "3-grpo"
+    here = (tmp_path / "there").rename(tmp_path / "here")
+    assert polyrl.evaluate(here, prompts=5)
+    polyrl.resume(here, quiet=True)
+    assert weights(here / "3-grpo") == weights(tmp_path / "whole" / "3-grpo")
+    assert timeless(read_records(here / "3-grpo")) == timeless(read_records(tmp_path / "whole" / "3-grpo"))
+
+
 @pytest.mark.parametrize(
     ("method", "more", "said"),
     [

@@ -66,6 +66,7 @@ CHARTS = {
         "malformed",
     ]
 }
+FITTED = {"charts": [{"title": "Humps", "x": "kl", "y": ["reward"], "x_scale": "sqrt", "fitted": "reward"}]}
 POWERS = {
     "charts": [{"title": "Powers", "x": "samples", "y": ["reward"], "x_scale": "log", "y_scale": "log"}],
 }
@@ -78,6 +79,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {
         "full": write_comparison(root / "full", failed=[("reinforce++", 3)], killed=[("ppo", 4)], config=CHARTS),
         "three": write_comparison(root / "three", ["grpo", "remax"], seeds=3, iterations=20, config=POWERS),
+        "fitted": write_comparison(root / "fitted", ["grpo", "remax"], seeds=3, iterations=20, config=FITTED),
         "control": write_comparison(root / "control", ["grpo", "ppo"], stated=stated, scale=9000, iterations=20),
         "cartpole": write_domain(root / "cartpole", "control", seeds=5),
         "operations": write_domain(root / "operations", "operations", seeds=5),
@@ -131,7 +133,7 @@ def test_every_report_opens_cleanly_and_fits(browser: Browser, reports: dict[str
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-@pytest.mark.parametrize("name", ["full", "cartpole", "operations", "theory", "long"])
+@pytest.mark.parametrize("name", ["full", "fitted", "cartpole", "operations", "theory", "long"])
 def test_nothing_is_drawn_outside_its_chart(browser: Browser, reports: dict[str, Path], name: str, width: int) -> None:
     opened = _open(browser, reports[name], width)
     outside = opened.page.evaluate("""() => [...document.querySelectorAll('.chart > svg')].flatMap(svg => {
@@ -298,6 +300,23 @@ def test_a_power_is_drawn_on_two_logarithmic_axes_with_its_slope(browser: Browse
     assert {"100", "1,000"} <= set(ticks)
     said = figure.locator("p.slopes").inner_text()
     assert re.search(r"grpo −?\d\.\d\d \[−?\d\.\d\d, −?\d\.\d\d\]; remax", said)
+    opened.page.close()
+
+
+def test_a_law_is_drawn_within_the_axes_where_one_seed_went_further_than_the_mean(
+    browser: Browser, reports: dict[str, Path]
+) -> None:
+    opened = _open(browser, reports["fitted"])
+    found = opened.page.evaluate("""() => [...document.querySelectorAll('#chart-0 svg')].flatMap(svg => {
+        const axis = svg.querySelector('.grid').getBoundingClientRect();
+        return [...svg.querySelectorAll('path.fit')].map(e => {
+            const law = e.getBoundingClientRect();
+            const mean = e.parentNode.querySelector('path.mean').getBoundingClientRect();
+            return [law.right - axis.right, law.right - mean.right];
+        });
+    })""")
+    assert len(found) == 4 and all(beyond <= 1 for beyond, _ in found), found
+    assert any(further > 1 for _, further in found), found  # else nothing was tried
     opened.page.close()
 
 

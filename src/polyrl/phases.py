@@ -30,7 +30,7 @@ from polyrl.runtime.files import read_yaml, short_name, write_atomically, writin
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.options import by_name
 from polyrl.runtime.progress import Progress
-from polyrl.runtime.run_folder import RunFolder, check_place, provenance
+from polyrl.runtime.run_folder import PHASES, RunFolder, check_place, provenance
 from polyrl.settings import american
 from polyrl.tasks import domain_of
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from polyrl.core.loop import Loop
     from polyrl.recipe import Recipe
 
-FILE = "phases.yaml"
 Say = Callable[[str], None]
 
 
@@ -188,7 +187,7 @@ def _phase(number: int, request: Request) -> RunPhase:
 
 def is_phases(folder: Path) -> bool:
     """Whether a folder holds phases."""
-    return (folder / FILE).is_file()
+    return (folder / PHASES).is_file()
 
 
 def run_phases(
@@ -230,8 +229,8 @@ def run_phases(
     }
     lock = FolderLock(folder, "phases' folder")
     try:
-        with writing(folder / FILE):
-            write_atomically(folder / FILE, yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
+        with writing(folder / PHASES):
+            write_atomically(folder / PHASES, yaml.safe_dump(stated, sort_keys=False, allow_unicode=True))
         _go(phases, folder, quiet=quiet, say=say, finished=finished)
     finally:
         lock.release()
@@ -270,7 +269,7 @@ def stated_phases(folder: Path) -> list[RunPhase]:
     Raises:
         UserError: it cannot be read, or does not say them.
     """
-    file = folder / FILE
+    file = folder / PHASES
     listed = read_yaml(file).get("phases")
     found = []
     for one in listed if isinstance(listed, list) else []:
@@ -392,7 +391,7 @@ def _clear(folder: Path) -> None:
     """
     names = {phase.name for phase in stated_phases(folder)}
     held = {entry.name: entry for entry in folder.iterdir()}
-    foreign = [n for n in held if n not in {*names, FILE, ownership.LOCK, "report.html", "report.csv"}]
+    foreign = [n for n in held if n not in {*names, PHASES, ownership.LOCK, "report.html", "report.csv"}]
     holdings = [ownership.run_holding(held[n], f"{n}/") for n in names & held.keys() if held[n].is_dir()]
     foreign += [n for holding in holdings for n in holding.foreign]
     if foreign:

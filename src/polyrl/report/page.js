@@ -435,7 +435,9 @@
       return { method, paths, middle };
     }).filter((m) => m.paths.length);
     if (!series.length) return false;
-    const all = series.flatMap((m) => (small ? m.middle : m.paths.flat()));
+    const laws = (method) => (fits[method] || []).map((f) => ({ points: f.points.map(([x, y]) => [put(x), raised(y)]), kind: `fit ${f.law}` }));
+    // a law goes as far as the seed that went farthest, which is beyond the mean
+    const all = series.flatMap((m) => [...(small ? m.middle : m.paths.flat()), ...laws(m.method).flatMap((law) => law.points)]);
     const chart = {
       width: Math.max(260, Math.round(host.clientWidth)),
       height,
@@ -449,7 +451,7 @@
         band: m.band,
         curves: [
           ...(m.paths.length > 1 && !small ? m.paths.map((points) => ({ points, kind: "seed", end: true })) : []),
-          ...(fits[m.method] || []).map((f) => ({ points: f.points.map(([x, y]) => [put(x), raised(y)]), kind: `fit ${f.law}` })),
+          ...laws(m.method),
         ],
         mean: m.middle,
         end: m.middle[m.middle.length - 1],

@@ -37,6 +37,9 @@ from polyrl.settings import with_present_names
 if TYPE_CHECKING:
     from polyrl.runtime.event_file import EventFile
 
+PHASES = "phases.yaml"
+"""The file of a folder of phases (`polyrl.phases`), whose runs lie in it."""
+
 
 def provenance() -> dict[str, Any]:
     """Command, versions and commit of this process, for config.yaml."""
@@ -183,7 +186,22 @@ class RunFolder:
         config = with_present_names(read_yaml(file))
         if not isinstance(config.get("run"), dict):
             raise UserError(f"{file} is not the config of a polyrl run: it has no 'run' section.")
+        self._find_moved_phases(config["run"])
         return config
+
+    def _find_moved_phases(self, run: dict[str, Any]) -> None:
+        """Set the models that earlier phases handed on to where they are now, if all phases' folder was moved."""
+        phases = self.path.absolute().parent
+        if not (phases / PHASES).is_file():
+            return
+
+        def present(stated: object) -> object:
+            path = Path(str(stated))
+            here = phases / path.parent.name / path.name
+            return str(here) if not path.exists() and path.name == "model" and here.is_dir() else stated
+
+        run["model"] = present(run.get("model"))
+        run["rewards"] = [present(reward) for reward in run.get("rewards") or ()]
 
     def log(self, record: dict[str, Any], *, board: bool = True) -> None:
         """Append one iteration's record to metrics.jsonl and to the TensorBoard events."""

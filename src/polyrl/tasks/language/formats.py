@@ -176,7 +176,7 @@ def response_of(where: str, row: Row) -> Row:
         UserError: it is in no form that is known.
     """
     row, prompt, said = dict(row), row["prompt"], row["completion"]
-    if isinstance(said, list):
+    if not isinstance(said, str):
         said = check_messages(where, "completion", said)
     if isinstance(prompt, str):
         if isinstance(said, str):
