@@ -51,12 +51,22 @@ def test_distances_are_whole_and_the_verifier_is_their_sum(file: Path) -> None:
         (HEAD + NODES.replace("40 1000 6", "40 1000"), "'40 1000' but must be a node's number, x and y"),
         (HEAD + NODES.replace("40 1000 6", "30 1000 6"), "has a node twice"),
         (HEAD + NODES.replace("40 1000 6", "40 nan 6"), "not finite"),
+        (HEAD + NODES.replace("40 1000 6", "40 1e200 6"), "not finite or beyond 1e.12"),
+        (HEAD + NODES.replace("40 1000 6", "40 1000 6 3"), "'40 1000 6 3' but must be a node's number, x and y"),
+        (HEAD + NODES.replace("EOF", "FIXED_EDGES_SECTION\n10 30\n-1\nEOF"), "fixes edges, line 12"),
     ],
 )
 def test_files_that_cannot_be_solved_are_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "x.tsp").write_text(text)
     with pytest.raises(UserError, match=said):
         read_instance(tmp_path / "x.tsp")
+
+
+def test_headings_and_comments_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsp"
+    path.write_text(HEAD.replace("2012", "2,012") + NODES.replace("NODE_COORD_SECTION", "node_coord_section :"))
+    found = read_instance(path)
+    assert len(found.points) == 5 and found.best == 2012
 
 
 def test_what_is_not_there_is_told(tmp_path: Path, file: Path) -> None:
@@ -73,6 +83,29 @@ def test_a_tour_is_read_as_it_was_written(tmp_path: Path, file: Path) -> None:
     found = read_instance(file)
     write_tour(tmp_path / "a" / "five.tour", found, [0, 1, 2, 3, 4], 2012, "by hand")
     assert read_tour(tmp_path / "a" / "five.tour", found) == [0, 1, 2, 3, 4]
+
+
+def test_long_lengths_are_written_to_the_last_digit(tmp_path: Path, polyrl: Command) -> None:
+    run, path = tmp_path / "run", tmp_path / "far.tsp"
+    start_run(config_of("am", budget="iterations=1"), run).run()
+    path.write_text(HEAD.split("COMMENT")[0] + "EDGE_WEIGHT_TYPE: EUC_2D\n" + NODES.replace("1000", "123456787"))
+    told = polyrl("solve", run, "--instance", path, "--beam", "24")
+    found = read_instance(path)
+    length = found.verify(read_tour(run / "solutions" / "far.tour", found)).cost
+    assert told.code == 0 and length is not None and length > 200_000_000 and length % 10
+    for text in (told.out, *((run / "solutions" / f"far.{end}").read_text() for end in ("tour", "svg"))):
+        assert f"{length:.0f}" in text
+    assert "No best length is known" in told.out and "%" not in told.out
+
+
+def test_cities_at_one_place_have_a_tour_of_nothing(tmp_path: Path, polyrl: Command) -> None:
+    run, path = tmp_path / "run", tmp_path / "same.tsp"
+    start_run(config_of("am", budget="iterations=1"), run).run()
+    path.write_text("EDGE_WEIGHT_TYPE: EUC_2D\nNODE_COORD_SECTION\n1 3 3\n2 3 3\n3 3 3\n")
+    write_tour(tmp_path / "best.tour", read_instance(path), [0, 1, 2], 0, "by hand")
+    told = polyrl("solve", run, "--instance", path, "--best", tmp_path / "best.tour")
+    assert told.code == 0, told.err
+    assert "this policy, greedy 0 0." in " ".join(told.out.split())  # no share of nothing between length and seconds
 
 
 def test_the_eight_symmetries_keep_all_distances() -> None:

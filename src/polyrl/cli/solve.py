@@ -81,11 +81,15 @@ def solve(
     for column in ("", "length", "above the best known", "seconds"):
         table.add_column(column, header_style="dim", justify="right" if column else "left")
     for name, (_, length, seconds) in tours.items():
-        gap = "" if known is None else f"{100 * (length / known - 1):+.2f}%"
-        table.add_row(name, f"{length:g}", gap, f"{seconds:.2f}")
+        gap = "" if not known else f"{100 * (length / known - 1):+.2f}%"
+        table.add_row(name, f"{length:.0f}", gap, f"{seconds:.2f}")
     if known is not None:
-        table.add_row(Text("best known", "dim"), Text(f"{known:g}", "dim"), "", "")
+        table.add_row(Text("best known", "dim"), Text(f"{known:.12g}", "dim"), "", "")
     console.print(table)
+    if known is None:
+        console.print(
+            "No best length is known: the file states none. Give --best a length or the file of a tour.", style="dim"
+        )
     tour, length, _ = tours[called]
     into = out or folder / "solutions"
     write_tour(into / f"{instance.stem}.tour", given, tour, length, called)
@@ -146,7 +150,7 @@ def drawn(given: Instance, tour: list[int], length: float) -> Sheet:
     chart = Curves(
         width=SIDE, height=SIDE, x=x, y=y, series=[Series(name=given.name, look=0, curves=[curve])], unnamed=True
     )
-    title = f"{given.name}: a tour of length {length:g}"
+    title = f"{given.name}: a tour of length {length:.0f}"
     return Sheet(
         width=SIDE + 20, height=SIDE + 50, label=title, items=[(20, 12, Words(lines=[title])), (10, 40, chart)]
     )

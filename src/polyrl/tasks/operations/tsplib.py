@@ -18,8 +18,11 @@ from polyrl.errors import UserError
 from polyrl.tasks.batched import Verdict
 
 TYPES = ("EUC_2D", "CEIL_2D")
-OPTIMUM = re.compile(r"(?:optimal|optimum|best)[^\d\n]{0,24}?(\d+(?:\.\d+)?)", re.IGNORECASE)
+OPTIMUM = re.compile(r"(?:optimal|optimum|best)[^\d\n]{0,24}?(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)", re.IGNORECASE)
 """How comments of files state the best known length: `Optimal value: 7542`."""
+SECTION = re.compile(r"([A-Z_]+_SECTION)\s*:?", re.IGNORECASE)
+FARTHEST = 1e12
+"""Coordinates up to which tours of thousands of nodes have exact whole lengths in float64."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +72,23 @@ def read_instance(path: Path) -> Instance:
     """Read a file of the type TSP.
 
     Raises:
-        UserError: it cannot be read, is of another type, or has other distances or no coordinates.
+        UserError: it cannot be read, is of another type, has other distances or no coordinates, or fixes edges.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"The instance {path} cannot be read: {error.strerror}.") from None
     facts, comments = dict[str, str](), list[str]()
-    points, numbers = list[tuple[float, float]](), list[str]()
+    points, numbers = list[tuple[float, float]](), dict[str, int]()
     section = ""
     for at, line in enumerate(map(str.strip, lines), start=1):
         if line == "EOF":
             break
         key, colon, value = (part.strip() for part in line.partition(":"))
-        if re.fullmatch(r"[A-Z_]+_SECTION:?", line):
-            section = line.rstrip(":")
+        if found := SECTION.fullmatch(line):
+            section = found[1].upper()
+            if section == "FIXED_EDGES_SECTION":
+                raise UserError(f"{path} fixes edges, line {at}; polyrl solve looks for any tour, so leave them out.")
         elif colon and not section:
             facts[key.upper()] = value
             if key.upper() == "COMMENT":
@@ -91,13 +96,16 @@ def read_instance(path: Path) -> Instance:
         elif section == "NODE_COORD_SECTION" and line:
             fields = line.split()
             try:
-                number, x, y = fields[0], float(fields[1]), float(fields[2])
+                number, (x, y) = fields[0], map(float, fields[1:])
             except (IndexError, ValueError):
                 raise UserError(f"Line {at} of {path} is '{line}' but must be a node's number, x and y.") from None
-            if not (math.isfinite(x) and math.isfinite(y)) or number in numbers:
-                raise UserError(f"Line {at} of {path} has a node twice, or a coordinate that is not finite: '{line}'.")
+            if not (abs(x) <= FARTHEST and abs(y) <= FARTHEST) or number in numbers:
+                raise UserError(
+                    f"Line {at} of {path} has a node twice, or a coordinate that is not finite or beyond {FARTHEST:g}: "
+                    f"'{line}'."
+                )
             points.append((x, y))
-            numbers.append(number)
+            numbers[number] = at
     kind = facts.get("TYPE", "TSP").split()[0] if facts.get("TYPE", "TSP") else "TSP"
     if kind != "TSP":
         raise UserError(f"{path} is of the type {kind}; polyrl solve reads symmetric TSP files of TSPLIB.")
@@ -110,9 +118,9 @@ def read_instance(path: Path) -> Instance:
     said = facts.get("DIMENSION", str(len(points)))
     if len(points) < 3 or said != str(len(points)):
         raise UserError(f"{path} says {said} nodes and has coordinates of {len(points)}; a tour needs 3 at least.")
-    found = next((float(m[1]) for text in comments if (m := OPTIMUM.search(text))), None)
+    best = next((float(m[1].replace(",", "")) for text in comments if (m := OPTIMUM.search(text))), None)
     return Instance(
-        facts.get("NAME", "") or path.stem, torch.tensor(points, dtype=torch.float64), tuple(numbers), weights, found
+        facts.get("NAME", "") or path.stem, torch.tensor(points, dtype=torch.float64), tuple(numbers), weights, best
     )
 
 
@@ -140,7 +148,7 @@ def read_tour(path: Path, instance: Instance) -> list[int]:
 
 def write_tour(path: Path, instance: Instance, tour: list[int], length: float, by: str) -> None:
     """Write a tour of nodes from 0 as TSPLIB has them."""
-    head = [f"NAME : {path.name}", f"COMMENT : length {length:g}, {by}", "TYPE : TOUR", f"DIMENSION : {len(tour)}"]
+    head = [f"NAME : {path.name}", f"COMMENT : length {length:.0f}, {by}", "TYPE : TOUR", f"DIMENSION : {len(tour)}"]
     lines = [*head, "TOUR_SECTION", *(instance.numbers[node] for node in tour), "-1", "EOF"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
