@@ -79,6 +79,8 @@ def test_copies_of_an_instance_begin_in_different_cities() -> None:
     assert torch.equal(nodes, nodes[:, :1].expand_as(nodes))
     with pytest.raises(UserError, match="'multi-start' is for what builds solutions of random instances"):
         catalogue.build("hdpo+multi-start")
+    with pytest.raises(UserError, match="of one alone that says nothing; set --starts 2 or more"):
+        catalogue.build("am+multi-start", {"starts": 1})
 
 
 @pytest.mark.parametrize("better", [True, False])

@@ -173,6 +173,18 @@ class MultiStartBaseline(Part):
     solves: ClassVar[str] = "combinatorial"
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
+    def check_within(self, recipe: Recipe) -> None:
+        """Refuse a single solution of each instance, which is its own mean.
+
+        Raises:
+            UserError: says what to set.
+        """
+        if isinstance(recipe.collect, BuildSolutions) and recipe.collect.starts < 2:
+            raise UserError(
+                f"{recipe.name}: '{self.name}' judges solutions of an instance against their mean, and of one alone "
+                "that says nothing; set --starts 2 or more."
+            )
+
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `advantage` [B, T], the same for all steps of a solution."""
         total = experience["reward"].sum(1)
