@@ -198,6 +198,10 @@ class _Run:
             raise UserError(
                 f"{wanted.run} has no model/{ABOUT} that can be read, so it is no finished run of control."
             ) from None
+        if "action" not in about and "observation_size" not in about:
+            raise UserError(
+                f"The run {wanted.run} was on {about.get('task')}, which is no task of control; name a run of one."
+            )
         return cls(wanted.run, folder / "model", about)
 
     @property
