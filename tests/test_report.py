@@ -651,6 +651,15 @@ def test_runs_without_chance_are_named(tmp_path: Path) -> None:
             shutil.copy(folder / "nash-mp-seed0" / name, folder / f"nash-mp-seed{seed}" / name)
     said = [s for s in cautions(load_comparison(folder)) if "chance" in s]
     assert said == ["Every seed of nash-mp went the same way: chance has no part in it, so intervals have no width."]
+    log = folder / "nash-mp-seed1" / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in rows:
+        row |= {"seconds": 1e9, "seconds/collect": 1e9, "steps_per_second": 1e-9, "updates_per_second": 1e-9}
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert any("chance has no part in it" in s for s in cautions(load_comparison(folder)))
+    log.write_text("".join(json.dumps({**row, "cumulative_regret": 5.0}) + "\n" for row in rows))
+    (said,) = (s for s in cautions(load_comparison(folder)) if "Every seed" in s)
+    assert said.startswith("Every seed of nash-mp was judged by the same ") and "it has no interval" in said
     assert verdict(load_comparison(folder))[0].startswith("nash-mp beats nash-md")
 
 

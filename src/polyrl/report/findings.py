@@ -354,15 +354,16 @@ def _unequal_time(comparison: Comparison) -> list[str]:
 
 
 def _without_chance(comparison: Comparison) -> list[str]:
-    """Name methods whose seeds went the same way to the last digit: then no interval says anything."""
-    same = []
+    """Name methods whose seeds were judged alike to the last digit: then no interval says anything."""
+    same, judged = list[str](), list[str]()
     for method in comparison.methods:
-        ways = [run.series(comparison.metric.key) for run in comparison.of(method) if run.status == "finished"]
+        runs = [run for run in comparison.of(method) if run.status == "finished"]
+        ways = [run.series(comparison.metric.key) for run in runs]
         if len(ways) > 1 and len(ways[0]) > 1 and all(way == ways[0] for way in ways):
-            same.append(method)
-    if not same:
-        return []
-    return [f"Every seed of {_listed(same)} went the same way: chance has no part in it, so intervals have no width."]
+            (same if all(run.untimed() == runs[0].untimed() for run in runs) else judged).append(method)
+    whole = "went the same way: chance has no part in it, so intervals have no width."
+    alone = f"was judged by the same {comparison.metric.label} all along, whatever else differs: it has no interval."
+    return [f"Every seed of {_listed(names)} {said}" for names, said in ((same, whole), (judged, alone)) if names]
 
 
 def cautions(comparison: Comparison) -> list[str]:

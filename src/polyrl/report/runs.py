@@ -79,6 +79,14 @@ class Run:
         """Logged values of `key`, oldest first, without the iterations that lack it."""
         return self.records.series(key)
 
+    def untimed(self) -> list[dict[str, Any]]:
+        """What it logged, without what clocks said."""
+
+        def by_clock(key: str) -> bool:
+            return key.partition("/")[0] == "seconds" or key.endswith("_per_second")
+
+        return [{key: x for key, x in row.items() if not by_clock(key)} for row in self.metrics]
+
     def start(self, key: str) -> float | None:
         """Value of `key` before training, or None."""
         value = _number(_mapping(self.summary.get("start")).get(key))
