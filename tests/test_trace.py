@@ -16,11 +16,12 @@ from chat_tokenizers import Text as Reads
 from chat_tokenizers import said as answered
 from conftest import Command
 from polyrl import catalogue
-from polyrl.cli import excerpts, responses, tokens
+from polyrl.cli import excerpts, responses, tokens, update_lists
 from polyrl.cli.fields import field_table, value_range
 from polyrl.cli.trace import counted, metric_words, whats_new
 from polyrl.core.experience import Experience
 from polyrl.core.fields import FIELDS
+from polyrl.data.base import Rows
 from polyrl.models.language.rows import pad_rows
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
@@ -204,6 +205,46 @@ def test_trace_explains_an_iteration_of_every_domain(
     assert [whose for whose, _ in norms_said(said)] == norms
     assert all(float(size) > 0 for _, size in norms_said(said))
     assert list(tmp_path.iterdir()) == []  # a trace writes nothing
+
+
+def test_a_source_that_logs_nothing_is_told_in_words(
+    polyrl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYRL_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "160")
+    told = polyrl("trace", "bq-nco", "--task", "tsp(n=5)", "--solved", 10, "--eval-episodes", 4, "--turns", 1)
+    assert told.code == 0, told.err
+    improve = told.out[told.out.index("5 IMPROVE") :]
+    assert "solutions: 10 good tours of 5 cities, of which random parts are drawn" in improve
+    silent = _Silent()
+    recipe = catalogue.build("bq-nco")
+    lines = update_lists.traced(recipe, None, {"solutions": silent}, {})
+    assert next(lines)[0].plain.startswith("solutions: Sub-problems cut from good tours")
+
+
+class _Silent(Rows):
+    """Rows that say nothing of themselves."""
+
+    def ready(self) -> bool:
+        return True
+
+    def sample(self, count: int, stream: torch.Generator) -> Experience:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("am+multi-start", "policy. multi-start: Build several solutions of each instance"),
+        ("sac+mixture", "entropy-target. mixture: Let several Gaussians act instead of one"),
+        ("rlpd+pmoe", "mixture: Let several Gaussians act instead of one"),
+    ],
+)
+def test_a_composition_says_what_it_changes(
+    spec: str, said: str, polyrl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert said in polyrl("show", spec).out
 
 
 def norms_said(line: re.Match[str] | None) -> list[tuple[str, str]]:

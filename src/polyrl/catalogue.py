@@ -376,6 +376,17 @@ def compose(spec: str, domain: str | None = None) -> Recipe:
     return dataclasses.replace(result, name=spec if not spec.endswith(".py") else result.name)
 
 
+def changes(spec: str) -> list[Change]:
+    """What of a composition changes entries of the method before it: of `sac+mixture` the mixture.
+
+    Raises:
+        UserError: unknown name.
+    """
+    added = [_load(name, None) for name, _ in _split(spec)[1:]]
+    own = [part for item in added for part in (item.joins if isinstance(item, Recipe) else (item,))]
+    return [part for part in own if isinstance(part, Change)]
+
+
 def checked(recipe: Recipe) -> Recipe:
     """The recipe, if it holds together; otherwise an error that names the known parts that would give what is missing.
 

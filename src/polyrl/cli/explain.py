@@ -125,8 +125,10 @@ def title(spec: str, recipe: Recipe) -> Panel:
     """What a method is in a few words, with its paper, or what a composition is made of."""
     info = catalogue.describe(spec)
     if info is None:
-        present = {part.name for part in recipe.parts()}
-        text = f"A composition, with {', '.join(a for a in recipe.adds if a in present)}."
+        present = {*(part.name for part in recipe.parts()), *recipe.models}
+        text = f"A composition, with {', '.join(dict.fromkeys(a for a in recipe.adds if a in present))}."
+        for change in catalogue.changes(spec):
+            text += f" {change.name}: {first_sentence(type(change))}"
         if recipe.dropped:
             text += f" Dropped, because what they need is no longer given: {', '.join(recipe.dropped)}."
         return Panel(Text(text), title=Text(spec, "bold"), title_align="left", border_style="blue")

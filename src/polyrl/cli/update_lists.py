@@ -211,6 +211,8 @@ def traced(
         held, full = (facts.get(f"{name}/{what}") for what in ("steps", "full"))
         if held is None:
             said = f"{name}: " + ", ".join(f"{key.rpartition('/')[2]} {value:.3g}" for key, value in facts.items())
+            if not facts:
+                said = rows.sentence() or f"{name}: {_first_sentence(type(recipe.sources[name])).rstrip('.')}"
         else:
             said = f"{name} holds {held:,.0f} steps" + ("" if full is None else f", {full:.1%} of its capacity")
         yield Text(said if rows.ready() else f"{said}: too few to begin, so nothing was trained", style="dim"), None

@@ -139,13 +139,19 @@ class SubproblemAttention(ConstructivePolicy):
 class Subproblems(Rows):
     """Good tours `[count, n]` of cities `[count, n, 2]`; a row is the first decision of a random part of one."""
 
-    def __init__(self, cities: Tensor, tours: Tensor, symmetries: bool):
+    def __init__(self, cities: Tensor, tours: Tensor, symmetries: bool, name: str = "solutions"):
+        self.name = name
         self.points = cities.gather(1, tours[..., None].expand(-1, -1, 2))  # in the order of the tour
         self.symmetries = symmetries
 
     def ready(self) -> bool:
         """From the start."""
         return True
+
+    def sentence(self) -> str:
+        """How many tours there are, and of how many cities."""
+        count, cities = self.points.shape[:2]
+        return f"{self.name}: {count:,} good tours of {cities} cities, of which random parts are drawn"
 
     def sample(self, count: int, stream: torch.Generator) -> Experience:
         """Sub-problems: nodes in the order of the path, so that node 1 is the label; the network has no positions."""
@@ -204,7 +210,7 @@ class GoodTours(Source):
             return {"task": task.name, "n": task.n, "solved": self.solved}
 
         found = load_file(cached(folder, make) / "solutions.safetensors")
-        return Subproblems(found["cities"], found["tours"], self.symmetries)
+        return Subproblems(found["cities"], found["tours"], self.symmetries, name)
 
 
 def recipe() -> Recipe:
