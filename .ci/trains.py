@@ -94,11 +94,13 @@ def language(folder: Path) -> None:
 
 
 def control(folder: Path) -> None:
-    """Environments, a video of a trained policy, a body that walks, episodes that are recorded and imitated."""
+    """Environments, a video and the files of a trained policy, a body that walks, episodes that are recorded and imitated."""
     small = {"environments": 2, "steps_per_environment": 64, "budget": "steps=256"}
     quick = {"eval_episodes": 2, "evaluations": 1}
     run = train("ppo", folder / "control", task="CartPole-v1", options=quick, **small)
     command("play", str(run.folder), "--video", str(folder / "play.mp4"))
+    command("export", str(run.folder), "--format", "numpy")
+    command("export", str(run.folder), "--format", "onnx")
     command("record", str(run.folder), "--episodes", "2", "--out", str(folder / "data"))
     recorded = {"task": "CartPole-v1", "dataset": folder / "data", "budget": "iterations=2", "turns": 5}
     train("bc", folder / "offline", options=quick, **recorded)
@@ -121,7 +123,7 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     asked = [*project["dependencies"], *extras["control"], *extras["lora"], *extras["data"], *extras["math"]]
-    asked += [*extras["figures"], *extras["offline"]]
+    asked += [*extras["figures"], *extras["offline"], *extras["export"]]
     names = sorted({a.replace("[", ">").split(">")[0] for a in asked})
     say(", ".join(f"{name} {version(name)}" for name in names))
     with tempfile.TemporaryDirectory() as folder:

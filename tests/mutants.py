@@ -19,6 +19,49 @@ class Group:
 
 GROUPS: list[Group] = [
     Group(
+        "exporting/numpy_policy.py",
+        "test_export.py",
+        [
+            ("narrow(np.clip((x - mean) / deviation, -clip, clip))", "narrow((x - mean) / deviation)"),
+            ('rows if first["kind"] == "normalize" else narrow(rows)', "narrow(rows)"),
+            ("flat / 255.0 if", "flat / 256.0 if"),
+            ('whole += self.arrays["action_start"]', "pass"),
+            ("inside = np.clip(x.astype", "inside = np.asarray(x.astype"),
+            ("x[:, -experts:].argmax(1)", "x[:, -experts:].argmin(1)"),
+            ("np.expm1(np.minimum(x, np.float32(0)))", "x"),
+            ("(x > 0).astype(np.int64)", "(x >= -1).astype(np.int64)"),
+            ("if not action_mask.any(1).all():", "if False:"),
+        ],
+    ),
+    Group(
+        "exporting/onnx_file.py",
+        "test_export.py",
+        [
+            ('"Sub", flat, self.constant(starts)', '"Sub", flat, self.constant(0 * starts)'),
+            ('x = self.cast(self.add("Clip", white, *limits), "float32")', 'x = self.cast(white, "float32")'),
+            ('first = self.add("Mul", best, self.constant(numbers))', "first = best"),
+            ('inside = self.add("Min", self.add("Max", wide, bounds[0]), bounds[1])', "inside = wide"),
+            ('self.constant(self.arrays["action_start"])', "self.constant(0)"),
+        ],
+    ),
+    Group(
+        "exporting/export.py",
+        "test_export.py",
+        [
+            ("if not apart <= TOLERANCE:", "if False:"),
+            ("if not overwrite and (", "if False and ("),
+        ],
+    ),
+    Group(
+        "trained_policy.py",
+        "test_export.py",
+        [
+            ("actor.noise(1, len(shown), self._stream)[0] if sampled else None", "None"),
+            ("return action if actor.execute is None else actor.execute(action)", "return action"),
+            ("or not mask.any(1).all()):", "):"),
+        ],
+    ),
+    Group(
         "tasks/language/tables.py",
         "test_answer_tables.py -k 'measures or no_policy or samples or walks'",
         [
@@ -2300,6 +2343,11 @@ GROUPS: list[Group] = [
         [("shrinks = 2 * (math.log(2) - before", "shrinks = (math.log(2) - before")],
     ),
     Group(
+        "models/squashed.py",
+        "test_off_policy.py -k 'card or exact or integrates or fast_actors or own or fill'",
+        [("found += middle", "pass")],
+    ),
+    Group(
         "models/policies.py",
         "test_off_policy.py -k 'card or exact or integrates or fast_actors or own or fill'",
         [
@@ -2307,7 +2355,6 @@ GROUPS: list[Group] = [
                 "return torch.tanh(before), squashed_logprob(before, noise, log_std)",
                 "return before, squashed_logprob(before, noise, log_std)",
             ),
-            ("found += middle", "pass"),
             ("(before - mean) * (-log_std).exp()", "(before - mean)"),
             (
                 "return np.tanh(said[:, : self.numbers] + deviation * noise)",

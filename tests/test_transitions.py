@@ -26,7 +26,7 @@ from polyrl.core.update import Mix, Sample
 from polyrl.data.transitions import GivenTransitions, Transitions, return_range_scale
 from polyrl.errors import UserError
 from polyrl.methods.control import bc
-from polyrl.models.policies import scaler
+from polyrl.models.squashed import scaler
 from polyrl.request import completed
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig

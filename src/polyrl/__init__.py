@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from polyrl.recipe import Architecture, Improver, Part, Recipe, Term, hyperparameter
     from polyrl.results import ComparisonResult, RunResult
     from polyrl.runtime.metric import Metric
+    from polyrl.trained_policy import TrainedPolicy, export, load
 
 _HOMES = {
     "train": "api",
     "compare": "api",
     "resume": "api",
     "evaluate": "api",
+    "load": "trained_policy",
+    "export": "trained_policy",
     "reproduce": "api",
+    "TrainedPolicy": "trained_policy",
     "RunResult": "results",
     "ComparisonResult": "results",
     "UserError": "errors",
@@ -46,11 +50,14 @@ __all__ = [
     "Recipe",
     "RunResult",
     "Term",
+    "TrainedPolicy",
     "UserError",
     "__version__",
     "compare",
     "evaluate",
+    "export",
     "hyperparameter",
+    "load",
     "reproduce",
     "resume",
     "train",

@@ -24,9 +24,8 @@ from polyrl.models.base import Copy, Interface, Network, PolicyNetwork, Trained
 from polyrl.models.critics import QNetwork
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import StackedMlp
-from polyrl.models.policies import scaler
 from polyrl.models.scalar import PositiveScalar
-from polyrl.models.squashed import squashed_logprob
+from polyrl.models.squashed import scaler, squashed_logprob
 from polyrl.parts.replayed import EntropyTarget, OffPolicyTerm, SquaredTD, StepAndKeep
 from polyrl.recipe import Part, Recipe, Stage, hyperparameter
 

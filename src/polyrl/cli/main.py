@@ -323,6 +323,19 @@ def solve(run: Path, instance: Path, **given: Any) -> None:
 
 
 @polyrl.command(context_settings=HELP)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["onnx", "numpy"]), required=True, help="what is written")
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the files  [exported in RUN]")
+@click.option("--overwrite", is_flag=True, help="replace the files")
+@TRUST
+def export(run: Path, **given: Any) -> None:
+    """Write the greedy policy of RUN as files that act without polyrl and torch (control)."""
+    from polyrl.cli.export import run_export
+
+    run_export(run, **given)
+
+
+@polyrl.command(context_settings=HELP)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--episodes", type=int, default=100, show_default=True, help="whole episodes of each run's policy")
 @click.option("--sampled", is_flag=True, help="sampled actions instead of the most probable ones")

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyrl.core.experience import Experience
-from polyrl.errors import Diverged
+from polyrl.errors import Diverged, UserError
 from polyrl.models.control import ControlPolicy
 from polyrl.models.distributions import Distribution
+from polyrl.models.graph import Node
 from polyrl.models.normalization import Floats
 
 
@@ -169,6 +170,18 @@ class Actor(ABC):
     def is_finite(self) -> bool:
         """Whether every parameter that it acts by is finite."""
 
+    def greedy(self, masked: bool) -> list[Node]:
+        """What it does without noise, for `polyrl export`: from observations `[N, D]` float64 to what `player` gives.
+
+        `masked`: whether the environment tells which actions are allowed.
+
+        Raises:
+            UserError: it has no form that leaves the house.
+        """
+        raise UserError(
+            f"A {type(self).__name__} has no form that can be exported; polyrl.load(RUN).act(observation) acts by any."
+        )
+
 
 class Wrapper(Actor):
     """Another actor with something changed: whatever a subclass does not write is the inner actor's.
@@ -232,6 +245,8 @@ class Wrapper(Actor):
 
 BLOCKED = np.float32(-1e8)
 """Logit of an action that is not allowed: its probability is exactly 0, and its share of the entropy too."""
+ALLOWED = (Node("allow", settings={"blocked": float(BLOCKED)}),)
+"""For export: very low values of the actions that a mask forbids."""
 
 
 class DistributionActor(Actor):
@@ -327,6 +342,10 @@ class DistributionActor(Actor):
     def is_finite(self) -> bool:
         """The policy's."""
         return all(bool(torch.isfinite(p).all()) for p in self.policy.parameters())
+
+    def greedy(self, masked: bool) -> list[Node]:
+        """Statistics, layers, and the most probable action."""
+        return [*self.policy.nodes(), *(ALLOWED if masked else ()), *self.distribution.greedy()]
 
 
 class MaskedActor(DistributionActor):

@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyrl.errors import UserError
 from polyrl.models.distributions import Distribution
+from polyrl.models.graph import Node, linear
 from polyrl.models.normalization import Floats, RunningMoments
 
 
@@ -71,6 +73,15 @@ class ControlPolicy(nn.Module):
     def snapshot(self) -> Forward:
         """The network as it is now, for acting: in NumPy where its layers are known, else in torch."""
         return snapshot(self.network)
+
+    def nodes(self) -> list[Node]:
+        """Statistics and layers for export, as they are now.
+
+        Raises:
+            UserError: the network has other layers than are known.
+        """
+        seen = [] if self.observation_moments is None else self.observation_moments.nodes()
+        return [*seen, *_nodes(self.network)]
 
 
 class ControlCritic(nn.Module):
@@ -167,6 +178,25 @@ def numpy_forward(network: nn.Module) -> Forward | None:
         return x
 
     return forward
+
+
+EXPORTED: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.ELU: "elu"}
+
+
+def _nodes(network: nn.Module) -> list[Node]:
+    found = list[Node]()
+    for module in network.children() if is_plain(network, nn.Sequential) else [network]:
+        if isinstance(module, nn.Linear) and is_plain(module, nn.Linear) and module.bias is not None:
+            weight, bias = (p.detach().float().numpy().copy() for p in (module.weight, module.bias))
+            found.append(linear(np.ascontiguousarray(weight.T), bias))
+        elif is_plain(module, *EXPORTED):
+            found.append(Node(EXPORTED[type(module)]))
+        else:
+            raise UserError(
+                f"The policy's network has a {type(module).__name__}, which has no form that can be exported: linear "
+                "layers with tanh, relu or elu between them have one; polyrl.load(RUN).act(observation) acts by any."
+            )
+    return found
 
 
 def _torch_forward(network: nn.Module) -> Forward:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyrl.kernels.passes import Passes
-from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
+from polyrl.models.actor import ALLOWED, ActionNotFinite, Actor, Moment, Player
 from polyrl.models.base import ClosedForm, Interface, Network, PolicyNetwork, Trained
+from polyrl.models.graph import Node
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
 from polyrl.recipe import hyperparameter
@@ -161,6 +162,12 @@ class GreedyActor(Actor):
             return best
 
         return play
+
+    def greedy(self, masked: bool) -> list[Node]:
+        """The same for export."""
+        network, dueling = self.values.network, self.values.dueling
+        advantages = [Node("take", settings={"begin": 1, "end": network.biases[-1].shape[-1]})] if dueling else []
+        return [*network.nodes(), *advantages, *(ALLOWED if masked else ()), Node("argmax")]
 
     def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
         """None."""

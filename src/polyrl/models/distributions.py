@@ -13,6 +13,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyrl.errors import UserError
+from polyrl.models.graph import Node
 from polyrl.models.normalization import Floats
 
 Backward = Callable[[Floats, Floats], Floats]
@@ -49,6 +51,14 @@ class Distribution(nn.Module):
     @abstractmethod
     def mode(self, params: Floats) -> NDArray[Any]:
         """Most probable actions `[B, *action_shape]` of params `[B, size]`."""
+
+    def greedy(self) -> list[Node]:
+        """What `mode` computes, for `polyrl export`.
+
+        Raises:
+            UserError: it has no form that leaves the house.
+        """
+        raise UserError(f"Actions of a {type(self).__name__} have no form that can be exported; polyrl.load(RUN) acts.")
 
     def sample(self, params: Floats, noise: Floats) -> NDArray[Any]:
         """Actions `[B, *action_shape]` at random, of params `[B, size]` and noise `[B, ...]` of `noise`'s making."""
@@ -113,6 +123,10 @@ class Categorical(Distribution):
         chosen: NDArray[Any] = params.argmax(1)
         return chosen
 
+    def greedy(self) -> list[Node]:
+        """The same for export."""
+        return [Node("argmax")]
+
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-softmax at the action."""
         return params.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
@@ -162,6 +176,10 @@ class MultiCategorical(Distribution):
         pieces = np.split(params, np.cumsum(self.choices)[:-1], axis=1)
         return np.stack([piece.argmax(1) for piece in pieces], axis=1)
 
+    def greedy(self) -> list[Node]:
+        """The same for export."""
+        return [Node("argmax-each", settings={"sizes": self.choices})]
+
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Sum of the choices' log-probabilities."""
         logs = [piece.log_softmax(-1) for piece in torch.split(params, self.choices, -1)]
@@ -191,6 +209,10 @@ class Bernoulli(Distribution):
         """1 where positive."""
         return (params > 0).astype(np.int64)
 
+    def greedy(self) -> list[Node]:
+        """The same for export."""
+        return [Node("positive")]
+
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Sum of the bits' log-probabilities."""
         return -nn.functional.softplus(torch.where(action > 0, -params, params)).sum(-1)
@@ -219,6 +241,10 @@ class DiagonalGaussian(Distribution):
     def mode(self, params: Floats) -> NDArray[Any]:
         """The params themselves."""
         return params
+
+    def greedy(self) -> list[Node]:
+        """The same for export."""
+        return []
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-density of the action as it was sampled, before any clipping to the environment's bounds."""

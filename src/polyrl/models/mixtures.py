@@ -16,6 +16,7 @@ from polyrl.core.update import Update, flat
 from polyrl.errors import UserError
 from polyrl.models.actor import Actor
 from polyrl.models.base import Interface
+from polyrl.models.graph import Node, linear
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import StackedMlp, live_forward
 from polyrl.models.normalization import Floats
@@ -174,6 +175,19 @@ class MixturePolicy(BoundedPolicy):
         mean, _, weights = self._parts(said)
         found: Floats = np.tanh(mean[np.arange(len(said)), weights.argmax(1)])
         return found
+
+    def nodes(self) -> list[Node]:
+        """Network and router."""
+        if self.experts == 1:
+            return super().nodes()
+        router = linear(*(p.data.numpy().copy() for p in (self.router_weight, self.router_bias)))
+        return [Node("beside", lists=(super().nodes(), (router,)))]
+
+    def greedy(self) -> list[Node]:
+        """The same for export; one expert has no router."""
+        settings = {"experts": self.experts, "numbers": self.actions}
+        chosen = Node("take", settings={"begin": 0, "end": self.actions})
+        return [Node("expert", settings=settings) if self.experts > 1 else chosen, Node("tanh")]
 
     def explore(self, said: Floats, noise: Floats) -> Floats:
         """tanh of mean plus deviation times noise of an expert that the last number of the noise draws."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from polyrl import kernels
 from polyrl.kernels.passes import Passes
 from polyrl.kernels.stacked_layers import IN_PLACE, StackedLayers
+from polyrl.models.graph import Node, linear
 from polyrl.models.normalization import Floats
 
 Activation = Literal["relu", "tanh", "elu"]
@@ -84,6 +85,20 @@ class StackedMlp(nn.Module):
         if any(p.grad is None for p in self._layers):
             return None
         return self.passes(self._layers[0])
+
+    def nodes(self) -> list[Node]:
+        """The layers of a network of one member for export, as they are now."""
+        found = list[Node]()
+        for at, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            found.append(linear(weight.data[0].numpy().copy(), bias.data[0].numpy().copy()))
+            if at < len(self.weights) - 1:
+                if self.layer_norm:
+                    arrays = {"scale": self.scales[at].data[0], "shift": self.shifts[at].data[0]}
+                    found.append(
+                        Node("layer-norm", {n: x.numpy().copy() for n, x in arrays.items()}, {"epsilon": 1e-5})
+                    )
+                found.append(Node(self.activation))
+        return found
 
     def _is_fast(self, x: Tensor) -> bool:
         known = self.activation in IN_PLACE and not self.layer_norm

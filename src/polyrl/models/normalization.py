@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyrl.models.graph import Node
+
 Floats = NDArray[np.float32]
 CLIP = 10.0
 """Normalized observations and rewards are cut at this many standard deviations."""
@@ -51,6 +53,11 @@ class RunningMoments(nn.Module):
     def normalize(self, batch: NDArray[np.float64]) -> Floats:
         """`batch` `[..., size]` with mean 0 and variance 1, cut at +-10."""
         return self.arrays().normalize(batch)
+
+    def nodes(self) -> list[Node]:
+        """The same for export, by the statistics as they are now."""
+        arrays = {"mean": self.mean.numpy().copy(), "deviation": np.sqrt(self.variance.numpy() + EPSILON)}
+        return [Node("normalize", arrays, {"clip": CLIP})]
 
 
 class MomentArrays:

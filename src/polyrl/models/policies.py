@@ -14,9 +14,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyrl.models.actor import BLOCKED, ActionNotFinite, Actor, Moment, Player
+from polyrl.errors import UserError
+from polyrl.models.actor import ALLOWED, BLOCKED, ActionNotFinite, Actor, Moment, Player
 from polyrl.models.base import ClosedForm, Interface, Network, PolicyNetwork, Trained
 from polyrl.models.distributions import Distribution, distribution_of
+from polyrl.models.graph import Node
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp, live_forward
 from polyrl.models.normalization import Floats
@@ -26,6 +28,8 @@ from polyrl.models.squashed import (
     DeterministicPasses,
     SquashedPasses,
     gaussian_logprob,
+    scaler,
+    scaling,
     squashed_logprob,
 )
 from polyrl.recipe import hyperparameter
@@ -38,19 +42,6 @@ FREE_LOG_STD = (-5.0, 2.0)
 """Bounds of log standard deviations that are the same in every state (arXiv:2110.06169's code)."""
 LARGEST_ATANH = 1 - 1e-6
 """Actions of data are brought this near to their bounds before the inverse of tanh is taken."""
-
-
-def scaler(space: spaces.Box) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Brings actions in `[-1, 1]` `[B, A]` to a Box's bounds, float32."""
-    low, high = space.low.reshape(1, -1).astype(np.float32), space.high.reshape(1, -1).astype(np.float32)
-    half, middle = (high - low) / 2, (high + low) / 2
-
-    def scaled(action: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[Any] = action * half
-        found += middle
-        return found
-
-    return scaled
 
 
 class NetworkActor(Actor):
@@ -101,13 +92,21 @@ class NetworkActor(Actor):
         """The policy's parameters."""
         return all(bool(torch.isfinite(p).all()) for p in self.policy.parameters())
 
+    def greedy(self, masked: bool) -> list[Node]:
+        """The network, and the policy's own way to an action."""
+        return [*self.policy.nodes(), *(ALLOWED if masked else ()), *self.policy.greedy()]
+
 
 class BoundedActor(NetworkActor):
     """Acts by a policy between bounds; the environment gets its actions scaled to its own."""
 
     def __init__(self, policy: BoundedPolicy, space: spaces.Box):
         super().__init__(policy)
-        self.execute = scaler(space)
+        self.execute, self.space = scaler(space), space
+
+    def greedy(self, masked: bool) -> list[Node]:
+        """Scaled to the environment's bounds."""
+        return [*super().greedy(masked), scaling(self.space)]
 
 
 class RandomActor(Actor):
@@ -183,6 +182,18 @@ class ActingNetwork(PolicyNetwork):
     def mode(self, said: Floats) -> NDArray[Any]:
         """Most probable actions `[B, *action_shape]` of what the network says `[B, O]`."""
 
+    def greedy(self) -> list[Node]:
+        """What `mode` computes, for `polyrl export`.
+
+        Raises:
+            UserError: it has no form that leaves the house.
+        """
+        raise UserError(f"A {type(self).__name__} has no form that can be exported; polyrl.load(RUN) acts by any.")
+
+    def nodes(self) -> list[Node]:
+        """The network for export."""
+        return self.network.nodes()
+
     @abstractmethod
     def explore(self, said: Floats, noise: NDArray[Any]) -> NDArray[Any]:
         """Actions `[B, *action_shape]` at random, by noise `[B, ...]`."""
@@ -249,6 +260,10 @@ class SquashedGaussianPolicy(BoundedPolicy):
         """tanh of the mean."""
         return np.tanh(said[:, : self.numbers])
 
+    def greedy(self) -> list[Node]:
+        """The same for export."""
+        return [Node("take", settings={"begin": 0, "end": self.numbers}), Node("tanh")]
+
     def explore(self, said: Floats, noise: Floats) -> Floats:
         """tanh of mean plus deviation times noise."""
         deviation = np.exp(np.clip(said[:, self.numbers :], LOG_STD_MIN, LOG_STD_MAX))
@@ -295,6 +310,10 @@ class DeterministicPolicyNetwork(BoundedPolicy):
     def mode(self, said: Floats) -> Floats:
         """tanh."""
         return np.tanh(said)
+
+    def greedy(self) -> list[Node]:
+        """The same for export."""
+        return [Node("tanh")]
 
     def explore(self, said: Floats, noise: Floats) -> Floats:
         """The action with noise, cut at the bounds."""
@@ -345,6 +364,10 @@ class GaussianPolicyNetwork(BoundedPolicy):
         """The mean."""
         return np.tanh(said)
 
+    def greedy(self) -> list[Node]:
+        """The same for export."""
+        return [Node("tanh")]
+
     def explore(self, said: Floats, noise: Floats) -> Floats:
         """Mean plus deviation times noise, cut at the bounds."""
         deviation = np.exp(np.clip(self.log_std.detach().numpy(), *FREE_LOG_STD))
@@ -393,6 +416,10 @@ class ChoicePolicyNetwork(ActingNetwork):
     def mode(self, said: Floats) -> NDArray[Any]:
         """The most probable."""
         return self.distribution.mode(said)
+
+    def greedy(self) -> list[Node]:
+        """The same for export."""
+        return self.distribution.greedy()
 
     def explore(self, said: Floats, noise: NDArray[Any]) -> NDArray[Any]:
         """One at random."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyrl.kernels.passes import Passes
 from polyrl.models.base import ClosedForm
+from polyrl.models.graph import Node
 
 if TYPE_CHECKING:
     from polyrl.core.experience import Experience
@@ -35,6 +39,25 @@ def squashed_logprob(before: Tensor, standard: Tensor, log_std: Tensor) -> Tenso
 def gaussian_logprob(standard: Tensor, log_std: Tensor) -> Tensor:
     """Log-density of Gaussian numbers of these standard scores `[..., A]`, summed to `[...]`."""
     return (-0.5 * standard.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def scaler(space: spaces.Box) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Brings actions in `[-1, 1]` `[B, A]` to a Box's bounds, float32."""
+    low, high = space.low.reshape(1, -1).astype(np.float32), space.high.reshape(1, -1).astype(np.float32)
+    half, middle = (high - low) / 2, (high + low) / 2
+
+    def scaled(action: NDArray[Any]) -> NDArray[Any]:
+        found: NDArray[Any] = action * half
+        found += middle
+        return found
+
+    return scaled
+
+
+def scaling(space: spaces.Box) -> Node:
+    """The same for export."""
+    low, high = space.low.reshape(-1).astype(np.float32), space.high.reshape(-1).astype(np.float32)
+    return Node("scale", {"half": (high - low) / 2, "middle": (high + low) / 2})
 
 
 class SquashedPasses(ClosedForm):

@@ -60,7 +60,7 @@ class ObservationEncoder:
     """
 
     def __init__(self, space: spaces.Space[Any], *, max_items: int = 0, owner: str = "the environment"):
-        self.space = space
+        self.space, self.max_items = space, max_items
         leaf = _leaf(space, "", max_items, owner)
         if not leaf.size:
             raise UserError(
@@ -87,6 +87,30 @@ class ObservationEncoder:
             return
         for row, observation in zip(into, iterate(batched, observations), strict=True):
             self.encode(observation, row)
+
+    def described(self) -> dict[str, Any]:
+        """The space as JSON has it, by which exported policies turn observations into the same numbers."""
+        return _described(self.space, self.max_items)
+
+
+def _described(space: spaces.Space[Any], max_items: int) -> dict[str, Any]:
+    kind = type(space).__name__
+    if isinstance(space, spaces.Box):
+        kind = "bytes" if _is_bytes(space) else "Box"
+        return {"kind": kind, "shape": [*space.shape], "dtype": str(space.dtype)}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": kind, "start": int(space.start), "n": int(space.n)}
+    if isinstance(space, spaces.MultiDiscrete):
+        start = np.asarray(space.start).reshape(-1).tolist()
+        return {"kind": kind, "shape": [*space.nvec.shape], "start": start, "sizes": space.nvec.reshape(-1).tolist()}
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        return {"kind": kind, "parts": [[key, _described(part, max_items)] for key, part in items]}
+    if isinstance(space, spaces.Sequence):
+        item = _described(space.feature_space, max_items)
+        size = ObservationEncoder(space.feature_space, max_items=max_items).size
+        return {"kind": kind, "max_items": max_items, "item": item, "item_size": size}
+    return {"kind": kind, "shape": [*(space.shape or ())]}
 
 
 # ------------------------------------------------------------------------------------------------ parts of a space
