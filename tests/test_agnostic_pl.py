@@ -408,6 +408,7 @@ def test_a_problem_of_ones_own_runs_under_each_method_whose_access_it_grants(met
         ("cpi", "reset-ladder"),
         ("policy-emulator", "rich-lock(horizon=4)"),
         ("bilevel-penalty", "reward-bandit"),
+        ("umt-psr", "shared-pomdps"),
     ],
 )
 def test_a_method_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, method: str, where: str) -> None:

@@ -25,6 +25,7 @@ TASKS: dict[str, str] = {
     "rich-lock": "a lock seen through many observations, and a class of policies with noise (a finite MDP)",
     "river-swim": "swim against the current for the reward of the far bank, judged on average (a finite MDP)",
     "rock-paper-scissors": "find the Nash policy of three answers that beat each other in a circle",
+    "shared-pomdps": "tell small POMDPs apart whose models have a part in common (a finite MDP of histories)",
     "singletons": "one secret step among many, and a class with a policy for each (a finite MDP)",
     "stochastic-lock": "a combination lock that slips; each seed is another secret code (a finite MDP)",
 }
@@ -41,6 +42,7 @@ _PLACES = {
     "rich-lock": "agnostic:RichLock",
     "river-swim": "families:RiverSwim",
     "rock-paper-scissors": "games:RockPaperScissors",
+    "shared-pomdps": "shared_pomdps:SharedPOMDPs",
     "singletons": "agnostic:Singletons",
     "stochastic-lock": "families:StochasticLock",
 }
