@@ -9,7 +9,7 @@ EXTRAS = control,lora,data,offline,math,export,figures
 # of torch only the version that the tests ran with: other ones bring gigabytes for GPUs on some platforms
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test mutants margins torture browser capped newest oldest check format bench reproduce docs clean
+.PHONY: demo test mutants margins torture browser capped newest oldest verdicts check format bench reproduce docs clean
 
 # one stamp file says that the environment matches what the project asks for
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -53,6 +53,11 @@ plain: $(VENV)/.installed ## a part of the tests with no fast path: they only ma
 	POLYRL_KERNELS=off $(BIN)/python -m pytest -m "not kernels" \
 	tests/test_control_ppo.py tests/test_update.py tests/test_methods.py tests/test_learning.py tests/test_off_policy.py \
 	tests/test_sampling.py tests/test_continuations.py
+
+# those that take seconds: a change of the code that moves the numbers of a verdict is seen
+verdicts: $(VENV)/.installed ## a seed of each verdict on exact problems again: are the numbers those of the ledger?
+	$(BIN)/polyrl reproduce --check --family theory --quiet
+	$(BIN)/polyrl reproduce --check nash-mp --quiet
 
 newest: ## a fresh environment with the newest versions that pyproject.toml allows, in which a minute is trained
 	rm -rf .venv-newest
