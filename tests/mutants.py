@@ -19,6 +19,37 @@ class Group:
 
 GROUPS: list[Group] = [
     Group(
+        "models/images.py",
+        "test_images.py -k 'not learn and not go_on'",
+        [
+            ("side = (side - kernel) // stride + 1", "side = side - kernel + 1"),
+            ("if kernel > side:", "if kernel > side + 1:"),
+            ("np.flatnonzero(~pixels_of(inputs, images))", "np.flatnonzero(pixels_of(inputs, images))"),
+            ("others = continuous & ~pixels_of(len(continuous), images)", "others = continuous"),
+            ("normalize=normalize and bool(others.any())", "normalize=normalize"),
+            ("if side >= 36 else SMALL if side >= 5", "if side > 36 else SMALL if side > 5"),
+            ('Node("image", settings=settings)', 'Node("image", settings={**settings, "channels_first": True})'),
+        ],
+    ),
+    Group(
+        "tasks/control/catch.py",
+        "test_images.py -k catch",
+        [
+            ("self.paddle + int(action) - 1", "self.paddle + int(action)"),
+            ("1.0 if self.ball == self.paddle else -1.0", "1.0"),
+            ("over = self.row == self.size - 1", "over = self.row == self.size - 2"),
+        ],
+    ),
+    Group(
+        "tasks/control/spaces.py",
+        "test_images.py -k image",
+        [
+            ("begin=begin + image.begin", "begin=image.begin"),
+            ("first = shape[0] < shape[2]", "first = shape[0] <= shape[2]"),
+            (".permute(0, 3, 1, 2)", ".permute(0, 3, 2, 1)"),
+        ],
+    ),
+    Group(
         "exporting/numpy_policy.py",
         "test_export.py",
         [

@@ -19,7 +19,7 @@ from polyrl.cli.main import polyrl
 from polyrl.core.fields import documented
 from polyrl.errors import UserError
 from polyrl.phases import split_phases
-from polyrl.recipe import kebab
+from polyrl.recipe import Change, kebab
 from polyrl.runtime.budget import UNITS
 
 ROOT = Path(__file__).parents[1]
@@ -211,8 +211,9 @@ def number(value: object) -> object:
 @pytest.mark.parametrize("spec", compositions())
 def test_every_composition_in_the_text_builds(spec: str) -> None:
     """All that it names is in the recipe: the method's settings, and what is added to it."""
-    domain = catalogue.methods()[re.split(r"(?<!\+)\+(?!\+)|\(", spec)[0]].domain
     _, *added = re.split(r"(?<=[\w)+])\+(?=[a-z./])", spec)
+    stated = {c.domain for c in catalogue.part_classes() if kebab(c.__name__) in added and issubclass(c, Change)} - {""}
+    domain = stated.pop() if stated else catalogue.methods()[re.split(r"(?<!\+)\+(?!\+)|\(", spec)[0]].domain
     recipe = build(spec, domain=domain).check()
     values = recipe.hyperparameters()
     for name, given in re.findall(r"([\w.-]+)=([^,()]+)", spec):

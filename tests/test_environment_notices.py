@@ -7,11 +7,15 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction, TimeLimit
+from torch import nn
 
+from polyrl.models.images import ImageFeatures
 from polyrl.run_state.environment_notices import PROBED, environment_notices
 from polyrl.tasks.control.environment import ControlTask
+from polyrl.tasks.control.spaces import Image
 
 FLAT = spaces.Box(-1, 1, (2,))
 
@@ -62,22 +66,25 @@ class Looking:
 
 
 def notices(make: Any, **actor: bool) -> list[str]:
-    return environment_notices(ControlTask(name="mine", make=make), cast(Any, Looking(**actor)))
+    return environment_notices(ControlTask(name="mine", make=make), cast(Any, Looking(**actor)), {})
 
 
 def test_an_ordinary_environment_is_not_spoken_of() -> None:
     assert notices(Plain) == []
-    assert environment_notices(ControlTask(name="CartPole-v1"), cast(Any, Looking())) == []
-    assert environment_notices(ControlTask(name="Pendulum-v1"), cast(Any, Looking())) == []
+    assert environment_notices(ControlTask(name="CartPole-v1"), cast(Any, Looking()), {}) == []
+    assert environment_notices(ControlTask(name="Pendulum-v1"), cast(Any, Looking()), {}) == []
 
 
 def test_images() -> None:
     image = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     (said,) = notices(lambda: Plain(observation=image))
-    assert "(8, 8, 3)" in said and "192 separate numbers" in said and "pixels" in said
+    assert "8 by 8 with 3 channels" in said and "192 separate numbers" in said and "pixels" in said
     (said,) = notices(lambda: Plain(observation=spaces.Dict(a=FLAT, b=image)))
     assert "images" in said
     assert notices(lambda: Plain(observation=spaces.Box(0, 255, (8,), np.uint8))) == []
+    looks = ImageFeatures(192, [Image(0, 8, 8, 3, False)], "auto", orthogonal=True, generator=torch.Generator())
+    task = ControlTask(name="mine", make=lambda: Plain(observation=image))
+    assert environment_notices(task, cast(Any, Looking()), {"policy": nn.Sequential(looks)}) == []
 
 
 def test_masks_that_nobody_reads() -> None:

@@ -138,6 +138,21 @@ def argmax_each(x: Array, mask: Any, sizes: Sequence[int]) -> Array:
     return np.stack([part.argmax(1) for part in np.split(x, np.cumsum(sizes)[:-1], axis=1)], axis=1)
 
 
+def image(x: Array, mask: Any, height: int, width: int, channels: int, channels_first: bool) -> Array:
+    """Rows as images [N, C, H, W]."""
+    if channels_first:
+        return x.reshape(-1, channels, height, width)
+    return x.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
+
+
+def convolve(x: Array, mask: Any, weight: Array, bias: Array, stride: int) -> Array:
+    """A convolution without padding."""
+    kernel = weight.shape[2:]
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))[:, :, ::stride, ::stride]
+    found: Array = np.einsum("nchwij,ocij->nohw", windows, weight, optimize=True) + bias[:, None, None]
+    return found
+
+
 NODES: dict[str, Callable[..., Array]] = {
     "normalize": normalize,
     "linear": lambda x, mask, weight, bias: x @ weight + bias,
@@ -151,5 +166,9 @@ NODES: dict[str, Callable[..., Array]] = {
     "argmax": lambda x, mask: x.argmax(1),
     "argmax-each": argmax_each,
     "positive": lambda x, mask: (x > 0).astype(np.int64),
+    "pick": lambda x, mask, places: x[:, places],
+    "image": image,
+    "convolve": convolve,
+    "flatten": lambda x, mask: x.reshape(len(x), -1),
     "scale": lambda x, mask, half, middle: x * half + middle,
 }

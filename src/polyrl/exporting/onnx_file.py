@@ -114,6 +114,17 @@ class _Graph:
                 x = self.add("Where", "action_mask", x, self.constant(settings["blocked"], np.float32))
             elif kind == "expert":
                 x = self.expert(x, settings["experts"], settings["numbers"])
+            elif kind == "pick":
+                x = self.add("Gather", x, arrays["places"], axis=1)
+            elif kind == "image":
+                sizes = [settings[name] for name in ("channels", "height", "width")]
+                first = settings["channels_first"]
+                x = self.add("Reshape", x, self.constant([-1, *(sizes if first else [*sizes[1:], sizes[0]])]))
+                x = x if first else self.add("Transpose", x, perm=[0, 3, 1, 2])
+            elif kind == "convolve":
+                x = self.add("Conv", x, arrays["weight"], arrays["bias"], strides=[settings["stride"]] * 2)
+            elif kind == "flatten":
+                x = self.add("Flatten", x)
             elif kind == "argmax":
                 x = self.add("ArgMax", x, axis=1, keepdims=0)
             elif kind == "argmax-each":

@@ -32,6 +32,8 @@ from polyrl.runtime.seeding import generator
 if TYPE_CHECKING:
     from polyrl.core.experience import Experience
     from polyrl.core.update import Draws
+    from polyrl.tasks.control.environment import ControlTask
+    from polyrl.tasks.control.spaces import Image
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Interface:
         continuous: bool `[D]`, which of them vary continuously.
         action_space: Gymnasium's.
         masked: how many actions the environment tells the allowed ones of; 0 where it tells nothing.
+        images: those that an observation has in it.
     """
 
     task: str
@@ -51,6 +54,13 @@ class Interface:
     continuous: NDArray[np.bool_]
     action_space: spaces.Space[Any]
     masked: int = 0
+    images: tuple[Image, ...] = ()
+
+    @classmethod
+    def of(cls, task: ControlTask) -> Interface:
+        """That of a task."""
+        seen = task.observations
+        return cls(task.name, seen.size, seen.continuous, task.actions.space, task.masked, seen.images)
 
     def box(self, owner: str) -> spaces.Box:
         """The action space, which must be a Box of finite bounds.

@@ -7,7 +7,7 @@ evaluation. At these sizes a framework costs several times what it computes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -180,6 +180,15 @@ def numpy_forward(network: nn.Module) -> Forward | None:
     return forward
 
 
+@runtime_checkable
+class Exporting(Protocol):
+    """A module that says itself what it computes."""
+
+    def nodes(self) -> list[Node]:
+        """For `polyrl export`."""
+        ...
+
+
 EXPORTED: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.ELU: "elu"}
 
 
@@ -189,6 +198,8 @@ def _nodes(network: nn.Module) -> list[Node]:
         if isinstance(module, nn.Linear) and is_plain(module, nn.Linear) and module.bias is not None:
             weight, bias = (p.detach().float().numpy().copy() for p in (module.weight, module.bias))
             found.append(linear(np.ascontiguousarray(weight.T), bias))
+        elif isinstance(module, Exporting):
+            found += module.nodes()
         elif is_plain(module, *EXPORTED):
             found.append(Node(EXPORTED[type(module)]))
         else:

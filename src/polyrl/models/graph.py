@@ -31,6 +31,10 @@ class Node:
     | argmax-each | the same within each of several groups of columns, int64 `[N, A]` | `sizes` |
     | positive | 1 where positive, int64 `[N, A]` | |
     | scale | x half + middle | `half`, `middle` `[A]` |
+    | pick | columns at these places | `places` `[P]` |
+    | image | rows as images `[N, C, H, W]` | `height`, `width`, `channels`, `channels_first` |
+    | convolve | a convolution without padding | `weight` `[O, C, K, K]`, `bias` `[O]`, `stride` |
+    | flatten | images as rows | |
 
     Attributes:
         kind: from the table.

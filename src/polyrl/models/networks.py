@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,10 @@ class StackedMlp(nn.Module):
 
     Attributes:
         weights, biases: of each layer.
+        dense: whether these layers are all that it is.
     """
+
+    dense: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ def live_forward(network: StackedMlp) -> Callable[[Floats], Floats]:
 
     In NumPy on the module's own memory: at one or a few rows a framework costs more than what it computes.
     """
-    if not kernels.ENABLED or network.layer_norm or network.activation not in ("relu", "tanh"):
+    if not kernels.ENABLED or not network.dense or network.layer_norm or network.activation not in ("relu", "tanh"):
 
         def plainly(x: Floats) -> Floats:
             with torch.no_grad():

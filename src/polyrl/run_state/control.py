@@ -81,9 +81,7 @@ def make_run_state(config: RunConfig, task: ControlTask, recipe: Recipe, say: Sa
     streams = {name: (s.acts or recipe.acts, wrapped(s.collect)) for name, s in recipe.streams.items()}
 
     if recipe.models:
-        observations = task.observations
-        interface = Interface(task.name, observations.size, observations.continuous, task.actions.space, task.masked)
-        models = Models(recipe.models, interface, config.seed, recipe.acts)
+        models = Models(recipe.models, Interface.of(task), config.seed, recipe.acts)
         judged = recipe.judged or recipe.acts
         for name in (recipe.acts, judged, *(acts for acts, _ in streams.values())):
             if not isinstance(models[name], PolicyNetwork):
@@ -176,6 +174,7 @@ class ControlRunState(RunState):
         self._passes: ActorCriticPasses | None = None
         if models is None:
             observations = task.observations
+            self.architecture = architecture = architecture.fitted(observations, task.name)
             distribution = distribution_of(task.actions.space, architecture.setting("log_std_init", 0.0))
             self.policy: ControlPolicy = architecture.make_policy(distribution, observations.continuous, seed)
             self.critic: ControlCritic | None = architecture.make_critic(observations.size, seed) if critic else None
@@ -365,7 +364,7 @@ class ControlRunState(RunState):
         if recorded is not None:
             found += [*recorded.left_out.sentences(), *recorded.notices]
         actions = self._any_actions(generator(self.seed, "does it follow its seed"))
-        return [*found, *seed_notices(self.task, actions), *environment_notices(self.task, self.judged)]
+        return [*found, *seed_notices(self.task, actions), *environment_notices(self.task, self.judged, self.modules)]
 
     def _any_actions(self, stream: torch.Generator) -> np.ndarray[Any, Any]:
         """Actions `[T, ...]` to probe an environment with, as it takes them."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
+from torch import nn
 
 from polyrl.models.actor import Actor
+from polyrl.models.images import ImageFeatures
 from polyrl.rollout.stepping import follows_seed
 from polyrl.tasks.control.environment import ControlTask
 
@@ -19,33 +22,40 @@ NARROW, WIDE = 0.1, 10.0
 """Bounds of actions between which noise of deviation 1 neither always nor never leaves them."""
 
 
-def environment_notices(task: ControlTask, actor: Actor) -> list[str]:
-    """Sentences on observations, masks, ends and actions; `actor` is what acts in evaluation."""
+def environment_notices(task: ControlTask, actor: Actor, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Sentences on observations, masks, ends and actions; `actor` is what acts in evaluation, `modules` what learns."""
+    looks = any(isinstance(part, ImageFeatures) for module in modules.values() for part in module.modules())
     probe = task.create()
     try:
         if isinstance(probe, VectorEnv):
-            space, actions = probe.single_observation_space, probe.single_action_space
+            actions = probe.single_action_space
             endless = ""
         else:
-            space, actions = probe.observation_space, probe.action_space
+            actions = probe.action_space
             endless = _endless(task.spec, probe)
         return [
-            s for s in (_images(task, space), _masks(task, probe, actor), endless, _bounds(task, actions, actor)) if s
+            s
+            for s in (
+                "" if looks else _images(task),
+                _masks(task, probe, actor),
+                endless,
+                _bounds(task, actions, actor),
+            )
+            if s
         ]
     finally:
         probe.close()
 
 
-def _images(task: ControlTask, space: Any) -> str:
-    leaves = [*space.spaces.values()] if isinstance(space, spaces.Dict) else [space]
-    images = [
-        leaf for leaf in leaves if isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8 and len(leaf.shape) > 1
-    ]
+def _images(task: ControlTask) -> str:
+    images = task.observations.images
     if not images:
         return ""
+    first = images[0]
     return (
-        f"{task.spec} shows images {images[0].shape}: they are read as {task.observations.size} separate numbers by "
-        "layers without convolutions, which learn little from pixels; let the environment give features"
+        f"{task.spec} shows images of {first.height} by {first.width} with {first.channels} channels: they are read as "
+        f"{task.observations.size} separate numbers by layers without convolutions, which learn little from pixels; "
+        "add +cnn to a method like ppo or dqn, or let the environment give features"
     )
 
 

@@ -38,6 +38,7 @@ OWN = {
     "two-peaks": "two_peaks:TwoPeaks",
     "code-lock": "code_lock:CodeLock",
     "lot-sizing": "lot_sizing:LotSizing",
+    "catch": "catch:Catch",
     "slippery-lake": "slippery_lake:SlipperyLake",
 }
 """Environments that are written out here, by their ids."""

@@ -6,9 +6,10 @@ statistics; one-hot numbers, bits and padded lists stay as they are.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 
 from polyrl.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Write = Callable[[Any, NDArray[np.float64]], None]
 """Writes an observation into its place of a flat vector."""
 Convert = Callable[[NDArray[Any]], NDArray[Any]]
@@ -24,15 +28,58 @@ Convert = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class Image:
+    """Where an image lies in the vector of an observation, and how it is laid out there.
+
+    Attributes:
+        begin: place of its first number.
+        height, width, channels: of the image.
+        channels_first: whether it is `[C, H, W]` there, and not `[H, W, C]`.
+    """
+
+    begin: int
+    height: int
+    width: int
+    channels: int
+    channels_first: bool
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return self.height * self.width * self.channels
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The images `[N, C, H, W]` of observations `[N, D]`."""
+        pixels = rows[:, self.begin : self.begin + self.size]
+        if self.channels_first:
+            return pixels.reshape(-1, self.channels, self.height, self.width)
+        return pixels.reshape(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
+
+
+def image_at(begin: int, space: spaces.Space[Any]) -> Image | None:
+    """The image that a part of an observation is: bytes of two or three axes, or other numbers of three.
+
+    Of three axes the channels are the first or the last, whichever is shorter; of two equal ones the last.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) not in ((2, 3) if _is_bytes(space) else (3,)):
+        return None
+    shape = space.shape if len(space.shape) == 3 else (*space.shape, 1)
+    first = shape[0] < shape[2]
+    height, width = shape[1:] if first else shape[:2]
+    return Image(begin, int(height), int(width), int(shape[0] if first else shape[2]), first)
+
+
+@dataclass(frozen=True)
 class _Leaf:
     """One part of an observation: which of its numbers vary continuously, and how it is written.
 
-    `write_all` writes many at once where that is faster than one after another.
+    `write_all` writes many at once where that is faster than one after another; `images` are those in it.
     """
 
     continuous: NDArray[np.bool_]
     write: Write
     write_all: Write | None = None
+    images: tuple[Image, ...] = ()
 
     @property
     def size(self) -> int:
@@ -57,6 +104,7 @@ class ObservationEncoder:
     Attributes:
         size: length of the vector.
         continuous: bool `[size]`, which entries vary continuously.
+        images: those among its parts; of a Sequence none.
     """
 
     def __init__(self, space: spaces.Space[Any], *, max_items: int = 0, owner: str = "the environment"):
@@ -67,7 +115,7 @@ class ObservationEncoder:
                 f"The observation of {owner} has no numbers in it (its space is {space}), so there is nothing to "
                 "choose actions by; let the environment show at least one number."
             )
-        self.size, self.continuous = leaf.size, leaf.continuous
+        self.size, self.continuous, self.images = leaf.size, leaf.continuous, leaf.images
         self.encode = leaf.write
         """Writes one observation into the row `into` `[size]`; ValueError, TypeError, KeyError if it does not fit.
 
@@ -121,10 +169,11 @@ def _leaf(space: spaces.Space[Any], path: str, max_items: int, owner: str) -> _L
         return np.full(size, continuous)
 
     if isinstance(space, spaces.Box):
-        size = int(np.prod(space.shape))
+        size, image = int(np.prod(space.shape)), image_at(0, space)
+        images: tuple[Image, ...] = () if image is None else (image,)
         if _is_bytes(space):
-            return _Leaf(all_of(size, True), _bytes(space))
-        return _Leaf(all_of(size, True), _numbers(space), _all_numbers(space))
+            return _Leaf(all_of(size, True), _bytes(space), images=images)
+        return _Leaf(all_of(size, True), _numbers(space), _all_numbers(space), images)
     if isinstance(space, spaces.Discrete):
         return _Leaf(all_of(int(space.n), False), _one_hot(int(space.start), int(space.n)))
     if isinstance(space, spaces.MultiDiscrete):
@@ -138,7 +187,13 @@ def _leaf(space: spaces.Space[Any], path: str, max_items: int, owner: str) -> _L
         continuous = [leaf.continuous for _, leaf in leaves]
         keyed = isinstance(space, spaces.Dict)
         together = np.concatenate([all_of(0, True), *continuous])
-        return _Leaf(together, _several(leaves, keyed), _all_of_several(leaves, keyed))
+        begins = np.cumsum([0, *(leaf.size for _, leaf in leaves)]).tolist()
+        images = tuple(
+            dataclasses.replace(image, begin=begin + image.begin)
+            for begin, (_, leaf) in zip(begins, leaves, strict=False)
+            for image in leaf.images
+        )
+        return _Leaf(together, _several(leaves, keyed), _all_of_several(leaves, keyed), images)
     if isinstance(space, spaces.Sequence):
         if max_items < 1:
             raise UserError(
