@@ -2082,7 +2082,7 @@ GROUPS: list[Group] = [
         "core/updating.py",
         "test_off_policy.py test_drafts.py -k 'plain_loop or phases or finite or hyperparameters or gradient or every'",
         [
-            ("elif (number + 1) % step.every == 0:", "elif number % step.every == 0:"),
+            ("elif (number + 1) % step.every == 0 if", "elif number % step.every == 0 if"),
             ("self.take(inner, number * step.gradient_steps + again)", "self.take(inner, number)"),
             ("if limit is not None and size > limit:", "if False:"),
             ("self.models.ask_gradients(update.trains, False)\n        self._add", "pass\n        self._add"),
@@ -2189,7 +2189,7 @@ GROUPS: list[Group] = [
             ("elif counted.shape[1] == 1 and bool(counted.all()):", "elif counted.shape[1] == 1:"),
             ("elif counted.shape[1] == 1 and bool(counted.all()):", "elif bool(counted.all()):"),
             ("(number * step.epochs + epoch) * step.minibatches + k", "k"),
-            ('self.means.since("approx_kl", before) > step.target_kl', "False"),
+            ("self.means.since(kl, before) > step.target_kl", "False"),
             ("if not bool(counted.any()):", "if False:"),
             (
                 "if watched and update.trains not in self.changed:\n                self",
@@ -2200,13 +2200,8 @@ GROUPS: list[Group] = [
                 "if False:\n                    ",
             ),
             ("and (name not in batch or name in self.computed)", ""),
-            ("for gradient in gradients if size > limit else ():", "for gradient in ():"),
-            ("self.waiting.append(update)", "self._step(update, optimizer)"),
+            ("self.waiting.append(update)", "self._step([update.trains], passing.joint_clip)"),
             ("steps = fresh_alone(steps)", "return"),
-            (
-                "if bool(counted.all()):\n            return outputs, batch",
-                "if True:\n            return outputs, batch",
-            ),
             ('chosen = batch["weight"] != 0\n', 'chosen = batch["weight"] == 0\n'),
             ('return f"{what}/{trains}" if term.name in self.shared else what', "return what"),
             (
@@ -2483,6 +2478,68 @@ GROUPS: list[Group] = [
             ("value = torch.minimum(value, other(batch[other.observes]))", "pass"),
             ("if self.after_decision:", "if True:"),
             ("self.dual_clip).mean(-1)", "self.dual_clip).sum(-1)"),
+        ],
+    ),
+    Group(
+        "methods/control/props.py",
+        "test_props.py -k 'card or ros or clipped or last_batches or plain_pytorch or masks'",
+        [
+            ("frequency = pair.bincount()[pair].double() / cell", "frequency = cell.bincount()[cell].double() / cell"),
+            ("stays.shape[1] < capacity", "True"),
+            ('experience["weight"] * experience["stays"]', 'experience["weight"]'),
+            ('{"logprob": ratio * weights * (ratio >= loss)}', '{"logprob": ratio * weights}'),
+            (
+                "divergence(params[0], phi.distribution, params[1])",
+                "divergence(params[1], policy.distribution, params[0])",
+            ),
+            ('if "action_mask" in batch:', "if False:"),
+            ('found["logprob"].detach()', 'batch["behaviour_logprob"]'),
+        ],
+    ),
+    Group(
+        "core/updating.py",
+        "test_props.py -k 'too_far or last_turn or plain_pytorch'",
+        [
+            ("if not counts or self.stopped:", "if not counts:"),
+            ("(self.passing is not None and self.passing.watches) or self.acts", "self.acts"),
+            ("else self.context.turn in (None, self.context.turns - 1):", "else self.context.turn in (None, 0):"),
+        ],
+    ),
+    Group(
+        "parts/control.py",
+        "test_props.py -k 'pieces or last_batches'",
+        [
+            ('"truncated": kept["truncated"] & ~goes_on,', ""),
+            ('kept["rollout_end"] & ~new["starts_episode"].unsqueeze(1)', 'kept["rollout_end"]'),
+            ("[:, over - 1] if over else", "[:, over] if over else"),
+        ],
+    ),
+    Group(
+        "models/base.py",
+        "test_props.py -k plain_pytorch",
+        [("module.closed_form_acting(wants, actor or module.actor())", "None if actor is None else found")],
+    ),
+    Group(
+        "core/minibatches.py",
+        "test_epochs.py",
+        [("if bool(counted.all()):\n        return outputs, batch", "if True:\n        return outputs, batch")],
+    ),
+    Group(
+        "tasks/control/corner_grid.py",
+        "test_props.py -k authors",
+        [
+            ("MOVES = ((-1, 0), (1, 0)", "MOVES = ((1, 0), (-1, 0)"),
+            ("min(max(row + down, 0), SIZE - 1)", "(row + down) % SIZE"),
+            ("self.taken >= LIMIT and not ended", "False"),
+        ],
+    ),
+    Group(
+        "models/distributions.py",
+        "test_props.py -k divergences",
+        [
+            ("others.log_softmax(-1))).sum(-1)", "others.log_softmax(-1))).mean(-1)"),
+            ("softplus(others) - softplus(params)", "softplus(params) - softplus(others)"),
+            ("apart = (params - others) * (-other.log_std).exp()", "apart = (params - others) * (-self.log_std).exp()"),
         ],
     ),
     Group(

@@ -129,8 +129,8 @@ def batch_words(batch: Part) -> str:
 
 
 def _numbered(every: int) -> str:
-    if every == 1:
-        return ""
+    if every < 2:
+        return "" if every else ", once an iteration"
     ending = {1: "st", 2: "nd", 3: "rd"}.get(every % 10 if every // 10 % 10 != 1 else 0, "th")
     return f", at every {every}{ending}"
 
@@ -224,7 +224,8 @@ def traced(
         if isinstance(step, Move):
             line.append(f"; {models.distance(step.target, step.towards):.3g} apart now", style="dim")
         elif isinstance(step, Epochs):
-            told = [_given(step), *(f"{key} {metrics[key]:.3g}" for key in WATCHED if key in metrics)]
+            watched = [key for key in map(step.called, WATCHED) if key in metrics]
+            told = [_given(step), *(f"{key} {metrics[key]:.3g}" for key in watched)]
             line.append("".join(f"; {fact}" for fact in told if fact), style="dim")
         elif isinstance(step, Update):
             terms = [t for on in step.objectives for t in on.terms]

@@ -205,6 +205,8 @@ def check_updates(recipe: Recipe, given: Mapping[str, frozenset[str]]) -> None:
 def _check_within_epochs(recipe: Recipe, step: Epochs) -> None:
     """Refuse what cannot run on the minibatches of a batch."""
     trained: list[str] = []
+    if step.watches and step.watches not in {inner.trains for inner in flat(step.of) if isinstance(inner, Update)}:
+        raise UserError(f"{recipe.name}: '{step.name}' watches how '{step.watches}' moves and does not train it.")
     for inner in flat(step.of):
         if isinstance(inner, Update | OwnUpdate) and isinstance(inner.batch, Fresh):
             raise UserError(

@@ -68,6 +68,15 @@ def blanked(fields: dict[str, Tensor], counted: Tensor) -> dict[str, Tensor]:
     }
 
 
+def counted_alone(
+    outputs: dict[str, Tensor], batch: Experience, counted: Tensor
+) -> tuple[dict[str, Tensor], Experience]:
+    """Outputs `[B, T]` and batch with 0 where not `counted`: what stands there must reach no gradient (0 * inf)."""
+    if bool(counted.all()):
+        return outputs, batch
+    return blanked(outputs, counted), batch.with_fields(**blanked(batch.data, counted))
+
+
 def joined(tables: list[Experience]) -> Experience:
     """The rows of several tables one after another, with the fields that all of them have."""
     names = set(tables[0].fields()).intersection(*(t.fields() for t in tables[1:]))

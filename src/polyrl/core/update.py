@@ -224,6 +224,12 @@ class Epochs(Part):
     Random orders are of the stream `minibatches`. Where no step of a minibatch counts for an update's terms, its model
     takes no step.
 
+    Class attributes, for a paper's own passes:
+        watches: name of the model whose move from `behaviour_logprob` is measured and ends the passes (`target_kl`);
+            empty: that of the model that acted. Its metrics have its name behind them, `approx_kl/behaviour`.
+        stops_at_minibatch: whether the first minibatch beyond `target_kl` ends them, before a step is taken on it;
+            else they end with a pass whose mean is beyond it.
+
     Attributes:
         of: updates and moves; the first `Again()` is the minibatch.
         batch: what is passed over.
@@ -231,6 +237,8 @@ class Epochs(Part):
     """
 
     stage: ClassVar[Stage] = "improve"
+    watches: ClassVar[str] = ""
+    stops_at_minibatch: ClassVar[bool] = False
 
     of: tuple[Step, ...]
     batch: Batch = Fresh()
@@ -251,7 +259,13 @@ class Epochs(Part):
     max_logprob_gap: float | None = hyperparameter(
         None, "stop where sampler and trainer disagree on a log-probability by more; none is 0.2", low=0
     )
-    every: int = hyperparameter(1, "turns from one of these passes to the next", low=1)
+    every: int = hyperparameter(
+        1, "turns from one of these passes to the next; 0: once an iteration, in its last turn", low=0
+    )
+
+    def called(self, metric: str) -> str:
+        """Name of a metric of what is watched: with the model's behind it where that is not what acted."""
+        return f"{metric}/{self.watches}" if self.watches else metric
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.list_phases import begin, phase_of
 from polyrl.core.means import Means
-from polyrl.core.minibatches import blanked, joined, minibatches_of, put_rows, steps_that_count, units_of
+from polyrl.core.minibatches import blanked, counted_alone, joined, minibatches_of, put_rows, steps_that_count, units_of
 from polyrl.core.part import Improver, Part, Term
 from polyrl.core.schedules import schedule_factor
 from polyrl.core.update import (
@@ -119,6 +119,7 @@ class _Turn:
         self.acts: str = self.models.acts  # the model that acted where the batch was collected
         self.computed: frozenset[str] = frozenset()  # fields of the batch that updates have put out
         self.passing: Epochs | None = None  # what the present minibatch is one of
+        self.stopped = False  # whether the passes end with this minibatch, on which no step is taken
         self.passes = 0
         self.waiting: list[Update] = []  # whose gradients are clipped together with those that follow
         self.changed: set[str] = set()  # models that this turn has changed
@@ -132,9 +133,10 @@ class _Turn:
             for again in range(step.gradient_steps):
                 for inner in step.of:
                     self.take(inner, number * step.gradient_steps + again)
-        elif (number + 1) % step.every == 0:
+        elif (number + 1) % step.every == 0 if step.every else self.context.turn in (None, self.context.turns - 1):
             if isinstance(step, Move):
                 self.changed.add(step.target)
+                self.context.params_updated = True
                 self.models.move(step.target, step.towards, step.tau)
                 for key, value in step.after_move(self._see(step.name)).items():
                     self.means.add(key, value)
@@ -175,33 +177,40 @@ class _Turn:
         units = torch.unique(unit[rows])
         again = () if self.passes == 0 else (self.passes,)
         self.passes += 1
+        kl = step.called("approx_kl")
         for epoch in range(step.epochs if len(units) else 0):
-            before = self.means.so_far("approx_kl")
+            before = self.means.so_far(kl)
             order = units[torch.randperm(len(units), generator=context.generator("minibatches", epoch, *again))]
             for k, self.batch in enumerate(minibatches_of(table, order, step.minibatches, unit, rows, grouped_by)):
                 self.sampled, self.computed, self.passing = sampled, frozenset(), step
                 for inner in step.of:
                     self.take(inner, (number * step.epochs + epoch) * step.minibatches + k)
+                if self.stopped:
+                    break
                 self._step_together()
-            if step.target_kl is not None and self.means.since("approx_kl", before) > step.target_kl:
+            if self.stopped or (step.target_kl is not None and self.means.since(kl, before) > step.target_kl):
                 break
         self.batch, self.sampled, self.computed, self.passing = whole, sampled, frozenset(), None
+        self.stopped, self.waiting = False, []
 
     def update(self, update: Update) -> None:
         """One optimizer step."""
-        see = self._see(update.name)
-        counts = self._objective(update, update.objectives[0], see)
+        see, passing = self._see(update.name), self.passing
+        before = (0.0, 0.0) if passing is None else self.means.so_far(passing.called("approx_kl"))
+        counts = not self.stopped and self._objective(update, update.objectives[0], see)
         if update.also:
             own = self.batch, self.sampled, self.computed, self.acts
             for on in update.also:
                 counts |= self._objective(update, on, see, adds=counts)
             self.batch, self.sampled, self.computed, self.acts = own
-        if not counts:  # momentum alone moves nothing
+        if passing is not None and passing.stops_at_minibatch and passing.target_kl is not None:
+            self.stopped |= self.means.since(passing.called("approx_kl"), before) > passing.target_kl
+        if not counts or self.stopped:  # momentum alone moves nothing
             return
-        if self.passing is not None and self.passing.joint_clip is not None:
+        if passing is not None and passing.joint_clip is not None:
             self.waiting.append(update)
         else:
-            self._step(update)
+            self._step([update.trains], self.models.entries[update.trains].max_grad_norm)
 
     def _objective(self, update: Update, on: On, see: See, *, adds: bool = False) -> bool:
         """Find the gradients of terms on a batch, or add them to those found; whether some of its steps count."""
@@ -215,7 +224,7 @@ class _Turn:
                 self.batch = batch
                 return False
             given = self.models.entries[update.trains].outputs
-            watched = update.trains == self.acts and "logprob" in given and "behaviour_logprob" in batch
+            watched = update.trains == self._watched and "logprob" in given and "behaviour_logprob" in batch
             if watched:  # whatever the terms read: sampler and trainer are compared, and the move is measured
                 wants |= {"logprob", "entropy"} & given
         weights = [term.step_weights(batch) for term in on.terms]  # of the whole batch, before its rows are parted
@@ -238,7 +247,7 @@ class _Turn:
                     if counted is not None:
                         if watched and update.trains not in self.changed:
                             self._compare(outputs, micro)
-                        outputs, micro = self._counted_alone(outputs, micro, counted if rows is None else counted[rows])
+                        outputs, micro = counted_alone(outputs, micro, counted if rows is None else counted[rows])
                     parts = [
                         (term.summand(outputs, micro, see) * (weight if rows is None else weight[rows])).sum()
                         for term, weight in zip(on.terms, weights, strict=True)
@@ -326,14 +335,6 @@ class _Turn:
                 self.context.credited.setdefault((owner, part.name), (before, batch))
         return batch
 
-    def _counted_alone(
-        self, outputs: dict[str, Tensor], batch: Experience, counted: Tensor
-    ) -> tuple[dict[str, Tensor], Experience]:
-        """Outputs and batch with 0 at steps that do not count: what stands there must reach no gradient (0 * inf)."""
-        if bool(counted.all()):
-            return outputs, batch
-        return blanked(outputs, counted), batch.with_fields(**blanked(batch.data, counted))
-
     def _add_statistics(
         self, update: Update, on: On, outputs: dict[str, Tensor], batch: Experience, counted: Tensor | None
     ) -> None:
@@ -347,16 +348,22 @@ class _Turn:
                 own = term.weights(batch) != 0
                 mask = own if value.dim() == 2 else own.any(1)
                 self.means.add(called, (value * mask).sum().item(), float(mask.sum()))
-        if counted is None or update.trains != self.acts:
+        if counted is None or update.trains != self._watched:
             return
         chosen = batch["weight"] != 0
         size = float(chosen.sum())
         if size and "behaviour_logprob" in batch and "logprob" in outputs:
             log_ratio = (outputs["logprob"] - batch["behaviour_logprob"]) * chosen
             divergence = torch.expm1(log_ratio) - log_ratio  # the estimator k3 of KL(old || new)
-            self.means.add("approx_kl", divergence.sum().item(), size)
+            named = (lambda metric: metric) if self.passing is None else self.passing.called
+            self.means.add(named("approx_kl"), divergence.sum().item(), size)
             if "entropy" in outputs:
-                self.means.add("entropy", (outputs["entropy"] * chosen).sum().item(), size)
+                self.means.add(named("entropy"), (outputs["entropy"] * chosen).sum().item(), size)
+
+    @property
+    def _watched(self) -> str:
+        """The model whose move from the likelihoods of what was collected is measured."""
+        return (self.passing is not None and self.passing.watches) or self.acts
 
     def _see(self, name: str) -> See:
         found = self._seen.get(name)
@@ -403,28 +410,26 @@ class _Turn:
                 )
             self.means.add(self.updates.logged(f"loss/{term.name}", term, update.trains), value)
 
-    def _step(self, update: Update) -> None:
-        gradients = self.models.gradients(update.trains)
-        size = self._size(update.trains, gradients)
-        limit = self.models.entries[update.trains].max_grad_norm
+    def _step(self, names: list[str], limit: float | None, called: str = "") -> None:
+        """A step of each of these models, whose gradients are clipped by one norm."""
+        gradients = [gradient for name in names for gradient in self.models.gradients(name)]
+        size = self._size(called or names[0], gradients)
         if limit is not None and size > limit:
             for gradient in gradients:
                 gradient.mul_(limit / (size + 1e-6))
-        self._take(update.trains, self.context.optimizer[update.trains])
+        for name in names:
+            self.changed.add(name)
+            self.context.params_updated = True
+            self.context.optimizer[name].step()
+            self.context.spent.updates += 1
 
     def _step_together(self) -> None:
         """The steps of a minibatch whose gradients are clipped by one norm over all models."""
         if not self.waiting:
             return
         assert self.passing is not None and self.passing.joint_clip is not None
-        optimizers = {update.trains: self.context.optimizer[update.trains] for update in self.waiting}
-        self.waiting = []
-        gradients = [gradient for name in optimizers for gradient in self.models.gradients(name)]
-        size, limit = self._size("joint", gradients), self.passing.joint_clip
-        for gradient in gradients if size > limit else ():
-            gradient.mul_(limit / (size + 1e-6))
-        for name, optimizer in optimizers.items():
-            self._take(name, optimizer)
+        names, self.waiting = [*dict.fromkeys(update.trains for update in self.waiting)], []
+        self._step(names, self.passing.joint_clip, "joint")
 
     def _size(self, name: str, gradients: list[Tensor]) -> float:
         """Norm of all of them, which is logged.
@@ -442,9 +447,3 @@ class _Turn:
             )
         self.means.add(f"grad_norm/{name}", size)
         return size
-
-    def _take(self, name: str, optimizer: Any) -> None:
-        self.changed.add(name)
-        self.context.params_updated = True
-        optimizer.step()
-        self.context.spent.updates += 1

@@ -351,11 +351,12 @@ class Models(NamedModels):
         return self._modules[name].closed_form(wants)
 
     def closed_form_of_steps(self, name: str, wants: Collection[str]) -> ClosedForm | None:
-        """The module's own, or that of the actor where it acts and its likelihoods are asked for."""
+        """The module's own; where likelihoods are asked for those of the actor, also of a policy that does not act."""
         module, actor = self._modules[name], self.actors.get(name)
-        if actor is None or not LIKELIHOODS & set(wants):
-            return module.closed_form(wants)
-        return module.closed_form_acting(wants, actor) if isinstance(module, PolicyNetwork) else None
+        found = module.closed_form(wants) if actor is None or not LIKELIHOODS & set(wants) else None
+        if found is None and LIKELIHOODS & set(wants) and isinstance(module, PolicyNetwork):
+            found = module.closed_form_acting(wants, actor or module.actor())
+        return found
 
     def __getitem__(self, name: str) -> Network:
         return self._modules[name]

@@ -72,6 +72,14 @@ class Distribution(nn.Module):
     def entropy(self, params: Tensor) -> Tensor:
         """Entropy in nats, `[...]`, of the distributions that params `[..., size]` describe."""
 
+    def divergence(self, params: Tensor, other: Distribution, others: Tensor) -> Tensor:
+        """KL(self || other) in nats, `[...]`, of params `[..., size]` and those of another of the same family.
+
+        Raises:
+            UserError: nobody has written it for this family.
+        """
+        raise UserError(f"Nobody has written how far two distributions of {type(self).__name__} are apart.")
+
     def differentiable(self, params: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, Backward]:
         """Log-probabilities and entropies `[N]` of params `[N, size]`, and the way back to the gradient by `params`.
 
@@ -105,6 +113,11 @@ def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Floats:
     return noise
 
 
+def _categorical_divergence(params: Tensor, others: Tensor) -> Tensor:
+    logs = params.log_softmax(-1)
+    return (logs.exp() * (logs - others.log_softmax(-1))).sum(-1)
+
+
 class Categorical(Distribution):
     """One of `choices` actions, int64 `[]`; the params are logits."""
 
@@ -135,6 +148,10 @@ class Categorical(Distribution):
         """-sum p log p."""
         logs = params.log_softmax(-1)
         return -(logs.exp() * logs).sum(-1)
+
+    def divergence(self, params: Tensor, other: Distribution, others: Tensor) -> Tensor:
+        """sum p (log p - log q)."""
+        return _categorical_divergence(params, others)
 
     def differentiable(self, params: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, Backward]:
         """By the softmax's derivatives: d log p_a / d z = 1_a - p, d H / d z = -p (log p + H)."""
@@ -191,6 +208,11 @@ class MultiCategorical(Distribution):
         logs = [piece.log_softmax(-1) for piece in torch.split(params, self.choices, -1)]
         return -torch.stack([(log.exp() * log).sum(-1) for log in logs], -1).sum(-1)
 
+    def divergence(self, params: Tensor, other: Distribution, others: Tensor) -> Tensor:
+        """Sum of the choices' divergences."""
+        pieces = (torch.split(x, self.choices, -1) for x in (params, others))
+        return torch.stack([*map(_categorical_divergence, *pieces)], -1).sum(-1)
+
 
 class Bernoulli(Distribution):
     """Independent bits, int64 `[A]`; the params are logits of 1."""
@@ -221,6 +243,11 @@ class Bernoulli(Distribution):
         """Sum of the bits' entropies."""
         ones = params.sigmoid()
         return (nn.functional.softplus(params) - ones * params).sum(-1)
+
+    def divergence(self, params: Tensor, other: Distribution, others: Tensor) -> Tensor:
+        """Sum of the bits' divergences."""
+        softplus = nn.functional.softplus
+        return (params.sigmoid() * (params - others) + softplus(others) - softplus(params)).sum(-1)
 
 
 class DiagonalGaussian(Distribution):
@@ -256,6 +283,13 @@ class DiagonalGaussian(Distribution):
         """The same in every state."""
         per_number = 0.5 * (1 + math.log(2 * math.pi))
         return (self.log_std + per_number).sum().expand(params.shape[:-1])
+
+    def divergence(self, params: Tensor, other: Distribution, others: Tensor) -> Tensor:
+        """sum log (b / a) + (a^2 + (m - n)^2) / (2 b^2) - 1/2, of means m, n and standard deviations a, b."""
+        assert isinstance(other, DiagonalGaussian)
+        ratio = self.log_std - other.log_std
+        apart = (params - others) * (-other.log_std).exp()
+        return (((2 * ratio).exp() + apart.square() - 1) / 2 - ratio).sum(-1)
 
     def differentiable(self, params: Floats, action: NDArray[Any]) -> tuple[Floats, Floats, Backward]:
         """With z = (action - mean) / std: by the mean z / std, by log std z^2 - 1; entropy only by log std, 1."""

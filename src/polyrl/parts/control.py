@@ -135,6 +135,31 @@ class StepEnvironments(Part):
         return batch
 
 
+def joined_rollouts(kept: Mapping[str, Tensor], new: Mapping[str, Tensor], capacity: int) -> dict[str, Tensor]:
+    """A rollout `[B, T]` with what the same environments did next, of which the last `capacity` steps stay.
+
+    Where an episode goes on, the end of the rollout in between is no cut any more.
+
+    Args:
+        kept: fields of the rollouts before; empty: there are none.
+        new: fields of the next one, the same ones, as `StepEnvironments` gives them.
+        capacity: steps of each environment.
+    """
+    if not kept:
+        return dict(new)
+    goes_on = kept["rollout_end"] & ~new["starts_episode"].unsqueeze(1)
+    kept = {
+        **kept,
+        "rollout_end": kept["rollout_end"] & ~goes_on,
+        "truncated": kept["truncated"] & ~goes_on,
+        "final_observation": kept["final_observation"] * ~goes_on.unsqueeze(-1),
+    }
+    whole = {name: torch.cat([kept[name], new[name]], 1) for name in new if name != "starts_episode"}
+    over = max(whole["reward"].shape[1] - capacity, 0)
+    begins = (whole["terminated"] | whole["truncated"])[:, over - 1] if over else kept["starts_episode"]
+    return {"starts_episode": begins, **{name: x[:, over:].contiguous() for name, x in whole.items()}}
+
+
 # -------------------------------------------------------------------------------------------------------------- score
 
 

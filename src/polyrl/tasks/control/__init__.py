@@ -23,6 +23,7 @@ TASKS: dict[str, str] = {
     "Pendulum-v1": "swing a pendulum up and hold it; returns from -1600 to about -150",
     "UnlockGrid-v0": "fetch a key, open a door, enter it, on a grid of (width=4) cells; 2.02 is the best return",
     "two-peaks": "one action with two that are best, at 0.7 and -0.7 (second=1.0); 1 is the best return",
+    "corner-grid": "5 by 5 cells, from the middle to the better of two corners; 0.97 is the best return",
     "code-lock": "(length=10) right actions one after the other, seen only at the end; 1 is the best return",
     "catch": "catch a ball that falls over an image of (size=12) cells, for +cnn; 1 is the best return",
     "lot-sizing": "(items=3,machines=2) produced for a demand that is not known before; minus what it costs",

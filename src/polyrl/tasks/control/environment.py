@@ -37,6 +37,7 @@ OWN = {
     "UnlockGrid-v0": "unlock_grid:UnlockGrid",
     "two-peaks": "two_peaks:TwoPeaks",
     "code-lock": "code_lock:CodeLock",
+    "corner-grid": "corner_grid:CornerGrid",
     "lot-sizing": "lot_sizing:LotSizing",
     "catch": "catch:Catch",
     "slippery-lake": "slippery_lake:SlipperyLake",
