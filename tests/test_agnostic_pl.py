@@ -403,6 +403,7 @@ def test_a_problem_of_ones_own_runs_under_each_method_whose_access_it_grants(met
     ("method", "where"),
     [
         ("loop-amdp", "river-swim"),
+        ("loop-amdp-models", "river-class"),
         ("nora", "stochastic-lock"),
         *((method, "singletons(horizon=4)") for method in CHOOSERS),
         ("cpi", "reset-ladder"),
