@@ -2753,6 +2753,24 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/theory/bilevel_penalty_sampled.py",
+        "test_bilevel_penalty_sampled.py",
+        [
+            ("torch.where(pairs.prefers, margin, -margin)", "margin"),
+            ("(loss - math.log(2))", "(loss - 2 * pairs.cost)"),
+            ("+ task.ridge * x.square().sum()", ""),
+            ("- task.seen @ x - pairs.cost", "- task.seen @ x"),
+            ("weight[pairs.first] * weight[pairs.second]", "weight[pairs.first]"),
+            ("(1 - momentum) * (self", "momentum * (self"),
+            ("gradient(self.before[kind])", "gradient(self.before[0])"),
+            ("self.before[kind], self.estimate[kind] = self.point, found", "self.before[kind] = self.point"),
+            ("luck[2] < torch.sigmoid(", "luck[1] < torch.sigmoid("),
+            ("2 * self.pairs\n", "self.pairs\n"),
+            ("others = pairs if self.shared else minibatch()", "others = pairs"),
+            ("if not bool(levels.point.isfinite().all()):", "if False:"),
+        ],
+    ),
+    Group(
         "methods/theory/umt_psr.py",
         "test_umt_psr.py",
         [

@@ -409,6 +409,7 @@ def test_a_problem_of_ones_own_runs_under_each_method_whose_access_it_grants(met
         ("cpi", "reset-ladder"),
         ("policy-emulator", "rich-lock(horizon=4)"),
         ("bilevel-penalty", "reward-bandit"),
+        ("bilevel-penalty-sampled", "reward-bandit"),
         ("umt-psr", "shared-pomdps"),
     ],
 )

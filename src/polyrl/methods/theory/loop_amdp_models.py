@@ -124,7 +124,7 @@ def recipe() -> Recipe:
         base,
         name=SLUG,
         models={**base.models, "hypothesis": ModelOfClass()},
-        adds=("model-of-class",),
+        adds=("choose-hypothesis",),
         budget="steps=20000",
         notes={
             **base.notes,
