@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import SEED, reached, read_records, stopped_after
+from polyrl import catalogue
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.theory.cpi import advantages
@@ -399,15 +400,75 @@ def test_a_problem_of_ones_own_runs_under_each_method_whose_access_it_grants(met
         assert loop.context.metrics["class_error"] < 1.5
 
 
+OWN = """
+import numpy as np
+from polyrl.tasks.theory import FiniteMDP
+
+
+def make(kind: str = "horizon", known: bool = False) -> FiniteMDP:
+    stay, cross = np.eye(2), np.array([[0.8, 0.2], [0.2, 0.8]])
+    how = {"horizon": {"horizon": 3}, "discount": {"discount": 0.9}, "average": {}}[kind]
+    arrays = np.stack([stay, cross], 1), [[0.1, 0.0], [1.0, 0.5]]
+    return FiniteMDP(*arrays, **how, models=[FiniteMDP(*arrays, **how)] if known else [])
+"""
+RUNS: dict[str, set[str]] = {
+    "horizon": {"nora", "popler", "importance-sampling", "trajectory-tree", "psdp", "cpi", "policy-emulator"},
+    "average": {"loop-amdp"},
+    "average,known=true": {"loop-amdp", "loop-amdp-models"},
+    "discount": set(),
+}
+"""Methods of theory that solve a user's problem of each kind."""
+WANTS = {
+    "bilevel-penalty": "learns a reward of features",
+    "bilevel-penalty-sampled": "learns a reward of features",
+    "umt-psr": "learns a model of a joint class",
+    "dr-rpo": "robust",
+    "dr-lsvi-ucb": "robust",
+}
+"""Methods that want more than arrays of transition and reward, and what they say then."""
+THEORY = sorted(slug for slug, info in catalogue.methods().items() if info.module.startswith("polyrl.methods.theory."))
+
+
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("method", THEORY)
+def test_a_problem_in_a_file_runs_under_every_method_of_theory_or_is_told_why_not(
+    tmp_path: Path, method: str, kind: str
+) -> None:
+    """All methods that the catalogue has, so that a new one has to be put into one of the two tables."""
+    file = tmp_path / "lake.py"
+    file.write_text(OWN, encoding="utf-8")
+    config = RunConfig(
+        method=method, task=f"{file}:make(kind={kind})", budget="iterations=3", evaluations=1, tensorboard=False
+    )
+
+    def run() -> Any:
+        loop = make_loop(config)[0]
+        while not loop.context.over:
+            loop.iterate()
+        return loop
+
+    if method in RUNS[kind]:
+        found = run().run_state.evaluate()[0]
+        assert found["eval/suboptimality"] >= -1e-12
+        return
+    said = r"asks for \w+(-\w+)* access|problems with a horizon|average reward|states none|" + WANTS.get(method, "none")
+    assert method in set().union(*RUNS.values(), WANTS)
+    with pytest.raises(UserError, match=said) as refused:
+        run()
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("method", "where"),
     [
         ("loop-amdp", "river-swim"),
+        ("loop-amdp-models", "river-class"),
         ("nora", "stochastic-lock"),
         *((method, "singletons(horizon=4)") for method in CHOOSERS),
         ("cpi", "reset-ladder"),
         ("policy-emulator", "rich-lock(horizon=4)"),
         ("bilevel-penalty", "reward-bandit"),
+        ("bilevel-penalty-sampled", "reward-bandit"),
         ("umt-psr", "shared-pomdps"),
     ],
 )

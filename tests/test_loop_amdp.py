@@ -9,7 +9,7 @@ import torch
 
 from conftest import SEED, reached
 from polyrl.errors import UserError
-from polyrl.methods.theory.loop_amdp import SLUG, Followed, excess, misfit, optimistic
+from polyrl.methods.theory.loop_amdp import SLUG, Followed
 from polyrl.models.finite import Counts
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
@@ -47,7 +47,7 @@ def followed_by(width: float, span: float = 1e9, states: int = 6, actions: int =
 
 def chosen(width: float, counts: Counts, span: float = 1e9) -> Followed:
     followed = followed_by(width, span, *counts.earned.shape[1:])
-    backed_up, value, _ = optimistic(followed, counts)
+    backed_up, value, _ = followed.chosen(counts)
     followed.backed_up.copy_(backed_up)
     followed.value.copy_(value)
     return followed
@@ -60,38 +60,38 @@ def test_the_excess_is_the_squared_error_less_that_of_the_best_function() -> Non
     followed.backed_up.fill_(0.2)
     zero = torch.zeros(4).long()
     counts.add(zero, zero, zero, zero, torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64))
-    assert float(excess(followed, counts)) == pytest.approx(1.21)
+    assert float(followed.excess(counts)) == pytest.approx(1.21)
 
 
 def test_with_all_that_there_is_to_know_the_hypothesis_is_the_optimum() -> None:
     mdp = RiverSwim().mdp
     counts = counts_of(mdp, 1.0)
-    backed_up, value, gain = optimistic(followed_by(0.0), counts)
+    backed_up, value, gain = followed_by(0.0).chosen(counts)
     assert gain == pytest.approx(0.4286224, abs=1e-5)
     assert value.tolist() == pytest.approx([0, 0.71437, 2.04106, 3.45522, 4.88188, 6.31032], abs=1e-3)
     assert backed_up.argmax(-1).tolist() == [1] * 6
     two = FiniteMDP([[[0.8, 0.2]], [[0.3, 0.7]]], [[0.0], [1.0]])
-    _, value, gain = optimistic(followed_by(0.0, states=2, actions=1), counts_of(two, 1.0))
+    _, value, gain = followed_by(0.0, states=2, actions=1).chosen(counts_of(two, 1.0))
     assert gain == pytest.approx(0.4, abs=1e-6) and value.tolist() == pytest.approx([0, 2], abs=1e-4)
     circle = FiniteMDP([[[0.0, 1.0]], [[1.0, 0.0]]], [[0.0], [1.0]])  # in lock step, which undamped never settles
-    _, value, gain = optimistic(followed_by(0.0, states=2, actions=1), counts_of(circle, 1.0))
+    _, value, gain = followed_by(0.0, states=2, actions=1).chosen(counts_of(circle, 1.0))
     assert gain == pytest.approx(0.5, abs=1e-6) and value.tolist() == pytest.approx([0, 0.5], abs=1e-5)
 
 
 def test_nothing_is_worth_more_than_the_most_that_a_step_pays() -> None:
     mdp = RiverSwim().mdp
     for many, width in ((0.0, 1.0), (1e-3, 1e6), (5.0, 1e6)):
-        assert optimistic(followed_by(width), counts_of(mdp, many))[2] == pytest.approx(1.0, abs=1e-5)
-    wide, narrow = (optimistic(followed_by(w), counts_of(mdp, 500.0))[2] for w in (3.0, 0.3))
+        assert followed_by(width).chosen(counts_of(mdp, many))[2] == pytest.approx(1.0, abs=1e-5)
+    wide, narrow = (followed_by(w).chosen(counts_of(mdp, 500.0))[2] for w in (3.0, 0.3))
     assert 1 > wide > narrow > mdp.optimum
-    _, value, _ = optimistic(followed_by(3.0, span=2.0), counts_of(mdp, 500.0))
+    _, value, _ = followed_by(3.0, span=2.0).chosen(counts_of(mdp, 500.0))
     assert float(value.max()) == pytest.approx(2.0, abs=1e-4)
 
 
 def test_right_after_a_choice_each_pair_spends_its_own_width() -> None:
     """So the trigger of the whole set is S A times that of a pair: with a pair's it would fire at every step."""
     counts = counts_of(RiverSwim().mdp, 5000.0)
-    spent = excess(chosen(0.2, counts), counts)
+    spent = chosen(0.2, counts).excess(counts)
     assert spent.flatten().tolist() == pytest.approx([0.2] * 12, rel=1e-3)
 
 
@@ -103,15 +103,15 @@ def test_the_step_at_which_it_no_longer_fits_is_that_of_a_plain_sum() -> None:
     state, action = (torch.randint(high, (steps,), generator=stream) for high in (6, 2))
     after = torch.randint(6, (steps,), generator=stream)  # another problem's dynamics
     reward = torch.rand(steps, generator=stream, dtype=torch.float64)
-    found = misfit(followed, counts, 2 * state + action, reward + followed.value[after])
+    found = followed.left(counts, 2 * state + action, reward, after)
     assert found is not None and 5 < found < steps - 1
     zero = torch.zeros(1).long()
     for t in range(found + 1):
-        assert float(excess(followed, counts).sum()) < 3 * 12 * 0.2
+        assert float(followed.excess(counts).sum()) < 3 * 12 * 0.2
         counts.add(zero, state[t : t + 1], action[t : t + 1], after[t : t + 1], reward[t : t + 1])
-    assert float(excess(followed, counts).sum()) >= 3 * 12 * 0.2
+    assert float(followed.excess(counts).sum()) >= 3 * 12 * 0.2
     fitting = counts_of(mdp, 1e6)
-    assert misfit(chosen(0.2, fitting), fitting, zero, torch.zeros(1).double()) is None
+    assert chosen(0.2, fitting).left(fitting, zero, torch.zeros(1).double(), zero) is None
 
 
 @pytest.mark.parametrize("settings", [{}, {"replan": "doubling"}, {"width": "0", "replan": "doubling"}], ids=str)

@@ -36,9 +36,13 @@ class PlayUniformly(PlayEpisodes):
 
     episodes: int = hyperparameter(500, "episodes in one iteration", low=1)
 
+    def count(self, context: Context) -> int:
+        """As many as is asked for, of a problem with a horizon."""
+        check_horizon(SLUG, context.run_state.task)
+        return self.episodes
+
     def policy(self, rows: Tensor, context: Context) -> Tensor:
         """Uniform, whatever was learned."""
-        check_horizon(SLUG, context.run_state.task)
         mdp: FiniteMDP = context.run_state.mdp
         return mdp.uniform
 

@@ -9,6 +9,7 @@ Tabular: the best function is the empirical backup, so the excess is sum n (Q + 
 set has a width for each pair, so its hypothesis of the largest gain is that of a bonus sqrt(width / n), and the whole
 set is S A times as wide: so is what the trigger is held against. (With the width of one pair it would fire at every
 step.) The body of the paper was not read; its trigger and its width, c sp log(2 S A T), are recalled, and c is free.
+`loop-amdp-models` is the same for a finite class of models.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from polyrl.models.finite import Counts, FinitePolicy, TransitionCounts
 from polyrl.models.tables import OfTheory, Tables
 from polyrl.parts.finite import CountTransitions, FollowStream, first_reached
 from polyrl.recipe import Recipe, hyperparameter
-from polyrl.tasks.theory.finite import FiniteTask
+from polyrl.runtime.seeding import counted_uniforms
+from polyrl.tasks.theory.finite import FiniteMDP, FiniteTask
 from polyrl.tasks.theory.solving import greedy
 
 SLUG = "loop-amdp"
@@ -69,6 +71,71 @@ class Followed(Tables):
         self.register_buffer("value", torch.zeros(states, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(states, actions, dtype=torch.float64))
 
+    def excess(self, counts: Counts) -> Tensor:
+        """n (Q + J - r_n - P_n V)^2 of every pair, `[S, A]`: its squared errors less those of the empirical backup."""
+        visits = counts.visits[0]
+        n = visits.sum(-1)
+        backup = (counts.earned[0] + visits @ self.value) / n.clamp(min=1)
+        return n * (self.backed_up - backup).square()
+
+    def left(self, counts: Counts, pairs: Tensor, reward: Tensor, after: Tensor) -> int | None:
+        """The first of these steps after which the excess is 3 beta or more, beta = S A width; None if there is none.
+
+        Args:
+            counts: the data before these steps.
+            pairs: `[T]` numbers of the pairs, s A + a.
+            reward, after: `[T]` what they paid, and the states that followed.
+        """
+        n = counts.visits[0].sum(-1).flatten().tolist()
+        total = (counts.earned[0] + counts.visits[0] @ self.value).flatten().tolist()
+        claimed, errors = self.backed_up.flatten().tolist(), self.excess(counts).flatten().tolist()
+        limit, found = 3 * len(n) * self.width, math.fsum(errors)
+        for t, (pair, target) in enumerate(zip(pairs.tolist(), (reward + self.value[after]).tolist(), strict=True)):
+            n[pair] += 1
+            total[pair] += target
+            now = n[pair] * (claimed[pair] - total[pair] / n[pair]) ** 2
+            found, errors[pair] = found + now - errors[pair], now
+            if found >= limit:
+                return t
+        return None
+
+    def chosen(self, counts: Counts, luck: float = 0.0) -> tuple[Tensor, Tensor, float]:
+        """Q + J `[S, A]`, V `[S]` and J of the largest gain in the set of each pair's width, by damped value iteration.
+
+        A backup is at most `highest` above the best value, and that where a pair was never tried; V is cut at its span.
+        Other classes break ties by `luck`, a number below 1.
+        """
+        visits = counts.visits[0].numpy()
+        n = visits.sum(-1)
+        tried = np.maximum(n, 1)
+        reward, moves = counts.earned[0].numpy() / tried + np.sqrt(self.width / tried), visits / tried[..., None]
+        value = np.zeros(len(n))
+        for _ in range(MOST_SWEEPS):
+            most = self.highest + value.max()
+            backed_up = np.where(n > 0, np.minimum(reward + moves @ value, most), most)
+            best = backed_up.max(-1)
+            change = np.minimum(best, best.min() + self.span) - value
+            if change.max() - change.min() < TOLERANCE:
+                break
+            value = value + 0.9 * change
+            value -= value.min()
+        gain = float(change.max() + change.min()) / 2
+        return torch.from_numpy(backed_up), torch.from_numpy(value), gain
+
+
+def checked_criterion(task: FiniteTask) -> FiniteMDP:
+    """The problem.
+
+    Raises:
+        UserError: it is not judged by its average reward.
+    """
+    if task.mdp.criterion != "average":
+        raise UserError(
+            f"{SLUG} is for problems of average reward, and {task.name} has a horizon or a discount; "
+            "try --task river-swim."
+        )
+    return task.mdp
+
 
 @dataclass(frozen=True, kw_only=True)
 class GainHypothesis(OfTheory):
@@ -81,17 +148,8 @@ class GainHypothesis(OfTheory):
     total_steps: int = hyperparameter(100_000, "T in the width's logarithm", low=1)
 
     def tables(self, task: FiniteTask) -> Followed:
-        """Without data.
-
-        Raises:
-            UserError: the problem is not judged by its average reward.
-        """
-        mdp = task.mdp
-        if mdp.criterion != "average":
-            raise UserError(
-                f"{SLUG} is for problems of average reward, and {task.name} has a horizon or a discount; "
-                "try --task river-swim."
-            )
+        """Without data."""
+        mdp = checked_criterion(task)
         _, states, actions = mdp.shape
         lowest, highest = mdp.reward_range
         span = self.span or max(mdp.constants["span"], TOLERANCE)
@@ -129,62 +187,9 @@ class FollowHypothesis(FollowStream):
                 f"{SLUG} with --width 0 has a set of one hypothesis; say when to leave it, --replan doubling."
             )
         else:
-            last = misfit(followed, counts, pairs, reward + followed.value[after])
+            last = followed.left(counts, pairs, reward, after)
         context.memory(SLUG)["stands"] = int(last is None)
         return len(pairs) if last is None else last + 1
-
-
-def excess(followed: Followed, counts: Counts) -> Tensor:
-    """n (Q + J - r_n - P_n V)^2 of every pair, `[S, A]`: its squared errors less those of the empirical backup."""
-    visits = counts.visits[0]
-    n = visits.sum(-1)
-    backup = (counts.earned[0] + visits @ followed.value) / n.clamp(min=1)
-    return n * (followed.backed_up - backup).square()
-
-
-def misfit(followed: Followed, counts: Counts, pairs: Tensor, targets: Tensor) -> int | None:
-    """The first of these steps `[T]` after which the excess is 3 beta or more, beta = S A width; None if there is none.
-
-    Args:
-        followed, counts: the hypothesis, and the data before these steps.
-        pairs: `[T]` numbers of the pairs, s A + a.
-        targets: `[T]` of what they led to, r + V_f(s').
-    """
-    n = counts.visits[0].sum(-1).flatten().tolist()
-    total = (counts.earned[0] + counts.visits[0] @ followed.value).flatten().tolist()
-    claimed, errors = followed.backed_up.flatten().tolist(), excess(followed, counts).flatten().tolist()
-    limit, found = 3 * len(n) * followed.width, math.fsum(errors)
-    for t, (pair, target) in enumerate(zip(pairs.tolist(), targets.tolist(), strict=True)):
-        n[pair] += 1
-        total[pair] += target
-        now = n[pair] * (claimed[pair] - total[pair] / n[pair]) ** 2
-        found, errors[pair] = found + now - errors[pair], now
-        if found >= limit:
-            return t
-    return None
-
-
-def optimistic(followed: Followed, counts: Counts) -> tuple[Tensor, Tensor, float]:
-    """Q + J `[S, A]`, V `[S]` and J of the largest gain in the set of each pair's width, by damped value iteration.
-
-    A backup is at most `highest` above the best value, and that where a pair was never tried; V is cut off at its span.
-    """
-    visits = counts.visits[0].numpy()
-    n = visits.sum(-1)
-    tried = np.maximum(n, 1)
-    reward, moves = counts.earned[0].numpy() / tried + np.sqrt(followed.width / tried), visits / tried[..., None]
-    value = np.zeros(len(n))
-    for _ in range(MOST_SWEEPS):
-        most = followed.highest + value.max()
-        backed_up = np.where(n > 0, np.minimum(reward + moves @ value, most), most)
-        best = backed_up.max(-1)
-        change = np.minimum(best, best.min() + followed.span) - value
-        if change.max() - change.min() < TOLERANCE:
-            break
-        value = value + 0.9 * change
-        value -= value.min()
-    gain = float(change.max() + change.min()) / 2
-    return torch.from_numpy(backed_up), torch.from_numpy(value), gain
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,9 @@ class ChooseHypothesis(OwnUpdate):
         """Choose, or leave everything as it is."""
         memory, followed, counts = see.context.memory(SLUG), see["hypothesis"], see["counts"]
         if not memory.get("stands", 1):
-            backed_up, value, memory["gain"] = optimistic(followed, counts)
+            at = torch.full((1,), int(counts.visits.sum()))
+            luck = counted_uniforms(see.context.seed, SLUG, "ties", rows=0 * at, times=at)[0, 0, 0]
+            backed_up, value, memory["gain"] = followed.chosen(counts, float(luck))
             for table, found in ((followed.backed_up, backed_up), (followed.value, value)):
                 table.copy_(found)
             followed.seen.copy_(counts.visits[0].sum(-1))
@@ -208,7 +215,7 @@ class ChooseHypothesis(OwnUpdate):
         return {
             "switches": memory.get("switches", 0),
             "optimistic_gain": memory.get("gain", followed.highest),
-            "excess": float(excess(followed, counts).sum()),
+            "excess": float(followed.excess(counts).sum()),
         }
 
 

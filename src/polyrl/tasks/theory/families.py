@@ -1,12 +1,14 @@
-"""Finite MDPs by family and number: a combination lock, a river to swim in, a grid with holes."""
+"""Finite MDPs by family and number: a combination lock, rivers to swim in, a grid with holes."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.runtime.seeding import generator
@@ -90,6 +92,25 @@ class StochasticLock(CombinationLock):
         return replace(self, instance=seed) if self.instance is None else self
 
 
+def river(length: int, inner: tuple[float, float, float], small: float, large: float) -> tuple[Tensor, Tensor]:
+    """Transition `[S, 2, S]` and mean rewards `[S, 2]` of a river, its states from the left bank to the right.
+
+    Args:
+        length: S.
+        inner: between the banks, probabilities that swimming right leads one down, nowhere, one up.
+        small, large: mean rewards of left at the left bank and of right at the right one.
+    """
+    transition, reward = torch.zeros(length, 2, length, dtype=torch.float64), torch.zeros(length, 2).double()
+    for s in range(length):
+        transition[s, 0, max(s - 1, 0)] = 1
+        moves = dict(zip((s - 1, s, s + 1), inner, strict=True))
+        moves = {s: 0.4, s + 1: 0.6} if s == 0 else {s - 1: 0.4, s: 0.6} if s == length - 1 else moves
+        for following, probability in moves.items():
+            transition[s, 1, following] = probability
+    reward[0, 0], reward[-1, 1] = small, large
+    return transition, reward
+
+
 @dataclass(frozen=True)
 class RiverSwim(FiniteTask):
     """A river to swim in: drifting left is easy and pays little, the right bank pays 1 and is against the current.
@@ -122,23 +143,58 @@ class RiverSwim(FiniteTask):
     @cached_property
     def mdp(self) -> FiniteMDP:
         """States from the left bank to the right."""
-        n = self.length
-        transition, reward = torch.zeros(n, 2, n, dtype=torch.float64), torch.zeros(n, 2, dtype=torch.float64)
-        for s in range(n):
-            transition[s, 0, max(s - 1, 0)] = 1
-            moves = {s - 1: 0.05, s: 0.6, s + 1: 0.35}
-            moves = {s: 0.4, s + 1: 0.6} if s == 0 else {s - 1: 0.4, s: 0.6} if s == n - 1 else moves
-            for following, probability in moves.items():
-                transition[s, 1, following] = probability
-        reward[0, 0], reward[-1, 1] = self.small, 1
         return FiniteMDP(
-            transition,
-            reward,
+            *river(self.length, (0.05, 0.6, 0.35), self.small, 1.0),
             horizon=self.horizon,
             discount=self.discount,
             reward_noise="bernoulli",
             actions=("left", "right"),
         )
+
+
+@dataclass(frozen=True)
+class RiverClass(FiniteTask):
+    """A river that is known to be one of 72, by how it flows between the banks and what these pay.
+
+    The class has every combination of the values that each setting may have. At the banks moves are those of
+    `river-swim`, in all of them. Rewards are Bernoulli, and the average reward counts.
+
+    Attributes:
+        up: probability that swimming right between the banks leads one up: .1, .2, .35 or .5.
+        down: that it leads one down: .05 or .2.
+        small: mean reward of left at the left bank: .005, .1 or .3.
+        large: mean reward of right at the right bank: .2, .6 or 1.
+    """
+
+    up: float = 0.2
+    down: float = 0.05
+    small: float = 0.1
+    large: float = 0.2
+
+    name: ClassVar[str] = "river-class"
+    budget: ClassVar[str] = "steps=20000"
+    values: ClassVar[dict[str, tuple[float, ...]]] = {
+        "up": (0.1, 0.2, 0.35, 0.5),
+        "down": (0.05, 0.2),
+        "small": (0.005, 0.1, 0.3),
+        "large": (0.2, 0.6, 1.0),
+    }
+
+    def __post_init__(self) -> None:
+        """Refuse a river that is none of the class."""
+        check_setting(self, **{name: getattr(self, name) in values for name, values in self.values.items()})
+        super().__post_init__()
+
+    @cached_property
+    def mdp(self) -> FiniteMDP:
+        """Six states from the left bank to the right."""
+
+        def one(up: float, down: float, small: float, large: float, **stated: Any) -> FiniteMDP:
+            arrays = river(6, (down, 1 - up - down, up), small, large)
+            return FiniteMDP(*arrays, reward_noise="bernoulli", actions=("left", "right"), **stated)
+
+        models = [one(*values) for values in itertools.product(*self.values.values())]
+        return one(self.up, self.down, self.small, self.large, models=models)
 
 
 @dataclass(frozen=True)

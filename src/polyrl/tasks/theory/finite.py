@@ -57,6 +57,7 @@ class FiniteMDP:
         states, actions: what people call them; none are numbers.
         policies: a class of deterministic policies, for methods that look for the best of one: a `PolicyClass`, or
             actions `[N, S]` or `[N, H, S]`. None is stated by default.
+        models: a class of problems of the same kind and size, of which this may be one, for methods that look for it.
         access: what the problem grants; empty is all that its kind can.
     """
 
@@ -70,6 +71,7 @@ class FiniteMDP:
     states: Sequence[str] = ()
     actions: Sequence[str] = ()
     policies: Any = None
+    models: Sequence[FiniteMDP] = ()
     access: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ class FiniteMDP:
         if self.policies is not None:
             stated = self.policies if isinstance(self.policies, PolicyClass) else PolicyClass(self.policies)
             object.__setattr__(self, "policies", stated.checked(self.shape))
+        self._check_models()
         whose = f"An MDP that is judged by {self.criterion} reward"
         object.__setattr__(self, "access", checked_access(frozenset(self.access), GRANTED[self.criterion], whose))
 
@@ -146,6 +149,18 @@ class FiniteMDP:
             )
         if self.reward_noise == "bernoulli" and not bool(((self.reward >= 0) & (self.reward <= 1)).all()):
             raise UserError("With bernoulli noise a mean reward is a probability, from 0 to 1, and some are not.")
+
+    def _check_models(self) -> None:
+        object.__setattr__(self, "models", tuple(self.models))
+        for number, model in enumerate(self.models):
+            if not isinstance(model, FiniteMDP):
+                raise UserError(f"Model {number} of the class is {a_kind(model)} and must be a FiniteMDP.")
+            for what in ("shape", "criterion", "reward_noise"):
+                if getattr(model, what) != getattr(self, what):
+                    raise UserError(
+                        f"Model {number} of the class has the {what.replace('_', ' ')} {getattr(model, what)}, and the "
+                        f"problem {getattr(self, what)}; they must be alike."
+                    )
 
     def _place(self, at: Sequence[int]) -> str:
         step = f"step {at[0]}, " if self.horizon else ""
