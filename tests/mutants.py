@@ -103,6 +103,37 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "claims/daa_scaling.py",
+        "test_daa_scaling.py -k 'since or mass or law or halving'",
+        [
+            ("math.log2(log.rmse / quadratic.rmse)", "math.log2(quadratic.rmse / log.rmse)"),
+            ("math.log2(log.rmse / quadratic.rmse)", "math.log(log.rmse / quadratic.rmse)"),
+            ("max(found, key=lambda pair: pair[0])[1]\n", "found[0][1]\n"),
+            ("[(d, gold - found[0][1]) for d, gold in found]", "found"),
+            ("float(final - start > 1e-3)", "float(final > start)"),
+            (
+                "values[: len(self.names)], values[len(self.names) :]",
+                "values[len(self.names) :], values[: len(self.names)]",
+            ),
+        ],
+    ),
+    Group(
+        "reproduction/judging.py",
+        "test_daa_scaling.py -k two_measures",
+        [
+            ("value = measure.of(o.run, o.metric)", "value = quantity.measure.of(o.run, o.metric)"),
+            ("value = _worst(measure, observed", "value = _worst(quantity.measure, observed"),
+        ],
+    ),
+    Group(
+        "reproduction/claim.py",
+        "test_daa_scaling.py -k 'experiment or studied'",
+        [
+            ('for name in ("of", "combine", "measures")', 'for name in ("of", "combine")'),
+            ("self.slug in self.studies", "False"),
+        ],
+    ),
+    Group(
         "report/task_charts.py",
         "test_hump.py -k page",
         [
