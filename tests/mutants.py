@@ -1396,6 +1396,50 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "core/composing.py",
+        "test_preference_streams.py -k 'asked or hypos'",
+        [
+            ("if part.gives & wanted and part.required() <= given", "if part.required() <= given"),
+            ("return where_needed(_moved_into(recipe, part, on))", "return recipe"),
+            ("tuple(p for p in recipe.listed(stage) if p is not part)", "recipe.listed(stage)"),
+        ],
+    ),
+    Group(
+        "run_state/language.py",
+        "test_preference_streams.py -k before_the_run",
+        [('for _, part in recipe.entries() if part.stage == "score")', "for _, part in ())")],
+    ),
+    Group(
+        "methods/preference/tgdpo.py",
+        "test_token_guides.py",
+        [
+            ("self.oracle(experience, counted, context) / self.dpo_beta", "self.oracle(experience, counted, context)"),
+            ("values[row, places[torch.randperm(len(places), generator=stream)]]", "values[row, places.flip(0)]"),
+            ("*action[row, places].tolist())", ")"),
+            ("pairs[n // 2] if", "pairs[n // 4] if"),
+            ("if self.shuffled:", "if False:"),
+            ("self.shuffled and task.max_tokens < 2:", "False:"),
+            ('if self.token_reward == "oracle" and self.dpo_model:', "if False:"),
+        ],
+    ),
+    Group(
+        "tasks/language/preferences.py",
+        "test_token_guides.py -k digits",
+        [
+            ("(4 * right - 2) / len(answer) if", "4 * right / len(answer) if"),
+            ("-0.25 * max(len(answer) - place, 0)", "0.0"),
+            ("worth, legal = worth - 2, False", "worth = worth - 2"),
+        ],
+    ),
+    Group(
+        "tasks/language/tables.py",
+        "test_token_guides.py -k 'adds'",
+        [
+            ("return q - value[:, None]", "return q"),
+            ("value[state] = (table[state].exp() * q[state]).sum()", "value[state] = q[state].max()"),
+        ],
+    ),
+    Group(
         "methods/preference/tgdpo.py",
         "test_preference_family.py -k 'tgdpo or weights or guid or plain or limit or token'",
         [
