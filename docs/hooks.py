@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyrl import catalogue, method_files, names_elsewhere
-from polyrl.claims import claims
+from polyrl.claims import claims, family_of, studies_of
 from polyrl.cli.update_lists import PLAIN, step_words, walk
 from polyrl.core import special_rows
 from polyrl.core.fields import FIELDS, Field, documented, own_fields
@@ -65,7 +65,12 @@ QUESTIONS = {
 
 
 def file_name(slug: str) -> str:
-    """The stem of the method's own file, such as `reinforce_pp`: a slug that files and web addresses can carry."""
+    """The stem of the method's own file, such as `reinforce_pp`: a slug that files and web addresses can carry.
+
+    A study of several methods has no method's file, and its claim's is named as it is.
+    """
+    if slug not in catalogue.methods():
+        return slug.replace("-", "_")
     path = catalogue.methods()[slug].path
     return path.parent.name if path.stem == "__init__" else path.stem
 
@@ -147,6 +152,7 @@ def method_page(slug: str) -> str:
         f"    {first.formula}",
         docstring(importlib.import_module(first.module)),
         f"**Verdict on the paper's claim:** {verdict(slug)}.",
+        *[f"**Studied beside others** in `{study}`: {verdict(study)}." for study in studies_of(slug)],
         *_recipe_pieces(first),
     ]
     for info in others:
@@ -437,15 +443,15 @@ def claim_pages() -> dict[str, str]:
     for slug, claim in claims().items():
         picture = DOCS / "assets" / "claims" / f"{slug}.svg"
         address = f"../assets/claims/{slug}.svg" if picture.is_file() else None
-        method = f"../methods/{file_name(slug)}.md"
-        written[f"claims/{addresses[slug]}"] = claim_page(claim, entries.get(slug), address, method)
+        methods = [f"../methods/{file_name(method)}.md" for method in claim.methods()]
+        written[f"claims/{addresses[slug]}"] = claim_page(claim, entries.get(slug), address, methods)
     written["claims/ledger.md"] = whole_ledger(addresses, entries)
     return written
 
 
 def whole_ledger(addresses: Mapping[str, str], entries: Mapping[str, Any]) -> str:
     """The page of all claims that can be filtered."""
-    families = {slug: catalogue.methods()[slug].family for slug in claims()}
+    families = {slug: family_of(slug) for slug in claims()}
     files = {slug: f"../assets/claims/{slug}.svg" for slug in claims()}
     pictures = {slug: file for slug, file in files.items() if (DOCS / "claims" / file).is_file()}
     return ledger_page(claims(), entries, families, addresses, pictures)

@@ -177,6 +177,37 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "claims/daa_scaling.py",
+        "test_daa_scaling.py -k 'since or mass or law or halving'",
+        [
+            ("math.log2(log.rmse / quadratic.rmse)", "math.log2(quadratic.rmse / log.rmse)"),
+            ("math.log2(log.rmse / quadratic.rmse)", "math.log(log.rmse / quadratic.rmse)"),
+            ("max(found, key=lambda pair: pair[0])[1]\n", "found[0][1]\n"),
+            ("[(d, gold - found[0][1]) for d, gold in found]", "found"),
+            ("float(final - start > 1e-3)", "float(final > start)"),
+            (
+                "values[: len(self.names)], values[len(self.names) :]",
+                "values[len(self.names) :], values[: len(self.names)]",
+            ),
+        ],
+    ),
+    Group(
+        "reproduction/judging.py",
+        "test_daa_scaling.py -k two_measures",
+        [
+            ("value = measure.of(o.run, o.metric)", "value = quantity.measure.of(o.run, o.metric)"),
+            ("value = _worst(measure, observed", "value = _worst(quantity.measure, observed"),
+        ],
+    ),
+    Group(
+        "reproduction/claim.py",
+        "test_daa_scaling.py -k 'experiment or studied'",
+        [
+            ('for name in ("of", "combine", "measures")', 'for name in ("of", "combine")'),
+            ("self.slug in self.studies", "False"),
+        ],
+    ),
+    Group(
         "report/task_charts.py",
         "test_hump.py -k page",
         [
@@ -1436,6 +1467,50 @@ GROUPS: list[Group] = [
             ("if self.aggregation == CUMULATIVE else self.eta", "if True else self.eta"),
             ("term.scale != self.beta", "False"),
             ('"chosen", "whose answers', '"demonstrations", "whose answers'),
+        ],
+    ),
+    Group(
+        "core/composing.py",
+        "test_preference_streams.py -k 'asked or hypos'",
+        [
+            ("if part.gives & wanted and part.required() <= given", "if part.required() <= given"),
+            ("return where_needed(_moved_into(recipe, part, on))", "return recipe"),
+            ("tuple(p for p in recipe.listed(stage) if p is not part)", "recipe.listed(stage)"),
+        ],
+    ),
+    Group(
+        "run_state/language.py",
+        "test_preference_streams.py -k before_the_run",
+        [('for _, part in recipe.entries() if part.stage == "score")', "for _, part in ())")],
+    ),
+    Group(
+        "methods/preference/tgdpo.py",
+        "test_token_guides.py",
+        [
+            ("self.oracle(experience, counted, context) / self.dpo_beta", "self.oracle(experience, counted, context)"),
+            ("values[row, places[torch.randperm(len(places), generator=stream)]]", "values[row, places.flip(0)]"),
+            ("*action[row, places].tolist())", ")"),
+            ("pairs[n // 2] if", "pairs[n // 4] if"),
+            ("if self.shuffled:", "if False:"),
+            ("self.shuffled and task.max_tokens < 2:", "False:"),
+            ('if self.token_reward == "oracle" and self.dpo_model:', "if False:"),
+        ],
+    ),
+    Group(
+        "tasks/language/preferences.py",
+        "test_token_guides.py -k digits",
+        [
+            ("(4 * right - 2) / len(answer) if", "4 * right / len(answer) if"),
+            ("-0.25 * max(len(answer) - place, 0)", "0.0"),
+            ("worth, legal = worth - 2, False", "worth = worth - 2"),
+        ],
+    ),
+    Group(
+        "tasks/language/tables.py",
+        "test_token_guides.py -k 'adds'",
+        [
+            ("return q - value[:, None]", "return q"),
+            ("value[state] = (table[state].exp() * q[state]).sum()", "value[state] = q[state].max()"),
         ],
     ),
     Group(

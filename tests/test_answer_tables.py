@@ -244,6 +244,34 @@ def test_only_shared_parameters_take_mass_from_both_walks(tmp_path: Path) -> Non
         assert rises < -0.02 if shared else rises > 0.02
 
 
+@pytest.mark.parametrize("method", ["dpo(beta=0.01)", "ipo(tau=0.005)", "slic(beta=0.01)"])
+def test_a_run_on_a_tree_is_a_plain_loop_over_its_one_pair(method: str, tmp_path: Path) -> None:
+    losses = {
+        "dpo": lambda h: torch.nn.functional.softplus(-0.01 * h),
+        "ipo": lambda h: (h - 100).square(),
+        "slic": lambda h: torch.relu(1 - 0.01 * h),
+    }
+    trained(
+        method, tmp_path / "run", task="answer-tree(instance=3)", budget="iterations=40", learning_rate=2e-3, **PLAIN
+    )
+    found = evaluations(tmp_path / "run")[-1]
+    tables = AnswerTree(instance=3).tables
+    start, walks = tables.log_reference, tables.seen
+    theta = torch.zeros(tables.features.shape[2], dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([theta], lr=2e-3)
+    for _ in range(40):
+        adam.zero_grad()
+        own = tables.logprob_of(torch.log_softmax(start + tables.features @ theta, -1), walks)
+        rho = own - tables.logprob_of(start, walks)
+        losses[method.partition("(")[0]](rho[0] - rho[1]).backward()
+        torch.nn.utils.clip_grad_norm_([theta], 1.0)
+        adam.step()
+    table = torch.log_softmax(start + tables.features @ theta.detach(), -1)
+    assert found["eval/off_data"] == pytest.approx(tables.off_data(table), abs=1e-4)
+    assert found["eval/gold"] == pytest.approx(float(tables.logprob_of(table, walks)[0].exp()), abs=1e-4)
+    assert abs(found["eval/off_data"] - tables.off_data(start)) > 0.01
+
+
 def test_a_policy_over_tables_is_read_back_whole(tmp_path: Path) -> None:
     policy = TablePolicy(GarbageTail(instance=2).tables)
     policy.theta.data.normal_(generator=torch.Generator().manual_seed(0))

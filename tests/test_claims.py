@@ -566,8 +566,8 @@ def run_command(*arguments: str) -> Any:
 def test_unknown_methods_and_methods_without_a_claim() -> None:
     with pytest.raises(UserError, match=r"There is no method 'hdp'\. Did you mean 'hdpo'.*Claims have been written"):
         all_claims.claim("hdp")
-    with pytest.raises(UserError, match=r"No claim of ipo has been written down yet; there are those of adacot,"):
-        all_claims.claim("ipo")
+    with pytest.raises(UserError, match=r"No claim of gspo has been written down yet; there are those of adacot,"):
+        all_claims.claim("gspo")
     assert "Name one method to reproduce, or say --family NAME or --all" in str(run_command("reproduce").exception)
     assert "Name one method" in str(run_command("reproduce", "hdpo", "--all").exception)
     assert "--out is for one method" in str(run_command("reproduce", "--all", "--out", "x").exception)

@@ -86,7 +86,7 @@ def test_seeds_are_run_until_a_look_decides(made: list[str], tmp_path: Path) -> 
     assert entry["seeds"] == list(range(10, 10 + ran)) and len(made) == 3 * ran
     assert entry["criteria"][0]["decided_after"] == ran and entry["cap"] == 8 and entry["looks"] == [4, 6, 8]
     assert (tmp_path / "runs" / "reproduce-nash-mp" / "seeds-10-to-13").is_dir()
-    page = claim_page(game_claim(), entry, None, "m.md")
+    page = claim_page(game_claim(), entry, None, ["m.md"])
     assert f"Decided after {ran} of at most 8 seeds" in page and "Looks at" not in page
 
 
@@ -131,7 +131,7 @@ def test_a_replaced_verdict_stays_in_the_history(made: list[str], tmp_path: Path
     assert entry["history"][0]["rule"] == earlier["rule"] and len(entry["history"][0]["criteria"]) == len(
         earlier["criteria"]
     )
-    page = claim_page(claim, entry, None, "m.md")
+    page = claim_page(claim, entry, None, ["m.md"])
     assert "## Earlier verdicts" in page and "(earlier rule)" in page
     reproduced(claim, tmp_path)  # the same numbers again are no other verdict
     assert len((ledger.read("nash-mp", tmp_path / "ledger") or {})["history"]) == 1
@@ -294,7 +294,7 @@ def test_the_entry_of_an_experiment_that_was_replaced_stands_and_says_so(made: l
         seeds=seeds, replaces=entry["fingerprint"], arms=(*first.arms, Arm("farther", "nash-mp(eta=0.0001)"))
     )
     assert awaited(second, entry) and not awaited(first, entry)
-    page = claim_page(second, entry, None, "there.md")
+    page = claim_page(second, entry, None, ["there.md"])
     assert f"Verdict: {entry['verdict']}" in page and "has not been run yet" in page
     before, after = page.split("## The new experiment, not yet run")
     assert "farther" in after and "farther" not in before and "`reward_calls=30`" in before
@@ -304,7 +304,7 @@ def test_the_entry_of_an_experiment_that_was_replaced_stands_and_says_so(made: l
     made.clear()
     now = reproduced(second, tmp_path, out=tmp_path / "second").entry
     assert made and not awaited(second, now)
-    page = claim_page(second, now, None, "there.md")
+    page = claim_page(second, now, None, ["there.md"])
     assert "has not been run yet" not in page and "What would have refuted it" in page and "What it cost" in page
     kept = ledger.read("nash-mp", tmp_path / "ledger")
     assert kept and [one["fingerprint"] for one in kept["history"]] == [second.replaces]

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl import catalogue
-from polyrl.claims import claims, verdict
+from polyrl.claims import claims, studies_of, verdict
 from polyrl.cli import update_lists
 from polyrl.cli.update_lists import written
 from polyrl.core.access import in_words
@@ -143,6 +143,11 @@ def title(spec: str, recipe: Recipe) -> Panel:
         said = verdict(info.slug) or "not yet re-tested"
         head.append_text(
             Text.assemble("\n", ("the paper's claim: ", "dim"), said, (f"  polyrl reproduce {info.slug}", "dim"))
+        )
+    for study in studies_of(info.slug):
+        said = verdict(study) or "not yet re-tested"
+        head.append_text(
+            Text.assemble("\n", ("studied beside others: ", "dim"), said, (f"  polyrl reproduce {study}", "dim"))
         )
     return Panel(
         head, title=Text.assemble((info.slug, "bold"), f"  {info.title}"), title_align="left", border_style="blue"

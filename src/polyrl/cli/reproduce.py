@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyrl import catalogue
-from polyrl.claims import claim, claims
+from polyrl.claims import claim, claims, family_of
 from polyrl.errors import UserError
 from polyrl.report.scale import mean
 from polyrl.reproduction import ledger
@@ -106,8 +106,8 @@ def chosen_claims(method: str | None, everything: bool, family: str | None, out:
         return [claim(method)]
     if family is None:
         return list(claims().values())
-    members = catalogue.family(family)
-    chosen = [tested for slug, tested in claims().items() if slug in members]
+    catalogue.family(family)  # a name that there is
+    chosen = [tested for slug, tested in claims().items() if family_of(slug) == family]
     if not chosen:
         raise UserError(f"No method of the family '{family}' has a claim to reproduce yet.")
     return chosen

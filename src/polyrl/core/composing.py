@@ -78,6 +78,36 @@ def _given_beside(recipe: Recipe, on: On) -> frozenset[str]:
     return frozenset.intersection(*sources).union(*(p.gives for p in on.credit))
 
 
+def where_needed(recipe: Recipe) -> Recipe:
+    """Move parts of *score* and *credit* that a second stream's terms alone need into the credit of that stream.
+
+    Its rows must be able to tell what they need: so the guide of `hypo+tgdpo` is asked about the given pairs.
+    """
+    updates = [u for u in recipe.update_steps() if isinstance(u, Update)]
+    for on in (on for u in updates for on in u.also):
+        given = _given_beside(recipe, on)
+        wanted = frozenset[str]().union(*(t.required() for t in on.terms)) - given
+        for part in (*recipe.score, *recipe.credit):
+            others = [p for p in (*recipe.score, *recipe.credit, *recipe.select, *recipe.terms) if p is not part]
+            others += [p for u in updates for p in (*u.credit, *u.terms)]
+            read = frozenset[str]().union(*(p.required() for p in others))
+            if part.gives & wanted and part.required() <= given and not part.gives & read:
+                return where_needed(_moved_into(recipe, part, on))
+    return recipe
+
+
+def _moved_into(recipe: Recipe, part: Part, on: On) -> Recipe:
+    wider = dataclasses.replace(on, credit=(*on.credit, part))
+
+    def changed(step: Update | Epochs) -> Update | Epochs:
+        if not isinstance(step, Update):
+            return step
+        return dataclasses.replace(step, also=tuple(wider if beside is on else beside for beside in step.also))
+
+    without = {stage: tuple(p for p in recipe.listed(stage) if p is not part) for stage in (part.stage,)}
+    return dataclasses.replace(with_updates(recipe, changed), **without)
+
+
 def _in_place(recipe: Recipe, part: OwnUpdate | Move) -> Recipe:
     """Put an own update into the place of the one that improves the same model by the same others, or a move likewise.
 

@@ -249,7 +249,7 @@ class Recipe:
     def __add__(self, other: Recipe | Part) -> Recipe:
         """Put another part, or the parts that another method adds, into this recipe."""
         if isinstance(other, Recipe):
-            from polyrl.core.composing import with_model
+            from polyrl.core.composing import where_needed, with_model
 
             result = self
             own = [other.policy] if other.policy else []
@@ -261,7 +261,7 @@ class Recipe:
             for part in [*(p for p in (*own, *other.parts()) if p.name in other.adds), *other.joins]:
                 result = result._with(part)
             return dataclasses.replace(
-                result,
+                where_needed(result),
                 name=f"{self.name}+{other.name}",
                 adds=self.adds + other.adds,
                 joins=self.joins + other.joins,

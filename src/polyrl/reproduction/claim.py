@@ -126,7 +126,8 @@ class Claim:
     """A claim of a paper and the experiment that could refute it, written down before it is run.
 
     Attributes:
-        slug: of the method whose claim it is.
+        slug: of the method whose claim it is; of a study of several methods a name of its own.
+        studies: slugs of the methods that a paper without a method of its own is about; empty for a method's claim.
         sentence: the claim, in one sentence.
         place: where the paper makes it.
         source: the paper, as "arXiv:1707.06347".
@@ -180,6 +181,7 @@ class Claim:
     curve: str = ""
     curve_from: float = 0.0
     replaces: str = ""
+    studies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an experiment that cannot be judged as it says."""
@@ -187,6 +189,7 @@ class Claim:
         both = set(self.seeds) & set(self.tuning_seeds)
         unknown = {n for c in self.criteria for n in c.quantity.arms()} - set(names)
         problems = {
+            "its own slug among the methods that it studies": self.slug in self.studies,
             "two arms of one name": len(set(names)) < len(names),
             "a seed twice": len(set(self.seeds)) < len(self.seeds),
             f"seeds that were tuned on among its test seeds: {sorted(both)}": bool(both),
@@ -202,6 +205,10 @@ class Claim:
         for problem, there in problems.items():
             if there:
                 raise ValueError(f"the claim of {self.slug} has {problem}")
+
+    def methods(self) -> tuple[str, ...]:
+        """Slugs of the methods that it is about: the one that it is called after, or those that it studies."""
+        return self.studies or (self.slug,)
 
     def looks_at(self) -> tuple[int, ...]:
         """Numbers of seeds after which the verdict may be made."""
@@ -285,8 +292,8 @@ def _formulas(claim: Claim) -> Iterator[tuple[str, ast.AST]]:
         getattr(base, name)
         for cls in used
         for base in cls.__mro__
-        for name in ("of", "combine")
-        if isinstance(vars(base).get(name), FunctionType)
+        for name in ("of", "combine", "measures")
+        if isinstance(vars(base).get(name), FunctionType) and (name != "measures" or base is not Quantity)
     ]
     while todo:
         function = todo.pop()

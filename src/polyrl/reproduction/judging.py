@@ -234,17 +234,18 @@ def _judge(
 ) -> Judged:
     quantity = criterion.quantity
     names = quantity.arms()
+    measures = quantity.measures()
     measured: dict[str, list[float]] = {name: [] for name in names}
     per_seed: dict[int, float] = {}
     taken: list[tuple[str, int]] = []
     for seed in seeds:
         values = []
-        for name in names:
+        for name, measure in zip(names, measures, strict=True):
             o = runs[name, seed]
-            value = quantity.measure.of(o.run, o.metric)
+            value = measure.of(o.run, o.metric)
             if value is None or not math.isfinite(value):
                 taken.append((name, seed))
-                value = _worst(quantity.measure, observed, _task(o))
+                value = _worst(measure, observed, _task(o))
             values.append(value)
         known = [v for v in values if v is not None]
         if len(known) < len(values):

@@ -48,7 +48,7 @@ def ledger_page(
     Args:
         claims: by slug.
         entries: of the ledger, by slug; a claim without one has not been tested.
-        families: the family of each method, by slug.
+        families: the family of each claim, by slug.
         addresses: of the claims' pages, by slug.
         pictures: their addresses as the page sees them, by slug.
     """

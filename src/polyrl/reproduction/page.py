@@ -45,13 +45,13 @@ def paper_link(source: str) -> str:
     return f"[{source}](https://arxiv.org/abs/{paper})" if kind.lower() == "arxiv" else source
 
 
-def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | None, method_page: str) -> str:
+def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | None, method_pages: Sequence[str]) -> str:
     """The page of one claim.
 
     Args:
         entry: of the ledger; None where the claim has not been tested.
         picture: its address as the page sees it.
-        method_page: the address of the method's page, as the page sees it.
+        method_pages: the addresses of the pages of `claim.methods()`, as the page sees them.
     """
     verdict = str(entry["verdict"]) if entry else NOT_RETESTED
     replaced = entry is not None and awaited(claim, entry)
@@ -59,7 +59,7 @@ def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | Non
     pieces = [
         f"# {claim.slug}: {verdict}",
         f"> {entry['claim'] if entry and replaced else claim.sentence}",
-        f"{paper_link(claim.source)}, {claim.place}. The method: [{claim.slug}]({method_page}).",
+        f"{paper_link(claim.source)}, {claim.place}. {_methods(claim, method_pages)}.",
     ]
     if entry:
         pieces += [f"**Verdict: {verdict}.** {' '.join(filter(None, (_cost(entry), _summary(entry))))}"]
@@ -82,6 +82,11 @@ def claim_page(claim: Claim, entry: Mapping[str, Any] | None, picture: str | Non
     pieces += _history(entry) if entry else []
     pieces += ["## Run it", _run_it(claim, entry)]
     return "\n\n".join(piece.strip() for piece in pieces) + "\n"
+
+
+def _methods(claim: Claim, pages: Sequence[str]) -> str:
+    linked = [f"[{slug}]({page})" for slug, page in zip(claim.methods(), pages, strict=True)]
+    return f"The methods that it studies: {', '.join(linked)}" if claim.studies else f"The method: {linked[0]}"
 
 
 _REPLACED = (

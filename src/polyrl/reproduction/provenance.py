@@ -45,7 +45,7 @@ def files_of(claim: Claim, configs: Iterable[RunConfig]) -> list[Path]:
         modules |= {c.__module__ for thing in (task, *recipe.parts()) for c in type(thing).__mro__}
         modules |= {c.__module__ for _, entry in recipe.entries() for c in type(entry).__mro__}
     modules |= {type(c.quantity).__module__ for c in claim.criteria}
-    modules |= {type(c.quantity.measure).__module__ for c in claim.criteria}
+    modules |= {type(measure).__module__ for c in claim.criteria for measure in c.quantity.measures()}
     files |= {file for module in modules if (file := _file(module)) is not None}
     todo, seen = [*files], {*files}
     while todo:

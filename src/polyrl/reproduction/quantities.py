@@ -331,6 +331,10 @@ class Quantity(ABC):
     def arms(self) -> tuple[str, ...]:
         """Return the names of the arms that it reads, in the order in which `combine` gets their measures."""
 
+    def measures(self) -> tuple[Measure, ...]:
+        """Return what is measured of each of `arms`; an arm may stand there twice, with two measures."""
+        return (self.measure,) * len(self.arms())
+
     @abstractmethod
     def combine(self, values: Sequence[float]) -> float:
         """Return the number, from the measure of each arm."""

@@ -187,7 +187,7 @@ def make_run_state(
         check_tables(config, task, recipe)
     give_imitated(config, task, recipe)
     model = prepare(config, task, say)
-    for part in recipe.score:
+    for part in (*recipe.score, *(part for _, part in recipe.entries() if part.stage == "score")):
         part.prepare(task, model, say)
     room = (recipe.collect and recipe.collect.setting("max_tokens", None)) or task.max_tokens
     if needs_pairs and not task.fixed_pairs:

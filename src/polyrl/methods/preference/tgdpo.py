@@ -10,13 +10,17 @@ response, of its own tokens; sums, no means; the offset that Z leaves is dropped
 are finite). The beta of r_hat is the loss's. Ours: f is clipped to [m, 2 - m], since below 0 it would reverse the
 preference at that token and the code does not look (`min_token_weight=none` is the code); the guide learns from the
 pairs for one pass alone, because one that has converged on them is too sure of them.
+
+Two controls stand beside the guide: `token_reward=oracle` takes what a token truly adds to the gold, over `dpo_beta` as
+if DPO had found it, so that f = 1 +- alpha gold where both betas are one; `shuffled=true` leaves each response the same
+weights and deals them out among its tokens anew, so that nothing but the credit is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,11 +29,13 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.fields import Field
 from polyrl.core.special_rows import SpecialRows, sampled_rows
+from polyrl.errors import UserError
 from polyrl.methods.preference.dpo import DPOLoss
 from polyrl.models.language.pairs import by_pair, sequence_logprob
 from polyrl.parts.dpo_policy import DPOGuided
 from polyrl.parts.pairs import recipe_of_pairs, whole_pairs
 from polyrl.recipe import Recipe, Scope, Stage, hyperparameter
+from polyrl.runtime.seeding import generator
 
 SLUG = "tgdpo"
 TITLE = "Token-Level Reward Guidance for DPO"
@@ -51,6 +57,15 @@ def token_weights(guidance: Tensor, preferred: Tensor, least: float | None = Non
     return weight if least is None else weight.clamp(least, 2 - least)
 
 
+def dealt_anew(values: Tensor, counted: Tensor, action: Tensor, seed: int) -> Tensor:
+    """Each row's values, `[B, T]`, at its counted places in another order, which its tokens and the seed decide."""
+    found = values.clone()
+    for row, places in enumerate(mask.nonzero()[:, 0] for mask in counted):
+        stream = generator(seed, "shuffled-guidance", *action[row, places].tolist())
+        found[row, places] = values[row, places[torch.randperm(len(places), generator=stream)]]
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenGuidance(DPOGuided):
     """Ask a frozen policy that DPO has trained what it thinks of every token."""
@@ -69,6 +84,53 @@ class TokenGuidance(DPOGuided):
 
     alpha: float = hyperparameter(0.5, "strength of the guidance: f = 1 +- alpha r_hat; 0 is DPO", low=0)
     dpo_epochs: int = hyperparameter(1, "passes over the pairs, where the guide is made here", low=1)
+    token_reward: Literal["dpo", "oracle"] = hyperparameter(
+        "dpo", "dpo asks the guide; oracle takes what a token adds to the gold, over dpo_beta, where the task knows it"
+    )
+    shuffled: bool = hyperparameter(
+        False, "deal each response's token rewards out anew among its own tokens: a control, weights without credit"
+    )
+
+    def check_within(self, recipe: Recipe) -> None:
+        """An oracle asks no model.
+
+        Raises:
+            UserError: it is given one.
+        """
+        if self.token_reward == "oracle" and self.dpo_model:
+            raise UserError(f"{recipe.name}: --token-reward oracle asks no guide; leave --dpo-model away.")
+
+    def prepare(self, task: Any, model: str, say: Callable[[str], None] = lambda _: None) -> str:
+        """Return the guide's folder, made first where it is missing; nothing where no guide is asked.
+
+        Raises:
+            UserError: a control is asked for that the task has not, or see `DPOGuided.prepare`.
+        """
+        if not self.off and self.shuffled and task.max_tokens < 2:
+            raise UserError(f"Answers of the task {task.name} are one token, so --shuffled has nothing to deal out.")
+        if self.off or self.token_reward == "dpo":
+            return DPOGuided.prepare(self, task, model, say)
+        if task.token_gold is None:
+            raise UserError(
+                f"The task {task.name} does not know what a token is worth, as --token-reward oracle asks; take "
+                "sort-pairs, token-sums or another that does, or leave it away."
+            )
+        return ""
+
+    def oracle(self, experience: Experience, counted: Tensor, context: Context) -> Tensor:
+        """What each counted token adds to the gold, `[B, T]` float32, 0 elsewhere."""
+        task, policy = context.run_state.task, context.run_state.policy
+        rows = experience.task_rows
+        if "example" in experience:  # rows of given pairs, two for each; behind them responses of no pair
+            pairs = task.fixed_pairs["train"]
+            rows = [pairs[n // 2] if n < 2 * len(pairs) else {} for n in experience["example"].tolist()]
+        worth = torch.zeros(counted.shape)
+        for row, places in enumerate(mask.nonzero()[:, 0] for mask in counted):
+            if not rows[row]:
+                continue
+            texts = [policy.decode([token]) for token in experience["action"][row, places].tolist()]
+            worth[row, places] = torch.tensor(task.token_gold(rows[row], texts))
+        return worth
 
     @property
     def off(self) -> bool:
@@ -80,7 +142,12 @@ class TokenGuidance(DPOGuided):
         if self.off:
             return experience.with_fields(guidance=torch.zeros(experience["mask"].shape))
         counted = experience["mask"] & sampled_rows(experience)[:, None]
-        _, log_ratio = self.guide(experience, counted, context)
+        if self.token_reward == "oracle":
+            log_ratio = self.oracle(experience, counted, context) / self.dpo_beta
+        else:
+            log_ratio = self.guide(experience, counted, context)[1]
+        if self.shuffled:
+            log_ratio = dealt_anew(log_ratio, counted, experience["action"], context.seed)
         return experience.with_fields(guidance=self.alpha * log_ratio)
 
 

@@ -179,6 +179,8 @@ class LanguageTask(ABC):
     """What a comparison's page draws beside the curves over time."""
     preference: Preference | None = None
     """Which of two completions is better, where the task can say so."""
+    token_gold: Callable[[Row, Sequence[str]], list[float]] | None = None
+    """What each token of a completion (their texts) adds to the gold, where the task knows."""
     calls: CallPolicy | None = None
     """How rewards and preference are called where they are the user's own; none takes the usual time limit."""
     fixed_pairs: Mapping[Split, list[Row]] = MappingProxyType({})
@@ -238,10 +240,7 @@ class LanguageTask(ABC):
 
     @property
     def wanted(self) -> Wanted | None:
-        """What rewards or fixed pairs still need and only a model can make (`polyrl.pretrain.wanted`); None: nothing.
-
-        What takes long belongs into the cache, since every run of a comparison asks for it.
-        """
+        """What rewards or pairs still need that only a model can make, kept in the cache (`Wanted`); None: nothing."""
         return None
 
     @property

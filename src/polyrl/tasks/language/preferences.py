@@ -173,6 +173,7 @@ class SortPairs(GeneratedTask):
             raise UserError(f"The pairs of the task '{self.name}' must be at least 1, not {self.pairs}.")
         self.rewards = [Reward("gold", self.gold_reward)]
         self.preference = Preference("gold", self.gold_preference)
+        self.token_gold = self.added_by_tokens
         self.metric = Metric(
             key="eval/gold",
             label="gold score of sampled answers",
@@ -238,6 +239,24 @@ class SortPairs(GeneratedTask):
         wrong_length = abs(len(answer) - len(completion))
         illegal = any(c not in string.digits for c in completion)
         return 4 * right / len(answer) - 0.25 * wrong_length - 2 * illegal
+
+    def added_by_tokens(self, row: Row, tokens: Sequence[str]) -> list[float]:
+        """Return what each token adds to r*, less half of what a right one adds; of the end token what is missing.
+
+        A first character that is no digit costs 2 more, and what stands behind the answer's length 0.25 each.
+        """
+        answer = "".join(sorted(content(row["prompt"]).rstrip(">")))  # rows of pairs have no other column
+        found, place, legal = list[float](), 0, True
+        for token in tokens:
+            worth = 0.0 if token else -0.25 * max(len(answer) - place, 0)
+            for character in token:
+                right = place < len(answer) and character == answer[place]
+                worth += (4 * right - 2) / len(answer) if place < len(answer) else -0.25
+                if legal and character not in string.digits:
+                    worth, legal = worth - 2, False
+                place += 1
+            found.append(worth)
+        return found
 
     def measures(self, row: Row, completion: str) -> dict[str, float]:
         """Return the gold score: what runs are judged by, whatever reward they are given."""

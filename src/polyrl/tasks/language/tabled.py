@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,7 @@ class TabledTask(LanguageTask):
         """Say what answers are judged by, and settle which world it is."""
         self.rewards = [Reward("gold", self.gold_reward)]
         self.preference = Preference("gold", self.gold_preference)
+        self.token_gold = self.added_by_tokens
         self.metric = Metric(key="eval/gold", label="expected gold, exactly", lines=self.lines())
         self._settle(self.instance or 0)
 
@@ -162,6 +163,14 @@ class TabledTask(LanguageTask):
     def gold_reward(self, prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float | None]:
         """Return the gold of each answer."""
         return [self.tables.worth(self.tables.ids(content(c))) for c in completions]
+
+    def added_by_tokens(self, row: Row, tokens: Sequence[str]) -> list[float]:
+        """Return by how much each token raises the gold that is expected where the start writes what follows."""
+        import torch
+
+        ids = torch.tensor([[self.tables.ids(token)[0] for token in tokens]])
+        states = self.tables.walk(ids, torch.ones_like(ids, dtype=torch.bool))
+        return [float(x) for x in self.tables.advantages(self.tables.log_reference)[states, ids][0]]
 
     def gold_preference(
         self, prompts: list[Any], completions_a: list[Any], completions_b: list[Any], **columns: list[Any]

@@ -141,6 +141,15 @@ class AnswerTables:
                 value[state] = temperature * torch.logsumexp(self.log_reference[state] + q / temperature, 0)
         return value
 
+    def advantages(self, table: Tensor) -> Tensor:
+        """By how much each token `[S, V]` raises the expected gold of what a policy `[S, V]` goes on to write."""
+        value, q = torch.zeros(len(table), dtype=table.dtype), torch.zeros_like(table)
+        for state in reversed(range(len(table))):
+            after = self.following[state]
+            q[state] = self.gold[state] + torch.where(after == ENDS, 0.0, value[after.clamp(min=0)])
+            value[state] = (table[state].exp() * q[state]).sum()
+        return q - value[:, None]
+
     def tilted(self, temperature: float) -> Tensor:
         """The policy `[S, V]` of most E[gold] - temperature KL(pi || ref): ref exp(q / temperature) / Z."""
         value = self._backward(temperature)
