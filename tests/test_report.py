@@ -215,6 +215,19 @@ def test_what_is_no_run_is_one_sentence(tmp_path: Path, make: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_of_a_method_file_are_found_by_what_was_typed_and_by_its_name(tmp_path: Path) -> None:
+    for typed, label in (("there/mine.py", "there/mine.py"), ("there/mine.py", "mine")):
+        folder = write_comparison(tmp_path / label, ["grpo", "mine"], seeds=2, iterations=5)
+        for file in folder.glob("mine-seed*/config.yaml"):
+            stated = yaml.safe_load(file.read_text(encoding="utf-8"))
+            file.write_text(yaml.safe_dump({**stated, "method": "/there/mine.py", "label": label}), encoding="utf-8")
+        asked = yaml.safe_load((folder / "compare.yaml").read_text(encoding="utf-8"))
+        (folder / "compare.yaml").write_text(yaml.safe_dump({**asked, "methods": [typed, "grpo"]}), encoding="utf-8")
+        comparison = load_comparison(folder)
+        assert "No run folder" not in " ".join(cautions(comparison))
+        assert comparison.methods == [label, "grpo"]
+
+
 def test_one_broken_run_does_not_hide_the_others(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "c", ["grpo", "ppo"], seeds=2, iterations=5)
     (folder / "ppo-seed1" / "config.yaml").write_text("{")

@@ -351,8 +351,9 @@ def _metrics(metric: Metric, problems: Sequence[Problem], runs: Sequence[Run]) -
 
 
 def _build(path: Path, stated: Mapping[str, Any], runs: list[Run], problems: list[str]) -> Comparison:
-    # runs of a method file are labelled by its name, wherever it lies
-    planned = [Path(m).stem if m.endswith(".py") else m for m in map(str, stated.get("methods") or [])]
+    # runs of a method file are labelled as it was typed, or by its name alone
+    asked_for, labels = [*map(str, stated.get("methods") or [])], {run.label for run in runs}
+    planned = [Path(m).stem if m.endswith(".py") and Path(m).stem in labels else m for m in asked_for]
     _, runs = _by_method(runs, planned)
     seeds = sorted({run.seed for run in runs} | {s for s in stated.get("seeds") or [] if isinstance(s, int)})
     present = {(run.label, run.seed) for run in runs}
