@@ -1226,6 +1226,62 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "tasks/operations/job_shop.py",
+        "test_job_shop.py -k 'plain_loop or ten_thousand or shown or waiting_is_counted or asked_again or deadlock'",
+        [
+            ("move = move & (~taken | move.gather(1, by))", "move = move & ~taken"),
+            ("can = can & (~held | (done & can.gather(1, target)))", "can = can & ~held"),
+            ("& self._ready(s)[:, None] & up[..., None]", "& self._ready(s)[:, None]"),
+            (".any(1) | repairs | move.any(1))", ".any(1) | move.any(1))"),
+            ("way = way[way.index(following) :]", "pass"),
+            ("(clock < worked[:, None])", "(clock <= worked[:, None])"),
+            ("ready.sum(1) * (then - now)", "(then - now)"),
+            ("torch.where(soon, now + 1, then)", "then"),
+            ("gone = (now[row, 0] - begun) - (passed[1] - passed[0])", "gone = now[row, 0] - begun"),
+            ("left = there & ((place > at) | processed | blocks)", "left = there & (place > at)"),
+        ],
+    ),
+    Group(
+        "tasks/operations/shops.py",
+        "test_job_shop.py -k 'optima or infeasible or lengthen or best_of_all or shutdowns_are'",
+        [
+            ("if begin < to:", "if begin <= to:"),
+            ("if start <= begin < end:", "if False:"),
+            ("if begin < ready:", "if False:"),
+            ("begun[k + 1] if k + 1 < len(job) else ready, j", "ready, j"),
+            ("missing -= start - at", "pass"),
+            ("0 if swaps else 1", "0"),
+            ("if buffers or ends[before]:", "if buffers:"),
+            ("up = 1 + (uniform", "up = 2 + (uniform"),
+        ],
+    ),
+    Group(
+        "tasks/operations/dispatching.py",
+        "test_job_shop.py -k 'called or lines_are or asked_again'",
+        [
+            ('"MWKR": lambda s: -_work_left(s)', '"MWKR": _work_left'),
+            ('> s["place"][..., None]', '>= s["place"][..., None]'),
+            ("rows.asks_again = True", "pass"),
+            ("x[k::count] for name", "x[:: count] for name"),
+        ],
+    ),
+    Group(
+        "methods/operations/isbjssp.py",
+        "test_isbjssp.py -k 'messages or by_hand or mean_nothing or enter_nothing or rewards'",
+        [
+            ("(others @ dis) / rivals", "others @ dis"),
+            ("before.mT @ suc", "before @ suc"),
+            (
+                "h = join(torch.cat([*(torch.relu(x) for x in told), h, first], -1))",
+                "h = join(torch.cat([*told, h, first], -1))",
+            ),
+            ("kinds(h) * there", "kinds(h)"),
+            ("~torch.eye(len(job[0]), dtype=torch.bool)", "True"),
+            ("((job.amax(1) + 1) * mean)", "mean"),
+            ('value=value * experience["mask"]', "value=value"),
+        ],
+    ),
+    Group(
         "tasks/operations/vehicles.py",
         "test_vehicles.py -k 'by_hand or infeasible or optimum'",
         [

@@ -36,7 +36,8 @@ def test_the_sums_are_right() -> None:
     counts = [sum(verdict == kind for _, _, verdict, _ in PAPERS) for kind in ("fits", "stretch", "missing")]
     fit, around, wait = (words[n] for n in counts)
     waits = f"{wait} waits" if wait == "one" else f"{wait} wait"
-    assert f"So {fit} fit as files, {around} want a way around, {waits}." in SECTION
+    wants = f"{around} wants" if around == "one" else f"{around} want"
+    assert f"So {fit} fit as files, {wants} a way around, {waits}." in SECTION
     assert SECTION.strip().startswith(f": the papers to come\n\n{words[len(PAPERS)].capitalize()} papers have a card")
 
 

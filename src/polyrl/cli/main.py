@@ -307,16 +307,21 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
 
 @polyrl.command(context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--instance", type=click.Path(path_type=Path), required=True, help="a file of TSPLIB, EUC_2D or CEIL_2D")
 @click.option(
-    "--best", default="", help="the best known length, or a file with that tour  [what the file's comment says]"
+    "--instance",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="a file of TSPLIB (EUC_2D, CEIL_2D) or of a job shop",
+)
+@click.option(
+    "--best", default="", help="the best known cost, or a file with that tour  [what the file's comment says]"
 )
 @click.option("--beam", type=click.IntRange(min=1), default=1, help="prefixes that beam search keeps  [1: greedy]")
 @click.option("--symmetries", is_flag=True, help="solve it in all eight symmetries of the square, and take the best")
-@click.option("--out", type=click.Path(path_type=Path), help="folder of tour and picture  [solutions in RUN]")
+@click.option("--out", type=click.Path(path_type=Path), help="folder of solution and picture  [solutions in RUN]")
 @TRUST
 def solve(run: Path, instance: Path, **given: Any) -> None:
-    """Solve an instance from a file with the policy of RUN, and write the solution and a picture (tsp)."""
+    """Solve an instance from a file with the policy of RUN, and write the solution and a picture (tsp, job-shop)."""
     from polyrl.cli.solve import solve as solve_instance
 
     solve_instance(run, instance, **given)

@@ -12,12 +12,14 @@ from rich.text import Text
 from torch import Tensor
 
 from polyrl.api import open_policy
+from polyrl.cli.solve_shop import solve_shop
 from polyrl.errors import UserError
 from polyrl.report.drawing import save
 from polyrl.rollout.construction import beam_search, build
 from polyrl.run_state.combinatorial import CombinatorialRunState
 from polyrl.runtime.drawing import Axis, Curve, Curves, Series, Sheet, Words
 from polyrl.runtime.terminal import Terminal
+from polyrl.tasks.operations.job_shop import JobShop
 from polyrl.tasks.operations.routing import TravelingSalesman
 from polyrl.tasks.operations.tours import from_first, improved, nearest_neighbor
 from polyrl.tasks.operations.tsplib import Instance, read_instance, read_tour, write_tour
@@ -42,7 +44,7 @@ def solve(
 
     Args:
         folder: of the run.
-        instance: a file of TSPLIB.
+        instance: a file of TSPLIB, or of job shops where the run is of these (`polyrl.cli.solve_shop`).
         best: the best known length, or a file with the best known tour; empty: what the instance's comment says.
         beam: prefixes that are kept; 1 is greedy.
         symmetries: whether the eight ways in which the square can be turned and mirrored are all solved.
@@ -52,9 +54,14 @@ def solve(
     Raises:
         UserError: the file cannot be read, or the run builds no tours.
     """
+    run_state = open_policy(folder, trust_code=trust_code)
+    if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is JobShop:
+        if symmetries:
+            raise UserError("--symmetries are those of the square, and a job shop has none; leave it out.")
+        solve_shop(run_state, instance, out or folder / "solutions", best=best, beam=beam)
+        return
     given = read_instance(instance)
     known = _best_known(best, given)
-    run_state = open_policy(folder, trust_code=trust_code)
     if not isinstance(run_state, CombinatorialRunState) or run_state.task.kind is not TravelingSalesman:
         raise UserError(f"The run {folder} builds no tours, so it cannot solve {instance}; train one with --task tsp.")
     network = run_state.network(run_state.judges)

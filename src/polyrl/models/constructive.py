@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Seen:
         left: bool `[B, K, N]`, what is still to be visited.
         context: `[B, K, C]`, numbers that change on the way.
         mask: bool `[B, K, N]`, what may come next; a state in which nothing may has ended.
+        node_state: `[B, K, N, D]`, numbers of nodes that change on the way; None where there are none.
     """
 
     nodes: Tensor
@@ -45,6 +46,7 @@ class Seen:
     left: Tensor
     context: Tensor
     mask: Tensor
+    node_state: Tensor | None = None
 
     @classmethod
     def of(cls, shown: Observation, mask: Tensor, copies: int = 1) -> Seen:
@@ -58,7 +60,8 @@ class Seen:
 
         here, end, left, context = (grouped(states[name]) for name in ("here", "end", "left", "context"))
         first = slice(None, None, copies)
-        return cls(nodes.values[first], nodes.present[first], here, end, left, context, grouped(mask))
+        changing = grouped(states["node_state"]) if "node_state" in states else None
+        return cls(nodes.values[first], nodes.present[first], here, end, left, context, grouped(mask), changing)
 
     @classmethod
     def stored(cls, batch: Experience) -> Seen:
@@ -73,8 +76,9 @@ class Seen:
             return x.reshape(len(x) // copies, copies * x.shape[1], *x.shape[2:])
 
         nodes, present = batch["nodes"][::copies, 0], batch["node_mask"][::copies, 0]
-        states = [grouped(name) for name in ("here", "end", "left", "context", "action_mask")]
-        return cls(nodes, present, *states)
+        here, end, left, context, mask = map(grouped, ("here", "end", "left", "context", "action_mask"))
+        changing = grouped("node_state") if "node_state" in batch else None
+        return cls(nodes, present, here, end, left, context, mask, changing)
 
 
 def _copies(group: Tensor) -> int:
@@ -88,7 +92,13 @@ def _copies(group: Tensor) -> int:
 
 
 class ConstructiveNetwork(Network):
-    """Reads instances once, and scores the nodes that may come next in each of their states."""
+    """Reads instances once, and scores the nodes that may come next in each of their states.
+
+    Class attributes:
+        reads_node_state: whether it reads what changes at nodes, without which some problems cannot be told apart.
+    """
+
+    reads_node_state: ClassVar[bool] = False
 
     def read(self, nodes: Tensor, present: Tensor) -> Memory:
         """What there is to read of instances before anything is built, from `[B, N, F]` and bool `[B, N]`."""
@@ -105,7 +115,10 @@ class ConstructiveNetwork(Network):
         Raises:
             Diverged: what the network says is not finite.
         """
-        scores = self.scores(seen, memory)
+        return self.masked(self.scores(seen, memory), seen)
+
+    def masked(self, scores: Tensor, seen: Seen) -> Tensor:
+        """Log-probabilities `[B, K, N]` of scores: -inf where a node may not come next; of ended states finite."""
         ended = ~seen.mask.any(-1, keepdim=True)
         found: Tensor = scores.masked_fill(~(seen.mask | ended), -torch.inf).log_softmax(-1)
         return found
@@ -113,8 +126,11 @@ class ConstructiveNetwork(Network):
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """Log-probability and entropy of the steps, `[B, T]` each."""
         seen = Seen.stored(batch)
-        found = self.logprobs(seen, self.read(seen.nodes, seen.present))
-        found = found.reshape(*batch["action"].shape, -1)
+        return self.of_steps(self.logprobs(seen, self.read(seen.nodes, seen.present)), batch, wants)
+
+    def of_steps(self, logprobs: Tensor, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """Log-probability and entropy `[B, T]` of the steps of a batch, of those of all nodes `[B, K, N]`."""
+        found = logprobs.reshape(*batch["action"].shape, -1)
         given = {"logprob": found.gather(-1, batch["action"][..., None])[..., 0]}
         if "entropy" in wants:
             given["entropy"] = -(found.exp() * found.clamp(min=-1e9)).sum(-1)

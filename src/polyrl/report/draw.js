@@ -328,12 +328,36 @@ const polyrlDraw = ({ node, widthOf }) => {
   }
   const stackedHeight = (chart) => stackedNames(chart).heads.reduce((sum, h) => sum + h.height, 52);
 
+  // ---- rows of spans, as Gantt charts have them --------------------------------------------------------------------
+  function spans(svg, { names, items, width, domain: [low, high], title, step }) {
+    const gutter = Math.max(...names.map((name) => widthOf(name, "13px"))) + 12;
+    const sx = scale([low, high], gutter, width - 16);
+    const bottom = names.length * step + 4;
+    const across = ticks(low, high, Math.max(2, Math.floor((width - gutter) / 90)));
+    for (const value of across.values) {
+      node(svg, "line", { class: "grid", x1: at(sx(value)), x2: at(sx(value)), y1: 0, y2: bottom });
+      node(svg, "text", { x: at(sx(value)), y: bottom + 18, "text-anchor": "middle" }, short(value, across.step));
+    }
+    names.forEach((name, i) => {
+      node(svg, "text", { class: "value", x: 0, y: at((i + 0.5) * step + 4) }, name);
+      for (const span of items[i]) {
+        const [x, breadth] = [sx(span.low), sx(span.high) - sx(span.low)];
+        const own = `span ${span.look === null ? "neutral" : `s${span.look % 8}`}${span.faint ? " faint" : ""}`;
+        const bar = node(svg, "rect", { class: own, x: at(x), y: at(i * step + 4), width: at(breadth), height: step - 8 });
+        if (span.title) node(bar, "title", {}, span.title);
+        if (span.text && widthOf(span.text, "12px") + 4 < breadth) node(svg, "text", { class: "in-span", x: at(x + breadth / 2), y: at((i + 0.5) * step + 4), "text-anchor": "middle" }, span.text);
+      }
+    });
+    node(svg, "line", { class: "base", x1: at(gutter), x2: width - 16, y1: bottom, y2: bottom });
+    node(svg, "text", { class: "title x-title", x: at((gutter + width - 16) / 2), y: bottom + 40, "text-anchor": "middle" }, title);
+  }
+
   // ---- several charts and words on one sheet -----------------------------------------------------------------------
   function words(svg, { lines, size = 13, weight = 400, tone = "" }) {
     const own = node(svg, "g", { class: tone ? `tone-${tone}` : "" });
     lines.forEach((text, i) => node(own, "text", { class: `words${tone === "soft" ? " soft" : tone ? " told" : ""}`, x: 0, y: at(size + i * size * 1.25), style: `font-size:${size}px;font-weight:${weight}` }, text));
   }
-  const kinds = { curves, rows, stacked, words };
+  const kinds = { curves, rows, stacked, spans, words };
   function sheet(svg, { items }) {
     for (const { at: [x, y], kind, ...chart } of items) kinds[kind](node(svg, "g", { class: "chart", transform: `translate(${at(x)} ${at(y)})` }), chart);
   }

@@ -72,7 +72,9 @@ def build(
         if record:
             keep(**{name: x for name, x in shown.items() if isinstance(x, Tensor)})
             keep(action_mask=mask, present=going, behaviour_logprob=logprobs.gather(1, action[:, None])[:, 0])
+        before = {name: rows.state[name] for name in rows.counts} if record else {}
         moved = rows.step(action)
+        keep(**{name: (moved.state[name] - x).float() for name, x in before.items()})
         keep(action=torch.where(going, action, 0), reward=moved.reward, terminated=moved.terminated & going)
     return Built(rows, {name: torch.stack(values, 1) for name, values in kept.items()})
 

@@ -211,6 +211,11 @@ def make_run_state(
     for name in models:
         if not isinstance(models[name], ConstructiveNetwork):
             raise UserError(f"The model '{name}' of {recipe.name} builds no solutions; {BUILDING}.")
+        if task.kind.state_features and not models[name].reads_node_state:
+            raise UserError(
+                f"The model '{name}' of {recipe.name} does not read what changes at the nodes of {task.name}; use a "
+                "method that does, such as isbjssp."
+            )
     also = {name: _also(entry, task, recipe) for name, entry in recipe.also_judged.items()}
     return CombinatorialRunState(task, models, judges=recipe.judged, evaluation=how, also=also)
 

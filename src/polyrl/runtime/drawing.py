@@ -145,6 +145,48 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Span:
+    """A time from one value to another.
+
+    Attributes:
+        low, high: on the axis.
+        look: which colour it has; none is grey.
+        faint: lighter, as what only waits.
+        text: within it, where it has room; `title` where somebody points at it.
+    """
+
+    low: float
+    high: float
+    look: int | None = None
+    faint: bool = False
+    text: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """Rows of spans on one axis, as a Gantt chart has them; of spans that overlap the later one is on top.
+
+    Attributes:
+        names: of the rows.
+        items: the spans of each row.
+    """
+
+    width: int
+    domain: Point
+    names: Sequence[str]
+    items: Sequence[Sequence[Span]]
+    title: str = ""
+    step: int = 34
+    kind: Literal["spans"] = "spans"
+
+    @property
+    def height(self) -> int:
+        """Pixels from the top of the first row to below the axis."""
+        return len(self.names) * self.step + 56
+
+
+@dataclass(frozen=True, kw_only=True)
 class Words:
     """Lines of text; `tone` is soft, a verdict or an outcome, whose colour they have."""
 
@@ -160,7 +202,7 @@ class Words:
         return len(self.lines) * self.size * 1.25
 
 
-Placed = tuple[float, float, Curves | Rows | Words]
+Placed = tuple[float, float, Curves | Rows | Spans | Words]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,7 +170,9 @@ class BatchedEnvironment(ABC):
         going = (~self.ended).nonzero()[:, 0]
         reward, terminated = torch.zeros(self.rows), self.ended.clone()
         if len(going):
-            before, chosen = self.rows_of(self.state, going), action[going]
+            all_of_them = len(going) == self.rows
+            before = self.state if all_of_them else self.rows_of(self.state, going)
+            chosen = action if all_of_them else action[going]
             allowed = self.allowed(before)
             if allowed is not None:
                 bad = ~allowed.gather(1, chosen[:, None])[:, 0]

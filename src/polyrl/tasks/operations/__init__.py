@@ -18,6 +18,7 @@ __all__ = ["TASKS", "task"]
 TASKS: dict[str, str] = {
     "backlog": "one store, normal demand, unmet demand waits; the optimum is the newsvendor's base stock",
     "cvrp": "the shortest routes of vehicles of a capacity from a depot to n customers; beside savings",
+    "job-shop": "the shortest makespan of n jobs on machines without buffers that shut down; beside dispatching rules",
     "lost-sales": "one store, Poisson demand, unmet demand is lost; the optimum comes from dynamic programming",
     "one-warehouse": "one warehouse and several stores, unmet demand is lost; no optimum is known",
     "serial": "a chain of stocking points before one store, backlog; the optimum is Clark and Scarf's",
@@ -33,6 +34,7 @@ _PLACES = {
     "serial": "settings:Serial",
     "transshipment": "settings:Transshipment",
     "cvrp": "vehicles:VehicleRoutingTask",
+    "job-shop": "job_shop:JobShopTask",
     "tsp": "routing:TravelingSalesmanTask",
 }
 

@@ -41,15 +41,19 @@ class ConstructionEnvironment(BatchedEnvironment):
     An action is the number of a node, int64 `[B]`. All problems show the same things, by which one network serves
     them: `nodes` (`Padded`, `[B, N, F]`), `here` and `end`, the numbers of the node where one is and of the one where
     one is to end, int64 `[B]`; `left`, which nodes are still to be visited, bool `[B, N]`; `context` `[B, C]`, numbers
-    that change on the way, such as the load that is left.
+    that change on the way, such as the load that is left; and where nodes themselves change, `node_state` `[B, N, D]`.
 
     Class attributes:
         node_features: F, what is known of a node.
         context_features: C.
+        state_features: D, what changes at a node; 0 where nothing does.
+        counts: entries of the state, `[B]`, that grow: what a step adds to one is a field of its name.
     """
 
     node_features: ClassVar[int]
     context_features: ClassVar[int] = 0
+    state_features: ClassVar[int] = 0
+    counts: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def allowed(self, state: State) -> Tensor:
