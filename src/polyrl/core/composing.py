@@ -104,7 +104,7 @@ def _moved_into(recipe: Recipe, part: Part, on: On) -> Recipe:
             return step
         return dataclasses.replace(step, also=tuple(wider if beside is on else beside for beside in step.also))
 
-    without = {stage: tuple(p for p in recipe.listed(stage) if p is not part) for stage in (part.stage,)}
+    without: dict[str, Any] = {part.stage: tuple(p for p in recipe.listed(part.stage) if p is not part)}
     return dataclasses.replace(with_updates(recipe, changed), **without)
 
 

@@ -100,7 +100,7 @@ class BothLevels(Tables):
         self.register_buffer("estimate", torch.full_like(self.before, math.nan))
 
     def descend(self, kind: int, objective: Callable[[Tensor], Tensor], size: float, momentum: float) -> None:
-        """One step of `point` against the objective's gradient; kind 0 is lower, 1 is upper."""
+        """One step of `point` against the gradient of the objective, points to numbers `[]`; kind 0 is lower, 1 upper."""
 
         def gradient(point: Tensor) -> Tensor:
             at = point.clone().requires_grad_()
@@ -152,7 +152,7 @@ class DescendOnPairs(OwnUpdate):
         """The next minibatch, by the penalized policy as it is; each answer is a query."""
         rows, time = torch.arange(number * self.pairs, (number + 1) * self.pairs), torch.zeros(1).long()
         luck = counted_uniforms(see.context.seed, "bilevel pairs", rows=rows, times=time, numbers=3)[:, 0].T
-        x, y, _ = levels.point.split([task.features, task.choices, task.choices])
+        x, y, _ = torch.split(levels.point, [task.features, task.choices, task.choices])
         log_policy = torch.log_softmax(y, -1)
         first, second = (drawn(thresholds(log_policy.exp()).expand(self.pairs, -1), u) for u in luck[:2])
         prefers = luck[2] < torch.sigmoid(task.gold[first] - task.gold[second])
@@ -164,7 +164,7 @@ class DescendOnPairs(OwnUpdate):
         task: RewardBandit = see.context.run_state.task
         levels: BothLevels = see["levels"]
         sizes, memory = [task.features, task.choices, task.choices], see.context.memory(SLUG)
-        x, y, z = (part.clone() for part in levels.point.split(sizes))
+        x, y, z = (part.clone() for part in torch.split(levels.point, sizes))
         apart = float((torch.softmax(y, -1) - torch.softmax(z, -1)).abs().sum()) / self.sigma
         figures = {
             "hyper_objective": float(task.upper(x, task.response(x))),
@@ -181,7 +181,7 @@ class DescendOnPairs(OwnUpdate):
             pairs = minibatch()
 
             def policies(point: Tensor, pairs: Pairs = pairs) -> Tensor:
-                x, y, z = point.split(sizes)
+                x, y, z = torch.split(point, sizes)
                 x = x.detach()
                 return self.sigma * upper(task, x, y, pairs) + lower(task, x, y, pairs) + lower(task, x, z, pairs)
 
@@ -190,14 +190,14 @@ class DescendOnPairs(OwnUpdate):
         others = pairs if self.shared else minibatch()
 
         def penalty(point: Tensor) -> Tensor:
-            x, y, z = point.split(sizes)
+            x, y, z = torch.split(point, sizes)
             y, z = y.detach(), z.detach()
             return upper(task, x, y, pairs) + (lower(task, x, y, pairs) - lower(task, x, z, others)) / self.sigma
 
         levels.descend(1, penalty, self.step_size, self.momentum)
         if not bool(levels.point.isfinite().all()):
             raise NotFinite(f"The reward or a policy of {SLUG} is no longer finite; lower the step sizes.")
-        see[self.trains].assign(torch.softmax(levels.point.split(sizes)[2], -1)[None, None])
+        see[self.trains].assign(torch.softmax(torch.split(levels.point, sizes)[2], -1)[None, None])
         return figures
 
 
