@@ -100,7 +100,7 @@ class BothLevels(Tables):
         self.register_buffer("estimate", torch.full_like(self.before, math.nan))
 
     def descend(self, kind: int, objective: Callable[[Tensor], Tensor], size: float, momentum: float) -> None:
-        """One step of `point` against the gradient of the objective, points to numbers `[]`; kind 0: lower, 1: upper."""
+        """One step of `point` against the gradient of the objective, a number `[]`; kind 0 is lower, 1 is upper."""
 
         def gradient(point: Tensor) -> Tensor:
             at = point.clone().requires_grad_()
