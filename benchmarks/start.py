@@ -22,6 +22,7 @@ LIMITS = {
     "import polyrl": 0.3,
     "polyrl --help": 0.3,
     "polyrl list": 0.3,
+    "importing torch and a Llama of transformers": None,
     "polyrl train, first evaluation": None,
     "polyrl train, first iteration": 5.0,
     "100,000 steps of CartPole, polyrl": None,
@@ -88,6 +89,8 @@ def main(only: Sequence[str], repeats: int, quick: bool) -> None:
         "import polyrl": import_seconds,
         "polyrl --help": lambda: seconds_of([*POLYRL, "--help"]),
         "polyrl list": lambda: seconds_of([*POLYRL, "list"]),
+        # what every program that loads such a model waits for, polyrl or not
+        names[3]: lambda: seconds_of([sys.executable, "-c", "import torch; from transformers import LlamaForCausalLM"]),
         "100,000 steps of CartPole, polyrl": cartpole,
         "100,000 steps of CartPole, polyrl with one evaluation": lambda: cartpole("--evaluations", "1"),
         "100,000 steps of CartPole, Stable-Baselines3": peer_cartpole,
@@ -96,8 +99,8 @@ def main(only: Sequence[str], repeats: int, quick: bool) -> None:
         for name, way in ways.items():
             seconds[name].append(way())
         first, second = language_start()
-        seconds[names[3]].append(first)
-        seconds[names[4]].append(second)
+        seconds[names[4]].append(first)
+        seconds[names[5]].append(second)
     found: dict[str, Any] = {n: {"seconds": spread(seconds[n]), "limit": limit} for n, limit in LIMITS.items()}
     rows = [[name, shown(f["seconds"]), "-" if f["limit"] is None else f"{f['limit']:g}"] for name, f in found.items()]
     print("\nstart-up, wall seconds")
