@@ -10,11 +10,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 import polyrl
 from polyrl.catalogue import compose
+from polyrl.cli.main import polyrl as command
 from polyrl.errors import UserError
 from polyrl.models.actor_critic import mlp_critic, mlp_policy
 from polyrl.models.distributions import Categorical
@@ -170,6 +172,11 @@ def test_methods_without_such_networks_and_tasks_without_images_are_refused(tmp_
             polyrl.train(method, task="CartPole-v1", budget="steps=10", out=tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match="whole number from 4 to 84"):
         Catch(3)
+
+
+def test_show_lists_what_can_be_set() -> None:
+    said = CliRunner().invoke(command, ["show", "ppo+cnn", "--task", "catch"]).output
+    assert "--convolutions auto" in said and "--images" not in said, "where images lie is the task's to say"
 
 
 def test_catch_pays_for_a_paddle_below_the_ball() -> None:

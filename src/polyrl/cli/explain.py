@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from polyrl.claims import claims, studies_of, verdict
 from polyrl.cli import update_lists
 from polyrl.cli.update_lists import written
 from polyrl.core.access import in_words
-from polyrl.recipe import STAGES, Part, Recipe, Stage
+from polyrl.recipe import STAGES, Part, Recipe, Stage, options
 from polyrl.runtime.progress import STAGE_COLOURS
 from polyrl.runtime.terminal import Terminal
 
@@ -105,7 +104,7 @@ def _parts_table(parts: Sequence[Part], recipe: Recipe) -> Padding:
         table.add_row(part_name(part, recipe), first_sentence(type(part)))
         if asked := part.required_access():
             table.add_row("", Text(f"asks the task for {in_words(asked)} access", style="dim"))
-        hyperparameters = [(f, getattr(part, f.name)) for f in dataclasses.fields(part)]
+        hyperparameters = [(f, getattr(part, f.name)) for f in options(part)]
         if not _has_critic(recipe):
             hyperparameters = [(f, value) for f, value in hyperparameters if not f.name.startswith("critic_")]
         for f, value in hyperparameters:
