@@ -1531,7 +1531,7 @@ GROUPS: list[Group] = [
         [
             ("if part.gives & wanted and part.required() <= given", "if part.required() <= given"),
             ("return where_needed(_moved_into(recipe, part, on))", "return recipe"),
-            ("tuple(p for p in recipe.listed(stage) if p is not part)", "recipe.listed(stage)"),
+            ("tuple(p for p in recipe.listed(part.stage) if p is not part)", "recipe.listed(part.stage)"),
         ],
     ),
     Group(

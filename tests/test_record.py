@@ -291,3 +291,37 @@ def test_a_name_is_one_that_minari_takes() -> None:
     assert dataset_id(Path("/x/my data (2)")) == "my-data-2-v0" and dataset_id(Path("walk-v3")) == "walk-v3"
     with pytest.raises(UserError, match="holds no Sequence space, so nothing can be recorded of such an environment"):
         stated_space(spaces.Dict({"a": spaces.Sequence(spaces.Discrete(2))}))
+
+
+def test_scores_are_normalized_by_the_references_of_the_data(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = record_runs([runs["sac"]], episodes=2, out=tmp_path / "data", ref_min_score=-1500.0, ref_max_score=-150.0)
+    facts = read_facts(folder)
+    assert (facts["ref_min_score"], facts["ref_max_score"]) == (-1500.0, -150.0)
+    small = {"turns": "2", "hidden": "8", "batch_size": "8"}
+    how: dict[str, Any] = {"budget": "iterations=1", "evaluations": 1, "eval_episodes": 2, "tensorboard": False}
+    asked = RunConfig(method="bc", task="Pendulum-v1", hyperparameters=small, dataset=str(folder), **how)
+    final = start_run(asked, tmp_path / "run").run()
+    assert final["eval/normalized_return"] == pytest.approx((final["eval/return"] + 1500) / 1350, abs=1e-12)
+    plain = record_runs([runs["sac"]], episodes=1, out=tmp_path / "plain")
+    other = RunConfig(method="bc", task="Pendulum-v1", hyperparameters=small, dataset=str(plain), **how)
+    assert "eval/normalized_return" not in start_run(other, tmp_path / "other").run()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (None, 1.0), (1.0, None)])
+def test_references_that_normalize_nothing_are_refused(
+    low: float | None, high: float | None, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="ref-max-score"):
+        record_runs([runs["sac"]], episodes=1, out=tmp_path / "data", ref_min_score=low, ref_max_score=high)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("low", "high"), [("a", 1), (2, 1), (True, 3)])
+def test_references_in_a_file_that_are_none_are_refused(
+    low: object, high: object, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = record_runs([runs["sac"]], episodes=1, out=tmp_path / "data", ref_min_score=0.0, ref_max_score=1.0)
+    file = folder / "data" / "metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ref_min_score": low, "ref_max_score": high}))
+    with pytest.raises(UserError, match="ref_min_score"):
+        _ = ControlTask(name="Pendulum-v1", data=folder).reference

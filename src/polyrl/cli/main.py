@@ -346,6 +346,8 @@ def export(run: Path, **given: Any) -> None:
 @click.option("--sampled", is_flag=True, help="sampled actions instead of the most probable ones")
 @click.option("--random", type=float, default=0.0, metavar="SHARE", help="share of steps with a random action  [0]")
 @click.option("--seed", type=int, default=0, help="of everything random  [0]")
+@click.option("--ref-min-score", type=float, help="return that counts as 0 of a normalized score  [none is told]")
+@click.option("--ref-max-score", type=float, help="return that counts as 1")
 @click.option("--out", type=click.Path(path_type=Path), help="folder to write  [dataset in the first RUN]")
 @TRUST
 def record(runs: tuple[Path, ...], trust_code: bool, **given: Any) -> None:

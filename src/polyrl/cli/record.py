@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ def record_runs(
     sampled: bool = False,
     random: float = 0.0,
     seed: int = 0,
+    ref_min_score: float | None = None,
+    ref_max_score: float | None = None,
     out: Path | None = None,
     trust_code: bool = False,
 ) -> Path:
@@ -40,6 +43,7 @@ def record_runs(
         sampled: sampled actions instead of the most probable ones.
         random: share of the steps whose action is drawn from the whole action space; 1 asks no policy.
         seed: of everything random.
+        ref_min_score, ref_max_score: returns that count as 0 and 1 of a normalized score; both or none.
         out: folder to write; none is `dataset` in the first run's folder.
         trust_code: whether to run what code the folders name.
 
@@ -50,6 +54,12 @@ def record_runs(
         raise UserError(f"--episodes is {episodes} but must be at least 1.")
     if not 0 <= random <= 1:
         raise UserError(f"--random is {random:g} but is a share of the steps, from 0 to 1.")
+    references = {"ref_min_score": ref_min_score, "ref_max_score": ref_max_score}
+    if (ref_min_score is None) != (ref_max_score is None):
+        raise UserError("--ref-min-score and --ref-max-score say together what counts as 0 and as 1; give both.")
+    low, high = (math.nan if score is None else score for score in references.values())
+    if ref_min_score is not None and not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"--ref-min-score is {low:g} and --ref-max-score {high:g}; the second must be above the first.")
     for run in runs:
         if (domain := domain_of_run(run)) != "control":
             raise UserError(f"{run} is a run of {domain}; only runs of control have episodes to record.")
@@ -64,6 +74,7 @@ def record_runs(
         "requirements": [f"gymnasium=={version('gymnasium')}"],
         "polyrl": {"seed": seed, "sampled": sampled, "random": random, "episodes_of_each": episodes, "runs": about},
     }
+    facts |= {name: score for name, score in references.items() if score is not None}
     if spec := stated_spec(task):
         facts["env_spec"] = spec
     _, steps = write_dataset(folder, recorder(episodes), task.observations.space, task.actions.space, facts)

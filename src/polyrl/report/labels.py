@@ -54,6 +54,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "eval/return": ("Evaluation return", "", "Evaluation"),
     "eval/guided_return": ("Evaluation return with advice", "", "Evaluation"),
     "advice/weight": ("Weight of the advice", "share", "Policy"),
+    "eval/normalized_return": ("Normalized score", "0 and 1 are the data's references", "Evaluation"),
     "eval/return_std": ("Spread of evaluation returns", "standard deviation", "Evaluation"),
     "eval/cost": ("Evaluation cost", "", "Evaluation"),
     "eval/gap": ("Gap to the optimum", "", "Evaluation"),

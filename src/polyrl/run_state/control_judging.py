@@ -47,6 +47,11 @@ def return_metrics(played: Sequence[Episode], prefix: str) -> dict[str, float]:
     return {prefix + name.removeprefix("eval/"): value for name, value in found.items()}
 
 
+def normalized(score: float, low: float, high: float) -> float:
+    """A mean return on a scale on which the data's `low` is 0 and its `high` is 1 (Minari's normalized score)."""
+    return (score - low) / (high - low)
+
+
 @dataclass(frozen=True)
 class AlsoJudged:
     """What an evaluation judges beside the policy.

@@ -169,6 +169,19 @@ class ControlTask:
         return read_recorded(self.data, self, skip_bad_rows=self.skip_bad_rows)
 
     @cached_property
+    def reference(self) -> tuple[float, float] | None:
+        """Returns that count as 0 and 1 of a normalized score, where `data` is there and says so.
+
+        Raises:
+            UserError: they are no numbers, or normalize nothing.
+        """
+        if self.data is None or not self.data.is_dir():
+            return None
+        from polyrl.tasks.control import minari
+
+        return minari.reference_scores(minari.read_facts(self.data), self.data)
+
+    @cached_property
     def info_fields(self) -> dict[str, tuple[int, ...]]:
         """What `step` tells in its info beside observation and reward, by name with its shape.
 

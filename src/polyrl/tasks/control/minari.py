@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -106,6 +107,24 @@ def recorded_on(facts: Mapping[str, Any]) -> str:
         found = json.loads(stated) if isinstance(stated, str) else stated
         return str(found.get("id") or "") if isinstance(found, dict) else ""
     return ""
+
+
+def reference_scores(facts: Mapping[str, Any], path: Path) -> tuple[float, float] | None:
+    """Returns that count as 0 and 1, `ref_min_score` and `ref_max_score`; None where the facts do not give both.
+
+    Raises:
+        UserError: they are no numbers, or the second is not above the first.
+    """
+    stated = [facts.get(name) for name in ("ref_min_score", "ref_max_score")]
+    if None in stated:
+        return None
+    low, high = (x if isinstance(x, int | float) and not isinstance(x, bool) else math.nan for x in stated)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(
+            f"{data_folder(path) / FACTS} gives ref_min_score {stated[0]!r} and ref_max_score {stated[1]!r}, between "
+            "which scores are normalized; write two numbers, the second above the first, or leave both out."
+        )
+    return float(low), float(high)
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:
