@@ -2978,7 +2978,6 @@ GROUPS: list[Group] = [
             ("torch.where(pairs.prefers, margin, -margin)", "margin"),
             ("(loss - math.log(2))", "(loss - 2 * pairs.cost)"),
             ("+ task.ridge * x.square().sum()", ""),
-            ("- task.seen @ x - pairs.cost", "- task.seen @ x"),
             ("weight[pairs.first] * weight[pairs.second]", "weight[pairs.first]"),
             ("(1 - momentum) * (self", "momentum * (self"),
             ("gradient(self.before[kind])", "gradient(self.before[0])"),

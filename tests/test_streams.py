@@ -57,7 +57,7 @@ REPEATED = {
     "order": "the order of an epoch of an offline set, drawn again by each of its iterations",
     "traces": "blocks of a fixed store of traces come around again",
     **dict.fromkeys(
-        ("emulator", "episodes", "restarts", "stream", "trees"),
+        ("bilevel pairs", "emulator", "episodes", "restarts", "stream", "ties", "trees"),
         "numbers of a finite MDP are a function of stream, row and time, and rows are counted over the run",
     ),
 }
