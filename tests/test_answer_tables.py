@@ -350,7 +350,18 @@ def test_what_is_logged_is_what_the_policy_is(tmp_path: Path) -> None:
     won = [float(p[task.tables.ids(row["chosen"])[0]].log()) for row in task.fixed_pairs["train"]]
     assert final["eval/chosen_logprob"] == pytest.approx(sum(won) / 100, abs=1e-5)
     assert final["eval/root_kl"] ** 2 == pytest.approx(final["eval/kl"], abs=1e-12)
-    assert final["eval/gold"] < final["eval/gold_at_kl"] < final["eval/best_gold"]
+    lost = [float(p[task.tables.ids(row["rejected"])[0]].log()) for row in task.fixed_pairs["train"]]
+    assert final["eval/rejected_logprob"] == pytest.approx(sum(lost) / 100, abs=1e-5)
+    assert final["eval/gold"] < final["eval/gold_at_kl"] < final["eval/best_gold"] == float(task.tables.gold.max())
+    # the likeliest answers are shown, with what they are worth
+    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()]
+    shown = [line for line in lines if "probability" in line][-8:]
+    likely = p.argsort(descending=True)[:8].tolist()
+    assert [line["completion"] for line in shown] == [f"a{i}" for i in likely]
+    assert [line["probability"] for line in shown] == pytest.approx(p[likely].tolist(), abs=1e-9)
+    assert [line["score"] for line in shown] == pytest.approx(task.tables.gold[0, likely].tolist())
+    best = int(task.tables.gold.argmax())
+    assert [line["correct"] for line in shown] == [i == best for i in likely]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from polyrl.report.hump import LAWS, Hump, Law, fitted
-from polyrl.report.task_charts import fits
+from polyrl.report.records import Records
+from polyrl.report.task_charts import chart_table, fits, last_decade_slope, slopes
 from polyrl.runtime.chart import Chart
 
 
@@ -86,3 +87,48 @@ def test_a_page_fits_what_finished_runs_gained_over_their_own_starts() -> None:
     assert (log["alpha"], log["beta"]) == pytest.approx((1.2, 0.9)) and log["rmse"] < 1e-9 < 0.01 < quadratic["rmse"]
     assert log["points"][0] == [0, 0.25] and log["points"][-1] == pytest.approx([9, 0.25 + law.at(3)])
     assert fits(comparison, "rpo", "kl", "gold") == []
+
+
+# ----------------------------------------------------------------------------------------------- slopes and drawings
+
+
+def grown(power: float, upto: int = 100, status: str = "finished") -> Any:
+    """A run whose regret grows by a power over the last decade of episodes, and otherwise before."""
+    rows = [{"samples": float(x), "regret": 3 * x**power if x >= upto / 10 else 50.0 + x} for x in range(upto + 1)]
+    return SimpleNamespace(status=status, records=Records(rows), metrics=rows)
+
+
+def test_the_slope_is_of_the_last_decade_and_of_numbers_above_0() -> None:
+    assert last_decade_slope(grown(0.5), "samples", "regret") == pytest.approx(0.5)
+    x, y = np.array([10.0, 30.0, 100.0]), np.array([1.0, 5.0, 6.0])
+    run: Any = SimpleNamespace(records=Records([{"a": float(i), "b": float(j)} for i, j in zip(x, y, strict=True)]))
+    assert last_decade_slope(run, "a", "b") == pytest.approx(float(np.polyfit(np.log10(x), np.log10(y), 1)[0]))
+    dips = [{"a": 10.0, "b": 1.0}, {"a": 20.0, "b": -1.0}, {"a": 0.0, "b": 1.0}, {"a": 40.0, "b": 2.0}]
+    few: Any = SimpleNamespace(records=Records(dips))
+    assert last_decade_slope(few, "a", "b") is None  # two points above 0 are no power
+    still: Any = SimpleNamespace(records=Records([{"a": 5.0, "b": float(i)} for i in range(1, 5)]))
+    assert last_decade_slope(still, "a", "b") is None and last_decade_slope(few, "a", "none") is None
+
+
+def test_slopes_are_means_over_finished_seeds() -> None:
+    runs = [grown(0.5), grown(0.7), grown(3.0, status="failed")]
+    comparison: Any = SimpleNamespace(methods=["a", "b"], of=lambda method: runs if method == "a" else [])
+    found = slopes(comparison, "samples", "regret")
+    assert set(found) == {"a"} and found["a"]["value"] == pytest.approx(0.6) and found["a"]["n"] == 2
+
+
+def test_a_drawing_has_what_was_logged_and_its_fits_where_they_are_asked_for() -> None:
+    law = Hump("log", 1.2, 0.9, 0.0)
+    rows = [{"kl": d * d, "gold": law.at(d), "x": d} for d in (0, 0.5, 1, 2, 3)]
+    run = SimpleNamespace(status="finished", metrics=rows, records=Records(rows))
+    charts = [
+        Chart(title="hump", x="kl", y=("gold", "never"), fitted="gold"),
+        Chart(title="powers", x="x", y=("gold",), x_scale="log", y_scale="log"),
+        Chart(title="nothing", x="kl", y=("never",)),
+        Chart(title="no axis", x="other", y=("gold",)),
+    ]
+    comparison: Any = SimpleNamespace(charts=charts, methods=["dpo"], of=lambda _: [run])
+    hump, powers = chart_table(comparison, {"kl", "gold", "x"})
+    assert hump["y"] == ["gold"] and hump["slopes"] == {} and hump["fits"]["dpo"][0]["alpha"] == pytest.approx(1.2)
+    assert "fits" not in powers and set(powers["slopes"]) == {"gold"}
+    assert [c["title"] for c in chart_table(comparison, {"gold"}, {"other"})] == ["no axis"]

@@ -538,6 +538,15 @@ def test_a_line_at_zero_has_no_percent(tmp_path: Path) -> None:
     assert "hdpo's cost is 0.300 above the optimum (0 per period)" in said and "%" not in said
 
 
+def test_a_line_between_results_on_both_sides_of_0_has_no_percent(tmp_path: Path) -> None:
+    """A start of -0.1 and an end of 1.9 are 2 apart, and no percent; where all have one sign, percent it is."""
+    finals = {"hdpo": [-0.3, 0.3, 1.2], "reinforce": [-1.0, -1.0, -1.0]}
+    comparison = _results(tmp_path / "c", "operations", finals, start=2.0, lines={"optimum": -0.1})
+    said = " ".join(verdict(comparison))
+    assert "hdpo's cost is 0.500 above the optimum (-0.1" in said
+    assert "reinforce's cost is 900% below the optimum" in said
+
+
 def test_log_metrics_speak_of_factors(tmp_path: Path) -> None:
     md = [1e-3, 2e-3, 4e-3]
     mp = [1e-8, 4e-8, 2e-8]

@@ -226,6 +226,25 @@ def test_old_folders_are_told_apart_by_their_config(tmp_path: Path, key: str, va
     assert len(alike.asked) == 1
 
 
+@pytest.mark.parametrize("name", ["pair_seed", "reward_seed"])
+def test_pairs_and_labels_of_each_seeds_own_start_are_no_other_problem(tmp_path: Path, name: str) -> None:
+    """They follow the run's seed. Where the task was named with them, runs of others are of another problem."""
+
+    def runs(where: Path, task: str, pairs: int = 10) -> list[Path]:
+        asked = [
+            {"task": "sort-pairs", "settings": {"pairs": pairs, name: 1000 * seed}, "metric": {"key": "eval/accuracy"}}
+            for seed in (0, 1, 2)
+        ]
+        configs = [{"run": {"task": task.format(1000 * seed)}, "problem": asked[seed]} for seed in (0, 1, 2)]
+        return [write_run(where / f"{seed}", "dpo", seed, 4, config=configs[seed]) for seed in (0, 1, 2)]
+
+    alike = load_folders(runs(tmp_path / "a", "sort-pairs"))
+    assert len(alike.asked) == 1 and alike.methods == ["dpo"]
+    assert len(load_folders(runs(tmp_path / "b", f"sort-pairs({name}={{}})")).asked) == 3
+    other = [*runs(tmp_path / "c", "sort-pairs"), *runs(tmp_path / "d", "sort-pairs(pairs=20)", pairs=20)]
+    assert len(load_folders(other).asked) == 2
+
+
 def test_an_old_folder_stands_with_a_new_one_of_the_same_config(tmp_path: Path, model: Path) -> None:
     new = facts(model, dataset=_data(tmp_path / "d.jsonl"))
     old = {key: value for key, value in new.items() if key != "problem"}

@@ -357,6 +357,17 @@ def record(runs: tuple[Path, ...], trust_code: bool, **given: Any) -> None:
     record_runs(runs, trust_code=trust_code, **given)
 
 
+@polyrl.command("round-robin", context_settings=HELP)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--prompts", type=int, default=500, show_default=True, help="test prompts, one sampled answer each")
+@TRUST
+def round_robin(runs: tuple[Path, ...], prompts: int, trust_code: bool) -> None:
+    """Compare answers of the policies of RUNS, or of a comparison's, all with all, by their task's judge (language)."""
+    from polyrl.cli.round_robin import print_round_robin
+
+    print_round_robin(runs, prompts=prompts, trust_code=trust_code)
+
+
 @polyrl.command(context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--budget", default="", help="more for the whole run, spent and to come: samples=, tokens=, steps=, ...")

@@ -59,7 +59,8 @@ class Gap:
     """How far a method's results lie from a line that stands beside them, such as an optimum.
 
     `estimate` is the mean over seeds of result against line: in percent of the line, in the metric's unit where the
-    line is zero, or for a log metric the decimal logarithm of the factor. `reached` counts the seeds that got there.
+    line is zero or results lie on its other side, or for a log metric the decimal logarithm of the factor. `reached`
+    counts the seeds that got there.
     """
 
     method: str
@@ -177,8 +178,8 @@ def gaps(comparison: Comparison) -> list[Gap]:
             kind: Literal["percent", "difference", "factor"] = "difference"
             if metric.scale == "log":
                 kind, estimate = "factor", scale.difference(metric, values, [value] * len(values))
-            elif value == 0:
-                estimate = mean_interval(values)
+            elif value == 0 or min(*values, value) < 0 < max(*values, value):  # across 0 there is no percent
+                estimate = mean_interval([x - value for x in values])
             else:
                 kind, estimate = "percent", mean_interval([100 * (x - value) / abs(value) for x in values])
             reached = sum(x >= value if metric.higher_is_better else x <= value for x in values)

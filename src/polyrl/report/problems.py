@@ -28,6 +28,8 @@ WORDS = {
 """What the reader is told instead of a key."""
 NAMED = {"data": "dataset", "test_data": "test_dataset"}
 """Content that is shown by the name that it bears in the run's own words."""
+BY_SEED = ("pair_seed", "reward_seed")
+"""Settings that follow the run's seed where each seed has a start of its own, unless the task was named with them."""
 MOST_SHOWN = 60
 """Characters of a value that are shown."""
 _MISSING = object()
@@ -53,7 +55,7 @@ def find_problems(configs: Sequence[Mapping[str, Any]]) -> list[Problem]:
     stated: list[dict[str, dict[str, Any]]] = []  # of each problem the sections of its first run
     members: list[list[int]] = []
     plain = [_said(config) for config in configs]
-    full = [_sections(config.get("problem")) for config in configs]
+    full = [_sections(config.get("problem"), _named(config)) for config in configs]
     for i in sorted(range(len(configs)), key=lambda i: not full[i]):  # those that state it come first
         mine = full[i]
         for group, own in enumerate(stated):
@@ -102,11 +104,21 @@ def _letters(number: int) -> str:
     return text
 
 
-def _sections(problem: Any) -> dict[str, dict[str, Any]]:
-    """The sections of a stated problem; empty where there is none."""
+def _named(config: Mapping[str, Any]) -> str:
+    """The task as the run was asked for it, with its settings."""
+    run = config.get("run")
+    return str(run.get("task", "")) if isinstance(run, Mapping) else ""
+
+
+def _sections(problem: Any, named: str = "") -> dict[str, dict[str, Any]]:
+    """The sections of a stated problem, without what follows the seed; empty where there is none."""
     if not isinstance(problem, Mapping):
         return {}
-    return {str(key): value if isinstance(value, dict) else {"": value} for key, value in problem.items()}
+    found = {str(key): value if isinstance(value, dict) else {"": value} for key, value in problem.items()}
+    free = [name for name in BY_SEED if name not in named]
+    if "settings" in found:
+        found["settings"] = {key: value for key, value in found["settings"].items() if key not in free}
+    return found
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

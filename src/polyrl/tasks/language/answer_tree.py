@@ -49,7 +49,7 @@ class AnswerTree(TabledTask):
                 "is taught for 0 steps or more."
             )
         super().__post_init__()
-        self.metric = Metric(key="eval/gold", label="probability of the chosen answer, exactly", unit="share")
+        self.metric = Metric(key="eval/gold", label="probability of the chosen answer (exact)", unit="share")
 
     def walks(self) -> Tensor:
         """Return the chosen and the rejected walk, `[2, 3]` int64, which differ."""

@@ -213,8 +213,12 @@ class LearnedSort(ScoredByModel, SortPairs):
     def __post_init__(self) -> None:
         """Check the settings; what stands for people's judgement is the reward model alone."""
         super().__post_init__()
+        if self.cycle:
+            raise UserError(
+                f"The task '{self.name}' is judged by a reward model, so cycle means nothing; leave it away."
+            )
         self.preference = None
 
     def start_settings(self) -> dict[str, Any]:
         """Return the settings that the starting model depends on."""
-        return {k: v for k, v in super().start_settings().items() if k != "pair_seed"}
+        return {k: v for k, v in super().start_settings().items() if k not in ("pair_seed", "cycle")}

@@ -32,6 +32,7 @@ from polyrl.tasks.language.formats import SIDES, check_response, check_template_
 from polyrl.tasks.language.labelled import LabelledDataset
 from polyrl.tasks.language.left_out import LeftOut
 from polyrl.tasks.language.phrases import shortened
+from polyrl.tasks.language.rankings import pairs_of, ranked
 from polyrl.tasks.language.wanted import SEEDS_APART, PairsWanted, Wanted
 
 _log = logging.getLogger(__name__)
@@ -73,11 +74,16 @@ def dataset_task(
 ) -> DatasetTask:
     """The user's data as a task; with `judged_whole` all rows are test rows.
 
-    A `PairDataset` where it has the columns `chosen` and `rejected`, a `LabelledDataset` where it has `completion` and
-    a `label` that is true or false.
+    A `PairDataset` where it has the columns `chosen` and `rejected`, or `responses` that are ranked or graded, a
+    `LabelledDataset` where it has `completion` and a `label` that is true or false.
     """
     passed = LeftOut() if skip_bad_rows else None
     rows = load_rows(str(data), passed, columns) if isinstance(data, str | Path) else list(data)
+    if ranked(rows):
+        data = rows = pairs_of(rows, f"'{data}'" if isinstance(data, str | Path) else "the data", passed)
+        if test_data is not None:
+            test = load_rows(str(test_data), passed, columns) if isinstance(test_data, str | Path) else list(test_data)
+            test_data = pairs_of(test, "the test data", passed) if ranked(test) else test
     paired = any(isinstance(row, dict) and all(row.get(side) is not None for side in SIDES) for row in rows)
     kind = PairDataset if paired else LabelledDataset if unpaired(rows) else DatasetTask
     how: dict[str, Any] = {"checker": checker, "skip_bad_rows": skip_bad_rows, "judged_whole": judged_whole}
@@ -140,6 +146,9 @@ class SortPairs(GeneratedTask):
     two answers of the start, labelled by a judge who prefers a to b with the Bradley-Terry probability
     sigmoid(r*(a) - r*(b)). A run is judged by the gold of sampled answers, not of greedy ones: that is what a policy is
     whose preferences and KL are measured.
+
+    With `cycle` the judge goes in circles, and no reward explains it: an answer whose length is one more than the
+    other's, counted modulo 3, has that much more for it, and one whose length is two more as much less.
     """
 
     difficulty: int = 6
@@ -153,6 +162,8 @@ class SortPairs(GeneratedTask):
     """Fixed training pairs."""
     pair_seed: int = 0
     """Of the fixed pairs and their labels."""
+    cycle: float = 0.0
+    """How much an answer's length counts in circles for the judge, in units of gold."""
 
     name = "sort-pairs"
     family: ClassVar[str] = "sort"
@@ -171,8 +182,11 @@ class SortPairs(GeneratedTask):
                 raise UserError(f"The {name} of the task '{self.name}' must be from 0 to 1, not {getattr(self, name)}.")
         if self.pairs < 1:
             raise UserError(f"The pairs of the task '{self.name}' must be at least 1, not {self.pairs}.")
+        if not 0 <= self.cycle < math.inf:
+            raise UserError(f"The cycle of the task '{self.name}' must be a number of at least 0, not {self.cycle}.")
         self.rewards = [Reward("gold", self.gold_reward)]
-        self.preference = Preference("gold", self.gold_preference)
+        circles = f"gold and length in circles, {self.cycle:g}" if self.cycle else "gold"
+        self.preference = Preference(circles, self.gold_preference)
         self.token_gold = self.added_by_tokens
         self.metric = Metric(
             key="eval/gold",
@@ -196,7 +210,7 @@ class SortPairs(GeneratedTask):
 
     def start_settings(self) -> dict[str, Any]:
         """Return the settings that the starting model depends on."""
-        return {k: v for k, v in super().start_settings().items() if k not in ("pairs", "pair_seed")}
+        return {k: v for k, v in super().start_settings().items() if k not in ("pairs", "pair_seed", "cycle")}
 
     def problem(self, rng: random.Random) -> Row:
         """Draw a length uniformly, then digits."""
@@ -270,7 +284,10 @@ class SortPairs(GeneratedTask):
     def gold_preference(
         self, prompts: list[Any], completions_a: list[Any], completions_b: list[Any], **columns: list[Any]
     ) -> list[float]:
-        """Return the Bradley-Terry probability sigmoid(r*(a) - r*(b)) with which each a beats its b."""
+        """Return the probability sigmoid(r*(a) - r*(b) + cycle turn) with which each a beats its b, turn 1, 0 or -1."""
         a = self.gold_reward(prompts, completions_a, **columns)
         b = self.gold_reward(prompts, completions_b, **columns)
-        return [0.5 * (1 + math.tanh(0.5 * ((x or 0.0) - (y or 0.0)))) for x, y in zip(a, b, strict=True)]
+        sizes = zip(map(len, map(content, completions_a)), map(len, map(content, completions_b)), strict=True)
+        turns = [(0, 1, -1)[(mine - other) % 3] for mine, other in sizes]
+        ahead = [(x or 0.0) - (y or 0.0) + self.cycle * turn for x, y, turn in zip(a, b, turns, strict=True)]
+        return [0.5 * (1 + math.tanh(0.5 * by)) for by in ahead]

@@ -79,7 +79,7 @@ class TabledTask(LanguageTask):
         self.rewards = [Reward("gold", self.gold_reward)]
         self.preference = Preference("gold", self.gold_preference)
         self.token_gold = self.added_by_tokens
-        self.metric = Metric(key="eval/gold", label="expected gold, exactly", lines=self.lines())
+        self.metric = Metric(key="eval/gold", label="expected gold (exact)", lines=self.lines())
         self._settle(self.instance or 0)
 
     def _settle(self, world: int) -> None:

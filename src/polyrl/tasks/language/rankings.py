@@ -1,0 +1,69 @@
+"""Several responses to a prompt, graded or in order, as the pairs that they say: each better one against each worse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from polyrl.errors import UserError
+from polyrl.tasks.language.base import Row
+from polyrl.tasks.language.left_out import UNUSABLE, DataRow, LeftOut, place_of
+
+RESPONSES, SCORES = "responses", "scores"
+
+
+def ranked(rows: Sequence[Any]) -> bool:
+    """Whether some row has a list of responses and is no pair."""
+    return any(isinstance(r, Mapping) and isinstance(r.get(RESPONSES), list) and r.get("chosen") is None for r in rows)
+
+
+def pairs_of(rows: Sequence[Row], label: str, left_out: LeftOut | None = None) -> list[Row]:
+    """Rows with `prompt`, `chosen` and `rejected`, best against worst first, all of one ranking behind each other.
+
+    Args:
+        rows: with `responses`, best first, or with a number for each in `scores`, of which more is better. Equally good
+            ones make no pair.
+        label: names the data in errors.
+        left_out: counts rows that cannot be used; None: the first one is an error.
+
+    Raises:
+        UserError: a row has no two responses, or scores that are none, or says of no two which is better.
+    """
+    found: list[Row] = []
+    for number, row in enumerate(rows, start=1):
+        where = place_of(row) or f"{label}, row {number}"
+        try:
+            found += [DataRow(pair, where) for pair in _pairs(where, row)]
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.add(UNUSABLE, str(error))
+    return found
+
+
+def _pairs(where: str, row: Row) -> list[Row]:
+    responses, scores = row.get(RESPONSES), row.get(SCORES)
+    if not isinstance(responses, list) or len(responses) < 2:
+        raise UserError(f"{where}: the column '{RESPONSES}' must be a list of two responses or more.")
+    order = [float(-place) for place in range(len(responses))]
+    if scores is not None:
+        numbers = isinstance(scores, list) and all(
+            isinstance(s, int | float) and not isinstance(s, bool) and math.isfinite(s) for s in scores
+        )
+        if not numbers or len(scores) != len(responses):
+            raise UserError(
+                f"{where}: the column '{SCORES}' must have a number for each of {len(responses)} responses."
+            )
+        order = [float(score) for score in scores]
+    best_first = sorted(range(len(order)), key=lambda i: -order[i])
+    apart = [(i, j) for i, j in combinations(best_first, 2) if order[i] > order[j]]
+    if not apart:
+        raise UserError(f"{where}: all responses are equally good, so there is nothing to learn; leave the row out.")
+    kept = {name: value for name, value in row.items() if name not in (RESPONSES, SCORES, "rejected", "chosen")}
+    found = []
+    for i, j in sorted(apart, key=lambda pair: order[pair[1]] - order[pair[0]]):
+        graded = {} if scores is None else {"score_chosen": order[i], "score_rejected": order[j]}
+        found.append({**kept, "chosen": responses[i], "rejected": responses[j], **graded})
+    return found
