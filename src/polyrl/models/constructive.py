@@ -142,3 +142,15 @@ def draw_weights(network: nn.Module, stream: torch.Generator) -> None:
     with torch.no_grad():
         for _, parameter in sorted(network.named_parameters()):
             parameter.uniform_(-1, 1, generator=stream).mul_(parameter.shape[-1] ** -0.5)
+
+
+def by_heads(x: Tensor, heads: int) -> Tensor:
+    """`[R, M, D]` as attention takes it, `[R, heads, M, D / heads]`."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def feed_forward_layers(layers: int, width: int, hidden: int) -> nn.ModuleList:
+    """Of each layer what every node goes through by itself: out to `hidden` numbers, ReLU, and back."""
+    return nn.ModuleList(
+        nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)) for _ in range(layers)
+    )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.errors import UserError
 from polyrl.models.base import Trained
 from polyrl.models.constructive import ConstructiveNetwork
 from polyrl.recipe import Judged, Part, Stage, hyperparameter
@@ -38,6 +39,28 @@ class ConstructivePolicy(Trained):
     def build(self, node_features: int, context_features: int, stream: torch.Generator) -> ConstructiveNetwork:
         """A network for nodes of so many numbers and states of so many."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPolicy(ConstructivePolicy):
+    """What builds solutions by layers of attention over nodes, without positions."""
+
+    learning_rate: float = hyperparameter(1e-3, "Adam step size", low=0, high=1e37)
+    max_grad_norm: float | None = hyperparameter(1.0, "norm at which the gradient is clipped; none is off", above=0)
+    width: int = hyperparameter(64, "numbers of a node, a multiple of heads", low=1)
+    heads: int = hyperparameter(4, "attention heads", low=1)
+    layers: int = hyperparameter(3, "attention layers", low=1)
+    feed_forward: int = hyperparameter(256, "hidden numbers of a node between them", low=1)
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Width, heads, layers and hidden numbers.
+
+        Raises:
+            UserError: the width is no multiple of the heads.
+        """
+        if self.width % self.heads:
+            raise UserError(f"{self.name}.width is {self.width} but must be a multiple of heads ({self.heads}).")
+        return self.width, self.heads, self.layers, self.feed_forward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ another node (POMO, arXiv:2010.16011), and no second model is needed.
 
 Against the paper: layers are normalized over the nodes of each instance (as in POMO), not over the batch, so that what
 a policy does with an instance does not depend on those beside it; the first node of a tour is given, so there is no
-learned placeholder; there is no exponential baseline in the first epoch; the network is smaller by default.
+learned placeholder; there is no exponential baseline in the first epoch; the network is smaller by default;
+`width=128, heads=8, feed_forward=512` are the paper's sizes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Fresh, OwnUpdate, See, Update
 from polyrl.errors import UserError
 from polyrl.models.base import Copy
-from polyrl.models.constructive import ConstructiveNetwork, Memory, Seen, draw_weights
-from polyrl.parts.combinatorial import BuildSolutions, ConstructivePolicy
+from polyrl.models.constructive import ConstructiveNetwork, Memory, Seen, by_heads, draw_weights, feed_forward_layers
+from polyrl.parts.combinatorial import AttentionPolicy, BuildSolutions
 from polyrl.parts.improve import PolicyGradient
 from polyrl.recipe import Change, Part, Recipe, Scope, Stage, hyperparameter
 from polyrl.rollout.construction import build
@@ -65,18 +66,14 @@ class AttentionNetwork(ConstructiveNetwork):
         self.embed = nn.Linear(features, width)
         self.into = nn.ModuleList(nn.Linear(width, 3 * width, bias=False) for _ in range(layers))
         self.out = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
-        wide = (
-            nn.Sequential(nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, width))
-            for _ in range(layers)
-        )
-        self.forth = nn.ModuleList(wide)
+        self.forth = feed_forward_layers(layers, width, feed_forward)
         self.norms = nn.ModuleList(InstanceNorm(width) for _ in range(2 * layers))
         self.keys = nn.Linear(width, 3 * width, bias=False)  # of the glimpse: keys and values; of the logits: keys
         self.graph, self.state = nn.Linear(width, width, bias=False), nn.Linear(2 * width + context, width, bias=False)
         self.glimpse = nn.Linear(width, width, bias=False)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return by_heads(x, self.heads)
 
     def read(self, nodes: Tensor, present: Tensor) -> Memory:
         """The encoder (3.1), and what the decoder asks of each node whatever its state."""
@@ -108,15 +105,9 @@ class AttentionNetwork(ConstructiveNetwork):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionModel(ConstructivePolicy):
+class AttentionModel(AttentionPolicy):
     """Attention layers over the nodes, read once, and a pointer that asks for the next one."""
 
-    learning_rate: float = hyperparameter(1e-3, "Adam step size", low=0, high=1e37)
-    max_grad_norm: float | None = hyperparameter(1.0, "norm at which the gradient is clipped; none is off", above=0)
-    width: int = hyperparameter(64, "numbers of a node, a multiple of heads (paper: 128)", low=1)
-    heads: int = hyperparameter(4, "attention heads (paper: 8)", low=1)
-    layers: int = hyperparameter(3, "attention layers of the encoder", low=1)
-    feed_forward: int = hyperparameter(256, "hidden numbers of a node between them (paper: 512)", low=1)
     tanh_clip: float = hyperparameter(10.0, "bound of the logits", above=0)
 
     def build(self, node_features: int, context_features: int, stream: torch.Generator) -> AttentionNetwork:
@@ -125,10 +116,7 @@ class AttentionModel(ConstructivePolicy):
         Raises:
             UserError: the width is no multiple of the heads.
         """
-        if self.width % self.heads:
-            raise UserError(f"{self.name}.width is {self.width} but must be a multiple of heads ({self.heads}).")
-        sizes = (self.width, self.heads, self.layers, self.feed_forward, self.tanh_clip)
-        network = AttentionNetwork(node_features, context_features, *sizes)
+        network = AttentionNetwork(node_features, context_features, *self.sizes(), self.tanh_clip)
         draw_weights(network, stream)
         for norm in network.norms:
             assert isinstance(norm, InstanceNorm)

@@ -28,8 +28,8 @@ from polyrl.core.experience import Experience
 from polyrl.core.update import Sample, Update
 from polyrl.data.base import Rows, Source
 from polyrl.errors import UserError
-from polyrl.models.constructive import ConstructiveNetwork, Memory, Seen, draw_weights
-from polyrl.parts.combinatorial import SEEN, Beam, ConstructivePolicy
+from polyrl.models.constructive import ConstructiveNetwork, Memory, Seen, by_heads, draw_weights, feed_forward_layers
+from polyrl.parts.combinatorial import SEEN, AttentionPolicy, Beam
 from polyrl.parts.improve import NLL
 from polyrl.recipe import Recipe, hyperparameter
 from polyrl.runtime.cache import cache_folder, cached
@@ -59,11 +59,7 @@ class SubproblemNetwork(ConstructiveNetwork):
         self.query = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
         self.keys = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers))  # and values
         self.out = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
-        wide = (
-            nn.Sequential(nn.Linear(width, feed_forward), nn.ReLU(), nn.Linear(feed_forward, width))
-            for _ in range(layers)
-        )
-        self.forth = nn.ModuleList(wide)
+        self.forth = feed_forward_layers(layers, width, feed_forward)
         self.alpha = nn.Parameter(torch.zeros(layers, 2))
 
     def forward(self, tokens: Tensor, there: Tensor | None = None) -> Tensor:
@@ -84,7 +80,7 @@ class SubproblemNetwork(ConstructiveNetwork):
         return found
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return by_heads(x, self.heads)
 
     def scores(self, seen: Seen, memory: Memory) -> Tensor:
         """Of what is left and of the destination, each a token of the sub-problem; of all other nodes 0."""
@@ -108,15 +104,8 @@ class SubproblemNetwork(ConstructiveNetwork):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubproblemAttention(ConstructivePolicy):
+class SubproblemAttention(AttentionPolicy):
     """Attention over the sub-problem that remains, read anew at every step."""
-
-    learning_rate: float = hyperparameter(1e-3, "Adam step size", low=0, high=1e37)
-    max_grad_norm: float | None = hyperparameter(1.0, "norm at which the gradient is clipped; none is off", above=0)
-    width: int = hyperparameter(64, "numbers of a token, a multiple of heads", low=1)
-    heads: int = hyperparameter(4, "attention heads", low=1)
-    layers: int = hyperparameter(3, "attention layers", low=1)
-    feed_forward: int = hyperparameter(256, "hidden numbers of a token between them", low=1)
 
     def build(self, node_features: int, context_features: int, stream: torch.Generator) -> SubproblemNetwork:
         """The network; at first each score depends on its own token alone.
@@ -124,10 +113,7 @@ class SubproblemAttention(ConstructivePolicy):
         Raises:
             UserError: the width is no multiple of the heads.
         """
-        if self.width % self.heads:
-            raise UserError(f"{self.name}.width is {self.width} but must be a multiple of heads ({self.heads}).")
-        sizes = (self.width, self.heads, self.layers, self.feed_forward)
-        network = SubproblemNetwork(node_features + context_features, *sizes)
+        network = SubproblemNetwork(node_features + context_features, *self.sizes())
         draw_weights(network, stream)
         nn.init.zeros_(network.alpha)
         return network

@@ -138,6 +138,7 @@ class DispatchShops(BuildSolutions):
 
     gives: ClassVar[frozenset[str]] = BuildSolutions.gives | {"node_state", "waited", "truncated"}
     own_fields: ClassVar[Mapping[str, Field]] = {
+        "node_state": Field("[B, T, N, D]", "float32", "task's own", "what changes at each operation on the way"),
         "waited": Field("[B, T]", "float32", "time units", "what all jobs wait from one decision to the next"),
     }
 
