@@ -146,7 +146,7 @@ def round_robin(folders: Sequence[str | Path], *, prompts: int = 500, trust_code
     """
     if prompts < 1:
         raise UserError(f"--prompts is {prompts}; a round-robin takes at least 1.")
-    tables, names, judge, count = list[Tensor](), (""), "", 0
+    tables, names, judge, count = list[Tensor](), tuple[str, ...](), "", 0
     for seed in contestants([Path(folder) for folder in folders]):
         found = [answered(folder, prompts, trust_code) for folder in seed.values()]
         first = found[0]

@@ -33,14 +33,7 @@ from polyrl.rollout.environment_state import EnvironmentState
 from polyrl.rollout.evaluation import Evaluator
 from polyrl.rollout.stepping import PROBED_STEPS, environments_of
 from polyrl.run_state.base import RunState
-from polyrl.run_state.control_judging import (
-    EVALUATION_SEED,
-    AlsoJudged,
-    Evaluation,
-    also_judged,
-    normalized,
-    return_metrics,
-)
+from polyrl.run_state.control_judging import EVALUATION_SEED, AlsoJudged, Evaluation, also_judged, return_metrics
 from polyrl.run_state.environment_notices import environment_notices, seed_notices
 from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.control import task as named_task
@@ -350,9 +343,7 @@ class ControlRunState(RunState):
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Return and length of the fixed evaluation episodes, actions at their most probable; the first few of them."""
         played = self.judge(self.judged, self.evaluation.episodes)
-        metrics = return_metrics(played, "eval/")
-        if self.task.reference is not None:
-            metrics["eval/normalized_return"] = normalized(metrics["eval/return"], *self.task.reference)
+        metrics = return_metrics(played, "eval/", self.task.reference)
         for judged in self.also_judged:
             metrics |= judged.metrics(self.evaluation.episodes)
         samples = [

@@ -36,20 +36,23 @@ class Evaluation:
     seed: int = EVALUATION_SEED
 
 
-def return_metrics(played: Sequence[Episode], prefix: str) -> dict[str, float]:
-    """Mean and spread of the episodes' returns and their mean length, each under `prefix`."""
+def return_metrics(
+    played: Sequence[Episode], prefix: str, reference: tuple[float, float] | None = None
+) -> dict[str, float]:
+    """Mean and spread of the episodes' returns and their mean length, each under `prefix`.
+
+    With a `reference` also the mean on a scale on which the first is 0 and the second 1 (Minari's normalized score).
+    """
     returns = [episode.total for episode in played]
     found = {
         "eval/return": statistics.fmean(returns),
         "eval/return_std": statistics.pstdev(returns),
         "eval/length": statistics.fmean(episode.length for episode in played),
     }
+    if reference is not None:
+        low, high = reference
+        found["eval/normalized_return"] = (found["eval/return"] - low) / (high - low)
     return {prefix + name.removeprefix("eval/"): value for name, value in found.items()}
-
-
-def normalized(score: float, low: float, high: float) -> float:
-    """A mean return on a scale on which the data's `low` is 0 and its `high` is 1 (Minari's normalized score)."""
-    return (score - low) / (high - low)
 
 
 @dataclass(frozen=True)
