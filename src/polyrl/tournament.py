@@ -146,7 +146,8 @@ def round_robin(folders: Sequence[str | Path], *, prompts: int = 500, trust_code
     """
     if prompts < 1:
         raise UserError(f"--prompts is {prompts}; a round-robin takes at least 1.")
-    tables, names, judge, count = list[Tensor](), (""), "", 0
+    tables, judge, count = list[Tensor](), "", 0
+    names: tuple[str, ...] = ()
     for seed in contestants([Path(folder) for folder in folders]):
         found = [answered(folder, prompts, trust_code) for folder in seed.values()]
         first = found[0]
@@ -158,4 +159,4 @@ def round_robin(folders: Sequence[str | Path], *, prompts: int = 500, trust_code
                 raise UserError(f"{name} was not asked the same prompts, or by another judge, as {next(iter(seed))}.")
         tables.append(win_rates(found))
         names, judge, count = tuple(seed), first.task.preference.name, len(first.rows)
-    return RoundRobin(tuple(names), torch.stack(tables), judge, count)
+    return RoundRobin(names, torch.stack(tables), judge, count)
