@@ -1333,7 +1333,7 @@ GROUPS: list[Group] = [
     ),
     Group(
         "tasks/operations/dispatching.py",
-        "test_job_shop.py -k 'called or lines_are or asked_again'",
+        "test_job_shop.py -k 'called or plain_loop or asked_again'",
         [
             ('"MWKR": lambda s: -_work_left(s)', '"MWKR": _work_left'),
             ('> s["place"][..., None]', '>= s["place"][..., None]'),
