@@ -343,3 +343,43 @@ def test_an_actor_without_a_form_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="RandomActor has no form"):
         RandomActor(spaces.Discrete(2)).greedy(False)
+
+
+UNFIT: dict[str, tuple[spaces.Space[Any], list[Any]]] = {
+    "box": (PARTS["place"], [np.zeros(4), np.zeros((1, 4)), np.full((2, 2), np.nan), [[0, 0], [0, np.inf]], None]),
+    "transposed": (spaces.Box(-1, 1, (2, 3)), [np.zeros((3, 2)), np.zeros(6)]),
+    "bytes": (spaces.Box(0, 255, (2, 3), np.uint8), [np.full((2, 3), n) for n in (0.5, 256, -1, np.nan)]),
+    "choice": (spaces.Discrete(3, start=2), [1, 5, 2.5, np.nan, None, [2]]),
+    "choices": (spaces.MultiDiscrete([2, 3]), [[0], [0, 3], [0.5, 0], [-1, 0], [0, 1, 0]]),
+    "bits": (spaces.MultiBinary(2), [[0, 2], [0.5, 0], [1]]),
+    "dict": (spaces.Dict({"a": spaces.Discrete(2)}), [{}, {"b": 0}, {"a": 0, "b": 0}, [0], 0]),
+    "tuple": (spaces.Tuple([spaces.Discrete(2)]), [(), (0, 0), {"a": 0}]),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_files_refuse_the_observations_that_the_policy_refuses(name: str) -> None:
+    space, unfit = UNFIT[name]
+    encoder = ObservationEncoder(space)
+    for one in unfit:
+        row = np.full(encoder.size, np.nan)
+        try:
+            encoder.encode(one, row)
+        except (ValueError, TypeError, KeyError, IndexError):
+            row[:] = np.nan
+        assert not np.isfinite(row).all(), f"{one} fits, so it belongs elsewhere"
+        with pytest.raises(ValueError, match="the observation"):
+            numpy_policy.encode(encoder.described(), one)
+
+
+def test_files_refuse_masks_of_another_shape_and_take_no_observations(tmp_path: Path) -> None:
+    polyrl.export(trained("mask", tmp_path), "numpy", task=Masked)
+    policy = numpy_policy.Policy(str(tmp_path / "run" / "exported" / "policy.npz"))
+    four = shown_by(Masked, 4)[0]
+    for mask in (np.ones((1, 4)), np.ones(4), np.ones((4, 3))):  # one mask would have been taken for all
+        with pytest.raises(ValueError, match=r"mask's shape is .* and not \(4, 4\)"):
+            policy.act_all(four, mask)
+    assert policy.act_all([], np.ones((0, 4))).shape == (0,)
+    policy.about["masked"] = 0
+    with pytest.raises(ValueError, match="without an action mask"):
+        policy.act_all(four, np.ones((4, 4)))

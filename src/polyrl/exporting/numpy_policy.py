@@ -35,19 +35,30 @@ class Policy:
 
     def act_all(self, observations: Any, action_mask: Any = None) -> Array:
         """Actions for several observations, a list of them or an array [N, ...]; `action_mask` [N, A]."""
-        rows = np.stack([encode(self.about["observation"], one) for one in observations])
+        rows = [encode(self.about["observation"], one) for one in observations]
+        if not rows:
+            return self.actions(np.zeros((0, *self.about["action"]["shape"])))
         return self.actions(self.computed(rows, action_mask))
 
-    def computed(self, rows: Array, action_mask: Any = None) -> Array:
-        """What the nodes give for encoded observations [N, D], float64."""
-        if self.about["masked"]:
-            if action_mask is None:
-                raise ValueError("this policy needs the action mask that its environment gives with an observation")
-            action_mask = np.asarray(action_mask, dtype=bool)
+    def computed(self, rows: Any, action_mask: Any = None) -> Array:
+        """What the nodes give for encoded observations [N, D], float64.
+
+        Raises:
+            ValueError: the action mask is missing, of another shape, allows nothing, or is none of the policy's.
+        """
+        rows, masked = np.asarray(rows, dtype=np.float64), self.about["masked"]
+        if masked and action_mask is None:
+            raise ValueError("this policy needs the action mask that its environment gives with an observation")
+        if action_mask is not None:
+            if not masked:
+                raise ValueError("this policy was trained without an action mask, so it looks at none")
+            action_mask = np.asarray(action_mask)
+            if action_mask.shape != (len(rows), masked):
+                raise ValueError(f"the action mask's shape is {action_mask.shape} and not {(len(rows), masked)}")
+            action_mask = action_mask.astype(bool)
             if not action_mask.any(1).all():
                 raise ValueError("an action mask allows no action")
         first, *_ = self.about["nodes"]
-        rows = np.asarray(rows, dtype=np.float64)
         return self.run(self.about["nodes"], rows if first["kind"] == "normalize" else narrow(rows), action_mask)
 
     def run(self, nodes: Sequence[Mapping[str, Any]], x: Array, mask: Any) -> Array:
@@ -73,38 +84,62 @@ class Policy:
 
 
 def encode(space: Mapping[str, Any], value: Any) -> Array:
-    """One observation of a space as a flat float64 array."""
+    """One observation of a space as a flat float64 array.
+
+    Raises:
+        ValueError: it is not of the space; a Box's bounds are not asked for.
+    """
     kind = space["kind"]
     if kind in ("Dict", "Tuple"):
-        if len(value) != len(space["parts"]):
-            raise ValueError(f"the observation has {len(value)} parts and not {len(space['parts'])}")
-        return np.concatenate([encode(part, value[key]) for key, part in space["parts"]])
+        return np.concatenate([np.zeros(0), *(encode(part, one) for part, one in parts(space["parts"], value))])
     if kind == "Discrete":
-        return one_hot([int(value) - space["start"]], [space["n"]])
+        return one_hot(numbers(value, [], exactly=True), [space["start"]], [space["n"]])
     if kind == "Sequence":
         items = list(value)
         if len(items) > space["max_items"]:
             raise ValueError(f"the observation has {len(items)} items, more than {space['max_items']}")
         rows = [np.append(encode(space["item"], one), 1.0) for one in items]
         return np.concatenate([*rows, np.zeros((space["max_items"] - len(items)) * (space["item_size"] + 1))])
-    array = np.asarray(value)
-    if array.size != np.prod(space["shape"], dtype=int):
-        raise ValueError(f"the observation's shape is {array.shape} and not {tuple(space['shape'])}")
-    flat = array.reshape(-1)
+    flat = numbers(value, space["shape"])
     if kind == "MultiDiscrete":
-        return one_hot(flat - np.asarray(space["start"]), space["sizes"])
-    return flat / 255.0 if kind == "bytes" else flat.astype(np.float64)
+        return one_hot(flat, space["start"], space["sizes"])
+    last = {"bytes": 255, "MultiBinary": 1}.get(kind)
+    if last is not None and not ((flat >= 0) & (flat <= last) & (flat == np.floor(flat))).all():
+        raise ValueError(f"the observation has numbers that are not whole and from 0 to {last}")
+    return flat / 255.0 if kind == "bytes" else flat
 
 
-def one_hot(places: Any, sizes: Sequence[int]) -> Array:
-    """Ones at these places of groups of these sizes."""
+def parts(stated: Sequence[tuple[Any, Any]], value: Any) -> list[tuple[Any, Any]]:
+    """The parts of an observation, each with its space."""
+    try:
+        found, count = [(part, value[key]) for key, part in stated], len(value)
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(f"the observation must have the parts {', '.join(str(key) for key, _ in stated)}") from None
+    if count != len(stated):
+        raise ValueError(f"the observation has {count} parts and not {len(stated)}")
+    return found
+
+
+def numbers(value: Any, shape: Sequence[int], *, exactly: bool = False) -> Array:
+    """The numbers of an array of this shape, float64 and flat; unless `exactly`, axes of length 1 may be missing."""
+    array = np.asarray(value)
+    if array.shape != tuple(shape) and (exactly or [n for n in array.shape if n != 1] != [n for n in shape if n != 1]):
+        raise ValueError(f"the observation's shape is {array.shape} and not {tuple(shape)}")
+    if array.size and array.dtype.kind not in "biuf":
+        raise ValueError(f"the observation has {array.dtype} where numbers belong")
+    flat = np.asarray(array, dtype=np.float64).reshape(-1)
+    if not np.isfinite(flat).all():
+        raise ValueError("the observation has a number that is not finite")
+    return flat
+
+
+def one_hot(values: Array, starts: Sequence[int], sizes: Sequence[int]) -> Array:
+    """Ones at these choices of groups of these sizes, which count from `starts`."""
     found = []
-    for place, size in zip(places, sizes, strict=True):
-        if place != int(place) or not 0 <= place < size:
-            raise ValueError(f"the observation has a choice outside of its {size}")
-        row = np.zeros(size)
-        row[int(place)] = 1.0
-        found.append(row)
+    for value, start, size in zip(values, starts, sizes, strict=True):
+        if value != np.floor(value) or not start <= value < start + size:
+            raise ValueError(f"the observation has {value:g} and not a whole number from {start} to {start + size - 1}")
+        found.append(np.eye(size)[int(value) - start])
     return np.concatenate(found)
 
 
