@@ -91,7 +91,7 @@ class Wide(Toy):
     action_space = spaces.Box(-1, 1, (2,), np.float64)
 
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "hidden": "8x8",
     "environments": 2,
     "steps_per_environment": 20,
@@ -383,3 +383,73 @@ def test_files_refuse_masks_of_another_shape_and_take_no_observations(tmp_path: 
     policy.about["masked"] = 0
     with pytest.raises(ValueError, match="without an action mask"):
         policy.act_all(four, np.ones((4, 4)))
+
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+NAMED: dict[str, spaces.Space[Any]] = {
+    "whole numbers": spaces.Dict({1: BOX, 2: spaces.Discrete(2)}),  # type: ignore[dict-item]
+    "NumPy's whole numbers": spaces.Dict({np.int64(1): BOX}),  # type: ignore[dict-item]
+    "dots": spaces.Dict({"a.b": BOX, "c": spaces.Dict({"d.e": spaces.Discrete(3, start=5)})}),
+    "nothing in a part": spaces.Dict({"none": spaces.Box(-1, 1, (0,)), "empty": spaces.Dict({}), "b": BOX}),
+}
+
+
+def noted(space: spaces.Space[Any]) -> type[Toy]:
+    class Shows(Toy):
+        observation_space = space
+
+        def shown(self) -> Any:
+            self.sign = 1.0
+            return self.observation_space.sample()
+
+    return Shows
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_parts_of_any_name_are_exported(name: str, tmp_path: Path) -> None:
+    made, space = noted(NAMED[name]), NAMED[name]
+    polyrl.train("ppo", task=made, out=tmp_path / "run", **QUICK)
+    space.seed(0)
+    shown = [space.sample() for _ in range(20)]
+    wanted = polyrl.load(tmp_path / "run", task=made).act_all(shown)
+    numpy_file, _ = polyrl.export(tmp_path / "run", "numpy", task=made).files
+    assert np.array_equal(numpy_policy.Policy(str(numpy_file)).act_all(shown), wanted)
+    (file,) = polyrl.export(tmp_path / "run", "onnx", task=made).files
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    inputs = {key: array for key, array in stacked(space, shown).items() if array.size}
+    assert {i.name for i in session.get_inputs()} == set(inputs)
+    assert np.array_equal(session.run(None, inputs)[0], wanted)
+
+
+def test_names_that_no_file_can_tell_apart_are_refused() -> None:
+    same = ObservationEncoder(spaces.Dict({"a.b": BOX, "a": spaces.Dict({"b": BOX})}))
+    about = {"observation": same.described(), "nodes": [{"kind": "tanh"}], "masked": 0}
+    with pytest.raises(UserError, match=r"Two parts of the observation would be the input observation\.a\.b"):
+        onnx_file.model(document.Document(about, {}, same.size))
+    with pytest.raises(UserError, match=r"part \(1, 2\) has a name"):
+        ObservationEncoder(spaces.Dict({(1, 2): BOX})).described()  # type: ignore[dict-item]
+
+
+def test_an_unfinished_run_is_exported_and_nothing_is_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = trained("choices", tmp_path), tmp_path / "out"
+    (run / "summary.json").unlink()
+    polyrl.export(run, "numpy", task=Toy, out=out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert set(before) == {"policy.npz", "policy.py"}
+    (out / "policy.npz").write_bytes(b"old")
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if self.name == "policy.py":
+            raise OSError(28, "No space left on device", str(self))
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="The disk is full"):
+        polyrl.export(run, "numpy", task=Toy, out=out, overwrite=True)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before | {"policy.npz": b"old"}
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file cannot be written"):
+        polyrl.export(run, "onnx", task=Toy, out=tmp_path / "file")

@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polyrl.api import open_policy, summary
+from polyrl.api import open_policy
 from polyrl.arguments import objects
 from polyrl.errors import NotFinite, UserError
 from polyrl.exporting.export import Exported
 from polyrl.exporting.export import export as write
 from polyrl.models.actor import ActionNotFinite, Moment
+from polyrl.phases import acting_run
 from polyrl.rollout.control import memory_of
 from polyrl.run_state.control import ControlRunState
+from polyrl.runtime.run_folder import RunFolder
 
 
 class TrainedPolicy:
@@ -171,4 +173,5 @@ def export(
     given = objects(None, None, None, task)[1]
     state = control_state(open_policy(run, given=given, judged=False, trust_code=trust_code), Path(run))
     into = Path(out) if out else Path(run) / "exported"
-    return write(state, str(summary(run).get("method", "")), into, format, overwrite=overwrite)
+    method = RunFolder(acting_run(Path(run))).read_config()["method"]
+    return write(state, str(method), into, format, overwrite=overwrite)

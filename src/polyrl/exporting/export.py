@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from polyrl.exporting.document import Document
 from polyrl.models.actor import Actor, Moment, Player, Wrapper
 from polyrl.rollout.evaluation import Evaluator
 from polyrl.run_state.control import ControlRunState
+from polyrl.runtime.files import writing
 
 Format = Literal["onnx", "numpy"]
 TOLERANCE = 1e-6
@@ -68,7 +70,8 @@ def export(run_state: ControlRunState, method: str, into: Path, kind: Format, *,
     """Write `policy.npz` and `policy.py`, or `policy.onnx`, into a folder, once they are shown to act as the policy.
 
     Raises:
-        UserError: there is no exported form, a file is there already, a package is missing, or it acts otherwise.
+        UserError: there is no exported form, a file is there already, a package is missing, it acts otherwise, or the
+            folder cannot be written.
     """
     files = tuple(into / name for name in (("policy.npz", "policy.py") if kind == "numpy" else ("policy.onnx",)))
     if not overwrite and (there := next((f for f in files if f.exists()), None)) is not None:
@@ -95,10 +98,17 @@ def export(run_state: ControlRunState, method: str, into: Path, kind: Format, *,
             f"What was exported acts otherwise than the policy, by {apart:.2g} at most over {len(shown)} observations, "
             f"so nothing was written: a {type(run_state.judged).__name__} states a `greedy` that its player is not."
         )
-    into.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        file.write_bytes(written[file.name])
+    with writing(into), TemporaryDirectory(dir=_made(into), prefix=".export-") as unfinished:
+        for file in files:  # all are on the disk before one takes its place
+            (Path(unfinished) / file.name).write_bytes(written[file.name])
+        for file in files:
+            (Path(unfinished) / file.name).replace(file)
     return Exported(files, len(shown), apart)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _difference(found: NDArray[Any], wanted: NDArray[Any]) -> float:

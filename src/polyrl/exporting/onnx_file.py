@@ -60,11 +60,11 @@ class _Graph:
         """Inputs of a space, and what makes them numbers `[N, D]` float64.
 
         Raises:
-            UserError: lists of any length.
+            UserError: lists of any length, or two parts whose inputs would have one name.
         """
         kind = space["kind"]
         if kind in ("Dict", "Tuple"):
-            parts = [self.encoded(part, f"{name}.{key}") for key, part in space["parts"]]
+            parts = [self.encoded(part, f"{name}.{key}") for key, part in space["parts"] if _has_numbers(part)]
             return self.add("Concat", *parts, axis=1)
         if kind == "Sequence":
             raise UserError("ONNX has no input for lists of any length, as the observation is; use --format numpy.")
@@ -87,6 +87,11 @@ class _Graph:
 
     def input(self, name: str, dtype: str, shape: Sequence[int]) -> None:
         """An input of the graph, `[N, *shape]`."""
+        if any(name == there.name for there in self.inputs):
+            raise UserError(
+                f"Two parts of the observation would be the input {name}; give them names without dots, or use "
+                "--format numpy."
+            )
         self.inputs.append(helper.make_tensor_value_info(name, _element(dtype), ["N", *shape]))
 
     # ------------------------------------------------------------------------------------------------------- nodes
@@ -162,6 +167,13 @@ class _Graph:
         whole = self.add("Reshape", x, self.constant(shape))
         moved = self.add("Add", whole, self.constant(self.arrays["action_start"]))
         self.add("Cast", moved, to=_element(dtype), out="action")
+
+
+def _has_numbers(space: Mapping[str, Any]) -> bool:
+    """Whether a part of an observation has any; runtimes take no inputs of size 0."""
+    if space["kind"] in ("Dict", "Tuple"):
+        return any(_has_numbers(part) for _, part in space["parts"])
+    return 0 not in space.get("shape", [])
 
 
 def _element(dtype: str) -> int:

@@ -137,7 +137,11 @@ class ObservationEncoder:
             self.encode(observation, row)
 
     def described(self) -> dict[str, Any]:
-        """The space as JSON has it, by which exported policies turn observations into the same numbers."""
+        """The space as JSON has it, by which exported policies turn observations into the same numbers.
+
+        Raises:
+            UserError: a part's name is neither a text nor a whole number.
+        """
         return _described(self.space, self.max_items)
 
 
@@ -153,12 +157,21 @@ def _described(space: spaces.Space[Any], max_items: int) -> dict[str, Any]:
         return {"kind": kind, "shape": [*space.nvec.shape], "start": start, "sizes": space.nvec.reshape(-1).tolist()}
     if isinstance(space, spaces.Dict | spaces.Tuple):
         items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        return {"kind": kind, "parts": [[key, _described(part, max_items)] for key, part in items]}
+        return {"kind": kind, "parts": [[_written(key), _described(part, max_items)] for key, part in items]}
     if isinstance(space, spaces.Sequence):
         item = _described(space.feature_space, max_items)
         size = ObservationEncoder(space.feature_space, max_items=max_items).size
         return {"kind": kind, "max_items": max_items, "item": item, "item_size": size}
     return {"kind": kind, "shape": [*(space.shape or ())]}
+
+
+def _written(key: Any) -> str | int:
+    """A part's name as JSON keeps it."""
+    if isinstance(key, str):
+        return str(key)
+    if isinstance(key, int | np.integer):
+        return int(key)
+    raise UserError(f"The observation's part {key!r} has a name that files do not keep: use a text or a whole number.")
 
 
 # ------------------------------------------------------------------------------------------------ parts of a space
