@@ -288,3 +288,16 @@ def test_a_policy_of_images_is_read_from_another_run(tmp_path: Path) -> None:
     )
     found = network.outputs(batch, {"logprob"}, lambda *shape: torch.empty(shape))["logprob"]
     assert float(found.exp()) >= 1 / 3, "the most probable action of three"
+
+
+def test_catch_is_filmed_and_shown_without_what_is_no_option(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from polyrl.cli.main import polyrl as command
+
+    run, film = tmp_path / "run", tmp_path / "film.gif"
+    polyrl.train("ppo+cnn", task="catch(size=6)", budget="iterations=1", out=run, quiet=True)
+    said = CliRunner().invoke(command, ["play", str(run), "--episodes", "1", "--video", str(film)])
+    assert said.exit_code == 0 and film.read_bytes()[:3] == b"GIF", said.output
+    shown = CliRunner().invoke(command, ["show", "ppo+cnn", "--task", "catch"]).output
+    assert "--convolutions" in shown and "--images" not in shown, "the task says where images lie"

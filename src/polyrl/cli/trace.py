@@ -22,7 +22,7 @@ from polyrl.core.fields import Field, documented
 from polyrl.core.update import Step
 from polyrl.parts.optimize import Optimize
 from polyrl.parts.tools import turns
-from polyrl.recipe import STAGES, Part, Recipe, Stage, Term
+from polyrl.recipe import STAGES, Part, Recipe, Stage, Term, options
 from polyrl.report.labels import STEP, metric_label
 from polyrl.run_state.user_data import UserDataRunState
 from polyrl.runtime.config import RunConfig
@@ -341,7 +341,7 @@ def trace_method(config: RunConfig, iteration: int = 1, *, recipe: Recipe | None
         out.print(stage_heading("policy", recipe))
         out.print(Text.assemble("  ", part_name(recipe.policy, recipe), f"  {first_sentence(type(recipe.policy))}"))
         hyperparameters = ", ".join(
-            f"{f.name}={written(getattr(recipe.policy, f.name))}" for f in dataclasses.fields(recipe.policy)
+            f"{f.name}={written(getattr(recipe.policy, f.name))}" for f in options(recipe.policy)
         )
         out.print(Text(f"    {hyperparameters}", style="dim"))
     for _ in range(iteration - 1):
