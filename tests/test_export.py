@@ -155,7 +155,7 @@ def test_exported_files_act_as_the_policy_does(name: str, tmp_path: Path) -> Non
     assert all(space.contains(action if not isinstance(action, int) else np.int64(action)) for action in one_by_one)
 
     made = polyrl.export(run, "numpy", task=task)
-    assert [f.name for f in made.files] == ["policy.npz", "policy.py"] and made.observations == 20
+    assert [f.name for f in made.files] == ["policy.npz", "policy.py"] and made.observations == 52
     assert made.difference <= 1e-6
     found = numpy_policy.Policy(str(made.files[0])).act_all(observations, masks)
     assert found.dtype == wanted.dtype and found.shape == wanted.shape

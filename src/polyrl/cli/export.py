@@ -9,9 +9,8 @@ from polyrl.exporting.export import Format
 from polyrl.runtime.terminal import Terminal
 
 USE: dict[Format, str] = {
-    "numpy": "from policy import Policy\n\nPolicy('policy.npz').act(observation)",
-    "onnx": "from onnxruntime import InferenceSession\n\n"
-    "InferenceSession('policy.onnx').run(None, {'observation': observations})",
+    "numpy": "from policy import Policy\n\nPolicy('policy.npz').act(observation{mask})",
+    "onnx": "from onnxruntime import InferenceSession\n\nInferenceSession('policy.onnx').run(None, {{{inputs}}})",
 }
 
 
@@ -25,8 +24,10 @@ def run_export(run: Path, *, kind: Format, out: Path | None, overwrite: bool, tr
     console = Terminal()
     for file in made.files:
         console.print(f"written   {file}  ({file.stat().st_size / 1000:,.0f} kB)", soft_wrap=True, highlight=False)
-    compared = f"{made.observations:,} observations of two episodes: the same actions"
+    compared = f"{made.observations:,} observations of two episodes and of the space: the same actions"
     apart = f", {made.difference:.1g} apart at most" if made.difference else ", to the last digit"
     console.print(f"compared  {compared}{apart}", soft_wrap=True, highlight=False)
     console.print()
-    console.print(USE[kind], soft_wrap=True, highlight=False, markup=False)
+    mask = ", action_mask" if made.masked else ""
+    inputs = ", ".join(f"'{name}': ..." for name in made.inputs)
+    console.print(USE[kind].format(mask=mask, inputs=inputs), soft_wrap=True, highlight=False, markup=False)

@@ -215,3 +215,23 @@ def actions_of_encoded(document: Document, rows: NDArray[np.float64], masks: NDA
     given: dict[str, Any] = {"observation": rows} | ({} if masks is None else {"action_mask": masks})
     found: Any = ReferenceEvaluator(model(document, encoded=True)).run(None, given)
     return np.asarray(found[0])
+
+
+def inputs_of(space: Mapping[str, Any], shown: Sequence[Any], name: str = "observation") -> dict[str, NDArray[Any]]:
+    """Inputs of the graph for observations as the environment has them, `[N, ...]` each."""
+    if space["kind"] in ("Dict", "Tuple"):
+        found = dict[str, NDArray[Any]]()
+        for key, part in space["parts"]:
+            if _has_numbers(part):
+                found |= inputs_of(part, [one[key] for one in shown], f"{name}.{key}")
+        return found
+    if space["kind"] in ("Discrete", "MultiDiscrete"):
+        return {name: np.array(shown, dtype=np.int64)}
+    return {name: np.array(shown, dtype=space.get("dtype", "int8" if space["kind"] == "MultiBinary" else "float64"))}
+
+
+def actions_of(made: Any, document: Document, shown: Sequence[Any], masks: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """What a model gives for observations as the environment has them, computed by ONNX's own reference."""
+    given = inputs_of(document.about["observation"], shown) | ({} if masks is None else {"action_mask": masks})
+    found: Any = ReferenceEvaluator(made).run(None, given)
+    return np.asarray(found[0])

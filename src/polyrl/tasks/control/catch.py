@@ -19,13 +19,17 @@ class Catch(gymnasium.Env[NDArray[np.uint8], np.int64]):
     random place of the bottom row and goes left, stays, or goes right, a cell a step, which is always fast enough.
     """
 
+    metadata: dict[str, Any] = {  # noqa: RUF012 - so Gymnasium declares it
+        "render_modes": ["rgb_array"],
+        "lines": {"every ball caught": 1.0},
+    }
+
     def __init__(self, size: int = 12, render_mode: str | None = "rgb_array"):
         if isinstance(size, bool) or not isinstance(size, int) or not 4 <= size <= 84:
             raise UserError(f"The size of catch must be a whole number from 4 to 84, not {size!r}.")
         self.size = size
         self.observation_space = spaces.Box(0, 255, (size, size, 1), np.uint8)
         self.action_space = spaces.Discrete(3)
-        self.metadata = {"render_modes": ["rgb_array"], "lines": {"every ball caught": 1.0}}
         self.render_mode = render_mode
         self.row = self.ball = self.paddle = 0
 
