@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 PIP = python -m pip install --quiet --disable-pip-version-check
-# what a user can install, for `newest` and `oldest`
-EXTRAS = control,lora,data,offline,math,export,figures,solvers
+# what a user can install, for `newest` and `oldest`; `solvers` wants another protobuf than the oldest tensorboard
+EXTRAS = control,lora,data,offline,math,export,figures
 # of torch only the version that the tests ran with: other ones bring gigabytes for GPUs on some platforms
 TORCH = $(shell grep '^torch==' constraints.txt)
 
