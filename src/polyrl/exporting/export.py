@@ -86,7 +86,9 @@ def export(run_state: ControlRunState, method: str, into: Path, kind: Format, *,
         raise UserError(f"{there} exists already; choose another folder with --out, or replace it with --overwrite.")
     document = Document.of(run_state, method)
     seen = _Seen(run_state.judged)
-    Evaluator(run_state.task, SEED, lanes=1)(seen, PROBED_EPISODES)
+    judge = Evaluator(run_state.task, SEED, lanes=1)
+    judge(seen, PROBED_EPISODES)
+    judge.close()
     shown, masks = np.array(seen.shown[:MOST_PROBED]), np.array(seen.masks[:MOST_PROBED]) if seen.masks else None
     wanted = run_state.task.actions.batch(np.array(seen.actions[:MOST_PROBED]))
     drawn = _drawn(run_state)

@@ -7,7 +7,7 @@ evaluation. At these sizes a framework costs several times what it computes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -180,13 +180,12 @@ def numpy_forward(network: nn.Module) -> Forward | None:
     return forward
 
 
-@runtime_checkable
-class Exporting(Protocol):
-    """A module that says itself what it computes."""
+class ExportedModule(nn.Module):
+    """A module that says itself what it computes, `[..., I]` to `[..., O]`."""
 
     def nodes(self) -> list[Node]:
-        """For `polyrl export`."""
-        ...
+        """For `polyrl export`: rows `[N, I]` to `[N, O]`."""
+        raise NotImplementedError
 
 
 EXPORTED: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.ELU: "elu"}
@@ -198,7 +197,7 @@ def _nodes(network: nn.Module) -> list[Node]:
         if isinstance(module, nn.Linear) and is_plain(module, nn.Linear) and module.bias is not None:
             weight, bias = (p.detach().float().numpy().copy() for p in (module.weight, module.bias))
             found.append(linear(np.ascontiguousarray(weight.T), bias))
-        elif isinstance(module, Exporting):
+        elif isinstance(module, ExportedModule):
             found += module.nodes()
         elif is_plain(module, *EXPORTED):
             found.append(Node(EXPORTED[type(module)]))

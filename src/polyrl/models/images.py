@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from polyrl.errors import UserError
 from polyrl.models.actor_critic import MlpCritic, MlpCriticNetwork, MlpPolicy, MlpPolicyNetwork
-from polyrl.models.base import ClosedForm, Interface
-from polyrl.models.control import ControlCritic, ControlPolicy
+from polyrl.models.base import Interface
+from polyrl.models.control import ControlCritic, ControlPolicy, ExportedModule
 from polyrl.models.critics import ActionValues, DiscreteQNetwork
 from polyrl.models.distributions import Distribution
 from polyrl.models.graph import Node
@@ -67,7 +67,7 @@ def convolutions_of(text: str, image: Image) -> list[tuple[int, int, int]]:
     return found
 
 
-class ImageFeatures(nn.Module):
+class ImageFeatures(ExportedModule):
     """Observations `[..., D]` to features `[..., F]`: of every image what its convolutions give, then all else.
 
     Attributes:
@@ -221,14 +221,6 @@ class ImageMlp(StackedMlp):
         return [*self.features.nodes(), *super().nodes()]
 
 
-class ImageActionValues(ActionValues):
-    """Values of each of a few actions, by images."""
-
-    def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
-        """None: convolutions go by autograd."""
-        return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class CnnQNetwork(DiscreteQNetwork):
     """Values of each of a few actions, by one network that looks at images by convolutions."""
@@ -243,7 +235,7 @@ class CnnQNetwork(DiscreteQNetwork):
         )
         sizes = layer_sizes(self.hidden)
         network = ImageMlp(features, sizes, outputs, activation=self.activation, generator=stream)
-        return ImageActionValues(network, dueling=self.dueling)
+        return ActionValues(network, dueling=self.dueling)
 
 
 @dataclass(frozen=True, kw_only=True)
