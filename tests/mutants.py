@@ -1730,6 +1730,42 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/preference/plackett_luce.py",
+        "test_plackett_luce.py -k 'not a_run_is_dpos and not of_four_are_learned'",
+        [
+            ("torch.where(itself | worse, reward", "torch.where(itself | together, reward"),
+            ("torch.where(itself | worse, reward", "torch.where(worse, reward"),
+            ("& (ranking >= 0)[:, None]", ""),
+            ("together & (rank > rank[:, None])", "together & (rank < rank[:, None])"),
+            ("worse.any(1) | worse.any(0), ranking", "worse.any(1), ranking"),
+            ('torch.where((experience["weight"] != 0).any(1), experience["ranking"], -1)', 'experience["ranking"]'),
+            ("* torch.unique(ranking[counted]).numel()", ""),
+            ("size = (ranking[:, None] == ranking).sum(1) *", "size = 1 *"),
+            ("best, worst = ~worse.any(0), ~worse.any(1)", "best, worst = ~worse.any(1), ~worse.any(0)"),
+            ("(reward[:, None] > reward)", "(reward[:, None] < reward)"),
+            ("return self.beta * sequence_log_ratio", "return sequence_log_ratio"),
+        ],
+    ),
+    Group(
+        "methods/preference/plackett_luce.py",
+        "test_plackett_luce.py -k 'of_four_are_learned'",
+        [
+            ("number // 2 for _, number, _ in members", "number // 2 + 1 for _, number, _ in members"),
+            ("context.spent.samples += len(batch)", "context.spent.samples += len(numbers)"),
+        ],
+    ),
+    Group(
+        "tasks/language/rankings.py",
+        "test_plackett_luce.py -k 'remember'",
+        [
+            ("2 * n + side", "2 * n"),
+            ("if RANKING in row else (0, 1)", "if PLACES[0] in row else (0, 1)"),
+            ("(rank, str(row[name]))", "rank"),
+            ("sum(other > own for other in order)", "sum(other >= own for other in order)"),
+            ("key=lambda response: response[1]", "key=lambda response: -response[1]"),
+        ],
+    ),
+    Group(
         "run_state/labels.py",
         "test_kto.py -k 'area_under or judged_by'",
         [

@@ -29,7 +29,7 @@ def test_grades_say_the_order_and_equal_ones_say_nothing() -> None:
     found = pairs_of(rows, "the data")
     assert [(r["chosen"], r["rejected"]) for r in found] == [("y", "x"), ("y", "z")]
     first = {"prompt": "p", "id": 7, "chosen": "y", "rejected": "x", "score_chosen": 5.5, "score_rejected": 1.0}
-    assert dict(found[0]) == first
+    assert dict(found[0]) == first | {"ranked_row": 1, "chosen_rank": 0, "rejected_rank": 1}
     # brute force: of every two with different grades the better is chosen, once
     grades = [3.0, 1.0, 2.0, 2.0, -1.0]
     names = [f"r{i}" for i in range(5)]

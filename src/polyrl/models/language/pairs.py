@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from polyrl.models.language.policy import Backbone
 from polyrl.models.language.rows import as_experience
 from polyrl.tasks.language.formats import SIDES, pair_of, template_columns
 from polyrl.tasks.language.left_out import place_of
+from polyrl.tasks.language.rankings import rankings_of
 
 
 class DoesNotFit(UserError):
@@ -166,6 +168,11 @@ class FixedPairs:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def rankings(self) -> list[list[tuple[int, int]]]:
+        """Of each ranking, which rows of the data set its responses are and how many are better; see `rankings_of`."""
+        return rankings_of(self.rows)
 
     def ids(self, number: int) -> PairIds:
         """The pair as token ids; see `encode_pair`."""

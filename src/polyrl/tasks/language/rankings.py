@@ -12,6 +12,8 @@ from polyrl.tasks.language.base import Row
 from polyrl.tasks.language.left_out import UNUSABLE, DataRow, LeftOut, place_of
 
 RESPONSES, SCORES = "responses", "scores"
+RANKING, PLACES = "ranked_row", ("chosen_rank", "rejected_rank")
+"""Columns of a pair: the number of the ranking that it is of, and how many of that one's responses are better."""
 
 
 def ranked(rows: Sequence[Any]) -> bool:
@@ -35,7 +37,7 @@ def pairs_of(rows: Sequence[Row], label: str, left_out: LeftOut | None = None) -
     for number, row in enumerate(rows, start=1):
         where = place_of(row) or f"{label}, row {number}"
         try:
-            found += [DataRow(pair, where) for pair in _pairs(where, row)]
+            found += [DataRow({**pair, RANKING: number}, where) for pair in _pairs(where, row)]
         except UserError as error:
             if left_out is None:
                 raise
@@ -61,9 +63,32 @@ def _pairs(where: str, row: Row) -> list[Row]:
     apart = [(i, j) for i, j in combinations(best_first, 2) if order[i] > order[j]]
     if not apart:
         raise UserError(f"{where}: all responses are equally good, so there is nothing to learn; leave the row out.")
-    kept = {name: value for name, value in row.items() if name not in (RESPONSES, SCORES, "rejected", "chosen")}
+    made = (RESPONSES, SCORES, "rejected", "chosen")
+    kept = {name: value for name, value in row.items() if name not in made}
+    rank = [sum(other > own for other in order) for own in order]
     found = []
     for i, j in sorted(apart, key=lambda pair: order[pair[1]] - order[pair[0]]):
         graded = {} if scores is None else {"score_chosen": order[i], "score_rejected": order[j]}
-        found.append({**kept, "chosen": responses[i], "rejected": responses[j], **graded})
+        places = dict(zip(PLACES, (rank[i], rank[j]), strict=True))
+        found.append({**kept, "chosen": responses[i], "rejected": responses[j], **graded, **places})
     return found
+
+
+def rankings_of(pairs: Sequence[Row]) -> list[list[tuple[int, int]]]:
+    """What `pairs_of` made pairs of, each ranking as a list of responses, best first.
+
+    Args:
+        pairs: one that is of no ranking is one of two.
+
+    Returns:
+        For each response a number, 2 n of the chosen one of pair n and 2 n + 1 of the rejected one, and how many are
+        better. Of the same text at the same place one is left.
+    """
+    found: dict[Any, dict[tuple[int, str], int]] = {}
+    for n, row in enumerate(pairs):
+        ranks = [row[place] for place in PLACES] if RANKING in row else (0, 1)
+        responses = found.setdefault(row.get(RANKING, ("pair", n)), {})
+        for side, (name, rank) in enumerate(zip(("chosen", "rejected"), ranks, strict=True)):
+            responses.setdefault((rank, str(row[name])), 2 * n + side)
+    ranked_rows = ([(number, rank) for (rank, _), number in one.items()] for one in found.values())
+    return [sorted(one, key=lambda response: response[1]) for one in ranked_rows]
