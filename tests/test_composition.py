@@ -46,7 +46,7 @@ ADDED = [*BASES, "wco", "uwo"]
 PREFERENCE = [
     name
     for name in catalogue.family("preference")
-    if catalogue.methods()[name].domain == "language" and name not in ("reward-model", "kto", "sft")
+    if catalogue.methods()[name].domain == "language" and name not in ("reward-model", "kto", "plackett-luce", "sft")
 ]
 """Methods that train a policy on pairs; what each adds to another is a table of its own."""
 ASKED = re.compile(r"set --([a-z-]+) (\w+)")

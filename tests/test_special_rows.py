@@ -325,10 +325,10 @@ def test_terms_and_what_they_log_count_what_has_weight(term: Term, kind: str) ->
     run_state = PartsRunState()
     batch = ordinary(run_state)
     pair, preferred = torch.arange(12) // 2, torch.arange(12) % 2 == 0
-    batch = batch.with_fields(pair=pair, preferred=preferred)
+    batch = batch.with_fields(pair=pair, preferred=preferred, ranking=torch.arange(12) // 4, rank=torch.arange(12) % 4)
     batch = batch.with_fields(group=pair) if term.grouped_by == "group" else batch
     odd = special(kind, batch).with_fields(pair=torch.full((5,), -1), preferred=torch.zeros(5, dtype=torch.bool))
-    odd = odd.with_fields(weight=torch.zeros(5, 8))
+    odd = odd.with_fields(weight=torch.zeros(5, 8), ranking=torch.arange(5), rank=torch.arange(5))
     extra = {n: torch.zeros(12, dtype=torch.float64) for n in ("demand", "initial_inventory")}
     names = {*COLLECTED, *term.required(), "weight", "score"}
     found = []
