@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,11 @@ os.environ["PYTHONPATH"] = search_path()  # children that inherit the environmen
 
 SEED = int(os.environ.get("POLYRL_TEST_SEED", "0"))
 """The seed of learning tests: `make margins` runs them with several, and on plain instruction sets."""
+
+
+def pytest_unconfigure() -> None:
+    """Leave no folder behind, in workers of xdist either."""
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

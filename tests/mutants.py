@@ -1766,6 +1766,43 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "models/recurrent.py",
+        "test_recurrent.py -k 'layer_is or inputs_get or windows_are or values_after or what_acted'",
+        [
+            ('| ~batch["present"]', ""),
+            ("torch.zeros_like(over[:, :1]), over[:, :-1]", "over[:, :1], over[:, :-1]"),
+            ("state * keep[:, t]", "state"),
+            (
+                "fresh + gates[:, size:] * (state - fresh)\n\n    def stepper",
+                "state + gates[:, size:] * (fresh - state)\n\n    def stepper",
+            ),
+            ("found[cut] = self(self.gru.after(", "found[cut] = self(self.gru.after(0 * "),
+            ("moment.records[name][:] = state", "moment.records[name][:] = 0"),
+            ("state[:] = step(moment.seen, state)", "state = step(moment.seen, state)"),
+            ("params[~moment.mask] = BLOCKED", "params[moment.mask] = BLOCKED"),
+        ],
+    ),
+    Group(
+        "kernels/gru.py",
+        "test_recurrent.py -k 'layer_is or inputs_get'",
+        [
+            ("mine[:, :size] = by_new * own[t]", "mine[:, :size] = by_new"),
+            ("(before[t] - new) * update", "(new - before[t]) * update"),
+            ("by_own[t] @ w) * kept[:, t]", "by_own[t] @ w)"),
+            ("np.multiply(by_new, reset, out", "np.multiply(by_new, 1, out"),
+        ],
+    ),
+    Group(
+        "parts/recurrent.py",
+        "test_recurrent.py -k 'windows_are or does_not_fit'",
+        [
+            ('starts[:, 0] = experience["starts_episode"]', ""),
+            ("steps % self.window", "steps < self.window"),
+            ('recipe.optimize.minibatch_of != "rows"', "False"),
+            ("type(policy) is not MlpActorCritic", "not isinstance(policy, MlpActorCritic)"),
+        ],
+    ),
+    Group(
         "run_state/labels.py",
         "test_kto.py -k 'area_under or judged_by'",
         [

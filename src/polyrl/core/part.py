@@ -352,7 +352,8 @@ class Improver(Part):
 class Architecture(Part):
     """What acts, where polyrl makes it: a network or a table, whose sizes are hyperparameters like any other.
 
-    Language models come from `--model` instead. A run calls its domain's own method of the architecture.
+    Language models come from `--model` instead. A run calls its domain's own method of the architecture. What it gives
+    are fields that rollouts get of what acts, beside those of every rollout, such as what it remembered.
     """
 
     stage: ClassVar[Stage] = "policy"

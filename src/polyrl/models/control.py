@@ -7,7 +7,7 @@ evaluation. At these sizes a framework costs several times what it computes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from polyrl.errors import UserError
 from polyrl.models.distributions import Distribution
 from polyrl.models.graph import Node, linear
 from polyrl.models.normalization import Floats, RunningMoments
+
+if TYPE_CHECKING:
+    from polyrl.core.experience import Experience
 
 
 class Forward(Protocol):
@@ -85,7 +88,13 @@ class ControlPolicy(nn.Module):
 
 
 class ControlCritic(nn.Module):
-    """A network from normalized observations `[..., D]` to values `[...]`."""
+    """A network from normalized observations `[..., D]` to values `[...]`.
+
+    Attributes:
+        fields_read: fields of the experience that it needs beside observations.
+    """
+
+    fields_read: frozenset[str] = frozenset()
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -96,11 +105,33 @@ class ControlCritic(nn.Module):
         value: Tensor = self.network(observation).squeeze(-1)
         return value
 
-    def values(self, observation: Tensor) -> Tensor:
+    def of_steps(self, batch: Experience) -> Tensor:
+        """Values of the states before a batch's steps, `[B, T]`."""
+        value: Tensor = self(batch["observation"])
+        return value
+
+    def values_of(self, batch: Experience) -> Tensor:
         """The same without gradients, for whole rollouts."""
+        return self.values(batch["observation"])
+
+    def final_values(self, batch: Experience) -> Tensor:
+        """Values without gradients of the states after truncated steps, 0 at the others, `[B, T]`."""
+        return final_values(batch, self.values)
+
+    def values(self, observation: Tensor) -> Tensor:
+        """Values `[...]` of observations, without gradients."""
         forward = snapshot(self.network)
         flat: Floats = observation.reshape(-1, observation.shape[-1]).numpy()
         return torch.from_numpy(forward(flat)).reshape(observation.shape[:-1])
+
+
+def final_values(batch: Experience, values: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `values` gives of the observations after truncated steps, 0 at the others, `[B, T]`."""
+    cut = batch["truncated"]
+    found = torch.zeros(cut.shape)
+    if bool(cut.any()):
+        found[cut] = values(batch["final_observation"][cut])
+    return found
 
 
 def _tanh(x: Floats) -> None:

@@ -146,6 +146,11 @@ def _made(entry: Model | Architecture, name: str, interface: Interface, weights:
     stream = torch.Generator().manual_seed(0)
     if isinstance(entry, Architecture):
         architecture: Any = entry
+        if entry.gives:
+            raise UserError(
+                f"A policy of {entry.name} remembers what it has seen, and a model of another run is asked about "
+                "single steps; name a run whose networks have no memory."
+            )
         if name == "critic":
             critic = architecture.make_critic(interface.observation_size, 0)
             critic.load_state_dict(weights)

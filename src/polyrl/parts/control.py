@@ -16,7 +16,7 @@ from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import See
 from polyrl.errors import UserError
-from polyrl.models.actor import Actor, Making
+from polyrl.models.actor import Actor, DistributionActor, Making, MaskedActor
 from polyrl.models.actor_critic import ORTHOGONAL_HELP, mlp_critic, mlp_policy
 from polyrl.models.control import ControlCritic, ControlPolicy
 from polyrl.models.critics import ValueModel
@@ -54,6 +54,10 @@ class MlpActorCritic(Architecture):
             normalize=self.normalize_observation,
             stream=generator(seed, "policy"),
         )
+
+    def make_actor(self, policy: ControlPolicy, critic: ControlCritic | None, *, masked: bool) -> Actor:
+        """What acts by the policy, among the allowed actions where the environment tells them."""
+        return (MaskedActor if masked else DistributionActor)(policy)
 
     def make_critic(self, inputs: int, seed: int) -> ControlCritic:
         """The critic: normalized observations `[..., inputs]` to values."""
@@ -103,7 +107,7 @@ class StepEnvironments(Part):
 
     def given_within(self, recipe: Recipe) -> frozenset[str]:
         """What parts ask the environment to tell, too; no `behaviour_logprob` where the acting model tells none."""
-        gives = self.gives | recipe.told
+        gives = self.gives | recipe.told | (recipe.policy.gives if recipe.policy else frozenset())
         acting = recipe.acting
         return gives if acting is None else gives - {"behaviour_logprob"} | acting.acting_gives
 

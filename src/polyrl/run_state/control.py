@@ -16,10 +16,10 @@ from polyrl import kernels
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.kernels.flat import FlatParameters
-from polyrl.models.actor import Actor, DistributionActor, Making, MaskedActor
+from polyrl.models.actor import Actor, Making
 from polyrl.models.base import Interface, Models, PolicyNetwork
 from polyrl.models.closed_form import ActorCriticPasses
-from polyrl.models.control import ControlCritic, ControlPolicy
+from polyrl.models.control import ControlCritic, ControlPolicy, final_values
 from polyrl.models.distributions import distribution_of
 from polyrl.models.from_run import FromRun
 from polyrl.models.normalization import RunningMoments
@@ -182,7 +182,7 @@ class ControlRunState(RunState):
             if self.critic is not None:
                 self.modules["critic"] = self.critic
             self.flat = {name: FlatParameters(module) for name, module in self.modules.items()}
-            self.judged: Actor = (MaskedActor if task.masked else DistributionActor)(self.policy)
+            self.judged: Actor = architecture.make_actor(self.policy, self.critic, masked=task.masked > 0)
             self.actor = acting(self.judged, {})
             self.judged = self.actor if self.actor.is_policy else self.judged
             if kernels.ENABLED:
@@ -196,6 +196,8 @@ class ControlRunState(RunState):
         self.acting = {"": acts} | {name: model for name, (model, _) in (streams or {}).items()}
         self.actors = {"": self.actor} | {name: self._actor_of(name, *of) for name, of in (streams or {}).items()}
         self.reads = ActorCriticPasses.reads | self.actor.fields_read
+        if self.models is None and self.critic is not None:
+            self.reads |= self.critic.fields_read
         self.collectors: dict[str, Collector] = {}
         self.judge = Evaluator(task, self.evaluation.seed)
         self.also_judged: list[AlsoJudged] = also_judged(self, also or {}, judges)
@@ -294,24 +296,19 @@ class ControlRunState(RunState):
         if {"logprob", "entropy"} & set(wants):
             found.update(self.actor.outputs(experience, wants))
         if "value" in wants:
-            found["value"] = self._need_critic()(experience["observation"])
+            found["value"] = self._need_critic().of_steps(experience)
         return {name: tensor for name, tensor in found.items() if name in wants}
 
     def value(self, experience: Experience) -> Tensor:
         """Critic's value of the state before each step, `[B, T]`."""
-        return self._values(experience["observation"])
+        critic = self._need_critic()
+        return critic.values_of(experience) if self._passes is None else self._passes.values(experience["observation"])
 
     def final_value(self, experience: Experience) -> Tensor:
         """Critic's value of the state after each truncated step, `[B, T]`; 0 at the others."""
-        cut = experience["truncated"]
-        result = torch.zeros(cut.shape)
-        if bool(cut.any()):
-            result[cut] = self._values(experience["final_observation"][cut])
-        return result
-
-    def _values(self, observation: Tensor) -> Tensor:
         critic = self._need_critic()
-        return critic.values(observation) if self._passes is None else self._passes.values(observation)
+        passes = self._passes
+        return critic.final_values(experience) if passes is None else final_values(experience, passes.values)
 
     @torch.no_grad()
     def divergence(self) -> float:

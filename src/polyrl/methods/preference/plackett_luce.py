@@ -129,7 +129,8 @@ class PlackettLuceLoss(Term):
         ranking = left(experience)
         counted = ranking >= 0
         size = (ranking[:, None] == ranking).sum(1) * torch.unique(ranking[counted]).numel()
-        return counted.float() / size.clamp(min=1)
+        weights: Tensor = counted.float() / size.clamp(min=1)
+        return weights
 
     def statistics(self, outputs: dict[str, Tensor], experience: Experience) -> dict[str, Tensor]:
         """Of each row's ranking, `[B]`: what its best and its worst response have, and how many pairs are in order."""

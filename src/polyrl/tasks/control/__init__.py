@@ -26,6 +26,7 @@ TASKS: dict[str, str] = {
     "corner-grid": "5 by 5 cells, from the middle to the better of two corners; 0.97 is the best return",
     "code-lock": "(length=10) right actions one after the other, seen only at the end; 1 is the best return",
     "catch": "catch a ball that falls over an image of (size=12) cells, for +cnn; 1 is the best return",
+    "t-maze": "a sign at the start says where to turn (length=8) cells further, for +gru; 1 is the best return",
     "lot-sizing": "(items=3,machines=2) produced for a demand that is not known before; minus what it costs",
     "slippery-lake": "go to a goal on ice that carries on, around holes (layout=0); nearer cells pay more",
     "Ant-v5": "a four-legged body walks (MuJoCo)",

@@ -40,6 +40,7 @@ OWN = {
     "corner-grid": "corner_grid:CornerGrid",
     "lot-sizing": "lot_sizing:LotSizing",
     "catch": "catch:Catch",
+    "t-maze": "t_maze:TMaze",
     "slippery-lake": "slippery_lake:SlipperyLake",
 }
 """Environments that are written out here, by their ids."""

@@ -74,7 +74,7 @@ def _pairs(where: str, row: Row) -> list[Row]:
     return found
 
 
-def rankings_of(pairs: Sequence[Row]) -> list[list[tuple[int, int]]]:
+def rankings_of(pairs: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, int]]]:
     """What `pairs_of` made pairs of, each ranking as a list of responses, best first.
 
     Args:
