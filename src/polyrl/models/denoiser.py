@@ -1,0 +1,157 @@
+"""Policies that denoise: an action is noise at first, of which a network takes some away in every step of a chain.
+
+A DDPM (arXiv:2006.11239) over actions in [-1, 1], with the variance-preserving schedule of arXiv:2011.13456 at a few
+steps, as arXiv:2208.06193 has it: at the end of the way nothing is left of the action, which is where chains begin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
+from polyrl.models.base import Interface, PolicyNetwork, Trained
+from polyrl.models.mlp import layer_sizes
+from polyrl.models.networks import Activation, StackedMlp
+from polyrl.models.squashed import scaler
+from polyrl.recipe import hyperparameter
+
+if TYPE_CHECKING:
+    from polyrl.core.experience import Experience
+    from polyrl.core.update import Draws
+
+LEAST, MOST = 0.1, 10.0
+"""Rates of noise at the beginning and at the end of the way (arXiv:2208.06193's code)."""
+
+
+def noise_rates(steps: int) -> Tensor:
+    """beta_t `[steps]` = 1 - exp(-LEAST / T - (MOST - LEAST) (2 t - 1) / (2 T^2)), t = 1..T."""
+    t = torch.arange(1, steps + 1, dtype=torch.float64)
+    return (1 - torch.exp(-LEAST / steps - (MOST - LEAST) * (2 * t - 1) / (2 * steps**2))).float()
+
+
+class DenoisingPolicy(PolicyNetwork):
+    """A chain whose network predicts the noise that was added.
+
+    Attributes:
+        network: from observation, noisy action and place in the chain to noise.
+        numbers: A, numbers of an action.
+        steps: of the chain.
+    """
+
+    beta: Tensor
+    kept: Tensor
+
+    def __init__(self, network: StackedMlp, space: spaces.Box, steps: int):
+        super().__init__()
+        self.network, self.space, self.steps = network, space, steps
+        self.numbers = int(np.prod(space.shape))
+        beta = noise_rates(steps)
+        self.register_buffer("beta", beta)
+        self.register_buffer("kept", torch.cumprod(1 - beta, 0))  # abar_t
+
+    def noise_of(self, observation: Tensor, noisy: Tensor, step: Tensor) -> Tensor:
+        """Predicted noise `[..., A]` of noisy actions `[..., A]` at steps `[..., 1]`, counted from 0."""
+        said: Tensor = self.network(torch.cat([observation, noisy, step.float() / self.steps], -1))
+        return said.squeeze(-2)
+
+    def sample(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Actions `[..., A]` of observations `[..., D]` by noise `[..., steps, A]`: the whole chain (algorithm 2).
+
+        What the network takes the action for is brought to [-1, 1] in every step.
+        """
+        action = noise[..., 0, :]
+        for t in reversed(range(self.steps)):
+            step = torch.full((*action.shape[:-1], 1), float(t))
+            beta, kept = self.beta[t], self.kept[t]
+            before = self.kept[t - 1] if t else torch.ones(())
+            clean = (action - (1 - kept).sqrt() * self.noise_of(observation, action, step)) / kept.sqrt()
+            clean = clean.clamp(-1, 1)
+            mean = (before.sqrt() * beta * clean + (1 - beta).sqrt() * (1 - before) * action) / (1 - kept)  # eq. 7
+            action = mean + (beta * (1 - before) / (1 - kept)).sqrt() * noise[..., t, :] if t else mean
+        return action
+
+    def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
+        """ "imitation" `[B, T]`: the squared error of the noise predicted on the batch's actions (equation 14)."""
+        action = batch["action"]
+        step = (draw.uniform(*action.shape[:-1], 1) * self.steps).long()
+        noise, kept = draw(*action.shape), self.kept[step]
+        noisy = kept.sqrt() * action + (1 - kept).sqrt() * noise
+        return {"imitation": (self.noise_of(batch["observation"], noisy, step) - noise).square().sum(-1)}
+
+    def actor(self) -> Actor:
+        """Samples from it."""
+        return DenoisingActor(self)
+
+
+class DenoisingActor(Actor):
+    """Acts by a chain; while it is judged, by the chain without noise on its way from 0."""
+
+    action_dtype = np.float32
+    recorded: Mapping[str, tuple[tuple[int, ...], Any]] = {}
+
+    def __init__(self, policy: DenoisingPolicy):
+        self.policy, self.action_shape, self.execute = policy, (policy.numbers,), scaler(policy.space)
+
+    def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
+        """`[steps, count, steps of a chain, A]`."""
+        shape = (steps, count, self.policy.steps, self.policy.numbers)
+        return torch.randn(shape, generator=generator).numpy()
+
+    def player(self) -> Player:
+        """One chain each."""
+
+        @torch.no_grad()
+        def play(moment: Moment) -> NDArray[Any]:
+            seen, policy = torch.from_numpy(moment.seen), self.policy
+            still = torch.zeros(len(seen), policy.steps, policy.numbers)
+            action = policy.sample(seen, still if moment.noise is None else torch.from_numpy(moment.noise)).numpy()
+            if not np.isfinite(action).all():
+                raise ActionNotFinite
+            return action
+
+        return play
+
+    def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
+        """None: how likely an action was nobody knows."""
+        return {}
+
+    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def is_finite(self) -> bool:
+        """The policy's parameters."""
+        return all(bool(torch.isfinite(p).all()) for p in self.policy.parameters())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoiser(Trained):
+    """A denoising chain over actions between bounds, which imitates."""
+
+    outputs: ClassVar[frozenset[str]] = frozenset({"imitation"})
+
+    hidden: str = hyperparameter("128x128x128", "sizes of the hidden layers, joined by x")
+    activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
+    denoising_steps: int = hyperparameter(5, "steps of the chain", low=1)
+
+    def make(self, interface: Interface, stream: torch.Generator) -> DenoisingPolicy:
+        """A network of the task's observations, an action and a place in the chain."""
+        space = interface.box("A denoiser")
+        numbers = math.prod(space.shape)
+        network = StackedMlp(
+            interface.observation_size + numbers + 1,
+            layer_sizes(self.hidden),
+            numbers,
+            activation=self.activation,
+            generator=stream,
+        )
+        return DenoisingPolicy(network, space, self.denoising_steps)
