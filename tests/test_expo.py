@@ -18,7 +18,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.update import See
 from polyrl.data.replay import Replay
 from polyrl.errors import UserError
-from polyrl.methods.control.expo import EditEntropy, OnTheFlyTarget, best_action
+from polyrl.methods.control.expo import EditEntropy, OnTheFlyTarget, best_action, noise_shape
 from polyrl.models.base import Interface
 from polyrl.models.denoiser import Denoiser, DenoisingPolicy, noise_rates
 from polyrl.models.squashed import squashed_logprob
@@ -73,7 +73,7 @@ def test_the_point_goes_around_the_wall() -> None:
 def test_demonstrations_go_both_ways_and_sometimes_reach_the_goal() -> None:
     recorded = named_task("wall-point").recorded
     assert recorded is not None and len(recorded.returns) == 100
-    assert 0.2 <= np.mean([total > -40 for total in recorded.returns]) <= 0.6
+    assert 0.2 <= np.mean([total > -40 for total in recorded.returns]) <= 0.4
     middle = recorded.seen[recorded.seen[:, 0].abs() < 0.15]
     assert 0.4 < float((middle[:, 1] > 0).float().mean()) < 0.6 and float(middle[:, 1].abs().min()) >= 0.4
     again = named_task("wall-point").recorded
@@ -184,9 +184,9 @@ def proposals(loop: Any, candidates: int = 4) -> tuple[Tensor, Tensor, Tensor, T
     """Observations `[6, 2]`, noise of the choice, base actions `[6, N, 2]`, and the critics' means `[6, N]`."""
     models, stream = loop.run_state.models, torch.Generator().manual_seed(1)
     shown = torch.rand(6, 2, generator=stream)
-    noise = torch.randn(6, candidates, models["base"].steps + 1, 2, generator=stream)
+    noise = torch.randn(6, *noise_shape(models, candidates), generator=stream)
     repeated = shown.unsqueeze(1).expand(6, candidates, 2)
-    base = models["base"].sample(repeated, noise[..., :-1, :])
+    base = models["base"].propose(repeated, noise[..., :-2])
     return shown, noise, base, models["q"](repeated, base).mean(-1)
 
 
@@ -225,13 +225,13 @@ def test_targets_are_of_the_same_choice(follows: str) -> None:
     )
     part = OnTheFlyTarget(candidates=3, follows=follows, subset=3)  # type: ignore[arg-type]
     found = part.apply(batch, See(models, context, "x"))["value_target"]
-    noise = torch.randn(5, 1, 3, models["base"].steps + 1, 2, generator=context.generator("x"))
+    noise = torch.randn(5, 1, *noise_shape(models, 3), generator=context.generator("x"))
     for row in range(5):
         shown = batch["next_observation"][row, 0]
         if follows == "best":
             action = best_action(models, shown, noise[row, 0], "q_target")
         else:
-            action = models["base"].sample(shown, noise[row, 0, 0, :-1])
+            action = models["base"].propose(shown, noise[row, 0, 0, :-2])
         value = models["q_target"](shown, action).amin()
         expected = batch["reward"][row, 0] + batch["discount"][row, 0] * value
         torch.testing.assert_close(found[row, 0], expected, rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ steps, as arXiv:2208.06193 has it: at the end of the way nothing is left of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,11 +17,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyrl.models.actor import ActionNotFinite, Actor, Moment, Player
-from polyrl.models.base import Interface, PolicyNetwork, Trained
+from polyrl.models.actor import Actor
+from polyrl.models.base import Interface, Trained
+from polyrl.models.imitating import ImitatingActor, ImitatingPolicy
 from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import Activation, StackedMlp
-from polyrl.models.squashed import scaler
 from polyrl.recipe import hyperparameter
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def noise_rates(steps: int) -> Tensor:
     return (1 - torch.exp(-LEAST / steps - (MOST - LEAST) * (2 * t - 1) / (2 * steps**2))).float()
 
 
-class DenoisingPolicy(PolicyNetwork):
+class DenoisingPolicy(ImitatingPolicy):
     """A chain whose network predicts the noise that was added.
 
     Attributes:
@@ -54,6 +54,7 @@ class DenoisingPolicy(PolicyNetwork):
         super().__init__()
         self.network, self.space, self.steps = network, space, steps
         self.numbers = int(np.prod(space.shape))
+        self.proposal_size = steps * self.numbers
         beta = noise_rates(steps)
         self.register_buffer("beta", beta)
         self.register_buffer("kept", torch.cumprod(1 - beta, 0))  # abar_t
@@ -79,6 +80,10 @@ class DenoisingPolicy(PolicyNetwork):
             action = mean + (beta * (1 - before) / (1 - kept)).sqrt() * noise[..., t, :] if t else mean
         return action
 
+    def propose(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """The same by noise `[..., steps * A]`."""
+        return self.sample(observation, noise.unflatten(-1, (self.steps, self.numbers)))
+
     def outputs(self, batch: Experience, wants: Collection[str], draw: Draws) -> dict[str, Tensor]:
         """ "imitation" `[B, T]`: the squared error of the noise predicted on the batch's actions (equation 14)."""
         action = batch["action"]
@@ -92,51 +97,21 @@ class DenoisingPolicy(PolicyNetwork):
         return DenoisingActor(self)
 
 
-class DenoisingActor(Actor):
+class DenoisingActor(ImitatingActor):
     """Acts by a chain; while it is judged, by the chain without noise on its way from 0."""
 
-    action_dtype = np.float32
-    recorded: Mapping[str, tuple[tuple[int, ...], Any]] = {}
-
-    def __init__(self, policy: DenoisingPolicy):
-        self.policy, self.action_shape, self.execute = policy, (policy.numbers,), scaler(policy.space)
+    policy: DenoisingPolicy
 
     def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
         """`[steps, count, steps of a chain, A]`."""
-        shape = (steps, count, self.policy.steps, self.policy.numbers)
-        return torch.randn(shape, generator=generator).numpy()
-
-    def player(self) -> Player:
-        """One chain each."""
-
-        @torch.no_grad()
-        def play(moment: Moment) -> NDArray[Any]:
-            seen, policy = torch.from_numpy(moment.seen), self.policy
-            still = torch.zeros(len(seen), policy.steps, policy.numbers)
-            action = policy.sample(seen, still if moment.noise is None else torch.from_numpy(moment.noise)).numpy()
-            if not np.isfinite(action).all():
-                raise ActionNotFinite
-            return action
-
-        return play
-
-    def fields(self, records: Mapping[str, NDArray[Any]], action: Tensor) -> dict[str, Tensor]:
-        """None: how likely an action was nobody knows."""
-        return {}
-
-    def outputs(self, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    def is_finite(self) -> bool:
-        """The policy's parameters."""
-        return all(bool(torch.isfinite(p).all()) for p in self.policy.parameters())
+        return super().noise(steps, count, generator).reshape(steps, count, self.policy.steps, self.policy.numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser(Trained):
     """A denoising chain over actions between bounds, which imitates."""
 
+    slot: ClassVar[str] = "imitating-policy"
     outputs: ClassVar[frozenset[str]] = frozenset({"imitation"})
 
     hidden: str = hyperparameter("128x128x128", "sizes of the hidden layers, joined by x")

@@ -11,13 +11,11 @@ worth the least of a few. The variant with an entropy in the targets is not here
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from polyrl.core.experience import Experience
@@ -26,7 +24,6 @@ from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Again, Draws, Mix, Move, Phase, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
 from polyrl.data.transitions import Transitions
-from polyrl.models.actor import ActionNotFinite, Actor, Making, Moment, Player, Wrapper
 from polyrl.models.base import Copy, Interface, Network, Trained
 from polyrl.models.critics import QNetwork
 from polyrl.models.denoiser import Denoiser
@@ -34,7 +31,8 @@ from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import StackedMlp
 from polyrl.models.scalar import PositiveScalar
 from polyrl.models.squashed import LOG_STD_MAX, LOG_STD_MIN, squashed_logprob
-from polyrl.parts.replayed import EntropyTarget, OffPolicyTerm, SquaredTD, StepAndKeep
+from polyrl.parts.imitating import ActByChoice, OwnImitation, ProposalTarget
+from polyrl.parts.replayed import EntropyTarget, OffPolicyTerm, SquaredTD
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 SLUG = "expo"
@@ -82,102 +80,58 @@ class Edit(Trained):
         return EditNetwork(StackedMlp(inputs, layer_sizes(self.hidden), 2 * numbers, generator=stream), self.radius)
 
 
+def noise_shape(models: Mapping[str, Any], candidates: int) -> tuple[int, int]:
+    """N, and the normal numbers of a base action and behind them its edit's."""
+    return candidates, models["base"].proposal_size + models["base"].numbers
+
+
 def best_action(models: Mapping[str, Any], observation: Tensor, noise: Tensor, by: str) -> Tensor:
     """The best by the mean of the critics `by` of N base and N edited actions, `[..., A]`.
 
     Args:
         models: base, edit and critics.
         observation: `[..., D]`.
-        noise: `[..., N, steps + 1, A]`, of N chains, and of their edits behind them.
+        noise: `[..., *noise_shape]`.
         by: name of the critics.
     """
-    repeated = observation.unsqueeze(-2).expand(*noise.shape[:-2], observation.shape[-1])
-    base = models["base"].sample(repeated, noise[..., :-1, :])
-    edit, _ = models["edit"].sample(repeated, base, noise[..., -1, :])
+    repeated = observation.unsqueeze(-2).expand(*noise.shape[:-1], observation.shape[-1])
+    size = models["base"].proposal_size
+    base = models["base"].propose(repeated, noise[..., :size])
+    edit, _ = models["edit"].sample(repeated, base, noise[..., size:])
     both = torch.cat([base, (base + edit).clamp(-1, 1)], -2)
     best = models[by](torch.cat([repeated, repeated], -2), both).mean(-1).argmax(-1)
     return both.gather(-2, best[..., None, None].expand(*best.shape, 1, both.shape[-1])).squeeze(-2)
 
 
-class OnTheFly(Wrapper):
-    """Acts by the best of what base and edit propose.
-
-    Evaluations judge it too, with proposals of a stream that begins anew with each.
-    """
-
-    is_policy = True
-
-    def __init__(self, inner: Actor, models: Mapping[str, Any], candidates: int):
-        super().__init__(inner)
-        self.models, self.candidates = models, candidates
-
-    def noise(self, steps: int, count: int, generator: torch.Generator) -> NDArray[Any]:
-        """Of chains and edits: `[steps, count, N, steps of a chain + 1, A]`."""
-        base = self.models["base"]
-        shape = (steps, count, self.candidates, base.steps + 1, base.numbers)
-        return torch.randn(shape, generator=generator).numpy()
-
-    def player(self) -> Player:
-        """The best candidate."""
-        judging = torch.Generator().manual_seed(0)
-
-        @torch.no_grad()
-        def play(moment: Moment) -> NDArray[Any]:
-            seen = torch.from_numpy(moment.seen)
-            noise = self.noise(1, len(seen), judging)[0] if moment.noise is None else moment.noise
-            action = best_action(self.models, seen, torch.from_numpy(noise), "q").numpy()
-            if not np.isfinite(action).all():
-                raise ActionNotFinite
-            return action
-
-        return play
-
-    def is_finite(self) -> bool:
-        """All that choose."""
-        parameters = (p for name in ("base", "edit", "q") for p in self.models[name].parameters())
-        return all(bool(torch.isfinite(p).all()) for p in parameters)
-
-
 @dataclass(frozen=True, kw_only=True)
-class ActOnTheFly(StepAndKeep):
+class ActOnTheFly(ActByChoice):
     """Step environments with the best of base and edited actions."""
 
     models: ClassVar[frozenset[str]] = frozenset({"base", "edit", "q"})
 
     candidates: int = hyperparameter(4, "N: base actions, and as many edited ones", low=1)
 
-    def actor(self, inner: Actor, making: Making) -> Actor:
-        """Put the choice around the base policy."""
-        return OnTheFly(inner, making.models, self.candidates)
+    def choice(self, models: Mapping[str, Any]) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]:
+        """By the mean of the critics."""
+        return lambda seen, noise: best_action(models, seen, noise, "q"), noise_shape(models, self.candidates)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnTheFlyTarget(Part):
+class OnTheFlyTarget(ProposalTarget):
     """Targets with the same choice: r + discount min Q'(s', a*), a* the best of N base and N edited actions."""
 
-    stage: ClassVar[Stage] = "credit"
-    scope: ClassVar[Scope] = "step"
-    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
-    slot: ClassVar[str] = "value-target"
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "discount", "next_observation"})
-    gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
     models: ClassVar[frozenset[str]] = frozenset({"base", "edit", "q_target"})
 
     candidates: int = hyperparameter(4, "N: base actions, and as many edited ones", low=1)
     follows: Literal["best", "base"] = hyperparameter("best", "what the target's next action is: the best, or a base's")
-    subset: int = hyperparameter(2, "critics of whose values the least counts, drawn anew for each update", low=1)
 
-    def apply(self, batch: Experience, see: See) -> Experience:
-        """Add `value_target` `[B, T]`."""
-        following, base, critics = batch["next_observation"], see["base"], see["q_target"]
-        noise = see.draw(*following.shape[:-1], self.candidates, base.steps + 1, base.numbers)
+    def following(self, observation: Tensor, see: See) -> Tensor:
+        """The best by the mean of the target critics."""
+        noise = see.draw(*observation.shape[:-1], *noise_shape(see.models, self.candidates))
         if self.follows == "best":
-            action = best_action(see.models, following, noise, "q_target")
-        else:
-            action = base.sample(following, noise[..., 0, :-1, :])
-        members = torch.randperm(critics.network.members, generator=see.generator)[: self.subset]
-        value = critics.some(following, action, members).amin(-1)
-        return batch.with_fields(value_target=batch["reward"] + batch["discount"] * value)
+            return best_action(see.models, observation, noise, "q_target")
+        found: Tensor = see["base"].propose(observation, noise[..., 0, : see["base"].proposal_size])
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +151,8 @@ class BaseActions(Part):
     def apply(self, batch: Experience, see: See) -> Experience:
         """Add `base_action` `[B, T, A]`."""
         observation, base = batch["observation"], see["base"]
-        noise = see.draw(*observation.shape[:-1], base.steps, base.numbers)
-        return batch.with_fields(base_action=base.sample(observation, noise))
+        noise = see.draw(*observation.shape[:-1], base.proposal_size)
+        return batch.with_fields(base_action=base.propose(observation, noise))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,21 +185,9 @@ class EditEntropy(EntropyTarget):
         return -outputs["log_number"] * (experience["sampled_logprob"] + target)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Denoising(OffPolicyTerm):
-    """Imitate: the squared error of the noise that the base policy predicts."""
-
-    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
-    wants: ClassVar[frozenset[str]] = frozenset({"imitation"})
-
-    def loss(self, outputs: dict[str, Tensor], experience: Experience) -> Tensor:
-        """Of every action, `[B, T]`."""
-        return outputs["imitation"]
-
-
 def recipe() -> Recipe:
     """First the base policy imitates the data; then critics are trained several times a step, and the others once."""
-    imitate = (Denoising(),)
+    imitate = (OwnImitation(),)
     critics = (
         Update("q", (SquaredTD(),), Mix("data", "replay", batch_size=256), credit=(OnTheFlyTarget(),)),
         Move("q_target", "q", tau=0.005),

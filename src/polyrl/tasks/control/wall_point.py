@@ -19,7 +19,7 @@ START, GOAL, RADIUS = np.array([-0.9, 0.0]), np.array([0.9, 0.1]), 0.05
 WALL = np.array([0.2, 0.4])
 """Half the wall's width and height, around (0, 0)."""
 SPEED, LIMIT = 0.1, 40
-AIMED, NOISE = np.array([0.9, 0.0]), 0.3
+AIMED, NOISE = np.array([0.9, 0.0]), 0.26
 """What demonstrations go for, and the deviation of each number of their actions."""
 
 
