@@ -1,7 +1,9 @@
 """Policies that denoise: an action is noise at first, of which a network takes some away in every step of a chain.
 
 A DDPM (arXiv:2006.11239) over actions in [-1, 1], with the variance-preserving schedule of arXiv:2011.13456 at a few
-steps, as arXiv:2208.06193 has it: at the end of the way nothing is left of the action, which is where chains begin.
+steps, as arXiv:2208.06193 has it, or the cosine of arXiv:2102.09672: at the end of the way next to nothing is left of
+the action, which is where chains begin. Of short chains the cosine's last step begins with less noise, so that they
+tell ways apart which are nearer to each other.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,14 +30,22 @@ if TYPE_CHECKING:
     from polyrl.core.experience import Experience
     from polyrl.core.update import Draws
 
+NoiseSchedule = Literal["variance-preserving", "cosine"]
 LEAST, MOST = 0.1, 10.0
 """Rates of noise at the beginning and at the end of the way (arXiv:2208.06193's code)."""
 
 
-def noise_rates(steps: int) -> Tensor:
-    """beta_t `[steps]` = 1 - exp(-LEAST / T - (MOST - LEAST) (2 t - 1) / (2 T^2)), t = 1..T."""
-    t = torch.arange(1, steps + 1, dtype=torch.float64)
-    return (1 - torch.exp(-LEAST / steps - (MOST - LEAST) * (2 * t - 1) / (2 * steps**2))).float()
+def noise_rates(steps: int, schedule: NoiseSchedule = "variance-preserving") -> Tensor:
+    """beta_t `[steps]`, t = 1..T, as float32.
+
+    1 - exp(-LEAST / T - (MOST - LEAST) (2 t - 1) / (2 T^2)), or 1 - f(t) / f(t - 1), at most 0.999, with the cosine
+    f(t) = cos^2((t / T + 0.008) / 1.008 pi / 2) (arXiv:2102.09672, equation 17).
+    """
+    t = torch.arange(steps + 1, dtype=torch.float64)
+    if schedule == "cosine":
+        kept = ((t / steps + 0.008) / 1.008 * math.pi / 2).cos().square()
+        return (1 - kept[1:] / kept[:-1]).clamp(max=0.999).float()
+    return (1 - torch.exp(-LEAST / steps - (MOST - LEAST) * (2 * t[1:] - 1) / (2 * steps**2))).float()
 
 
 class DenoisingPolicy(ImitatingPolicy):
@@ -50,12 +60,18 @@ class DenoisingPolicy(ImitatingPolicy):
     beta: Tensor
     kept: Tensor
 
-    def __init__(self, network: StackedMlp, space: spaces.Box, steps: int):
+    def __init__(
+        self,
+        network: StackedMlp,
+        space: spaces.Box,
+        steps: int,
+        schedule: NoiseSchedule = "variance-preserving",
+    ):
         super().__init__()
         self.network, self.space, self.steps = network, space, steps
         self.numbers = int(np.prod(space.shape))
         self.proposal_size = steps * self.numbers
-        beta = noise_rates(steps)
+        beta = noise_rates(steps, schedule)
         self.register_buffer("beta", beta)
         self.register_buffer("kept", torch.cumprod(1 - beta, 0))  # abar_t
 
@@ -117,6 +133,10 @@ class Denoiser(Trained):
     hidden: str = hyperparameter("128x128x128", "sizes of the hidden layers, joined by x")
     activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
     denoising_steps: int = hyperparameter(5, "steps of the chain", low=1)
+    noise_schedule: NoiseSchedule = hyperparameter(
+        "variance-preserving",
+        "variance-preserving, or cosine, which leaves less noise to the last step of short chains",
+    )
 
     def make(self, interface: Interface, stream: torch.Generator) -> DenoisingPolicy:
         """A network of the task's observations, an action and a place in the chain."""
@@ -129,4 +149,4 @@ class Denoiser(Trained):
             activation=self.activation,
             generator=stream,
         )
-        return DenoisingPolicy(network, space, self.denoising_steps)
+        return DenoisingPolicy(network, space, self.denoising_steps, self.noise_schedule)

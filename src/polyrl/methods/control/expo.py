@@ -195,7 +195,7 @@ def recipe() -> Recipe:
     return Recipe(
         name=SLUG,
         models={
-            "base": Denoiser(),
+            "base": Denoiser(denoising_steps=10, noise_schedule="cosine"),
             "edit": Edit(),
             "q": QNetwork(critics=4, layer_norm=True),
             "q_target": Copy("q"),
