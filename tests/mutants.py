@@ -2756,7 +2756,7 @@ GROUPS: list[Group] = [
             (".mean(-1).argmax(-1)", ".mean(-1).argmin(-1)"),
             ("both = torch.cat([base, (base + edit)", "both = torch.cat([(base + edit).clamp(-1, 1), (base + edit)"),
             ('if self.follows == "best":', "if True:"),
-            ("both.gather(-2, best", "both.gather(-2, 0 * best"),
+            ("taken(both, models", "taken(both, 0 * models"),
             ("self.radius * before.tanh()", "before.tanh()"),
             ("shape[-1] / 2\n", "shape[-1] * 1.0\n"),
         ],

@@ -92,7 +92,7 @@ class ImitatingActor(Actor):
 
 
 def finite(action: Tensor) -> NDArray[Any]:
-    """Actions as arrays.
+    """Actions `[B, A]` as arrays.
 
     Raises:
         ActionNotFinite: some number is not finite.

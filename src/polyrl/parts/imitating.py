@@ -65,6 +65,11 @@ class BinnedPolicy(Trained):
 # ------------------------------------------------------------------------------------------------------------ collect
 
 
+def taken(actions: Tensor, which: Tensor) -> Tensor:
+    """The actions number `which` `[...]` of `[..., N, A]`: `[..., A]`."""
+    return actions.gather(-2, which[..., None, None].expand(*which.shape, 1, actions.shape[-1])).squeeze(-2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActByChoice(StepAndKeep):
     """Step environments with what a paper's own `choice` makes of several proposals of the policy."""
@@ -95,14 +100,9 @@ class ProposalTarget(Part):
 
     subset: int = hyperparameter(2, "critics of whose values the least counts, drawn anew for each update", low=1)
 
-    def following(self, observation: Tensor, see: See) -> Tensor:
-        """What would be done `[B, T, A]` where `[B, T, D]` is seen."""
-        raise NotImplementedError
-
-    def apply(self, batch: Experience, see: See) -> Experience:
-        """Add `value_target` `[B, T]`."""
+    def valued(self, batch: Experience, action: Tensor, see: See) -> Experience:
+        """Add `value_target` `[B, T]`, where `action` `[B, T, A]` follows."""
         shown, critics = batch["next_observation"], see["q_target"]
-        action = self.following(shown, see)
         members = torch.randperm(critics.network.members, generator=see.generator)[: self.subset]
         value = critics.some(shown, action, members).amin(-1)
         return batch.with_fields(value_target=batch["reward"] + batch["discount"] * value)

@@ -31,7 +31,7 @@ from polyrl.models.mlp import layer_sizes
 from polyrl.models.networks import StackedMlp
 from polyrl.models.scalar import PositiveScalar
 from polyrl.models.squashed import LOG_STD_MAX, LOG_STD_MIN, squashed_logprob
-from polyrl.parts.imitating import ActByChoice, OwnImitation, ProposalTarget
+from polyrl.parts.imitating import ActByChoice, OwnImitation, ProposalTarget, taken
 from polyrl.parts.replayed import EntropyTarget, OffPolicyTerm, SquaredTD
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
@@ -99,8 +99,7 @@ def best_action(models: Mapping[str, Any], observation: Tensor, noise: Tensor, b
     base = models["base"].propose(repeated, noise[..., :size])
     edit, _ = models["edit"].sample(repeated, base, noise[..., size:])
     both = torch.cat([base, (base + edit).clamp(-1, 1)], -2)
-    best = models[by](torch.cat([repeated, repeated], -2), both).mean(-1).argmax(-1)
-    return both.gather(-2, best[..., None, None].expand(*best.shape, 1, both.shape[-1])).squeeze(-2)
+    return taken(both, models[by](torch.cat([repeated, repeated], -2), both).mean(-1).argmax(-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +124,13 @@ class OnTheFlyTarget(ProposalTarget):
     candidates: int = hyperparameter(4, "N: base actions, and as many edited ones", low=1)
     follows: Literal["best", "base"] = hyperparameter("best", "what the target's next action is: the best, or a base's")
 
-    def following(self, observation: Tensor, see: See) -> Tensor:
-        """The best by the mean of the target critics."""
-        noise = see.draw(*observation.shape[:-1], *noise_shape(see.models, self.candidates))
+    def apply(self, batch: Experience, see: See) -> Experience:
+        """Choose by the mean of the target critics."""
+        following, base = batch["next_observation"], see["base"]
+        noise = see.draw(*following.shape[:-1], *noise_shape(see.models, self.candidates))
         if self.follows == "best":
-            return best_action(see.models, observation, noise, "q_target")
-        found: Tensor = see["base"].propose(observation, noise[..., 0, : see["base"].proposal_size])
-        return found
+            return self.valued(batch, best_action(see.models, following, noise, "q_target"), see)
+        return self.valued(batch, base.propose(following, noise[..., 0, : base.proposal_size]), see)
 
 
 @dataclass(frozen=True, kw_only=True)
