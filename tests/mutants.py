@@ -2823,6 +2823,61 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/control/expo.py",
+        "test_expo.py -k 'radius or worse or targets or gradient or edit'",
+        [
+            (".mean(-1).argmax(-1)", ".mean(-1).argmin(-1)"),
+            ("both = torch.cat([base, (base + edit)", "both = torch.cat([(base + edit).clamp(-1, 1), (base + edit)"),
+            ('if self.follows == "best":', "if True:"),
+            ("taken(both, models", "taken(both, 0 * models"),
+            ("self.radius * before.tanh()", "before.tanh()"),
+            ("shape[-1] / 2\n", "shape[-1] * 1.0\n"),
+        ],
+    ),
+    Group(
+        "models/denoiser.py",
+        "test_expo.py -k 'chain or way or cosine'",
+        [
+            ("(1 - beta).sqrt() * (1 - before) * action", "(1 - beta).sqrt() * (1 - kept) * action"),
+            ("(beta * (1 - before) / (1 - kept)).sqrt() * noise", "beta.sqrt() * noise"),
+            ("(2 * t[1:] - 1) / (2 * steps**2)", "(2 * t[1:]) / (2 * steps**2)"),
+            ("kept.sqrt() * action + (1 - kept).sqrt() * noise", "kept * action + (1 - kept) * noise"),
+            ("(t / steps + 0.008) / 1.008", "(t / steps) / 1.008"),
+        ],
+    ),
+    Group(
+        "models/imitating.py",
+        "test_imitating.py",
+        [
+            ("torch.arange(self.numbers) < number", "torch.arange(self.numbers) <= number"),
+            ("known = torch.where(torch.arange(self.numbers) < number, action, 0)", "known = torch.zeros_like(action)"),
+            ("(place[..., number, None] >= below)", "(place[..., number, None] < below)"),
+            ("which[number] = 1", "which[0] = 1"),
+            ("logits.argmax(-1)", "logits.argmin(-1)"),
+            (".abs().argmin(-1)", ".abs().argmax(-1)"),
+            ("known, total = self.values[near]", "known, total = batch['action']"),
+            (".exp() * noise).clamp(-1, 1)", ".exp() * noise)"),
+        ],
+    ),
+    Group(
+        "parts/imitating.py",
+        "test_expo.py -k 'targets'",
+        [
+            (".amin(-1)", ".mean(-1)"),
+            ('batch["discount"] * value', "value"),
+            ('see["q_target"]', 'see["q"]'),
+        ],
+    ),
+    Group(
+        "tasks/control/wall_point.py",
+        "test_expo.py -k 'wall or demonstrations'",
+        [
+            ("if not (np.abs(moved) < WALL).all():", "if True:"),
+            ("0.0 if reached else -1.0", "1.0 if reached else -1.0"),
+            ("(1, 1 - 2 * (k % 2))", "(1, 1)"),
+        ],
+    ),
+    Group(
         "methods/control/npg_igt.py",
         "test_npg_igt.py -k 'identity or quadratic or ahead or itself or constant or scale'",
         [

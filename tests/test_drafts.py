@@ -28,12 +28,11 @@ from polyrl.runtime.config import PythonObjects, RunConfig
 
 torch.set_num_threads(1)
 DRAFTS = Path(__file__).parent / "drafts"
-EXPO, PPO_LIST, AIRLLM = (DRAFTS / f"{name}.py" for name in ("expo", "ppo_list", "airllm"))
+PPO_LIST, AIRLLM = (DRAFTS / f"{name}.py" for name in ("ppo_list", "airllm"))
 TASKS = {AIRLLM: f"{AIRLLM}:Channel"}
 SIZES = {
     PPO_LIST: {"environments": "2", "steps_per_environment": "30", "hidden": "8", "epochs": "2", "minibatches": "3"},
     AIRLLM: {"learning_starts": "20", "batch_size": "8", "hidden": "8", "steps_per_environment": "11"},
-    EXPO: {"turns": "30", "random_steps": "10", "learning_starts": "20", "hidden": "16x16", "batch_size": "8"},
 }
 
 
@@ -47,7 +46,7 @@ def loop_of(draft: Path, extra: str = "", **settings: str) -> Any:
     return make_loop(config_of(f"{draft}{extra}", {**SIZES[draft], **settings}))[0]
 
 
-@pytest.mark.parametrize("draft", [EXPO, PPO_LIST, AIRLLM], ids=lambda d: d.stem)
+@pytest.mark.parametrize("draft", [PPO_LIST, AIRLLM], ids=lambda d: d.stem)
 def test_a_draft_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path, draft: Path) -> None:
     def numbers(folder: Path) -> list[dict[str, Any]]:
         drop = ("seconds", "steps_per_second", "updates_per_second")
@@ -58,43 +57,6 @@ def test_a_draft_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path,
     stopped_after(loop, 2)
     resume_run(tmp_path / "half", trust_code=True).run()
     assert numbers(tmp_path / "half") == numbers(tmp_path / "whole")
-
-
-def test_expo_composes_with_parts_for_replay_buffers() -> None:
-    recipe = catalogue.build(f"{EXPO}+n-step+prioritised", {"candidates": "2", "radius": "0.1"})
-    replay = recipe.sources["replay"]
-    assert isinstance(replay, Replay) and (replay.n_step, replay.priority_exponent) == (3, 0.6)
-    values = recipe.hyperparameters()
-    assert values["act-on-the-fly.candidates"] == values["on-the-fly-target.candidates"] == 2
-    assert values["edit.radius"] == 0.1
-    loop_of(EXPO, "+n-step+prioritised").iterate()
-
-
-def test_expo_without_edits_is_the_best_of_the_base_actions() -> None:
-    loop = loop_of(EXPO, radius="0")
-    models = loop.run_state.models
-    stream = torch.Generator().manual_seed(1)
-    shown = torch.randn(6, 3, generator=stream)
-    chain = torch.randn(6, 4, models["base"].steps + 1, 1, generator=stream)
-    edits = torch.randn(6, 4, 1, generator=stream)
-    best = vars(sys.modules[type(loop.run_state.actor).__module__])["best_action"]
-    found = best(models, shown, chain, edits, "q")
-    repeated = shown.unsqueeze(1).expand(6, 4, 3)
-    base = models["base"].sample(repeated, chain)
-    values = models["q"](repeated, base).mean(-1)
-    torch.testing.assert_close(found, base[torch.arange(6), values.argmax(1)])
-    wider = loop_of(EXPO).run_state.models
-    chosen = best(wider, shown, chain, edits, "q")
-    base = wider["base"].sample(repeated, chain)
-    assert bool((wider["q"](shown, chosen).mean(-1) >= wider["q"](repeated, base).mean(-1).amax(1) - 1e-6).all())
-
-
-def test_the_gradient_of_each_of_expos_losses_belongs_to_its_model() -> None:
-    loop = loop_of(EXPO)
-    before = {name: flat.vector.detach().clone() for name, flat in loop.run_state.models.flat.items()}
-    loop.iterate()
-    assert all(not torch.equal(before[name], flat.vector) for name, flat in loop.run_state.models.flat.items())
-    assert not any(p.requires_grad for m in loop.run_state.models.values() for p in m.parameters())
 
 
 def names_of(loop: Any, what: str = "policy") -> dict[str, Any]:

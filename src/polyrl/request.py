@@ -21,6 +21,7 @@ from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.settings import american, as_text
 from polyrl.stated_names import stated_names
 from polyrl.tasks import domain_of
+from polyrl.tasks.control import has_demonstrations
 from polyrl.tasks.user_code import FINITE_MDP, stated_return
 
 if TYPE_CHECKING:
@@ -189,7 +190,8 @@ def _finished(
             recipe = recipe.set(name, value)
     recipe = catalogue.checked(recipe)
     rows = given is not None and given.dataset is not None  # refused where the task is made
-    if not config.dataset and not rows and any(source.from_dataset for source in recipe.sources.values()):
+    given_data = config.dataset or rows or has_demonstrations(config.task)
+    if not given_data and any(source.from_dataset for source in recipe.sources.values()):
         raise UserError(
             f"{recipe.name} learns from recorded transitions; name their file or folder with --dataset, such as one "
             "that `polyrl record` has written."

@@ -13,7 +13,10 @@ from polyrl.settings import parse_call, parse_value
 if TYPE_CHECKING:
     from polyrl.tasks.control.environment import ControlTask
 
-__all__ = ["TASKS", "task"]
+__all__ = ["DEMONSTRATED", "TASKS", "has_demonstrations", "task"]
+
+DEMONSTRATED = ("eight-modes", "wall-point")
+"""Environments that bring demonstrations of their own, which stand where no --dataset is given."""
 
 TASKS: dict[str, str] = {
     "CartPole-v1": "balance a pole on a cart; solved at a return of 475",
@@ -24,6 +27,8 @@ TASKS: dict[str, str] = {
     "UnlockGrid-v0": "fetch a key, open a door, enter it, on a grid of (width=4) cells; 2.02 is the best return",
     "two-peaks": "one action with two that are best, at 0.7 and -0.7 (second=1.0); 1 is the best return",
     "corner-grid": "5 by 5 cells, from the middle to the better of two corners; 0.97 is the best return",
+    "eight-modes": "two numbers beside one of eight modes of its own data (demonstrations); 1 is the best return",
+    "wall-point": "a point goes around a wall to a small goal, with demonstrations of both ways; -17 is the best",
     "code-lock": "(length=10) right actions one after the other, seen only at the end; 1 is the best return",
     "catch": "catch a ball that falls over an image of (size=12) cells, for +cnn; 1 is the best return",
     "t-maze": "a sign at the start says where to turn (length=8) cells further, for +gru; 1 is the best return",
@@ -42,6 +47,11 @@ TASKS: dict[str, str] = {
 
 OWN_SETTINGS = {"eval_episodes": int, "eval_limit": int, "max_items": int, "stepping": str}
 """Settings of the task itself; every other one goes to the environment's own constructor."""
+
+
+def has_demonstrations(name: str) -> bool:
+    """Whether the task of this name, settings included, brings demonstrations of its own."""
+    return parse_call(name)[0] in DEMONSTRATED
 
 
 def task(name: str, **settings: Any) -> ControlTask:

@@ -18,6 +18,7 @@ from gymnasium.vector import VectorEnv
 
 from polyrl.errors import UserError, nearest
 from polyrl.runtime.metric import Metric
+from polyrl.tasks.control import DEMONSTRATED
 from polyrl.tasks.control.processes import Processes
 from polyrl.tasks.control.spaces import ActionAdapter, ObservationEncoder
 from polyrl.tasks.language.phrases import a_kind, reason_of
@@ -42,6 +43,8 @@ OWN = {
     "catch": "catch:Catch",
     "t-maze": "t_maze:TMaze",
     "slippery-lake": "slippery_lake:SlipperyLake",
+    "eight-modes": "eight_modes:EightModes",
+    "wall-point": "wall_point:WallPoint",
 }
 """Environments that are written out here, by their ids."""
 for _id, _place in OWN.items():
@@ -63,7 +66,7 @@ class ControlTask:
         max_items: longest list of a Sequence space; 0 refuses such spaces.
         eval_episodes: episodes of one evaluation.
         eval_limit: steps after which an evaluation episode that does not end is cut.
-        data: file or folder of transitions that were recorded in it; None where there is none.
+        data: file or folder of transitions that were recorded in it; None takes its own, where it has some.
         skip_bad_rows: leave out, and count, transitions that cannot be used.
     """
 
@@ -158,15 +161,18 @@ class ControlTask:
 
     @cached_property
     def recorded(self) -> Recorded | None:
-        """The transitions of `data`; None where there is none.
+        """The transitions of `data`, else the environment's own demonstrations; None where there is none of both.
 
         Raises:
             UserError: they cannot be read, or do not fit the environment.
         """
-        if self.data is None:
+        if self.data is None and self.spec not in DEMONSTRATED:
             return None
-        from polyrl.tasks.control.recorded import read_recorded
+        from polyrl.tasks.control.recorded import read_demonstrated, read_recorded
 
+        if self.data is None:
+            module = importlib.import_module(f"polyrl.tasks.control.{OWN[self.spec].partition(':')[0]}")
+            return read_demonstrated(module.demonstrations(), self)
         return read_recorded(self.data, self, skip_bad_rows=self.skip_bad_rows)
 
     @cached_property

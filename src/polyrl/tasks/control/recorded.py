@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -130,6 +130,14 @@ def read_recorded(path: Path, task: ControlTask, *, skip_bad_rows: bool = False)
     else:
         made.add_file(path, _arrays(path))
     return made.finished(path)
+
+
+def read_demonstrated(episodes: Iterable[minari.Episode], task: ControlTask) -> Recorded:
+    """The transitions of an environment's own demonstrations."""
+    made = _Reader(task, skip=False)
+    for episode in episodes:
+        made.add_episode(episode)
+    return made.finished(Path(task.spec))
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
