@@ -205,7 +205,7 @@ class LesserValueLoss(Averaged):
 
 
 def recipe() -> Recipe:
-    """The settings of the card for a laptop; the entropy of the paper's code is a mean over two machines, 0.012 / 2."""
+    """Settings for a laptop; the entropy of the paper's code is a mean over two machines, 0.012 / 2."""
     return Recipe(
         name=SLUG,
         models={

@@ -196,7 +196,7 @@ class Behaviour(Trained):
 
 
 def recipe() -> Recipe:
-    """The settings of the card for a laptop: iterations of 1024 steps, fits every 16."""
+    """Settings for a laptop: iterations of 1024 steps, fits every 16."""
     likelihoods = PolicyLikelihoods()
     terms = (ClippedSurrogate(clip_range=0.2), EntropyBonus(entropy_coef=0.01))
     return Recipe(

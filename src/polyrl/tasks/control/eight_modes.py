@@ -1,6 +1,6 @@
 """Eight modes: a bandit whose data lie around eight points on a circle, and whose best action is beside one of them.
 
-The sanity check of arXiv:2507.07986's card: who only chooses among actions like those of the data stays short of the
+A sanity check for arXiv:2507.07986: who only chooses among actions like those of the data stays short of the
 best, and a small change of one of them is enough.
 """
 
