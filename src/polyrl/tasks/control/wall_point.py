@@ -1,7 +1,8 @@
 """A point behind a wall: from the left to a small goal at the right, over the wall or under it.
 
-A task for the methods that begin with data (arXiv:2507.07986). Demonstrations go both ways, half of them each, towards a point beside the goal:
-who imitates them reaches it now and then, and who takes the mean of both ways runs into the wall.
+A task for the methods that begin with data (arXiv:2507.07986). Demonstrations go both ways, half of them each,
+towards a point beside the goal: who imitates them reaches it now and then, and who takes the mean of both ways runs
+into the wall.
 """
 
 from __future__ import annotations
