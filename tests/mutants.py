@@ -2835,6 +2835,24 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "methods/control/pa_rl.py",
+        "test_pa_rl.py -k 'check or kept or operators or imitated or targets'",
+        [
+            ("better = value.mean(-1) > most", "better = value.mean(-1) > -math.inf"),
+            ("size * back(", "-size * back("),
+            (").clamp(-1, 1)", ")"),
+            (".topk(kept, -1)", ".topk(kept, -1, largest=False)"),
+            ("self.kept - 1), action], -2)", "self.kept), action], -2)"),
+            ("action[..., 0, :]", "action[..., 1, :]"),
+            ("+ math.log(times)", ""),
+            ("torch.maximum(policy, least", "torch.minimum(policy, least"),
+            ('torch.where(batch["return_known"], batch["return_to_go"], -math.inf)', 'batch["return_to_go"]'),
+            ("2 * see.draw.uniform(*action", "see.draw.uniform(*action"),
+            (".cumsum(-1)[..., :-1]", "[..., :-1]"),
+            ("if self.kept > 1:", "if True:"),
+        ],
+    ),
+    Group(
         "models/denoiser.py",
         "test_expo.py -k 'chain or way or cosine'",
         [

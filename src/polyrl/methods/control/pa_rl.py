@@ -161,8 +161,8 @@ class ImprovedAction(Operator):
             noise = see.draw(*shown.shape[:-1], self.candidates, see["base"].proposal_size)
             action = torch.cat([self.proposals(see.models, shown, noise, self.kept - 1), action], -2)
         action, value = self.climb(see.models, shown, action)
-        share = value.log_softmax(-1)
-        see.context.means.add("pa-rl/entropy", -float((share.exp() * share).sum()), share[..., 0].numel())
+        share, means = value.log_softmax(-1), see.context.means
+        means.add("pa-rl/entropy", -float((share.exp() * share).sum()), share[..., 0].numel())
         if self.imitates == "best" or self.kept == 1:
             return batch.with_fields(action=taken(action, value.argmax(-1)))
         place = see.draw.uniform(*share.shape[:-1], 1)
