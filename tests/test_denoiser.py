@@ -158,7 +158,8 @@ def test_either_kind_learns_two_ways_that_no_gaussian_has(chain: Any) -> None:
         found = policy.sample(torch.zeros(200, 2), draw(200, 8, 2))
     near = [(found - side).norm(dim=-1) < 0.3 for side in (0.6, -0.6)]
     shares = [float(x.float().mean()) for x in near]
-    reached(sum(shares), 0.5)  # seeds 0 to 3: 0.68 to 0.79 of a DDPM, 0.88 to 0.92 of a flow; the best Gaussian: 0.1
+    # seeds 0 to 3: 0.68 to 0.79 of a DDPM, 0.88 to 0.92 of a flow; a Gaussian of independent numbers has 0.09
+    reached(sum(shares), 0.5)
     reached(min(shares), 0.2)  # 0.27 to 0.43
 
 
