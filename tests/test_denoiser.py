@@ -138,12 +138,12 @@ def test_a_guide_is_added_to_every_step_at_what_it_began_with() -> None:
         assert (found[k] - plain[k]).tolist() == pytest.approx([0.1 * k] * 2, abs=1e-6)
 
 
-@pytest.mark.parametrize("chain", ["ddpm", "flow"])
-def test_either_kind_learns_two_ways_that_no_gaussian_has(chain: Any) -> None:
+@pytest.mark.parametrize("schedule", ["variance-preserving", "straight"])
+def test_either_kind_learns_two_ways_that_no_gaussian_has(schedule: Any) -> None:
     """Data at (0.6, 0.6) and at (-0.6, -0.6): after 300 steps most samples are near one or the other."""
     task = named_task("wall-point")
     interface = Interface.of(task)
-    entry = Denoiser(chain=chain, hidden="64x64", denoising_steps=8)
+    entry = Denoiser(noise_schedule=schedule, hidden="64x64", denoising_steps=8)
     stream = torch.Generator().manual_seed(SEED)
     policy, draw = entry.make(interface, stream), Draws(stream)
     adam = torch.optim.Adam(policy.parameters(), lr=3e-3)
@@ -164,6 +164,6 @@ def test_either_kind_learns_two_ways_that_no_gaussian_has(chain: Any) -> None:
 
 
 def test_expo_may_flow() -> None:
-    recipe = catalogue.build("expo", {"chain": "flow"})
+    recipe = catalogue.build("expo", {"noise_schedule": "straight"})
     made = recipe.models["base"].make(Interface.of(named_task("wall-point")), torch.Generator())
     assert isinstance(made, FlowPolicy)

@@ -21,7 +21,6 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyrl.errors import UserError
 from polyrl.models.actor import Actor
 from polyrl.models.base import Interface, Trained
 from polyrl.models.imitating import ImitatingActor, ImitatingPolicy
@@ -208,22 +207,18 @@ class Denoiser(Trained):
     hidden: str = hyperparameter("128x128x128", "sizes of the hidden layers, joined by x")
     activation: Activation = hyperparameter("relu", "between layers: relu, tanh or elu")
     denoising_steps: int = hyperparameter(5, "steps of the chain", low=1)
-    chain: Literal["ddpm", "flow"] = hyperparameter(
-        "ddpm", "ddpm, whose network predicts noise, or flow, which goes straight and draws nothing on its way"
-    )
-    noise_schedule: NoiseSchedule = hyperparameter(
+    noise_schedule: Literal["variance-preserving", "cosine", "straight"] = hyperparameter(
         "variance-preserving",
-        "variance-preserving, or cosine, which leaves less noise to the last step of short chains",
+        "of a DDPM: variance-preserving, or cosine, which leaves less noise to the last step of short chains; or "
+        "straight, a flow, which draws nothing on its way",
     )
 
     def make(self, interface: Interface, stream: torch.Generator) -> DenoisingPolicy:
         """A network of the task's observations, an action and a place in the chain.
 
         Raises:
-            UserError: actions are not between bounds, or a flow is given a schedule.
+            UserError: actions are not between bounds.
         """
-        if self.chain == "flow" and self.noise_schedule != "variance-preserving":
-            raise UserError("A flow goes straight and has no schedule of noise; leave --noise-schedule away.")
         space = interface.box("A denoiser")
         numbers = math.prod(space.shape)
         network = StackedMlp(
@@ -233,6 +228,6 @@ class Denoiser(Trained):
             activation=self.activation,
             generator=stream,
         )
-        if self.chain == "flow":
+        if self.noise_schedule == "straight":
             return FlowPolicy(network, space, self.denoising_steps)
         return DiffusionPolicy(network, space, self.denoising_steps, self.noise_schedule)
