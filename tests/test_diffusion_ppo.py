@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import SEED, read_records, stopped_after
+from conftest import SEED, reached, read_records, stopped_after
 from polyrl import catalogue, kernels
 from polyrl.core.experience import Experience
 from polyrl.core.update import Draws, Epochs, See
@@ -494,3 +494,16 @@ def test_its_list_is_ppos_with_q_and_factors_behind() -> None:
     assert [step.name for step in passes] == ["epochs", "fit-q"]
     values = recipe.hyperparameters()
     assert values["proposal-likelihood.aux_coef"] == 0.01 and values["prior-divergence.prior_kl_coef"] == 0.005
+
+
+def test_it_learns_to_go_beyond_the_data() -> None:
+    """Of eight modes; the one nearest to the best action pays 0.32, and the data's mean, in their middle, nothing."""
+    rates = {"policy.learning_rate": "1e-3", "critic.learning_rate": "1e-3"}
+    sizes = {"steps_per_environment": "32", "epochs.epochs": "4", "epochs.minibatches": "4", **rates}
+    config = config_of("diffusion-ppo", {**sizes, "pretrain.gradient_steps": "600"}, "eight-modes", "steps=7680")
+    loop, returns = make_loop(config)[0], list[float]()
+    for _ in range(30):
+        loop.iterate()
+        returns.append(loop.run_state.evaluate()[0]["eval/return"])
+    assert returns[0] < 0.1
+    reached(sum(returns[-10:]) / 10, 0.4)  # seeds 0 to 3: 0.56 to 0.92; PPO alone: 0.39 to 0.52
