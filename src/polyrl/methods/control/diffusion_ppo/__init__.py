@@ -5,10 +5,13 @@ it proposes actions at the states that PPO has just visited, pushed uphill in Q 
 are imitated with a small weight, and a Gaussian around proposals without guidance keeps the policy near. PPO's own
 gradient sees what the policy itself has done, and nothing else. Low-rank factors adapt the prior to that.
 
-The chain's step, the levels as a finite set and what the last step does follow the authors' release 0.1.0; their text
-of version 6 was not at hand. Of their choices here: K chains with and without guidance share their noise, proposals are
-brought to the bounds, and Q, which is a model of its own, takes its targets from V after V's update. Grid of levels and
-floor of the deviation are ours. DiffPPO of versions 1 to 3, which makes up rows of data, is another method.
+The chain's step, a finite set of levels and what the last step does are those of the authors' release 0.1.0; their text
+of version 6 was not at hand. Chosen here: chains with and without guidance share their noise, proposals are brought to
+the bounds, Q is a model of its own and takes its targets from V after V's update, and the grid of levels and the floor
+of the deviation. DiffPPO of versions 1 to 3, which makes up rows of data, is another method.
+
+The paper adds five things to PPO, and its controls need a sixth, so this is longer than others: the prior and its
+factors stand in `prior.py`; here are proposals, two pulls, Q, and the start by imitation.
 """
 
 from __future__ import annotations
