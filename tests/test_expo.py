@@ -21,7 +21,7 @@ from polyrl.data.replay import Replay
 from polyrl.errors import UserError
 from polyrl.methods.control.expo import EditEntropy, OnTheFlyTarget, best_action, noise_shape
 from polyrl.models.base import Interface
-from polyrl.models.denoiser import Denoiser, DenoisingPolicy, noise_rates
+from polyrl.models.denoiser import Denoiser, DiffusionPolicy, noise_rates
 from polyrl.models.squashed import squashed_logprob
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import RunConfig
@@ -119,7 +119,7 @@ def test_the_cosine_leaves_less_noise_to_the_last_step() -> None:
     assert make_loop(config_of("expo", SMALL))[0].run_state.models["base"].kept[0] > 0.74
 
 
-def chain_of(steps: int = 4) -> DenoisingPolicy:
+def chain_of(steps: int = 4) -> DiffusionPolicy:
     class Exact(torch.nn.Module):
         """Knows the noise where every action is `goal`."""
 
@@ -130,7 +130,7 @@ def chain_of(steps: int = 4) -> DenoisingPolicy:
             kept = policy.kept[step].unsqueeze(-1)
             return ((noisy - kept.sqrt() * self.goal) / (1 - kept).sqrt()).unsqueeze(-2)
 
-    policy = DenoisingPolicy(Exact(), named_task("wall-point").actions.space, steps)  # type: ignore[arg-type]
+    policy = DiffusionPolicy(Exact(), named_task("wall-point").actions.space, steps)  # type: ignore[arg-type]
     return policy
 
 

@@ -35,6 +35,7 @@ from polyrl.recipe import Recipe
 from polyrl.runs import make_loop
 from polyrl.runtime import seeding
 from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.tasks.control import has_demonstrations
 from polyrl.tasks.language import task as language_task
 from polyrl.tasks.operations import task as operations_task
 from run_states import VOCABULARY, make_context
@@ -146,7 +147,7 @@ def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int
             info.task, SMALL_TASKS.get(info.task, info.task)
         ),
         model=str(tiny) if language else None,
-        dataset=str(pendulum_file(tiny.parent)) if reads_data(recipe) else None,
+        dataset=str(pendulum_file(tiny.parent)) if reads_data(recipe) and not has_demonstrations(info.task) else None,
         budget=f"iterations={iterations}",
         seed=seed,
         hyperparameters=hyperparameters,
