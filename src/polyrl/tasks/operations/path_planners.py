@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from polyrl.tasks.batched import play
 from polyrl.tasks.operations.paths import PathProblem, Paths
@@ -10,16 +11,44 @@ from polyrl.tasks.operations.paths import PathProblem, Paths
 MOST_SETS = 20_000
 """Different ways of having walked up to which the best path is found by looking at all."""
 RANDOM_PATHS = 2_048
+NOTHING = 1e-6
+"""What is no gain but rounding."""
 
 
 def greedy_path(problem: PathProblem) -> list[int]:
-    """Go where the next cell adds most, the first such move of several; nothing further ahead is seen."""
-    rows = Paths(0, 1, problem)
-    moves = torch.arange(len(problem.terrain.moves))
+    """Go where the next cell adds most, the first such move of several; nothing further ahead is seen.
+
+    Where no next cell adds anything, go towards the nearest one that would, and of those to the one that adds most.
+    """
+    rows, following = Paths(0, 1, problem), problem.terrain.following
     while not bool(rows.ended.all()):
-        ahead = rows.copies(len(moves)).step(moves)
-        rows.step(ahead.reward.argmax()[None])
+        here = int(rows.state["here"])
+        kept = {name: rows.state[name].expand(problem.terrain.cells, *rows.state[name].shape[1:]) for name in rows.kept}
+        gain = problem.worth.add(kept, torch.arange(problem.terrain.cells))[0]
+        ahead = gain[following[here]]
+        move = int(ahead.argmax())
+        if float(ahead[move]) <= NOTHING:
+            move = _towards(here, gain, following.tolist())
+        rows.step(torch.tensor([move]))
     return rows.solution(0)
+
+
+def _towards(start: int, gain: Tensor, following: list[list[int]]) -> int:
+    """The first move of a shortest way to the nearest cell that adds something; 0 where there is none."""
+    first = {start: 0}
+    ring = [start]
+    while ring:
+        wider = list[int]()
+        for cell in ring:
+            for move, there in enumerate(following[cell]):
+                if there not in first:
+                    first[there] = move if cell == start else first[cell]
+                    wider.append(there)
+        best = max(wider, key=lambda cell: float(gain[cell]), default=start)
+        if float(gain[best]) > NOTHING:
+            return first[best]
+        ring = wider
+    return 0
 
 
 def best_path(problem: PathProblem, most: int = MOST_SETS) -> list[int] | None:
