@@ -208,6 +208,7 @@ def test_a_path_is_what_it_says() -> None:
     assert rewards == [[2, 2], [1, 0], [0, 0]]  # the first with the start's own
     assert rows.solution(0) == [1, 2, 3, 3] and rows.solution(1) == [1, 0, 0, 0]
     assert bool(rows.ended.all()) and rows.state["alone"].tolist() == [3, 3]
+    assert (~rows.state["visited"]).tolist() == [[True, False, False, False], [False, False, True, True]]
     assert rows.observe()["context"].tolist() == [[1], [1]]  # type: ignore[union-attr]
 
 
@@ -278,6 +279,12 @@ def test_the_best_path_is_that_of_all_sequences_of_moves(name: str) -> None:
     assert optimum == pytest.approx(best) and by_chance < greedy <= optimum + 1e-9
     assert by_chance == pytest.approx(-sum(judged(rows)) / len(every), rel=0.05)
     assert best_path(problem, most=10) is None
+
+
+def test_ways_that_measure_a_cell_again_are_ways_of_their_own() -> None:
+    """From a cell that is nearly known to one that is not: to measure the second twice is best."""
+    problem = PathProblem(Terrain(1, 2, 0), Information(torch.diag(torch.tensor([1.0, 9.0])), 1.0), 2)
+    assert best_path(problem) == [0, 1, 1]
 
 
 def test_the_greedy_planner_takes_what_adds_most_and_has_the_value_that_was_measured() -> None:
