@@ -20,9 +20,8 @@ from polyrl.core.update import Update
 from polyrl.core.updating import Means
 from polyrl.errors import Diverged, UserError
 from polyrl.methods.operations.hdpo import PathwiseCost
-from polyrl.methods.operations.reinforce import PeriodBaseline
 from polyrl.models.inventory import OrderingModels
-from polyrl.parts.operations import BaseStock, DrawTraces, SampleOrders
+from polyrl.parts.operations import BaseStock, DrawTraces, PeriodBaseline, SampleOrders
 from polyrl.run_state.operations import Evaluation, OperationsRunState
 from polyrl.tasks.operations import optima, task
 from run_states import make_context

@@ -310,8 +310,7 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
 @click.option(
     "--instance",
     type=click.Path(path_type=Path),
-    required=True,
-    help="a file of TSPLIB (EUC_2D, CEIL_2D) or of a job shop",
+    help="a file of TSPLIB (EUC_2D, CEIL_2D) or of a job shop; paths have the map of their task",
 )
 @click.option(
     "--best", default="", help="the best known cost, or a file with that tour  [what the file's comment says]"
@@ -320,8 +319,11 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
 @click.option("--symmetries", is_flag=True, help="solve it in all eight symmetries of the square, and take the best")
 @click.option("--out", type=click.Path(path_type=Path), help="folder of solution and picture  [solutions in RUN]")
 @TRUST
-def solve(run: Path, instance: Path, **given: Any) -> None:
-    """Solve an instance from a file with the policy of RUN, and write the solution and a picture (tsp, job-shop)."""
+def solve(run: Path, instance: Path | None, **given: Any) -> None:
+    """Solve an instance from a file (tsp, job-shop), or the map of coverage and other paths, by the policy of RUN.
+
+    The solution and a picture are written.
+    """
     from polyrl.cli.solve import solve as solve_instance
 
     solve_instance(run, instance, **given)

@@ -12,6 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 from polyrl.api import open_policy
+from polyrl.cli.solve_path import solve_path
 from polyrl.cli.solve_shop import solve_shop
 from polyrl.errors import UserError
 from polyrl.report.drawing import save
@@ -20,6 +21,7 @@ from polyrl.run_state.combinatorial import CombinatorialRunState
 from polyrl.runtime.drawing import Axis, Curve, Curves, Series, Sheet, Words
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks.operations.job_shop import JobShop
+from polyrl.tasks.operations.paths import Paths
 from polyrl.tasks.operations.routing import TravelingSalesman
 from polyrl.tasks.operations.tours import from_first, improved, nearest_neighbor
 from polyrl.tasks.operations.tsplib import Instance, read_instance, read_tour, write_tour
@@ -32,7 +34,7 @@ SIDE = 560
 
 def solve(
     folder: Path,
-    instance: Path,
+    instance: Path | None = None,
     *,
     best: str = "",
     beam: int = 1,
@@ -44,7 +46,8 @@ def solve(
 
     Args:
         folder: of the run.
-        instance: a file of TSPLIB, or of job shops where the run is of these (`polyrl.cli.solve_shop`).
+        instance: a file of TSPLIB, or of job shops where the run is of these (`polyrl.cli.solve_shop`). None where it
+            is of paths, whose map is its task's (`polyrl.cli.solve_path`).
         best: the best known length, or a file with the best known tour; empty: what the instance's comment says.
         beam: prefixes that are kept; 1 is greedy.
         symmetries: whether the eight ways in which the square can be turned and mirrored are all solved.
@@ -55,6 +58,14 @@ def solve(
         UserError: the file cannot be read, or the run builds no tours.
     """
     run_state = open_policy(folder, trust_code=trust_code)
+    if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is Paths:
+        if instance is not None or symmetries:
+            option = "--symmetries" if instance is None else f"--instance {instance}"
+            raise UserError(f"The run {folder} has learned one map, that of its task; leave out {option}.")
+        solve_path(run_state, out or folder / "solutions", best=best, beam=beam)
+        return
+    if instance is None:
+        raise UserError(f"Say which instance the run {folder} is to solve: --instance FILE.")
     if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is JobShop:
         if symmetries:
             raise UserError("--symmetries are those of the square, and a job shop has none; leave it out.")

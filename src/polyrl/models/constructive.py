@@ -35,7 +35,7 @@ class Seen:
         here, end: int64 `[B, K]`, the node where one is, and the one where one is to end.
         left: bool `[B, K, N]`, what is still to be visited.
         context: `[B, K, C]`, numbers that change on the way.
-        mask: bool `[B, K, N]`, what may come next; a state in which nothing may has ended.
+        mask: bool `[B, K, N]`, what may come next; a state in which nothing may has ended. Of moves `[B, K, A]`.
         node_state: `[B, K, N, D]`, numbers of nodes that change on the way; None where there are none.
     """
 
@@ -96,9 +96,11 @@ class ConstructiveNetwork(Network):
 
     Class attributes:
         reads_node_state: whether it reads what changes at nodes, without which some problems cannot be told apart.
+        scores_moves: whether what it scores are moves, A of them, and not nodes: A then stands for N in what follows.
     """
 
     reads_node_state: ClassVar[bool] = False
+    scores_moves: ClassVar[bool] = False
 
     def read(self, nodes: Tensor, present: Tensor) -> Memory:
         """What there is to read of instances before anything is built, from `[B, N, F]` and bool `[B, N]`."""

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import UserError
 from polyrl.models.base import Trained
 from polyrl.models.constructive import ConstructiveNetwork
-from polyrl.recipe import Judged, Part, Stage, hyperparameter
+from polyrl.recipe import Judged, Part, Scope, Stage, hyperparameter
 
 SEEN = frozenset({"nodes", "node_mask", "here", "end", "left", "context"})
 """What a step of building a solution has seen, beside `action_mask`."""
@@ -100,6 +101,27 @@ class BuildSolutions(Part):
                 "group": group,
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkValues(Part):
+    """Measure the value that the acting network itself gives to the states of a solution, as it was when it acted.
+
+    A subclass needs what its network reads.
+    """
+
+    stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
+    gives: ClassVar[frozenset[str]] = frozenset({"value"})
+    solves: ClassVar[str] = "combinatorial"
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `value` [B, T], 0 where nothing is decided."""
+        network = context.run_state.network(context.run_state.models.acts)
+        with torch.no_grad():
+            value = network.outputs(experience, {"value"}, None)["value"]
+        return experience.with_fields(value=value * experience["mask"])
 
 
 @dataclass(frozen=True, kw_only=True)

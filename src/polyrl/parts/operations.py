@@ -12,11 +12,13 @@ import torch
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.fields import Field
+from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.errors import UserError
 from polyrl.models import inventory
 from polyrl.models.base import Trained
 from polyrl.models.mlp import Activation, layer_sizes
-from polyrl.recipe import Part, Recipe, Stage, hyperparameter
+from polyrl.parts.credit import return_to_go
+from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
 
 if TYPE_CHECKING:
     from polyrl.models.inventory import OrderingModel
@@ -203,3 +205,29 @@ class SampleOrders(DrawTraces):
         tried: Experience = context.run_state.act(batch, context.generator("orders"))
         context.log(reward=tried["reward"].mean())
         return tried
+
+
+# ------------------------------------------------------------------------------------------------------ credit
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeriodBaseline(Part):
+    """Judge what was done by the discounted reward after it, against the mean over all rows at the same period."""
+
+    stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "batch"
+    slot: ClassVar[str] = "advantage"
+    needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
+    gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
+    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
+
+    gamma: float = hyperparameter(0.9, "discount of later rewards, per period", low=0, high=1)
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `advantage` [B, T]."""
+        later = return_to_go(experience["reward"], experience["mask"], self.gamma)  # G_t
+        counted = experience["mask"] & scored_rows(experience)[:, None]
+        if bool(counted.all()):
+            return experience.with_fields(advantage=later - later.mean(0))
+        mean = torch.where(counted, later, 0.0).sum(0) / counted.sum(0).clamp(min=1)
+        return experience.with_fields(advantage=torch.where(counted, later - mean, 0.0))

@@ -18,7 +18,7 @@ from polyrl.models.stored import Stored, StoredBy, StoredModule
 from polyrl.parts.combinatorial import Beam
 from polyrl.rollout.construction import Built, beam_search, build, judged
 from polyrl.run_state.base import RunState
-from polyrl.runtime.seeding import stream_seed
+from polyrl.runtime.seeding import generator, stream_seed
 from polyrl.tasks.operations import task as named_task
 from polyrl.tasks.operations.combinatorial import (
     EVALUATION_SEED,
@@ -41,7 +41,7 @@ ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a run is judged: the most probable nodes on the first of the held-out instances.
+    """How a run is judged: on the first of the held-out instances, decoded as the task says.
 
     Attributes:
         instances: how many of them.
@@ -121,21 +121,22 @@ class CombinatorialRunState(RunState):
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Mean cost on the held-out instances, by the verifier, and how far above each reference that is."""
+        """Mean cost (or value) on the held-out instances, by the verifier, and how far behind the first line it is."""
         metrics, shown = dict[str, float](), list[dict[str, Any]]()
         for name, what in {"": AlsoJudged(self.judges, self.task), **self.also}.items():
             own = f"eval/{name}/" if name else "eval/"
             costs, solutions = self.solved(what)
-            metrics[f"{own}cost"] = sum(costs) / len(costs)
+            mean = sum(costs) / len(costs)
+            metrics[f"{own}{what.task.measure}"] = what.task.seen(mean)
             for line, best in what.task.references.items():
                 among = best[: len(costs)]  # of more instances than are held out nothing is known
                 if len(among) == len(costs):
-                    gap = 100 * (metrics[f"{own}cost"] / float(among.double().mean()) - 1)
-                    metrics[f"{own}gap_{_word(line)}"] = gap
+                    above = mean / float(among.double().mean()) - 1  # of values: what is gained in their place
+                    metrics[f"{own}gap_{_word(line)}"] = 100 * what.task.seen(above)
                     break
             if not name:
                 shown = [
-                    {"instance": i, "cost": round(costs[i], 4), "solution": solutions[i]}
+                    {"instance": i, what.task.measure: round(what.task.seen(costs[i]), 4), "solution": solutions[i]}
                     for i in range(min(SHOWN, len(costs)))
                 ]
         return metrics, shown
@@ -145,15 +146,17 @@ class CombinatorialRunState(RunState):
         costs, solutions = list[float](), list[Any]()
         count = self.evaluation.instances if what.most is None else min(what.most, self.evaluation.instances)
         whole = what.task.environment(self.evaluation.seed, count)
+        sampled = what.task.decoding == "sampled"
+        stream = generator(self.evaluation.seed, "judged actions") if sampled else None
         for rows in torch.split(torch.arange(whole.rows), ROWS_AT_ONCE):
-            done = decoded(self.network(what.model), whole.part(rows), what.width)
+            done = decoded(self.network(what.model), whole.part(rows), what.width, stream)
             costs += judged(done)
             solutions += [done.solution(row) for row in range(done.rows)]
         return costs, solutions
 
     def evaluation_facts(self) -> dict[str, Any]:
         """The instances, and how they are decoded."""
-        return {**dataclasses.asdict(self.evaluation), "decoding": "greedy"}
+        return {**dataclasses.asdict(self.evaluation), "decoding": self.task.decoding}
 
     # -------------------------------------------------------------------------------------------------- folders
 
@@ -177,9 +180,13 @@ class CombinatorialRunState(RunState):
         self._write_about(folder)
 
 
-def decoded(network: ConstructiveNetwork, environment: ConstructionEnvironment, width: int) -> ConstructionEnvironment:
-    """Rows at their end: greedily, or by beam search."""
-    return build(network, environment).environment if width == 1 else beam_search(network, environment, width)
+def decoded(
+    network: ConstructiveNetwork, environment: ConstructionEnvironment, width: int, stream: torch.Generator | None
+) -> ConstructionEnvironment:
+    """Rows at their end: greedily, by actions drawn from `stream`, or by beam search."""
+    if width == 1:
+        return build(network, environment, stream=stream).environment
+    return beam_search(network, environment, width)
 
 
 def _word(line: str) -> str:
@@ -215,6 +222,11 @@ def make_run_state(
             raise UserError(
                 f"The model '{name}' of {recipe.name} does not read what changes at the nodes of {task.name}; use a "
                 "method that does, such as isbjssp."
+            )
+        if task.kind.by_moves and not models[name].scores_moves:
+            raise UserError(
+                f"The model '{name}' of {recipe.name} chooses among nodes, and in {task.name} one chooses among moves; "
+                "use a method that does, such as subpo."
             )
     also = {name: _also(entry, task, recipe) for name, entry in recipe.also_judged.items()}
     return CombinatorialRunState(task, models, judges=recipe.judged, evaluation=how, also=also)

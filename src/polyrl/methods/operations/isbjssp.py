@@ -29,7 +29,7 @@ from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Again, Epochs, Fresh, Update
 from polyrl.models.constructive import ConstructiveNetwork, Memory, Seen, draw_weights
-from polyrl.parts.combinatorial import BuildSolutions, ConstructivePolicy
+from polyrl.parts.combinatorial import BuildSolutions, ConstructivePolicy, NetworkValues
 from polyrl.parts.credit import GAE, WhitenAdvantage
 from polyrl.parts.improve import ClippedSurrogate, EntropyBonus, ValueLoss
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
@@ -176,22 +176,10 @@ class ShopTime(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShopValues(Part):
+class ShopValues(NetworkValues):
     """Measure what the policy's network says of the shop before each decision."""
 
-    stage: ClassVar[Stage] = "credit"
-    scope: ClassVar[Scope] = "step"
     needs: ClassVar[frozenset[str]] = DispatchShops.gives - {"waited", "reward"}
-    gives: ClassVar[frozenset[str]] = frozenset({"value"})
-    solves: ClassVar[str] = "combinatorial"
-    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
-
-    def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `value` [B, T], 0 where nothing is decided."""
-        network = context.run_state.network(context.run_state.models.acts)
-        with torch.no_grad():
-            value = network.outputs(experience, {"value"}, None)["value"]
-        return experience.with_fields(value=value * experience["mask"])
 
 
 def recipe() -> Recipe:

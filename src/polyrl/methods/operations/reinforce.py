@@ -9,20 +9,11 @@ It differs from hdpo in these points and in nothing else, which makes it hdpo's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-
-from polyrl.core.context import Context
-from polyrl.core.experience import Experience
-from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.core.update import Again, Epochs, Fresh, Update
 from polyrl.models.inventory import Best
-from polyrl.parts.credit import return_to_go
 from polyrl.parts.improve import PolicyGradient
-from polyrl.parts.operations import OrderNetwork, SampleOrders
-from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
+from polyrl.parts.operations import OrderNetwork, PeriodBaseline, SampleOrders
+from polyrl.recipe import Recipe
 
 SLUG = "reinforce"
 TITLE = "REINFORCE"
@@ -30,29 +21,6 @@ PAPER = "doi:10.1007/BF00992696"
 YEAR = 1992
 FORMULA = "A_t = G_t - mean over traces of G_t, G_t = sum_(k >= 0) gamma^k r_(t+k)"
 TASK = "lost-sales"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeriodBaseline(Part):
-    """Judge an order by the discounted reward after it, against the mean over all traces at the same period."""
-
-    stage: ClassVar[Stage] = "credit"
-    scope: ClassVar[Scope] = "batch"
-    slot: ClassVar[str] = "advantage"
-    needs: ClassVar[frozenset[str]] = frozenset({"reward", "mask"})
-    gives: ClassVar[frozenset[str]] = frozenset({"advantage"})
-    special_rows: ClassVar[SpecialRows | None] = LEFT_OUT
-
-    gamma: float = hyperparameter(0.9, "discount of later rewards, per period", low=0, high=1)
-
-    def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `advantage` [B, T]."""
-        later = return_to_go(experience["reward"], experience["mask"], self.gamma)  # G_t
-        counted = experience["mask"] & scored_rows(experience)[:, None]
-        if bool(counted.all()):
-            return experience.with_fields(advantage=later - later.mean(0))
-        mean = torch.where(counted, later, 0.0).sum(0) / counted.sum(0).clamp(min=1)
-        return experience.with_fields(advantage=torch.where(counted, later - mean, 0.0))
 
 
 def recipe() -> Recipe:

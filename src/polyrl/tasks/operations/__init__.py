@@ -17,13 +17,17 @@ __all__ = ["TASKS", "task"]
 
 TASKS: dict[str, str] = {
     "backlog": "one store, normal demand, unmet demand waits; the optimum is the newsvendor's base stock",
+    "coverage": "the path of few moves that covers most of a weighted map; beside a greedy planner who knows the map",
     "cvrp": "the shortest routes of vehicles of a capacity from a depot to n customers; beside savings",
+    "experiment-design": "measurements along a path that tell most of a Gaussian process; beside a greedy planner",
+    "item-collection": "a path that collects items of six kinds, of each at most so many; beside a greedy planner",
     "job-shop": "the shortest makespan of n jobs on machines without buffers that shut down; beside dispatching rules",
     "lost-sales": "one store, Poisson demand, unmet demand is lost; the optimum comes from dynamic programming",
     "one-warehouse": "one warehouse and several stores, unmet demand is lost; no optimum is known",
     "serial": "a chain of stocking points before one store, backlog; the optimum is Clark and Scarf's",
     "transshipment": "a warehouse that may not keep stock and several stores, backlog; a tight lower bound is known",
     "tsp": "the shortest tour through n cities in the unit square; the optimum is computed up to 13",
+    "two-rooms": "a path that covers two rooms joined by a corridor; beside a greedy planner",
 }
 """Name of every task of operations research and one line about it."""
 
@@ -33,9 +37,13 @@ _PLACES = {
     "one-warehouse": "settings:OneWarehouse",
     "serial": "settings:Serial",
     "transshipment": "settings:Transshipment",
+    "coverage": "path_tasks:CoverageTask",
     "cvrp": "vehicles:VehicleRoutingTask",
+    "experiment-design": "path_tasks:DesignTask",
+    "item-collection": "path_tasks:ItemsTask",
     "job-shop": "job_shop:JobShopTask",
     "tsp": "routing:TravelingSalesmanTask",
+    "two-rooms": "path_tasks:TwoRoomsTask",
 }
 
 

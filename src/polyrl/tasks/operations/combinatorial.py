@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,21 +43,26 @@ class ConstructionEnvironment(BatchedEnvironment):
     one is to end, int64 `[B]`; `left`, which nodes are still to be visited, bool `[B, N]`; `context` `[B, C]`, numbers
     that change on the way, such as the load that is left; and where nodes themselves change, `node_state` `[B, N, D]`.
 
+    Where actions are moves (`by_moves`), an action is the number of a move, and masks are `[B, A]`. Of problems that
+    maximize, costs are minus what is gained.
+
     Class attributes:
         node_features: F, what is known of a node.
         context_features: C.
         state_features: D, what changes at a node; 0 where nothing does.
         counts: entries of the state, `[B]`, that grow: what a step adds to one is a field of its name.
+        by_moves: whether actions are moves and not nodes.
     """
 
     node_features: ClassVar[int]
     context_features: ClassVar[int] = 0
     state_features: ClassVar[int] = 0
     counts: ClassVar[tuple[str, ...]] = ()
+    by_moves: ClassVar[bool] = False
 
     @abstractmethod
     def allowed(self, state: State) -> Tensor:
-        """Bool `[B, N]`, the nodes that may come next; one at least in a row that has not ended."""
+        """Bool `[B, N]`, the nodes (or moves) that may come next; one at least in a row that has not ended."""
 
     @abstractmethod
     def references(self) -> dict[str, Tensor]:
@@ -92,6 +97,11 @@ class CombinatorialTask(ABC):
     """What it grants (`polyrl.core.access`)."""
     most: ClassVar[int] = 200
     kind: ClassVar[type[ConstructionEnvironment]]
+    unit: ClassVar[str] = ""
+    maximizes: ClassVar[bool] = False
+    """Whether solutions are worth something and cost nothing: people see minus the cost, as a value."""
+    decoding: ClassVar[Literal["greedy", "sampled"]] = "greedy"
+    """How policies are judged: by their most probable actions, or as they act in training."""
 
     n: int = 20
 
@@ -130,16 +140,26 @@ class CombinatorialTask(ABC):
 
     @cached_property
     def metric(self) -> Metric:
-        """Mean cost on the held-out instances, beside the optimum and heuristics."""
-        lines = {name: float(costs.double().mean()) for name, costs in self.references.items()}
+        """Mean cost, or value, on the held-out instances, beside the optimum and heuristics."""
+        lines = {name: self.seen(float(costs.double().mean())) for name, costs in self.references.items()}
         exact = next(iter(lines)) == "optimum"
         return Metric(
-            key="eval/cost",
+            key=f"eval/{self.measure}",
             label=self.label,
-            higher_is_better=False,
+            unit=self.unit,
+            higher_is_better=self.maximizes,
             lines=lines,
             target="optimum" if exact else "",
         )
+
+    @property
+    def measure(self) -> str:
+        """What people see of a solution, in a word."""
+        return "value" if self.maximizes else "cost"
+
+    def seen(self, cost: float) -> float:
+        """A cost as people see it."""
+        return -cost if self.maximizes else cost
 
     @abstractmethod
     def describe(self) -> str:
