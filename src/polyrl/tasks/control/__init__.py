@@ -28,6 +28,7 @@ TASKS: dict[str, str] = {
     "catch": "catch a ball that falls over an image of (size=12) cells, for +cnn; 1 is the best return",
     "lot-sizing": "(items=3,machines=2) produced for a demand that is not known before; minus what it costs",
     "slippery-lake": "go to a goal on ice that carries on, around holes (layout=0); nearer cells pay more",
+    "lora-channel": "ranks of an adapter's (layers=8) that fit a radio channel; minus its loss and the cost of sending",
     "Ant-v5": "a four-legged body walks (MuJoCo)",
     "HalfCheetah-v5": "a two-legged body runs (MuJoCo)",
     "Hopper-v5": "a one-legged body hops (MuJoCo)",

@@ -41,6 +41,7 @@ OWN = {
     "lot-sizing": "lot_sizing:LotSizing",
     "catch": "catch:Catch",
     "slippery-lake": "slippery_lake:SlipperyLake",
+    "lora-channel": "lora_channel:LoraChannel",
 }
 """Environments that are written out here, by their ids."""
 for _id, _place in OWN.items():
