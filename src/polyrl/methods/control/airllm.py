@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
-from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Again, Draws, Epochs, Fresh, Repeat, Sample, See, Update
 from polyrl.data.replay import Replay
@@ -161,7 +160,9 @@ class Expander(DistributionActor):
 
     is_policy = True
 
-    def __init__(self, policy: ControlPolicy, numbers: int, denoiser: RankDenoiserNetwork, part: ExpandCodes, seed: int):
+    def __init__(
+        self, policy: ControlPolicy, numbers: int, denoiser: RankDenoiserNetwork, part: ExpandCodes, seed: int
+    ):
         super().__init__(policy)
         (self.code,), self.numbers, self.denoiser, self.part = self.action_shape, numbers, denoiser, part
         self.action_shape, self.executed_shape = (self.code + numbers,), (numbers,)
@@ -328,9 +329,7 @@ def recipe() -> Recipe:
                 epochs=4,
                 minibatch_of="steps",
             ),
-            Repeat(
-                4, (Update("denoiser", (ImitateExecuted(),), Sample("executed", 64), credit=(RewardWeights(),)),)
-            ),
+            Repeat(4, (Update("denoiser", (ImitateExecuted(),), Sample("executed", 64), credit=(RewardWeights(),)),)),
         ),
         adds=("reward-weights", "imitate-executed"),
         notes={
