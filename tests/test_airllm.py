@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from polyrl import catalogue, kernels
 from polyrl.core.experience import Experience
 from polyrl.errors import Diverged, UserError
 from polyrl.methods.control.airllm import RankDenoiserNetwork, RewardWeights, ddim_step, kept_signal
+from polyrl.parts.credit import WhitenAdvantage
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.control import svd_lora
@@ -472,12 +474,17 @@ def test_without_a_decoder_it_is_ppo_on_the_ranks(monkeypatch: pytest.MonkeyPatc
     own = {**SMALL, "decoder": "none", "code": "8", "learning_rate": "1e-3", "value_coef": "1", "entropy_coef": "0.01"}
     same = {"hidden": "8", "learning_rate": "1e-3", "value_coef": "1", "entropy_coef": "0.01", "schedule": "constant"}
     same |= {"environments": "1", "steps_per_environment": "15", "epochs": "4", "minibatches": "1", "gamma": "0.95"}
-    same |= {"joint_clip": "none", "adam_epsilon": "1e-8", "normalize_observation": "false", "scale_reward": "false"}
+    same |= {"joint_clip": "none", "adam_epsilon": "1e-8", "normalize_observation": "false"}
     same |= {"log_std_init": "-0.5"}
-    ppo = make_loop(
-        config_of("mine", {}),
-        given=PythonObjects(recipe=catalogue.build(str(PPO_LIST), same), environment=Unbounded),
-    )[0]
+    recipe = catalogue.build(str(PPO_LIST), same)
+    (passes,) = recipe.updates
+    whole = dataclasses.replace(
+        passes,  # type: ignore[arg-type]
+        of=(dataclasses.replace(passes.of[0], credit=()), passes.of[1]),  # type: ignore[attr-defined]
+        credit=(*passes.credit, WhitenAdvantage()),  # type: ignore[attr-defined]
+    )
+    recipe = dataclasses.replace(recipe, score=(), updates=(whole,)).check()
+    ppo = make_loop(config_of("mine", {}), given=PythonObjects(recipe=recipe, environment=Unbounded))[0]
     ours = loop_of(**own)
     for _ in range(3):
         theirs, found = ppo.iterate(), ours.iterate()
@@ -557,10 +564,9 @@ def test_weights_that_are_not_finite_end_the_run() -> None:
         (
             "lora-channel",
             {"decoder": "none"},
-            "With decoder=none the code is what lora-channel is given, 8 numbers, and",
+            "the code is what lora-channel is given, which is 8 numbers, and not 3; set --code 8",
         ),
-        ("Pendulum-v1", {}, "accuracy"),
-        ("CartPole-v1", {}, "airllm acts by continuous numbers between bounds"),
+        ("Pendulum-v1", {}, "Pendulum-v1 tells nothing beside observation and reward"),
         ("lora-channel", {"denoising_steps": "1001"}, "denoising_steps"),
     ],
 )
@@ -601,13 +607,12 @@ def test_it_goes_on_to_the_same_numbers_when_it_was_stopped(tmp_path: Path) -> N
 
 
 def test_it_learns_to_send_what_arrives() -> None:
-    def late_return(rate: str) -> float:
-        sizes = {"environments": "8", "gradient_steps": "20", "reward_weight": "1", "learning_rate": rate}
-        loop = make_loop(config_of("airllm", {**sizes, "code": "3", "gamma": "0"}, budget="iterations=40"))[0]
-        returns = []
-        for _ in range(40):
-            loop.iterate()
-            returns.append(loop.context.metrics["episode/return"])
-        return sum(returns[-10:]) / 10
-
-    reached(late_return("3e-3") - late_return("0"), 20)
+    """The share that arrives does not depend on what was trained before; it rises by 0.14 to 0.25."""
+    sizes = {"environments": "4", "code": "3", "learning_rate": "3e-3", "critic.learning_rate": "1e-2", "epochs": "10"}
+    more = {"gradient_steps": "8", "guidance": "5", "reward_weight": "1", "gamma": "0"}
+    loop = make_loop(config_of("airllm", {**sizes, **more}, "lora-channel(layers=2)"))[0]
+    arrived = []
+    for _ in range(50):
+        loop.iterate()
+        arrived.append(loop.context.metrics["link/arrived"])
+    reached(sum(arrived[-10:]) / 10 - sum(arrived[:5]) / 5, 0.08)
