@@ -18,10 +18,12 @@ from conftest import SEED, reached, read_records, stopped_after
 from polyrl import catalogue, kernels
 from polyrl.core.experience import Experience
 from polyrl.errors import Diverged, UserError
-from polyrl.methods.control.airllm import RankDenoiserNetwork, RewardWeights, ddim_step, kept_signal
+from polyrl.methods.control.airllm import RewardWeights
+from polyrl.methods.control.airllm.denoiser import RankDenoiserNetwork, ddim_step, kept_signal
 from polyrl.parts.credit import WhitenAdvantage
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.runtime.seeding import generator
 from polyrl.tasks.control import svd_lora
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.lora_channel import (
@@ -500,7 +502,8 @@ def test_ranks_are_what_the_decoder_makes_of_code_and_noise() -> None:
         batch = loop.iterate()
         code, noise = batch["action"][0].split([3, 8], -1)
         if decoder == "linear":
-            made = (code.tanh() @ loop.run_state.actor.linear).clamp(-1, 1)
+            fixed = torch.randn(3, 8, generator=generator(SEED, "linear-decoder")) / 3**0.5
+            made = (code.tanh() @ fixed).clamp(-1, 1)
         else:
             with torch.no_grad():
                 made = loop.run_state.models["denoiser"].expand(code.tanh(), noise, 1.5, 10)

@@ -29,7 +29,7 @@ BITS, SECONDS, LEAST, STEPS = 32, 1.0, 1, 15
 PRICE, PENALTY = 0.1, 10.0
 """What a unit of cost takes off the reward, and what it takes besides where nothing arrives."""
 WIDTH, CLASSES, BATCH, HELD_OUT, CHANGED = 16, 8, 32, 1_000, 2
-"""Sizes of what is adapted: of its layers, classes, batches, test set, and layers in which the other problem differs."""
+"""Numbers of a layer, classes, rows of a batch and of the test set, and layers in which the other problem differs."""
 FULL_EFFICIENCY = 2.0
 """Bits a second and hertz at which the full rank just fits: it does from 5 dB on."""
 SMALL = 64
