@@ -502,7 +502,7 @@ def test_ranks_are_what_the_decoder_makes_of_code_and_noise() -> None:
         batch = loop.iterate()
         code, noise = batch["action"][0].split([3, 8], -1)
         if decoder == "linear":
-            fixed = torch.randn(3, 8, generator=generator(SEED, "linear-decoder")) / 3**0.5
+            fixed = torch.nn.init.orthogonal_(torch.empty(3, 8), generator=generator(SEED, "linear-decoder"))
             made = (code.tanh() @ fixed).clamp(-1, 1)
         else:
             with torch.no_grad():

@@ -106,7 +106,8 @@ class ExpandCodes(StepEnvironments):
                 f"With decoder=none the code is what {making.task.spec} is given, which is {numbers} numbers, and not "
                 f"{code}; set --code {numbers}."
             )
-        linear = torch.randn(code, numbers, generator=generator(making.seed, "linear-decoder")) / math.sqrt(code)
+        linear = torch.empty(code, numbers)
+        torch.nn.init.orthogonal_(linear, generator=generator(making.seed, "linear-decoder"))
         denoiser: RankDenoiserNetwork = making.models["denoiser"]
 
         def decode(code: Tensor, noise: Tensor) -> Tensor:
