@@ -18,7 +18,7 @@ from conftest import SEED, reached, read_records, stopped_after
 from polyrl import catalogue, kernels
 from polyrl.core.experience import Experience
 from polyrl.errors import Diverged, UserError
-from polyrl.methods.control.airllm import RewardWeights
+from polyrl.methods.control.airllm import WeighByReward
 from polyrl.methods.control.airllm.denoiser import RankDenoiserNetwork, ddim_step, kept_signal
 from polyrl.parts.credit import WhitenAdvantage
 from polyrl.runs import make_loop, resume_run, start_run
@@ -449,7 +449,7 @@ def test_better_rewards_weigh_a_little_more_as_on_the_card() -> None:
     see: Any = None
 
     def weights(share: float) -> list[float]:
-        found: list[float] = RewardWeights(reward_weight=share).apply(rewards, see)["weight"][:, 0].tolist()
+        found: list[float] = WeighByReward(reward_weight=share).apply(rewards, see)["weight"][:, 0].tolist()
         return found
 
     assert weights(0.1) == pytest.approx([0.877526, 1, 1.122474], abs=1e-6)

@@ -144,7 +144,7 @@ class TellLink(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardWeights(Part):
+class WeighByReward(Part):
     """Weigh rows by their reward: 1 + share x its standard score in the batch, between 0.1 and 10."""
 
     stage: ClassVar[Stage] = "credit"
@@ -199,9 +199,9 @@ def recipe() -> Recipe:
                 epochs=4,
                 minibatch_of="steps",
             ),
-            Repeat(4, (Update("denoiser", (ImitateExecuted(),), Sample("executed", 64), credit=(RewardWeights(),)),)),
+            Repeat(4, (Update("denoiser", (ImitateExecuted(),), Sample("executed", 64), credit=(WeighByReward(),)),)),
         ),
-        adds=("reward-weights", "imitate-executed"),
+        adds=("weigh-by-reward", "imitate-executed"),
         notes={
             "collect": "a code of PPO's, expanded by the denoiser to a rank for every layer",
             "improve": "PPO on the code; the denoiser imitates what was executed, better rewards a little more",
