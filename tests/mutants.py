@@ -3132,6 +3132,74 @@ GROUPS: list[Group] = [
         [("gamma ** torch.arange(last - first)", "gamma ** torch.arange(first, last)")],
     ),
     Group(
+        "tasks/control/lora_channel.py",
+        "test_airllm.py -k 'cards or verifier or minus_the_loss or shown or outlives or rules'",
+        [
+            ("inputs + outputs + 1 for", "inputs + outputs for"),
+            ("share * (highest - LEAST) + 1e-6", "share * (highest - LEAST)"),
+            ("arrived, reward, self.t = cost <= 1,", "arrived, reward, self.t = cost < 1,"),
+            ("            reward -= PENALTY * cost", "            pass"),
+            ("            self._draw_batch()\n        else:", "        else:"),
+            (
+                "        if self.t >= STEPS:\n            self.accuracy[0]",
+                "        if True:\n            self.accuracy[0]",
+            ),
+            ("    if seconds > SECONDS:", "    if seconds > 2 * SECONDS:"),
+            ("problem.unit.sum()) * (fits + 1), snr", "problem.unit.sum()) * fits, snr"),
+            ("[[*problem.changed], others]", "[others, [*problem.changed]]"),
+        ],
+    ),
+    Group(
+        "tasks/control/svd_lora.py",
+        "test_airllm.py -k 'steps_of_the_adapter or untrained or other_problem'",
+        [
+            ("(through * z).sum(0) * mask[layer]", "(through * z).sum(0)"),
+            ("inner @ self.frozen.weights[layer] + (through * kept) @ q[layer]", "inner @ self.frozen.weights[layer]"),
+            ("active, still = p * mask[:, None, :]", "active, still = p"),
+            ("weight = 4 * ORTHOGONALITY", "weight = 2 * ORTHOGONALITY"),
+            ("self.vector *= 1 - STEP * DECAY", "pass"),
+            ("STEP / (1 - BETAS[0] ** self.taken[0])", "STEP"),
+            ("np.zeros(layers * rank), q", "np.full(layers * rank, 0.1), q"),
+        ],
+    ),
+    Group(
+        "methods/control/airllm/denoiser.py",
+        "test_airllm.py -k 'card or chain or knows or tenth'",
+        [
+            ("free + guidance * (told - free)", "told + guidance * (told - free)"),
+            (".clamp(-1, 1)", ""),
+            ("(1 - before).sqrt() * noise", "(1 - kept).sqrt() * noise"),
+            (
+                ", self.kept[grid[at + 1]] if at + 1 < steps else None)",
+                ", self.kept[grid[at + 1]] if at + 2 < steps else None)",
+            ),
+            (">= UNCONDITIONAL", "< UNCONDITIONAL"),
+            ('batch["action"][..., : self.code].tanh()', 'batch["action"][..., : self.code]'),
+            ("kept.sqrt() * target + (1 - kept).sqrt() * noise", "kept * target + (1 - kept) * noise"),
+        ],
+    ),
+    Group(
+        "methods/control/airllm/expander.py",
+        "test_airllm.py -k 'ppo_on_the_ranks or decoder_makes or trains_on or judged or finite or exported'",
+        [
+            ("both[:, : self.code].tanh()", "both[:, : self.code]"),
+            ("if not np.isfinite(found).all():", "if False:"),
+            ("    is_policy = True", "    is_policy = False"),
+            ("return Actor.greedy(self, masked)", "return super().greedy(masked)"),
+        ],
+    ),
+    Group(
+        "methods/control/airllm/__init__.py",
+        "test_airllm.py -k 'weigh or refused or logged or decoder_makes or ppo_on_the_ranks'",
+        [
+            ("reward.std(correction=0)", "reward.std()"),
+            (".clamp(0.1, 10)", ""),
+            ('if self.decoder == "none" and code != numbers:', "if False:"),
+            ('memory.get("megabits", 0.0) + ', ""),
+            ('experience["accuracy"][:, -1]', 'experience["accuracy"]'),
+        ],
+    ),
+    Group(
         "tasks/control/lot_sizing.py",
         "test_pdppo.py -k 'period or random_machines or published'",
         [

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from polyrl import catalogue, comparison
 from polyrl import claims as all_claims
 from polyrl.claims.adacot import HalfKept
+from polyrl.claims.airllm import NotBehindInBoth
 from polyrl.cli.main import polyrl
 from polyrl.errors import UserError
 from polyrl.report.runs import Run
@@ -175,6 +176,8 @@ def test_quantities_join_arms() -> None:
     assert best.arms() == ("a", "b", "c", "d", "e") and best.combine([3.0, 5.0, 1.0, 9.0, 2.0]) == -4.0
     assert best.says(SCORE) == "score at the end, the better one: a or b minus c or d or e"
     assert HalfKept(Final(), "a", "b").combine([-0.02, -0.1]) == pytest.approx(0.03)
+    both = NotBehindInBoth(Final(), "a", "b", Seconds())
+    assert both.combine([0.6, 0.7, 80, 100]) == pytest.approx(20) and both.combine([0.6, 0.7, 120, 100]) < 0
 
 
 # --------------------------------------------------------------------------------------------------------- the rule

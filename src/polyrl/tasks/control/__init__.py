@@ -36,6 +36,7 @@ TASKS: dict[str, str] = {
     "slippery-lake": "go to a goal on ice that carries on, around holes (layout=0); nearer cells pay more",
     "surface-shape": "least perimeter for its area of a closed curve, by velocities (bound=1.0); 3.545 is a circle's",
     "grid-shape": "least contours for its area of what is above 0 in a field of 8 by 8 cells, velocities (bound=1.0)",
+    "lora-channel": "ranks of an adapter's (layers=8) that fit a radio channel; minus its loss and the cost of sending",
     "Ant-v5": "a four-legged body walks (MuJoCo)",
     "HalfCheetah-v5": "a two-legged body runs (MuJoCo)",
     "Hopper-v5": "a one-legged body hops (MuJoCo)",

@@ -47,6 +47,7 @@ OWN = {
     "wall-point": "wall_point:WallPoint",
     "surface-shape": "shapes:SurfaceShape",
     "grid-shape": "shapes:GridShape",
+    "lora-channel": "lora_channel:LoraChannel",
 }
 """Environments that are written out here, by their ids."""
 for _id, _place in OWN.items():
