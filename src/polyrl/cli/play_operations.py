@@ -57,8 +57,9 @@ def _play_instances(run_state: CombinatorialRunState, episodes: int) -> None:
     console.print(Text(f"{task.name}: {task.describe()}", style="bold"))
     costs, solutions = run_state.solved(AlsoJudged(run_state.judges, task))
     for row in range(episodes):
-        console.print(f"instance {row}  {costs[row]:.4f}  {' '.join(map(str, solutions[row]))}", soft_wrap=True)
-    cost = sum(costs) / len(costs)
+        solution = " ".join(map(str, solutions[row]))
+        console.print(f"instance {row}  {task.shown(costs[row]):.4f}  {solution}", soft_wrap=True)
+    cost = task.shown(sum(costs) / len(costs))
     console.print(f"\n{task.label}, greedily, mean of {len(costs)} held-out instances")
     for name, value in {"this policy": cost, **task.metric.lines}.items():
         beside = "" if name == "this policy" else f"  {100 * (cost / value - 1):+.2f}%"

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.errors import UserError
 from polyrl.models.base import Trained
 from polyrl.models.constructive import ConstructiveNetwork
-from polyrl.recipe import Judged, Part, Stage, hyperparameter
+from polyrl.recipe import Judged, Part, Scope, Stage, hyperparameter
 
 SEEN = frozenset({"nodes", "node_mask", "here", "end", "left", "context"})
 """What a step of building a solution has seen, beside `action_mask`."""
@@ -71,7 +72,7 @@ class BuildSolutions(Part):
     domain: ClassVar[str] = "operations"
     solves: ClassVar[str] = "combinatorial"
     gives: ClassVar[frozenset[str]] = SEEN | {
-        *("action", "action_mask", "behaviour_logprob", "reward", "present", "mask", "terminated", "group")
+        *("action", "action_mask", "behaviour_logprob", "reward", "present", "mask", "terminated", "truncated", "group")
     }
 
     instances: int = hyperparameter(256, "random instances in one iteration", low=1)
@@ -97,9 +98,29 @@ class BuildSolutions(Part):
                 "nodes": nodes.values[:, None],
                 "node_mask": nodes.present[:, None],
                 "mask": steps["present"],
+                "truncated": torch.zeros_like(steps["terminated"]),
                 "group": group,
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolutionValues(Part):
+    """Measure what the policy's network, which also says values, says of the instance before each decision."""
+
+    stage: ClassVar[Stage] = "credit"
+    scope: ClassVar[Scope] = "step"
+    needs: ClassVar[frozenset[str]] = BuildSolutions.gives - {"reward"} | {"node_state"}
+    gives: ClassVar[frozenset[str]] = frozenset({"value"})
+    solves: ClassVar[str] = "combinatorial"
+    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
+
+    def __call__(self, experience: Experience, context: Context) -> Experience:
+        """Add `value` [B, T], 0 where nothing is decided."""
+        network = context.run_state.network(context.run_state.models.acts)
+        with torch.no_grad():
+            value = network.outputs(experience, {"value"}, None)["value"]
+        return experience.with_fields(value=value * experience["mask"])
 
 
 @dataclass(frozen=True, kw_only=True)

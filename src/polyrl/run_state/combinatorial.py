@@ -121,21 +121,22 @@ class CombinatorialRunState(RunState):
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Mean cost on the held-out instances, by the verifier, and how far above each reference that is."""
+        """Mean cost or profit on the held-out instances, by the verifier, and by how much it is worse than a line."""
         metrics, shown = dict[str, float](), list[dict[str, Any]]()
         for name, what in {"": AlsoJudged(self.judges, self.task), **self.also}.items():
             own = f"eval/{name}/" if name else "eval/"
             costs, solutions = self.solved(what)
-            metrics[f"{own}cost"] = sum(costs) / len(costs)
+            key = f"{own}{what.task.judged_as}"
+            metrics[key] = what.task.shown(sum(costs) / len(costs))
             for line, best in what.task.references.items():
                 among = best[: len(costs)]  # of more instances than are held out nothing is known
                 if len(among) == len(costs):
-                    gap = 100 * (metrics[f"{own}cost"] / float(among.double().mean()) - 1)
-                    metrics[f"{own}gap_{_word(line)}"] = gap
+                    gap = 100 * (metrics[key] / what.task.shown(float(among.double().mean())) - 1)
+                    metrics[f"{own}gap_{_word(line)}"] = -gap if what.task.earns else gap
                     break
             if not name:
                 shown = [
-                    {"instance": i, "cost": round(costs[i], 4), "solution": solutions[i]}
+                    {"instance": i, self.task.judged_as: round(self.task.shown(costs[i]), 4), "solution": solutions[i]}
                     for i in range(min(SHOWN, len(costs)))
                 ]
         return metrics, shown
@@ -205,7 +206,7 @@ def make_run_state(
             )
     if not recipe.models:
         raise UserError(f"{recipe.name} brings nothing that builds solutions; {BUILDING}.")
-    usual = Evaluation()
+    usual = Evaluation(instances=task.held_out_instances)
     how = usual if config.eval_episodes is None else Evaluation(instances=config.eval_episodes)
     models = Models(recipe.models, task, config.seed, recipe.acts)
     for name in models:

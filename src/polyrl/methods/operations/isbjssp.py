@@ -29,7 +29,7 @@ from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
 from polyrl.core.update import Again, Epochs, Fresh, Update
 from polyrl.models.constructive import ConstructiveNetwork, Memory, Seen, draw_weights
-from polyrl.parts.combinatorial import BuildSolutions, ConstructivePolicy
+from polyrl.parts.combinatorial import BuildSolutions, ConstructivePolicy, SolutionValues
 from polyrl.parts.credit import GAE, WhitenAdvantage
 from polyrl.parts.improve import ClippedSurrogate, EntropyBonus, ValueLoss
 from polyrl.recipe import Part, Recipe, Scope, Stage, hyperparameter
@@ -136,18 +136,12 @@ class OperationGraphPolicy(ConstructivePolicy):
 class DispatchShops(BuildSolutions):
     """Dispatch random shops with the present policy, machine by machine, and note what jobs wait."""
 
-    gives: ClassVar[frozenset[str]] = BuildSolutions.gives | {"node_state", "waited", "truncated"}
+    gives: ClassVar[frozenset[str]] = BuildSolutions.gives | {"node_state", "waited"}
     own_fields: ClassVar[Mapping[str, Field]] = {
-        "node_state": Field("[B, T, N, D]", "float32", "task's own", "what changes at each operation on the way"),
         "waited": Field("[B, T]", "float32", "time units", "what all jobs wait from one decision to the next"),
     }
 
     instances: int = hyperparameter(128, "random shops in one iteration", low=1)
-
-    def __call__(self, experience: Experience | None, context: Context) -> Experience:
-        """Return a row for each shop; what follows its last decision is of that."""
-        found = super().__call__(experience, context)
-        return found.with_fields(truncated=torch.zeros_like(found["terminated"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,22 +170,8 @@ class ShopTime(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShopValues(Part):
+class ShopValues(SolutionValues):
     """Measure what the policy's network says of the shop before each decision."""
-
-    stage: ClassVar[Stage] = "credit"
-    scope: ClassVar[Scope] = "step"
-    needs: ClassVar[frozenset[str]] = DispatchShops.gives - {"waited", "reward"}
-    gives: ClassVar[frozenset[str]] = frozenset({"value"})
-    solves: ClassVar[str] = "combinatorial"
-    special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
-
-    def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Add `value` [B, T], 0 where nothing is decided."""
-        network = context.run_state.network(context.run_state.models.acts)
-        with torch.no_grad():
-            value = network.outputs(experience, {"value"}, None)["value"]
-        return experience.with_fields(value=value * experience["mask"])
 
 
 def recipe() -> Recipe:

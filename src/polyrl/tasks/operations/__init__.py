@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "task"]
 
 TASKS: dict[str, str] = {
+    "air-taxis": "the most profit of a day with a fleet of air taxis; beside greed and a genetic algorithm",
     "backlog": "one store, normal demand, unmet demand waits; the optimum is the newsvendor's base stock",
     "cvrp": "the shortest routes of vehicles of a capacity from a depot to n customers; beside savings",
     "job-shop": "the shortest makespan of n jobs on machines without buffers that shut down; beside dispatching rules",
@@ -33,6 +34,7 @@ _PLACES = {
     "one-warehouse": "settings:OneWarehouse",
     "serial": "settings:Serial",
     "transshipment": "settings:Transshipment",
+    "air-taxis": "air_taxis:AirTaxiTask",
     "cvrp": "vehicles:VehicleRoutingTask",
     "job-shop": "job_shop:JobShopTask",
     "tsp": "routing:TravelingSalesmanTask",

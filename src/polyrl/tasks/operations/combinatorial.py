@@ -87,9 +87,13 @@ class CombinatorialTask(ABC):
 
     name: ClassVar[str]
     label: ClassVar[str]
+    unit: ClassVar[str] = ""
     budget: ClassVar[str] = "updates=1500"
     access: ClassVar[frozenset[str]] = frozenset({"episodes", "reset-to-state"})
     """What it grants (`polyrl.core.access`)."""
+    earns: ClassVar[bool] = False
+    """Whether solutions earn: then people see profits, which are minus the costs."""
+    held_out_instances: ClassVar[int] = HELD_OUT
     most: ClassVar[int] = 200
     kind: ClassVar[type[ConstructionEnvironment]]
 
@@ -111,11 +115,20 @@ class CombinatorialTask(ABC):
     @cached_property
     def held_out(self) -> ConstructionEnvironment:
         """The instances on which everything is judged; nobody steps this very environment."""
-        return self.environment(EVALUATION_SEED, HELD_OUT)
+        return self.environment(EVALUATION_SEED, self.held_out_instances)
+
+    @property
+    def judged_as(self) -> str:
+        """What a solution comes to, in the names of metrics: cost or profit."""
+        return "profit" if self.earns else "cost"
+
+    def shown(self, cost: float) -> float:
+        """A cost as people see it: itself, or the profit."""
+        return -cost if self.earns else cost
 
     @cached_property
     def references(self) -> Mapping[str, Tensor]:
-        """Costs `[HELD_OUT]` of the held-out instances, by name; kept in the cache, because they take some seconds."""
+        """Costs `[held_out_instances]` of them, by name; kept in the cache, because they take some seconds."""
         settings = "-".join(f"{name}{value}" for name, value in asdict(self).items())
         folder = cache_folder() / "references" / f"{self.name}-{settings}-v{VERSION}"
 
@@ -130,13 +143,14 @@ class CombinatorialTask(ABC):
 
     @cached_property
     def metric(self) -> Metric:
-        """Mean cost on the held-out instances, beside the optimum and heuristics."""
-        lines = {name: float(costs.double().mean()) for name, costs in self.references.items()}
+        """Mean cost or profit on the held-out instances, beside the optimum and heuristics."""
+        lines = {name: self.shown(float(costs.double().mean())) for name, costs in self.references.items()}
         exact = next(iter(lines)) == "optimum"
         return Metric(
-            key="eval/cost",
+            key=f"eval/{self.judged_as}",
             label=self.label,
-            higher_is_better=False,
+            unit=self.unit,
+            higher_is_better=self.earns,
             lines=lines,
             target="optimum" if exact else "",
         )
