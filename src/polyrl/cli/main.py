@@ -311,7 +311,7 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
     "--instance",
     type=click.Path(path_type=Path),
     required=True,
-    help="a file of TSPLIB (EUC_2D, CEIL_2D) or of a job shop",
+    help="a file of TSPLIB (EUC_2D, CEIL_2D), of a job shop or of a fleet's day",
 )
 @click.option(
     "--best", default="", help="the best known cost, or a file with that tour  [what the file's comment says]"
@@ -321,7 +321,7 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="folder of solution and picture  [solutions in RUN]")
 @TRUST
 def solve(run: Path, instance: Path, **given: Any) -> None:
-    """Solve an instance from a file with the policy of RUN, and write the solution and a picture (tsp, job-shop)."""
+    """Solve a file's instance with the policy of RUN, and write solution and picture (tsp, job-shop, air-taxis)."""
     from polyrl.cli.solve import solve as solve_instance
 
     solve_instance(run, instance, **given)

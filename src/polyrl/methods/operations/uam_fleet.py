@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -97,6 +97,10 @@ class FleetNetwork(ConstructiveNetwork):
         return static, hours / hours.amax((1, 2), keepdim=True).clamp(min=1)
 
     @abstractmethod
+    def last_of_value(self) -> Iterator[nn.Parameter]:
+        """The last layer of the value."""
+
+    @abstractmethod
     def both(self, seen: Seen, memory: Memory) -> tuple[Tensor, Tensor]:
         """Scores `[B, K, N]` and values `[B, K]`."""
 
@@ -157,6 +161,10 @@ class GraphFleet(FleetNetwork):
         scores = (answer @ last.mT)[:, 0] / math.sqrt(last.shape[-1])
         return scores.view(*v.shape[:3]), self.worth(c)[..., 0]
 
+    def last_of_value(self) -> Iterator[nn.Parameter]:
+        """The last of its two layers."""
+        return self.worth[2].parameters()
+
 
 class FlatFleet(FleetNetwork):
     """The control: two layers over all numbers in a row, for one number of vertiports and of aircraft."""
@@ -169,7 +177,16 @@ class FlatFleet(FleetNetwork):
         self.score, self.worth = nn.Linear(width, vertiports), nn.Linear(width, 1)
 
     def read(self, nodes: Tensor, present: Tensor) -> Memory:
-        """All that stays, in a row."""
+        """All that stays, in a row.
+
+        Raises:
+            UserError: another number of vertiports than the network was made for.
+        """
+        if nodes.shape[1] != self.score.out_features:
+            raise UserError(
+                f"A network over all numbers in a row is for the {self.score.out_features} vertiports that it was made "
+                f"for, and here are {nodes.shape[1]}; train with --reads graph, which flies fleets of any size."
+            )
         static, hours = self.scaled(nodes)
         return {"flat": torch.cat([static.flatten(1), hours.flatten(1)], -1)}
 
@@ -179,6 +196,10 @@ class FlatFleet(FleetNetwork):
         flat = memory["flat"][:, None].expand(-1, seen.context.shape[1], -1)
         h = self.layers(torch.cat([flat, seen.node_state.flatten(2), seen.context], -1))
         return self.score(h), self.worth(h)[..., 0]
+
+    def last_of_value(self) -> Iterator[nn.Parameter]:
+        """Its only layer."""
+        return self.worth.parameters()
 
 
 def positions(count: int, width: int) -> Tensor:
@@ -194,7 +215,7 @@ class FleetPolicy(ConstructivePolicy):
 
     outputs: ClassVar[frozenset[str]] = frozenset({"logprob", "entropy", "value"})
 
-    learning_rate: float = hyperparameter(3e-4, "Adam step size (2022 code: 1e-6)", low=0, high=1e37)
+    learning_rate: float = hyperparameter(1e-3, "Adam step size (2022 code: 1e-6)", low=0, high=1e37)
     max_grad_norm: float | None = hyperparameter(0.5, "norm at which the gradient is clipped; none is off", above=0)
     reads: Literal["graph", "flat"] = hyperparameter("graph", "two graphs, or all numbers in a row (the control)")
     width: int = hyperparameter(32, "numbers of a node, or of a layer (2022 code: 128)", low=2)
@@ -212,16 +233,18 @@ class FleetPolicy(ConstructivePolicy):
         if not isinstance(interface, AirTaxiTask):
             raise UserError(f"{self.name} flies air taxis and not {interface.name}; use --task air-taxis.")
         if self.reads == "flat":
-            network: ConstructiveNetwork = FlatFleet(interface.n, interface.aircraft, self.width)
+            network: FleetNetwork = FlatFleet(interface.n, interface.aircraft, self.width)
         else:
             network = self.build(interface.kind.node_features, interface.kind.context_features, stream)
         draw_weights(network, stream)
         for module in network.modules():
             if isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight), nn.init.zeros_(module.bias)
+        for parameter in network.last_of_value():
+            nn.init.zeros_(parameter)  # or the day's end would look worth something, and every decision bad
         return network
 
-    def build(self, node_features: int, context_features: int, stream: torch.Generator) -> ConstructiveNetwork:
+    def build(self, node_features: int, context_features: int, stream: torch.Generator) -> FleetNetwork:
         """The network over graphs of any sizes; its weights are yet to be drawn."""
         if self.width % self.heads or self.width % 2:
             raise UserError(
@@ -241,7 +264,7 @@ class FlyDays(BuildSolutions):
 
 @dataclass(frozen=True, kw_only=True)
 class ShareOfRevenue(Part):
-    """Pay each flight's profit over what all passengers of the day would pay."""
+    """Pay each flight's profit over an aircraft's share of what all passengers of the day would pay."""
 
     stage: ClassVar[Stage] = "score"
     scope: ClassVar[Scope] = "episode"
@@ -252,10 +275,11 @@ class ShareOfRevenue(Part):
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Put `reward` [B, T] in the place of dollars; the sum of a day is its normalized profit."""
+        """Put `reward` [B, T] in the place of dollars; its sum is the normalized profit, times the aircraft."""
         fares = experience["nodes"][:, 0, :, STATIC + 2 :: SERIES]  # of all that wait, by the hour
         revenue = fares.sum((1, 2))
-        return experience.with_fields(reward=experience["reward"] / revenue[:, None])
+        fleet = experience["context"].shape[2] // AirTaxis.aircraft_features
+        return experience.with_fields(reward=experience["reward"] * fleet / revenue[:, None])
 
 
 def recipe() -> Recipe:

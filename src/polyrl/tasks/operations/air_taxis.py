@@ -19,12 +19,14 @@ from polyrl.tasks.batched import Access, Moved, Observation, Padded, State, Verd
 from polyrl.tasks.operations.combinatorial import CombinatorialTask, ConstructionEnvironment, Instances
 from polyrl.tasks.operations.fleet_rules import evolved, flown_at_random, flown_greedily
 from polyrl.tasks.operations.fleets import (
+    BASE_FARE,
     BATTERY,
     CHARGE_BELOW,
     DELAY_DEVIATION,
     ENERGY_PRICE,
     HOURS,
     LANDING,
+    MILE_FARE,
     MOST_DECISIONS,
     OPERATING,
     PER_MILE,
@@ -42,8 +44,6 @@ from polyrl.tasks.operations.fleets import (
 
 SIDE = 50.0
 """Miles of the square."""
-BASE_FARE, MILE_FARE = 5.0, 1.28
-"""Dollars of a passenger, and for each mile where nobody waits."""
 SERIES = 4
 """Numbers of a vertiport in each hour: passengers from it and to it, and their fares."""
 

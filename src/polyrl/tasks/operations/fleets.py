@@ -43,6 +43,8 @@ ENERGY_PRICE = 0.2
 """Dollars a kilowatt hour."""
 OPERATING = 0.64
 """Dollars a passenger and mile."""
+BASE_FARE, MILE_FARE = 5.0, 1.28
+"""Dollars of a passenger, and for each mile where nobody waits."""
 REPAIR = 0.5
 """Hours that an aircraft which has failed cannot be charged or told anything after its landing."""
 DELAY_DEVIATION = 0.05
