@@ -59,8 +59,8 @@ def solve_fleet(run_state: CombinatorialRunState, path: Path, into: Path, *, bes
     sizes = f"{len(day.starts)} air taxis among {len(day.places)} vertiports"
     console.print(Text(f"{path.stem}: {sizes}, at most ${day.revenue:,.0f}", "bold"))
     table = Table(box=None, padding=(0, 3, 0, 0))
-    for column in ("", "profit, $", "below the best known", "seconds", "ms a decision"):
-        table.add_column(column, header_style="dim", justify="right" if column else "left")
+    for column in ("", "profit, $", "below best", "seconds", "ms a decision"):
+        table.add_column(column, header_style="dim", justify="right" if column else "left", no_wrap=True)
 
     def line(name: str, profit: float, seconds: float, decisions: float) -> None:
         gap = "" if known is None else f"{100 * (1 - profit / known):+.2f}%"

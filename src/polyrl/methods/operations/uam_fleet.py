@@ -233,6 +233,10 @@ class FleetPolicy(ConstructivePolicy):
         if not isinstance(interface, AirTaxiTask):
             raise UserError(f"{self.name} flies air taxis and not {interface.name}; use --task air-taxis.")
         if self.reads == "flat":
+            usual = FleetPolicy()
+            for name in ("heads", "hour_layers", "moments", "hops"):
+                if vars(self)[name] != vars(usual)[name]:
+                    raise UserError(f"{self.name}.{name} has no effect with reads=flat; leave it out.")
             network: FleetNetwork = FlatFleet(interface.n, interface.aircraft, self.width)
         else:
             network = self.build(interface.kind.node_features, interface.kind.context_features, stream)

@@ -34,7 +34,12 @@ def read_day(path: Path) -> Day:
     Raises:
         UserError: it cannot be read, or something in it makes no day.
     """
-    given = read_json(path)
+    try:
+        given = read_json(path)
+    except OSError as error:
+        raise UserError(f"The instance {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no fleet's day: {error}.") from None
     unknown = sorted(set(given) - set(KEYS))
     if unknown:
         raise UserError(f"{path} has '{unknown[0]}', but a fleet's day has {', '.join(KEYS)}.")
