@@ -15,9 +15,9 @@ from conftest import SEED, Command, reached, read_records, stopped_after
 from polyrl.cli.solve import solve
 from polyrl.cli.solve_fleet import drawn_day
 from polyrl.errors import UserError
-from polyrl.methods.operations.uam_fleet import (
+from polyrl.methods.operations.uam_fleet import FleetPolicy
+from polyrl.methods.operations.uam_fleet.networks import (
     FleetNetwork,
-    FleetPolicy,
     GraphCapsule,
     capsule,
     laplacian,
