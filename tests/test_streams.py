@@ -143,9 +143,12 @@ def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int
     language = info.domain == "language"
     config = RunConfig(
         method=method,
-        task={"coverage": "coverage(n=4,horizon=5)", "job-shop": "job-shop(n=3,machines=3)", "tsp": "tsp(n=6)"}.get(
-            info.task, SMALL_TASKS.get(info.task, info.task)
-        ),
+        task={
+            "air-taxis": "air-taxis(n=3,aircraft=1)",
+            "coverage": "coverage(n=4,horizon=5)",
+            "job-shop": "job-shop(n=3,machines=3)",
+            "tsp": "tsp(n=6)",
+        }.get(info.task, SMALL_TASKS.get(info.task, info.task)),
         model=str(tiny) if language else None,
         dataset=str(pendulum_file(tiny.parent)) if reads_data(recipe) and not has_demonstrations(info.task) else None,
         budget=f"iterations={iterations}",
@@ -156,7 +159,7 @@ def run(method: str, drawn: Drawn, tiny: Path, seed: int = SEED, iterations: int
     )
     drawn.phase = "start"
     loop, _ = make_loop(config)
-    if info.domain == "operations" and info.task in ("coverage", "job-shop", "tsp", "cvrp"):
+    if info.domain == "operations" and info.task in ("air-taxis", "coverage", "job-shop", "tsp", "cvrp"):
         loop.run_state.evaluation = dataclasses.replace(loop.run_state.evaluation, instances=4)
     elif info.domain == "operations":  # a few of the thousands of traces that it is judged on
         few = {"traces": 8, "periods": 6, "dropped": 2, "dev_traces": 8, "dev_periods": 6, "dev_dropped": 2}

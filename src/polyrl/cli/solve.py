@@ -12,6 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 from polyrl.api import open_policy
+from polyrl.cli.solve_fleet import solve_fleet
 from polyrl.cli.solve_path import solve_path
 from polyrl.cli.solve_shop import solve_shop
 from polyrl.errors import UserError
@@ -20,6 +21,7 @@ from polyrl.rollout.construction import beam_search, build
 from polyrl.run_state.combinatorial import CombinatorialRunState
 from polyrl.runtime.drawing import Axis, Curve, Curves, Series, Sheet, Words
 from polyrl.runtime.terminal import Terminal
+from polyrl.tasks.operations.air_taxis import AirTaxis
 from polyrl.tasks.operations.job_shop import JobShop
 from polyrl.tasks.operations.paths import Paths
 from polyrl.tasks.operations.routing import TravelingSalesman
@@ -46,8 +48,8 @@ def solve(
 
     Args:
         folder: of the run.
-        instance: a file of TSPLIB, or of job shops where the run is of these (`polyrl.cli.solve_shop`). None where it
-            is of paths, whose map is its task's (`polyrl.cli.solve_path`).
+        instance: a file of TSPLIB, or of job shops or a fleet's day where the run is of these. None where it is of paths,
+            whose map is its task's (`polyrl.cli.solve_path`).
         best: the best known length, or a file with the best known tour; empty: what the instance's comment says.
         beam: prefixes that are kept; 1 is greedy.
         symmetries: whether the eight ways in which the square can be turned and mirrored are all solved.
@@ -70,6 +72,11 @@ def solve(
         if symmetries:
             raise UserError("--symmetries are those of the square, and a job shop has none; leave it out.")
         solve_shop(run_state, instance, out or folder / "solutions", best=best, beam=beam)
+        return
+    if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is AirTaxis:
+        if symmetries:
+            raise UserError("--symmetries are those of the square, and a fleet's day has none; leave it out.")
+        solve_fleet(run_state, instance, out or folder / "solutions", best=best, beam=beam)
         return
     given = read_instance(instance)
     known = _best_known(best, given)

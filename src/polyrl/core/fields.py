@@ -76,6 +76,7 @@ FIELDS: dict[str, Field] = {
     "context": Field(
         "[B, T, C]", "float32", "task's own", "what else changes on the way, such as the load that is left (operations)"
     ),
+    "node_state": Field("[B, T, N, D]", "float32", "task's own", "what changes at each node on the way (operations)"),
     "step": Field("[B, T]", "int64", "index", "step of the episode or stream, from 0 (theory)"),
     "action_value": Field("[B, T]", "float64", "reward", "value of the action taken, and all that follows (theory)"),
 }

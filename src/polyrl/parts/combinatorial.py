@@ -72,7 +72,7 @@ class BuildSolutions(Part):
     domain: ClassVar[str] = "operations"
     solves: ClassVar[str] = "combinatorial"
     gives: ClassVar[frozenset[str]] = SEEN | {
-        *("action", "action_mask", "behaviour_logprob", "reward", "present", "mask", "terminated", "group")
+        *("action", "action_mask", "behaviour_logprob", "reward", "present", "mask", "terminated", "truncated", "group")
     }
 
     instances: int = hyperparameter(256, "random instances in one iteration", low=1)
@@ -98,6 +98,7 @@ class BuildSolutions(Part):
                 "nodes": nodes.values[:, None],
                 "node_mask": nodes.present[:, None],
                 "mask": steps["present"],
+                "truncated": torch.zeros_like(steps["terminated"]),
                 "group": group,
             }
         )

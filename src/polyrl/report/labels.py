@@ -58,6 +58,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "eval/return_std": ("Spread of evaluation returns", "standard deviation", "Evaluation"),
     "eval/cost": ("Evaluation cost", "", "Evaluation"),
     "eval/median_cost": ("Median of the evaluation costs", "", "Evaluation"),
+    "eval/profit": ("Evaluation profit", "", "Evaluation"),
     "eval/gap": ("Gap to the optimum", "", "Evaluation"),
     "eval/regret": ("Regret", "", "Evaluation"),
     "eval/cumulative_regret": ("Regret so far", "", "Evaluation"),

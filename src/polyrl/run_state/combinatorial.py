@@ -212,7 +212,7 @@ def make_run_state(
             )
     if not recipe.models:
         raise UserError(f"{recipe.name} brings nothing that builds solutions; {BUILDING}.")
-    usual = Evaluation()
+    usual = Evaluation(instances=task.held_out_instances)
     how = usual if config.eval_episodes is None else Evaluation(instances=config.eval_episodes)
     models = Models(recipe.models, task, config.seed, recipe.acts)
     for name in models:

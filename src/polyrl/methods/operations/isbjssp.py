@@ -136,18 +136,12 @@ class OperationGraphPolicy(ConstructivePolicy):
 class DispatchShops(BuildSolutions):
     """Dispatch random shops with the present policy, machine by machine, and note what jobs wait."""
 
-    gives: ClassVar[frozenset[str]] = BuildSolutions.gives | {"node_state", "waited", "truncated"}
+    gives: ClassVar[frozenset[str]] = BuildSolutions.gives | {"node_state", "waited"}
     own_fields: ClassVar[Mapping[str, Field]] = {
-        "node_state": Field("[B, T, N, D]", "float32", "task's own", "what changes at each operation on the way"),
         "waited": Field("[B, T]", "float32", "time units", "what all jobs wait from one decision to the next"),
     }
 
     instances: int = hyperparameter(128, "random shops in one iteration", low=1)
-
-    def __call__(self, experience: Experience | None, context: Context) -> Experience:
-        """Return a row for each shop; what follows its last decision is of that."""
-        found = super().__call__(experience, context)
-        return found.with_fields(truncated=torch.zeros_like(found["terminated"]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "task"]
 
 TASKS: dict[str, str] = {
+    "air-taxis": "the most profit of a day with a fleet of air taxis; beside greed and a genetic algorithm",
     "backlog": "one store, normal demand, unmet demand waits; the optimum is the newsvendor's base stock",
     "coverage": "the path of few moves that covers most of a weighted map; beside a greedy planner who knows the map",
     "cvrp": "the shortest routes of vehicles of a capacity from a depot to n customers; beside savings",
@@ -38,6 +39,7 @@ _PLACES = {
     "serial": "settings:Serial",
     "transshipment": "settings:Transshipment",
     "coverage": "path_tasks:CoverageTask",
+    "air-taxis": "air_taxis:AirTaxiTask",
     "cvrp": "vehicles:VehicleRoutingTask",
     "experiment-design": "path_tasks:DesignTask",
     "item-collection": "path_tasks:ItemsTask",

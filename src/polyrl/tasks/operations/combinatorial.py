@@ -95,6 +95,7 @@ class CombinatorialTask(ABC):
     budget: ClassVar[str] = "updates=1500"
     access: ClassVar[frozenset[str]] = frozenset({"episodes", "reset-to-state"})
     """What it grants (`polyrl.core.access`)."""
+    held_out_instances: ClassVar[int] = HELD_OUT
     most: ClassVar[int] = 200
     kind: ClassVar[type[ConstructionEnvironment]]
     unit: ClassVar[str] = ""
@@ -121,11 +122,11 @@ class CombinatorialTask(ABC):
     @cached_property
     def held_out(self) -> ConstructionEnvironment:
         """The instances on which everything is judged; nobody steps this very environment."""
-        return self.environment(EVALUATION_SEED, HELD_OUT)
+        return self.environment(EVALUATION_SEED, self.held_out_instances)
 
     @cached_property
     def references(self) -> Mapping[str, Tensor]:
-        """Costs `[HELD_OUT]` of the held-out instances, by name; kept in the cache, because they take some seconds."""
+        """Costs `[held_out_instances]` of them, by name; kept in the cache, because they take some seconds."""
         settings = "-".join(f"{name}{value}" for name, value in asdict(self).items())
         folder = cache_folder() / "references" / f"{self.name}-{settings}-v{VERSION}"
 
