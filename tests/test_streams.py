@@ -7,6 +7,8 @@ Each method of the catalogue runs on something tiny while every stream that it a
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 import random
 import re
 import sys
@@ -20,6 +22,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+import polyrl
 from control_environments import Walk, pendulum_file
 from parts_run_state import PartsRunState
 from polyrl import catalogue
@@ -100,6 +103,9 @@ class Drawn:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """Writes down every stream that anything in polyrl asks for, and every generator that is made."""
+    for module in pkgutil.walk_packages(polyrl.__path__, "polyrl."):  # one imported later would keep another test's
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     found, original, plain = Drawn(), seeding.stream_seed, random.Random
 
     def recorded(seed: int, *names: object) -> int:

@@ -320,7 +320,7 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="folder of solution and picture  [solutions in RUN]")
 @TRUST
 def solve(run: Path, instance: Path | None, **given: Any) -> None:
-    """Solve an instance from a file (tsp, job-shop, air-taxis), or the map of coverage and other paths, by the policy of RUN.
+    """Solve a file's instance (tsp, job-shop, air-taxis), or the map of coverage and other paths, by the policy of RUN.
 
     The solution and a picture are written.
     """

@@ -48,8 +48,8 @@ def solve(
 
     Args:
         folder: of the run.
-        instance: a file of TSPLIB, or of job shops or a fleet's day where the run is of these. None where it is of paths,
-            whose map is its task's (`polyrl.cli.solve_path`).
+        instance: a file of TSPLIB, or of job shops or a fleet's day where the run is of these. None where it is of
+            paths, whose map is its task's (`polyrl.cli.solve_path`).
         best: the best known length, or a file with the best known tour; empty: what the instance's comment says.
         beam: prefixes that are kept; 1 is greedy.
         symmetries: whether the eight ways in which the square can be turned and mirrored are all solved.
