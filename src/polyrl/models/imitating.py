@@ -207,7 +207,8 @@ class BinnedPolicyNetwork(ImitatingPolicy):
 
         def draw(logits: Tensor, number: int) -> Tensor:
             below = logits.softmax(-1).cumsum(-1)[..., :-1]
-            return (place[..., number, None] >= below).sum(-1)
+            found: Tensor = (place[..., number, None] >= below).sum(-1)
+            return found
 
         return self._drawn(observation, draw)
 
