@@ -102,6 +102,9 @@ class StepEnvironments(Part):
         ),
     }
 
+    anew: ClassVar[bool] = False
+    """Whether every rollout begins with new episodes, and cuts those that are not over at its end."""
+
     environments: int = hyperparameter(8, "environments that are stepped together", low=1)
     steps_per_environment: int = hyperparameter(128, "steps of each environment in one iteration", low=1)
 
@@ -123,15 +126,20 @@ class StepEnvironments(Part):
         """Who acts in this turn, where that is not the run's actor; None is that."""
         return None
 
+    def steps(self, context: Context) -> int:
+        """Steps of each environment in this turn; a paper whose rollouts grow says it in its own part."""
+        return self.steps_per_environment
+
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
-        """Return `[B, T]` steps, B = `environments`, T = `steps_per_environment`; logs the episodes that ended."""
+        """Return `[B, T]` steps, B = `environments`, T = `steps(context)`; logs the episodes that ended."""
         batch: Experience
         batch, returns, lengths = context.run_state.collect(
             self.environments,
-            self.steps_per_environment,
+            self.steps(context),
             context.generator("collect"),
             self.acting(context),
             context.stream,
+            anew=self.anew,
         )
         context.spent.steps += int(batch["mask"].sum())
         context.spent.samples += len(returns)

@@ -57,6 +57,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "eval/normalized_return": ("Normalized score", "0 and 1 are the data's references", "Evaluation"),
     "eval/return_std": ("Spread of evaluation returns", "standard deviation", "Evaluation"),
     "eval/cost": ("Evaluation cost", "", "Evaluation"),
+    "eval/median_cost": ("Median of the evaluation costs", "", "Evaluation"),
     "eval/gap": ("Gap to the optimum", "", "Evaluation"),
     "eval/regret": ("Regret", "", "Evaluation"),
     "eval/cumulative_regret": ("Regret so far", "", "Evaluation"),

@@ -220,8 +220,16 @@ class Collector:
 
     # ------------------------------------------------------------------------------------------- one rollout
 
-    def collect(self, steps: int, generator: torch.Generator, actor: Actor | None = None) -> Rollout:
+    def collect(
+        self, steps: int, generator: torch.Generator, actor: Actor | None = None, *, anew: bool = False
+    ) -> Rollout:
         """Step every environment `steps` times with actions of the actor as it is now, or of another one's.
+
+        Args:
+            steps: of each environment; it may be another number each time.
+            generator: of the actor's noise.
+            actor: who acts, where that is not the collector's own.
+            anew: begin with new episodes everywhere; those that are not over at the end are cut there for good.
 
         Raises:
             UserError: an environment raised, or gave an observation or reward that is not finite.
@@ -229,6 +237,8 @@ class Collector:
         self._before = self.state.copy(), [buffer.clone() for buffer in self._statistics]
         if not self._ready:
             self._prepare()
+        if anew:
+            self._begin_anew()
         environments, actor = self.environments, self.actor if actor is None else actor
         noise = actor.noise(steps, environments.count, generator)
         b = self._buffers
@@ -242,7 +252,21 @@ class Collector:
         final = np.zeros((environments.count, steps, environments.observations.size), dtype=np.float32)
         self._step_through(actor, b, noise, final, starts)
         self._current = b.observation[steps]
-        return self._finish(b, final, starts, length)
+        return self._finish(b, final, starts, length, anew)
+
+    def _begin_anew(self) -> None:
+        """Leave the episodes that have been begun, and start the next ones."""
+        environments, state = self.environments, self.state
+        if not isinstance(environments, SingleEnvironments):
+            raise UserError(
+                f"{environments.spec} is stepped as a vector environment, and rollouts that begin with new episodes "
+                "need environments that are reset one by one; use stepping=single."
+            )
+        begun = environments.length > 0
+        for i in np.flatnonzero(begun).tolist():
+            environments.begin(i, int(environments.episode[i]) + 1)
+            state.return_so_far[i], state.actions[i] = 0.0, state.actions[i][:0]
+        self._begin(begun.tolist())
 
     def _step_through(
         self, actor: Actor, b: _Buffers, noise: NDArray[Any], final: Floats, starts: NDArray[np.bool_]
@@ -298,7 +322,9 @@ class Collector:
                 if np.count_nonzero(cut):
                     final[cut, t] = actor.normalize(environments.final[cut])
 
-    def _finish(self, b: _Buffers, final: Floats, starts: NDArray[np.bool_], length: NDArray[np.int64]) -> Rollout:
+    def _finish(
+        self, b: _Buffers, final: Floats, starts: NDArray[np.bool_], length: NDArray[np.int64], anew: bool
+    ) -> Rollout:
         environments = self.environments
         present, ended = ~b.dead, b.terminated | b.truncated
         if not np.isfinite(b.reward[present]).all():
@@ -309,7 +335,7 @@ class Collector:
         goes_on = present[-1] & ~ended[-1]
         b.truncated[-1] |= goes_on
         rollout_end = np.zeros_like(present)
-        rollout_end[-1] = goes_on
+        rollout_end[-1] = goes_on & (not anew)
         final[goes_on, -1] = self._current[goes_on]
 
         def by_environment(x: NDArray[Any]) -> NDArray[Any]:

@@ -31,6 +31,20 @@ class Episode:
     length: int
     ended: str
     """"terminated", "truncated", or "cut" at the limit of evaluation."""
+    cost: float | None = None
+    """What the environment told last, where policies are judged by that (`ControlTask.final_cost`)."""
+
+    def shown(self, number: int) -> dict[str, Any]:
+        """As samples.jsonl has it."""
+        told = {} if self.cost is None else {"cost": self.cost}
+        return {
+            "episode": number,
+            "seed": self.seed,
+            "return": self.total,
+            **told,
+            "length": self.length,
+            "ended": self.ended,
+        }
 
 
 @dataclass
@@ -119,7 +133,8 @@ class Evaluator:
             for lane in dict.fromkeys([*over, *cut]):
                 ended = "terminated" if made.terminated[lane] else "truncated" if lane in over else "cut"
                 episode = playing[lane]
-                found[episode] = Episode(self.seed_of(episode), float(totals[lane]), int(length[lane]), ended)
+                seed, total = self.seed_of(episode), float(totals[lane])
+                found[episode] = Episode(seed, total, int(length[lane]), ended, self._told(made, lane))
                 next_in(lane)
         return [found[k] for k in range(episodes)]
 
@@ -137,9 +152,18 @@ class Evaluator:
                 shown = [task.create(render_mode=self.render_mode) for _ in range(count)]
                 made = [environment for environment in shown if isinstance(environment, gymnasium.Env)]
             self._made = SingleEnvironments(
-                task.spec, made, task.observations, task.actions, task.masked, lasting=task.lasting
+                task.spec, made, task.observations, task.actions, task.masked, self._asked, lasting=task.lasting
             )
         return self._made
+
+    @property
+    def _asked(self) -> dict[str, tuple[int, ...]]:
+        """What the environments are to tell."""
+        return {self.task.final_cost: ()} if self.task.final_cost else {}
+
+    def _told(self, made: Environments, i: int) -> float | None:
+        """The final cost of what has just ended in environment `i`."""
+        return float(made.told[self.task.final_cost][i]) if self.task.final_cost else None
 
     def _in_rounds(self, decide: Decide, episodes: int) -> list[Episode]:
         """Vector environments: all are reset together, and the first episode of each counts, as often as it takes."""
@@ -148,12 +172,12 @@ class Evaluator:
         task, found = self.task, list[Episode]()
         vector = task.create(count=min(self.lanes, episodes))
         assert not isinstance(vector, gymnasium.Env)
-        made = VectorEnvironments(task.spec, vector, task.observations, task.actions, task.masked)
+        made = VectorEnvironments(task.spec, vector, task.observations, task.actions, task.masked, self._asked)
         while len(found) < episodes:
             number = len(found)
             made.start(self.seed, [number] * made.count)
             totals, lengths = np.zeros(made.count), np.zeros(made.count, dtype=np.int64)
-            ended = [""] * made.count
+            ended, costs = [""] * made.count, list[float | None]([None] * made.count)
             while not all(ended):
                 made.step(decide(made))
                 made.check_rewards(i for i in range(made.count) if not ended[i])
@@ -163,10 +187,11 @@ class Evaluator:
                     ended[i] = "terminated" if made.terminated[i] else "truncated" if made.truncated[i] else ""
                     if not ended[i] and lengths[i] >= task.eval_limit:
                         ended[i] = "cut"
+                    costs[i] = self._told(made, i)
             seed = episode_seed(self.seed, 0, number)
             found += [
-                Episode(seed, float(total), int(length), end)
-                for total, length, end in zip(totals, lengths, ended, strict=True)
+                Episode(seed, float(total), int(length), end, cost)
+                for total, length, end, cost in zip(totals, lengths, ended, costs, strict=True)
             ]
         made.close()
         return found[:episodes]

@@ -231,11 +231,18 @@ class ControlRunState(RunState):
         return self.collectors.get("")
 
     def collect(
-        self, environments: int, steps: int, generator: torch.Generator, actor: Actor | None = None, stream: str = ""
+        self,
+        environments: int,
+        steps: int,
+        generator: torch.Generator,
+        actor: Actor | None = None,
+        stream: str = "",
+        anew: bool = False,
     ) -> tuple[Experience, list[float], list[int]]:
         """A rollout of `steps` in each of `environments`; with raw returns and lengths of the episodes that ended.
 
-        `actor`: who acts, where that is not the run's own. `stream`: whose environments are stepped.
+        `actor`: who acts, where that is not the run's own. `stream`: whose environments are stepped. `anew`: begin with
+        new episodes.
         """
         own, collector = self.actors[stream], self.collectors.get(stream)
         if collector is None or collector.environments.count != environments:
@@ -246,7 +253,7 @@ class ControlRunState(RunState):
             collector = Collector(made, own, stream_seed(seed, "stream", stream) if stream else seed, self.say)
             collector.load_state(self._environment_states[stream])
             self.collectors[stream] = collector
-        rollout = collector.collect(steps, generator, actor)
+        rollout = collector.collect(steps, generator, actor, anew=anew)
         action = torch.from_numpy(rollout.action)
         present = torch.from_numpy(rollout.present)
         batch = Experience(
@@ -343,11 +350,7 @@ class ControlRunState(RunState):
         metrics = return_metrics(played, "eval/", self.task.reference)
         for judged in self.also_judged:
             metrics |= judged.metrics(self.evaluation.episodes)
-        samples = [
-            {"episode": k, "seed": e.seed, "return": e.total, "length": e.length, "ended": e.ended}
-            for k, e in enumerate(played[: self.evaluation.shown])
-        ]
-        return metrics, samples
+        return metrics, [e.shown(k) for k, e in enumerate(played[: self.evaluation.shown])]
 
     @property
     def rows_left_out(self) -> int:

@@ -41,7 +41,8 @@ def return_metrics(
 ) -> dict[str, float]:
     """Mean and spread of the episodes' returns and their mean length, each under `prefix`.
 
-    With a `reference` also the mean on a scale on which the first is 0 and the second 1 (Minari's normalized score).
+    Where episodes tell a final cost, also its mean and median. With a `reference` also the mean return on a scale on
+    which the first is 0 and the second 1 (Minari's normalized score).
     """
     returns = [episode.total for episode in played]
     found = {
@@ -49,6 +50,9 @@ def return_metrics(
         "eval/return_std": statistics.pstdev(returns),
         "eval/length": statistics.fmean(episode.length for episode in played),
     }
+    costs = [episode.cost for episode in played if episode.cost is not None]
+    if costs:
+        found |= {"eval/cost": statistics.fmean(costs), "eval/median_cost": statistics.median(costs)}
     if reference is not None:
         low, high = reference
         found["eval/normalized_return"] = (found["eval/return"] - low) / (high - low)

@@ -34,6 +34,8 @@ TASKS: dict[str, str] = {
     "t-maze": "a sign at the start says where to turn (length=8) cells further, for +gru; 1 is the best return",
     "lot-sizing": "(items=3,machines=2) produced for a demand that is not known before; minus what it costs",
     "slippery-lake": "go to a goal on ice that carries on, around holes (layout=0); nearer cells pay more",
+    "surface-shape": "least perimeter for its area of a closed curve, by velocities (bound=1.0); 3.545 is a circle's",
+    "grid-shape": "the same of what is above 0 in a field of 8 by 8 cells; the constant action comes to 4.45",
     "Ant-v5": "a four-legged body walks (MuJoCo)",
     "HalfCheetah-v5": "a two-legged body runs (MuJoCo)",
     "Hopper-v5": "a one-legged body hops (MuJoCo)",

@@ -45,6 +45,8 @@ OWN = {
     "slippery-lake": "slippery_lake:SlipperyLake",
     "eight-modes": "eight_modes:EightModes",
     "wall-point": "wall_point:WallPoint",
+    "surface-shape": "shapes:SurfaceShape",
+    "grid-shape": "shapes:GridShape",
 }
 """Environments that are written out here, by their ids."""
 for _id, _place in OWN.items():
@@ -104,8 +106,10 @@ class ControlTask:
         """Return of evaluation episodes, with the lines that the environment declares, and its threshold to reach.
 
         What is known of a problem beside the threshold, such as an optimum or what a heuristic comes to, an environment
-        says in `metadata["lines"]`, by name.
+        says in `metadata["lines"]`, by name. Where it names a `final_cost`, that is what decides, the lower the better.
         """
+        if self.final_cost:
+            return Metric(key="eval/cost", label="final cost", higher_is_better=False, lines=self._lines)
         threshold = None if self.make else find_spec(self.spec).reward_threshold
         solved = {} if threshold is None else {"solved": float(threshold)}
         return Metric(
@@ -205,6 +209,20 @@ class ControlTask:
                 f"{self.spec} declares the info fields {declared!r}; write names with shapes, such as "
                 "{'post_observation': (3,)}."
             ) from None
+
+    @cached_property
+    def final_cost(self) -> str:
+        """The info field whose value after the last step policies are judged by; empty: they are judged by returns.
+
+        An environment names one of its info fields, of a single number: `metadata["final_cost"] = "cost"`.
+        """
+        name = str(self._probed.metadata.get("final_cost", ""))
+        if name and self.info_fields.get(name) != ():
+            raise UserError(
+                f"{self.spec} is judged by the final '{name}', which must be a single number that its "
+                f"metadata['info_fields'] declares: {{'{name}': ()}}."
+            )
+        return name
 
     @cached_property
     def lasting(self) -> tuple[str, ...]:
