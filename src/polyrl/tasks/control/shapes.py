@@ -46,34 +46,48 @@ def spline() -> Reals:
     return found
 
 
+def curve(state: Reals) -> Reals:
+    """Points `[..., 2, 80]` of the curves through knots `[..., 16]`, x of the knots and then y."""
+    found: Reals = state.reshape(*state.shape[:-1], 2, KNOTS) @ spline().T
+    return found
+
+
 def curve_cost(state: Reals) -> Reals:
-    """Perimeter over the root of the area of closed curves, `[..., 16]` (x of the knots, then y) to `[...]`."""
-    return _curve(state)[0]
+    """Perimeter over the root of the area of closed curves, `[..., 16]` to `[...]`."""
+    return polygon_cost(curve(state))
 
 
 def curve_gradient(state: Reals) -> Reals:
     """Its gradient, `[..., 16]`; 0 of what is no shape."""
-    cost, point, side, length, area = _curve(state)
-    before = np.roll(side, 1, -1)
-    shortens = np.divide(side, length[..., None, :], out=np.zeros_like(side), where=length[..., None, :] > 0)
-    by_perimeter = np.roll(shortens, 1, -1) - shortens
-    around = side + before  # from the point before to the one after
+    point = curve(state)
+    side, length, area = _sides(point)
+    shape = polygon_cost(point) < NO_SHAPE
+    along = np.divide(side, length[..., None, :], out=np.zeros_like(side), where=length[..., None, :] > 0)
+    by_perimeter = np.roll(along, 1, -1) - along
+    around = side + np.roll(side, 1, -1)  # from the point before to the one after
     by_area = np.stack([around[..., 1, :], -around[..., 0, :]], -2) / 2
-    size = np.where(cost < NO_SHAPE, np.abs(area), np.inf)[..., None, None]
-    perimeter = length.sum(-1)[..., None, None]
-    by_point = by_perimeter / np.sqrt(size) - perimeter / 2 * size**-1.5 * np.sign(area)[..., None, None] * by_area
-    found: Reals = (by_point @ spline()).reshape(*point.shape[:-2], 2 * KNOTS)
+    size = np.where(shape, np.abs(area), np.inf)[..., None, None]
+    turned = np.sign(area)[..., None, None]
+    by_point = by_perimeter / np.sqrt(size) - length.sum(-1)[..., None, None] / 2 * size**-1.5 * turned * by_area
+    found: Reals = (by_point @ spline()).reshape(state.shape)
     return found
 
 
-def _curve(state: Reals) -> tuple[Reals, Reals, Reals, Reals, Reals]:
-    """Cost `[...]`, points and sides `[..., 2, 80]`, lengths of sides `[..., 80]`, signed area `[...]`."""
-    point = state.reshape(*state.shape[:-1], 2, KNOTS) @ spline().T
+def polygon_cost(point: Reals) -> Reals:
+    """Perimeter over the root of the area of closed polygons, `[..., 2, P]` to `[...]`; `NO_SHAPE` where it has none.
+
+    The area is what the boundary turns around, so of a curve that crosses itself parts are counted against each other.
+    """
+    _, length, area = _sides(point)
+    return per_root_area(length.sum(-1), np.abs(area))
+
+
+def _sides(point: Reals) -> tuple[Reals, Reals, Reals]:
+    """Sides `[..., 2, P]` from each point to the next, their lengths `[..., P]`, and the signed area `[...]`."""
     following = np.roll(point, -1, -1)
     side = following - point
-    length = np.sqrt(np.square(side).sum(-2))
     area = (point[..., 0, :] * following[..., 1, :] - following[..., 0, :] * point[..., 1, :]).sum(-1) / 2
-    return per_root_area(length.sum(-1), np.abs(area)), point, side, length, area
+    return side, np.sqrt(np.square(side).sum(-2)), area
 
 
 def per_root_area(perimeter: Reals, area: Reals) -> Reals:
