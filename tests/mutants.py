@@ -19,6 +19,84 @@ class Group:
 
 GROUPS: list[Group] = [
     Group(
+        "methods/control/dfpo/__init__.py",
+        "test_dfpo.py -k 'not cheaper'",
+        [
+            ("before + np.float32(self.step_size) *", "before - np.float32(self.step_size) *"),
+            ("(np.float32(self.rate) * before - gradient)", "(before - gradient)"),
+            ("return -np.float32(self.gain) * gradient", "return -gradient"),
+            ("return min(context.iteration, self.steps_per_environment)", "return self.steps_per_environment"),
+            ("if context.iteration >= self.stages:", "if context.iteration > self.stages:"),
+            ("max(min(stage // 2, stage - 1), 0)", "max(stage // 2, 0)"),
+            ("0 if stage < self.warm_stages", "0 if stage <= self.warm_stages"),
+            (
+                "own[:, : self.own_steps(context.iteration - 1)] = True",
+                "own[:, : self.own_steps(context.iteration)] = True",
+            ),
+            (
+                '"next_observation" if self.label_pairing == "after"',
+                '"next_observation" if self.label_pairing == "before"',
+            ),
+            ("for kind in (own & mask, ~own & mask):", "for kind in (mask,):"),
+            ("rows[-self.labels_per_stage :]", "rows[: self.labels_per_stage]"),
+            ("torch.cat([memory[name], new])", "new"),
+            ('context.generator("remembered", context.spent.updates)', 'context.generator("remembered")'),
+            ("optimizer[self.trains].state.clear()", "optimizer[self.trains].state"),
+            ('if self.rolls == "random" else None', "if False else None"),
+            ("error.sign() * weights", "error * weights"),
+            ('if law.step_size != told["step_size"]:', "if False:"),
+            ('if "step_size" not in told:', "if False:"),
+            ("if box.shape != (shown,):", "if False:"),
+        ],
+    ),
+    Group(
+        "methods/control/dfpo/motion.py",
+        "test_dfpo.py -k 'gradient or bounds or motion or conserved or velocities'",
+        [
+            ("passes.to_input(torch.ones(1, len(x), 1)).numpy()", "passes.to_input(-torch.ones(1, len(x), 1)).numpy()"),
+            ("torch.autograd.grad(self(x).sum(), x)", "torch.autograd.grad(self(x).mean(), x)"),
+            ("kept[:] = self.within(found)", "kept[:] = found"),
+            ("np.clip(velocity, self.network.box.low, self.network.box.high)", "velocity"),
+        ],
+    ),
+    Group(
+        "tasks/control/shapes.py",
+        "test_shapes.py",
+        [
+            ("np.roll(along, 1, -1) - along", "along - np.roll(along, 1, -1)"),
+            ("size**-1.5 * turned * by_area", "size**-1.5 * by_area"),
+            ("np.where(shape, np.abs(area), np.inf)", "np.maximum(np.abs(area), 1e-9)"),
+            ("SMOOTHING = CELLS**2 - math.sqrt(2 * CELLS**2)", "SMOOTHING = 1e9"),
+            ("BRIGHT = 0.5 / 127.5", "BRIGHT = 0.05"),
+            ("(blocks[3] + 2 * diagonal)", "(blocks[3] + diagonal)"),
+            ("+ blocks[2] - diagonal", "+ blocks[2]"),
+            ("blocks[4] + blocks[3] / 2", "blocks[4] + blocks[3]"),
+            ("np.pad(pixels, 1)", "np.pad(pixels, 0)"),
+            ("gamma ** (-2 * self.t)", "gamma ** (-self.t)"),
+            ("paid = -cost", "paid = cost"),
+            ("cost >= NO_SHAPE or self.t", "self.t"),
+            ("0.8 * draw.random(KNOTS) + 0.2", "draw.random(KNOTS)"),
+            ("velocity + step * (rate * velocity", "velocity + step * (0 * velocity"),
+        ],
+    ),
+    Group(
+        "rollout/control.py",
+        "test_dfpo.py -k 'anew'",
+        [
+            ("goes_on & (not anew)", "goes_on"),
+            ("begun = environments.length > 0", "begun = environments.length >= 0"),
+            ("state.return_so_far[i], state.actions[i] = 0.0, state.actions[i][:0]", "state.return_so_far[i] = 0.0"),
+            ("self._begin(begun.tolist())", "pass"),
+        ],
+    ),
+    Group(
+        "rollout/evaluation.py",
+        "test_shapes.py -k judged",
+        [
+            ("float(made.told[self.task.final_cost][i]) if", "float(made.told[self.task.final_cost][0]) if"),
+        ],
+    ),
+    Group(
         "models/images.py",
         "test_images.py -k 'not learn and not go_on'",
         [

@@ -52,10 +52,20 @@ def test_neither_size_nor_place_nor_the_way_around_costs_anything() -> None:
     assert (costs > shapes.LOWER_BOUND).all()
 
 
+def central_differences(cost: Any, state: Any, noise: float = 1e-6) -> Any:
+    """Gradient `[n]` as dfPO's variant of first order measures it: costs of 2n states around one."""
+    apart = noise * np.eye(len(state))
+    return (cost(state + apart) - cost(state - apart)) / (2 * noise)
+
+
+def test_differences_are_those_of_the_card() -> None:
+    found = central_differences(lambda s: s[..., 0] ** 2 + 3 * s[..., 1], np.array([1.0, 2.0]))
+    assert found == pytest.approx([2, 3], abs=1e-6)
+
+
 def test_the_gradient_is_that_of_differences_and_none_where_there_is_no_shape() -> None:
-    step = 1e-6 * np.eye(16)
     for state, found in zip(CURVES, shapes.curve_gradient(CURVES), strict=True):
-        differences = (curve_cost(state + step) - curve_cost(state - step)) / 2e-6
+        differences = central_differences(curve_cost, state)
         assert np.abs(found - differences).max() < 1e-6 * max(1.0, np.abs(differences).max())
     nothing = np.zeros((2, 16))
     nothing[1, :8] = np.arange(8)  # a line
