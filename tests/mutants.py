@@ -38,6 +38,7 @@ GROUPS: list[Group] = [
                 '"next_observation" if self.label_pairing == "before"',
             ),
             ("for kind in (own & mask, ~own & mask):", "for kind in (mask,):"),
+            ("(over.cumsum(1) - over == 0)", "(over.cumsum(1) == 0)"),
             ("rows[-self.labels_per_stage :]", "rows[: self.labels_per_stage]"),
             ("torch.cat([memory[name], new])", "new"),
             ('context.generator("remembered", context.spent.updates)', 'context.generator("remembered")'),

@@ -32,7 +32,7 @@ from polyrl.rollout.control import Collector
 from polyrl.rollout.environments import episode_seed
 from polyrl.rollout.stepping import environments_of
 from polyrl.runs import make_loop, resume_run, start_run
-from polyrl.runtime.config import RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig
 from polyrl.tasks.control import task as named_task
 from polyrl.tasks.control.environment import ControlTask
 from polyrl.tasks.control.shapes import SurfaceShape, curve_gradient
@@ -301,6 +301,21 @@ def test_the_memory_is_that_of_bounded_queues(kept: int | None) -> None:
         assert batch["weight"].sum() == len(own) + len(new)
 
 
+def test_of_a_rollout_only_the_first_episode_is_kept() -> None:
+    class Short(Valley):
+        def step(self, action: Any) -> Any:
+            shown, reward, _, _, told = super().step(action)
+            return shown, reward, self.t == 2, False, told
+
+    config = config_of(task="short", step_size=0.1)
+    loop = make_loop(config, given=PythonObjects(environment=Short))[0]
+    for stage in range(4):
+        batch = loop.iterate()
+        assert batch["weight"].sum(1).tolist() == [min(stage + 1, 2)] * 4
+        assert batch["weight"][:, 2:].sum() == 0
+    assert len(loop.context.tensors("remember-labels")["cost_label"]) == 4 * (1 + 2 + 2 + 2)
+
+
 def test_updates_draw_from_the_whole_memory() -> None:
     loop = loop_of()
     for _ in range(3):
@@ -367,8 +382,6 @@ def test_bad_input_is_told_in_one_sentence() -> None:
 def test_a_task_that_does_not_move_by_velocities_is_refused() -> None:
     class Elsewhere(Valley):
         metadata = {k: v for k, v in Valley.metadata.items() if k != "step_size"}  # noqa: RUF012
-
-    from polyrl.runtime.config import PythonObjects
 
     with pytest.raises(UserError, match="does not say that it does"):
         make_loop(config_of(task="elsewhere"), given=PythonObjects(environment=Elsewhere))

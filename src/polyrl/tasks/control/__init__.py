@@ -35,7 +35,7 @@ TASKS: dict[str, str] = {
     "lot-sizing": "(items=3,machines=2) produced for a demand that is not known before; minus what it costs",
     "slippery-lake": "go to a goal on ice that carries on, around holes (layout=0); nearer cells pay more",
     "surface-shape": "least perimeter for its area of a closed curve, by velocities (bound=1.0); 3.545 is a circle's",
-    "grid-shape": "the same of what is above 0 in a field of 8 by 8 cells; the constant action comes to 4.45",
+    "grid-shape": "least contours for its area of what is above 0 in a field of 8 by 8 cells, velocities (bound=1.0)",
     "Ant-v5": "a four-legged body walks (MuJoCo)",
     "HalfCheetah-v5": "a two-legged body runs (MuJoCo)",
     "Hopper-v5": "a one-legged body hops (MuJoCo)",

@@ -153,7 +153,7 @@ def contours(pixels: NDArray[np.bool_]) -> tuple[float, float]:
 def field_cost(state: Reals) -> float:
     """Length of the contours over the root of the area, of a field `[64]`."""
     length, area = contours(image(state))
-    return float(per_root_area(np.float64(length), np.float64(area)))
+    return float(per_root_area(np.array(length), np.array(area)))
 
 
 # -------------------------------------------------------------------------------------------------------- environments

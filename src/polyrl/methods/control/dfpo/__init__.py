@@ -91,7 +91,7 @@ class HamiltonianPolicy(CostPolicy):
     step_size: float = hyperparameter(0.01, "Delta, time of a step; the task's", above=0)
 
     def velocity(self, before: Floats, gradient: Floats) -> Floats:
-        """A + Delta (rate a - grad C)."""
+        """The velocity before, and Delta (rate a - grad C) more."""
         return before + np.float32(self.step_size) * (np.float32(self.rate) * before - gradient)
 
 
@@ -162,7 +162,7 @@ class StageRollouts(StepEnvironments):
         return RandomActor(context.run_state.task.actions.space) if self.rolls == "random" else None
 
     def steps(self, context: Context) -> int:
-        """K + 1, as long as episodes are."""
+        """Those of stage k: k + 1, and at most an episode's."""
         return min(context.iteration, self.steps_per_environment)
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:
@@ -181,7 +181,6 @@ class PointwiseLabels(Part):
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "next_observation", "cost"})
     gives: ClassVar[frozenset[str]] = frozenset({"labelled_state", "cost_label", "own_label"})
     own_fields: ClassVar[Mapping[str, Field]] = {
-        "cost": Field("[B, T]", "float32", "cost", "F of where a step has come to, as the environment tells it"),
         "labelled_state": Field("[B, T, D]", "float32", "task's own", "state whose cost is learned (dfpo)"),
         "cost_label": Field("[B, T]", "float32", "cost", "what is learned of it (dfpo)"),
         "own_label": Field("[B, T]", "bool", "-", "the label is what the network says already (dfpo)"),
@@ -212,11 +211,16 @@ class PointwiseLabels(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class RememberLabels(Part):
-    """Keep the last labels of a stage, as many told ones as own ones, with those of all stages before."""
+    """Keep the last labels of a stage, as many told ones as own ones, with those of all stages before.
+
+    Of a rollout only the episode that it begins with counts.
+    """
 
     stage: ClassVar[Stage] = "select"
     scope: ClassVar[Scope] = "batch"
-    needs: ClassVar[frozenset[str]] = frozenset({"labelled_state", "cost_label", "own_label", "mask"})
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"labelled_state", "cost_label", "own_label", "mask", "starts_episode", "terminated", "truncated"}
+    )
     gives: ClassVar[frozenset[str]] = frozenset({"weight"})
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
@@ -226,7 +230,9 @@ class RememberLabels(Part):
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
         """Add `weight` [B, T], 1 where a label is kept; the memory is `[N, D]` states and `[N]` labels."""
-        own, mask, kept = experience["own_label"], experience["mask"], torch.zeros_like(experience["mask"])
+        over = (experience["terminated"] | experience["truncated"]).int()
+        mask = experience["mask"] & experience["starts_episode"][:, None] & (over.cumsum(1) - over == 0)
+        own, kept = experience["own_label"], torch.zeros_like(mask)
         for kind in (own & mask, ~own & mask):
             rows = kind.reshape(-1).nonzero()[:, 0]  # rollout by rollout
             kept.view(-1)[rows if self.labels_per_stage is None else rows[-self.labels_per_stage :]] = True
