@@ -368,7 +368,7 @@ def recipe() -> Recipe:
             AdaptPrior("prior", Fresh()),
             Phase(()),
         ),
-        adds=("prior", "proposals", "proposal-likelihood", "prior-divergence"),
+        adds=("proposals", "proposal-likelihood", "prior-divergence"),
         notes={
             "credit": "a diffusion model of the data proposes actions where the policy has been",
             "improve": "PPO, with a small pull towards proposals of high value; low-rank factors adapt the prior",
