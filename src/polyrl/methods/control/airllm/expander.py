@@ -54,11 +54,13 @@ class Expander(DistributionActor):
 
     def player(self) -> Player:
         """A code with its noise."""
-        play, judging = super().player(), torch.Generator().manual_seed(0)
+        play, judging = super().player(), None
 
         def act(moment: Moment) -> NDArray[Any]:
+            nonlocal judging
             whole = moment.noise
             if whole is None:
+                judging = judging or torch.Generator().manual_seed(0)
                 chain = torch.randn((len(moment.seen), self.numbers), generator=judging).numpy()
             else:
                 moment.noise, chain = whole[:, : self.code], whole[:, self.code :]
