@@ -1592,11 +1592,6 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
-        "parts/combinatorial.py",
-        "test_isbjssp.py -k rewards",
-        [('value=value * experience["mask"]', "value=value")],
-    ),
-    Group(
         "tasks/operations/vehicles.py",
         "test_vehicles.py -k 'by_hand or infeasible or optimum'",
         [
