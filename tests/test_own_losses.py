@@ -423,8 +423,8 @@ def test_the_gap_stops_control_too() -> None:
     def alter(run_state: ControlRunState) -> None:
         collect = run_state.collect
 
-        def elsewhere(*given: Any) -> Any:
-            batch, returns, lengths = collect(*given)
+        def elsewhere(*given: Any, **named: Any) -> Any:
+            batch, returns, lengths = collect(*given, **named)
             return batch.with_fields(behaviour_logprob=batch["behaviour_logprob"] - 0.3), returns, lengths
 
         run_state.collect = elsewhere  # type: ignore[method-assign]

@@ -52,7 +52,7 @@ def test_a_missing_field_names_field_part_and_provider_in_one_sentence() -> None
         broken.check(providers=catalogue.part_classes())
     text = str(error.value)
     assert text.startswith("mine: part 'whiten-advantage' needs the field 'advantage', which nobody gives; ")
-    assert "'gae' or 'plain-return'" in text  # of the many that would, those that no paper owns
+    assert "'gae' or 'period-baseline' or 'plain-return'" in text  # of the many that would, those that no paper owns
     for provider in ("'group-advantage'", "'leave-one-out'", "'greedy-baseline'"):
         assert provider not in text
     assert text.endswith(" would give it.") and text.count(". ") == 0 and "\n" not in text

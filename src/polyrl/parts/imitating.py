@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -99,6 +100,11 @@ class ProposalTarget(Part):
     gives: ClassVar[frozenset[str]] = frozenset({"value_target"})
 
     subset: int = hyperparameter(2, "critics of whose values the least counts, drawn anew for each update", low=1)
+
+    @abstractmethod
+    def apply(self, batch: Experience, see: See) -> Experience:
+        """Add `value_target` `[B, T]`, by `valued`."""
+        raise NotImplementedError
 
     def valued(self, batch: Experience, action: Tensor, see: See) -> Experience:
         """Add `value_target` `[B, T]`, where `action` `[B, T, A]` follows."""

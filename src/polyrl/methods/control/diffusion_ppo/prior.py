@@ -182,4 +182,6 @@ class AdaptPrior(OwnUpdate):
             memory["steps"] = memory.get("steps", 0) + 1
             rows = steps.rows(torch.randint(len(steps), (self.adapter_batch,), generator=see.generator))
             losses.append(prior.adapt(rows, see.draw, self.adapter_rate))
-        return {"prior/adapter_loss": sum(losses) / len(losses)} if losses else {}
+        if losses:
+            see.context.log(prior__adapter_loss=sum(losses) / len(losses))
+        return {}
