@@ -316,6 +316,10 @@ def test_a_measure_that_no_run_has_leaves_its_criterion_open(tmp_path: Path) -> 
         ({"seeds": (0, 1)}, "too few seeds"),
         ({"seeds": (0, 1, 1)}, "a seed twice"),
         ({"arms": (Arm("grpo", "grpo"), Arm("grpo", "ppo"))}, "two arms of one name"),
+        (
+            {"hyperparameters": {"kl-coef": "0"}, "arms": (Arm("grpo", "grpo(x=1, kl_coef=1)"), Arm("ppo", "ppo"))},
+            r"set in every arm too, where they would not count: \[\('grpo', 'kl_coef'\)\]",
+        ),
         ({"arms": (Arm("grpo", "grpo"),)}, r"about arms that it has not: \['ppo'\]"),
         ({"criteria": (Criterion("c", Of(Final(), "grpo"), at_least=0, kind="control"),)}, "no effect among"),
     ],

@@ -25,14 +25,13 @@ CLAIM = Claim(
         "base.learning_rate": "3e-3",
         "learning_starts": "50",
         "initial": "0.05",
-        "candidates": "8",
     },
     options={"evaluations": 12, "eval_episodes": 50},
     arms=(
-        Arm("EXPO", "expo"),
-        Arm("without edits", "expo(radius=0)", why="control: the best of the base policy's actions"),
+        Arm("EXPO", "expo(candidates=8)"),
+        Arm("without edits", "expo(candidates=8,radius=0)", why="control: the best of the base policy's actions"),
         Arm("one of each", "expo(candidates=1)", why="control: of one base action and its edit the better"),
-        Arm("base alone", "expo(radius=0,candidates=1)", why="control: the base policy, which imitates"),
+        Arm("base alone", "expo(candidates=1,radius=0)", why="control: the base policy, which imitates"),
     ),
     criteria=(
         Criterion("the best of base actions learns", Of(WHOLE, "without edits"), at_least=0.1, kind="premise"),
@@ -43,12 +42,13 @@ CLAIM = Claim(
         ),
         Criterion("imitation alone stays behind", Difference(LAST, "EXPO", "base alone"), at_least=0.3, kind="control"),
     ),
-    seeds=tuple(range(20, 30)),
+    seeds=tuple(range(30, 40)),
     looks=(5, 10),
     tuning_seeds=(0, 1),
     tuning="For all arms alike: the step sizes (3e-4, 1e-3; of the base policy 1e-3, 3e-3), the temperature at first "
     "(1, 0.05), the chain (5 and 10 steps, two schedules: by how near to the eight points what it imitates lies), "
-    "updates of the critics a step (4, 2) and the length (400 to 1500).",
+    "updates of the critics a step (4, 2) and the length (400 to 1500). Seeds 20 to 29 were run before, with eight "
+    "candidates in every arm by a fault of this file: with edits +0.484 [0.443, 0.524] over the run, 0.976 at the end.",
     equal="Steps, updates, data, networks, step sizes, seeds; arms with fewer candidates compute less.",
     refuted_by="Without edits it earns as much within 0.05, or EXPO ends below 0.9.",
     limits="One step and one state: what targets look at after a step, the paper's other ablation, cannot be asked "

@@ -5,6 +5,7 @@ from polyrl.reproduction.quantities import Area, Difference, Final, Of
 
 LAST = Final(better="higher")
 WHOLE = Area(x="steps", better="higher")
+ALL = "candidates=8,kept=2,local_steps=3"
 ALONE = "candidates=1,kept=1,local_steps=0"
 
 CLAIM = Claim(
@@ -25,22 +26,25 @@ CLAIM = Claim(
         "hidden": "64x64",
         "learning_rate": "1e-3",
         "critics": "2",
-        "candidates": "8",
-        "kept": "2",
-        "local_steps": "3",
         "step_size": "1e-2",
     },
     options={"evaluations": 8, "eval_episodes": 20},
     arms=(
-        Arm("PA-RL", "pa-rl"),
+        Arm("PA-RL", f"pa-rl({ALL})"),
         Arm("imitation", f"pa-rl({ALONE})", why="control: the chain by itself, which imitates data and own steps"),
-        Arm("PA-RL, bins", "pa-rl+binned-policy", drawn=False),
+        Arm("PA-RL, bins", f"pa-rl({ALL})+binned-policy", drawn=False),
         Arm("imitation, bins", f"pa-rl({ALONE})+binned-policy", why="control: bins by themselves", drawn=False),
-        Arm("PA-RL, Gaussian", "pa-rl+imitating-gaussian", drawn=False),
+        Arm("PA-RL, Gaussian", f"pa-rl({ALL})+imitating-gaussian", drawn=False),
         Arm("imitation, Gaussian", f"pa-rl({ALONE})+imitating-gaussian", why="control: by itself", drawn=False),
-        Arm("no local steps", "pa-rl(local_steps=0)", why="control: the best of the proposals as they are"),
-        Arm("no choice", "pa-rl(candidates=1,kept=1)", why="control: one proposal, which climbs"),
-        Arm("choice alone", "pa-rl(imitates=nothing)", why="control: the policy stays as it was after imitation"),
+        Arm(
+            "no local steps",
+            "pa-rl(candidates=8,kept=2,local_steps=0)",
+            why="control: the best of the proposals as they are",
+        ),
+        Arm("no choice", "pa-rl(candidates=1,kept=1,local_steps=3)", why="control: one proposal, which climbs"),
+        Arm(
+            "choice alone", f"pa-rl({ALL},imitates=nothing)", why="control: the policy stays as it was after imitation"
+        ),
     ),
     criteria=(
         Criterion("PA-RL reaches the goal", Of(LAST, "PA-RL"), at_least=-35, kind="premise"),

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,7 +135,7 @@ class Claim:
         question: what the experiment asks, in one or two sentences.
         task, budget: of every arm that names none of its own.
         arms: what is compared; names are unique.
-        hyperparameters: set in every arm, over what its `method` says; an arm's own stand there.
+        hyperparameters: set in every arm, over what its `method` says; an arm's own stand there, and none in both.
         options: other settings of runs (fields of `RunConfig`).
         criteria: what decides.
         seeds: of the test, in the order in which they are run; their number is the cap.
@@ -188,12 +189,15 @@ class Claim:
         names = [a.name for a in self.arms]
         both = set(self.seeds) & set(self.tuning_seeds)
         unknown = {n for c in self.criteria for n in c.quantity.arms()} - set(names)
+        everywhere = {name.replace("-", "_") for name in self.hyperparameters}
+        twice = {(a.name, name) for a in self.arms for name in settings_in(a.method) if name in everywhere}
         problems = {
             "its own slug among the methods that it studies": self.slug in self.studies,
             "two arms of one name": len(set(names)) < len(names),
             "a seed twice": len(set(self.seeds)) < len(self.seeds),
             f"seeds that were tuned on among its test seeds: {sorted(both)}": bool(both),
             f"criteria about arms that it has not: {sorted(unknown)}": bool(unknown),
+            f"settings of arms that are set in every arm too, where they would not count: {sorted(twice)}": bool(twice),
             "no seed that a smoke test may use": len(self.tuning_seeds) < self.quick.seeds,
             "no effect among its criteria": not any(c.kind == "effect" for c in self.criteria),
             f"looks at {list(self.looks)} seeds, which do not rise from 3 to the {len(self.seeds)} that it has": bool(
@@ -221,6 +225,11 @@ class Claim:
     def budget_of(self, arm: Arm) -> str:
         """The budget of an arm."""
         return arm.budget or self.budget
+
+
+def settings_in(method: str) -> list[str]:
+    """Names of the settings in a method's text, such as `base.learning_rate` of `sac(base.learning-rate=1)`."""
+    return [name.replace("-", "_") for name in re.findall(r"[(,]\s*([\w.-]+)\s*=", method)]
 
 
 # -------------------------------------------------------------------------------------------------- fingerprint
