@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from polyrl.errors import UserError
+from polyrl.cli.solve_shop import best_known
 from polyrl.report.drawing import save
 from polyrl.rollout.construction import beam_search, build
 from polyrl.run_state.combinatorial import CombinatorialRunState
@@ -41,7 +41,7 @@ def solve_fleet(run_state: CombinatorialRunState, path: Path, into: Path, *, bes
         UserError: the file cannot be read, or `best` is no profit.
     """
     day = read_day(path)
-    known = _number(best)
+    known = best_known(best, "profit")
     rows = rows_of(day)
     network = run_state.network(run_state.judges)
     called = "this policy, " + ("greedy" if beam == 1 else f"beam {beam}")
@@ -98,18 +98,6 @@ def rows_of(day: Day) -> AirTaxis:
 
 def _profit(legs: Sequence[Leg]) -> float:
     return sum(leg.profit for leg in legs)
-
-
-def _number(best: str) -> float | None:
-    if not best:
-        return None
-    try:
-        number = float(best)
-    except ValueError:
-        number = -1.0
-    if not 0 < number < float("inf"):
-        raise UserError(f"--best is {best} but must be a profit above 0.")
-    return number
 
 
 def drawn_day(name: str, day: Day, legs: Sequence[Leg]) -> Sheet:

@@ -45,7 +45,7 @@ def solve_shop(run_state: CombinatorialRunState, path: Path, into: Path, *, best
         UserError: the file cannot be read, or `best` is no makespan.
     """
     shop = read_shop(path)
-    known = _number(best)
+    known = best_known(best, "makespan")
     task = run_state.task
     assert isinstance(task, JobShopTask)
     rows = rows_of(shop, waiting=task.waiting)
@@ -105,7 +105,12 @@ def rows_of(shop: Shop, waiting: bool = False) -> JobShop:
     )
 
 
-def _number(best: str) -> float | None:
+def best_known(best: str, what: str) -> float | None:
+    """The number that `--best` says; `what` is what it is of.
+
+    Raises:
+        UserError: it is no number above 0.
+    """
     if not best:
         return None
     try:
@@ -113,7 +118,7 @@ def _number(best: str) -> float | None:
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
-        raise UserError(f"--best is {best} but must be a makespan above 0.")
+        raise UserError(f"--best is {best} but must be a {what} above 0.")
     return number
 
 
