@@ -252,6 +252,15 @@ def test_no_form_that_leaves_the_house_and_no_guide_of_another_run(tmp_path: Pat
         FromRun(run=str(run)).make(Interface.of(task("t-maze")), stream())
 
 
+def test_trace_says_what_the_states_are() -> None:
+    from click.testing import CliRunner
+
+    from polyrl.cli.main import polyrl as command
+
+    said = CliRunner().invoke(command, ["trace", "ppo+gru", "--task", "t-maze(length=2)"])
+    assert said.exit_code == 0 and "what the policy remembered before each step (gru)" in " ".join(said.output.split())
+
+
 # --------------------------------------------------------------------------------------------------------------- task
 
 

@@ -72,7 +72,8 @@ class Tracer:
     @functools.cached_property
     def known(self) -> dict[str, Field]:
         """What is known of the fields that the recipe's parts give."""
-        return documented(map(type, self.recipe.parts()))
+        policy = () if self.recipe.policy is None else (self.recipe.policy,)
+        return documented(map(type, (*policy, *self.recipe.parts())))
 
     @property
     def tokenizer(self) -> Any:
