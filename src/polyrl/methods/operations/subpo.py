@@ -124,17 +124,12 @@ class PathActorCritic(PathPolicy):
 class WalkPaths(BuildSolutions):
     """Walk paths with the present policy, and note what each cell would be worth alone."""
 
-    gives: ClassVar[frozenset[str]] = BuildSolutions.gives | {"alone", "truncated"}
+    gives: ClassVar[frozenset[str]] = BuildSolutions.gives | {"alone"}
     own_fields: ClassVar[Mapping[str, Field]] = {
         "alone": Field("[B, T]", "float32", "of F", "F of the cell that a step leads to, as if it were alone"),
     }
 
     instances: int = hyperparameter(256, "paths in one iteration (paper: 500 to 3,000)", low=1)
-
-    def __call__(self, experience: Experience | None, context: Context) -> Experience:
-        """Return a row for each path; its end is of the problem, and no time limit that something follows."""
-        found = super().__call__(experience, context)
-        return found.with_fields(truncated=torch.zeros_like(found["terminated"]))
 
 
 @dataclass(frozen=True, kw_only=True)
