@@ -86,3 +86,10 @@ class SampleResponses(Part):
             decode_steps=lengths.max(),
         )
         return batch
+
+
+def count_given(batch: Experience, context: Context) -> None:
+    """Count responses that were given, and not sampled just now, as samples `[B]`; log how long they are, in tokens."""
+    context.spent.samples += len(batch)
+    lengths = batch["present"].sum(1).float()
+    context.log(completions__mean_length=lengths.mean(), completions__max_length=lengths.max())

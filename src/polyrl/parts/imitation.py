@@ -11,7 +11,7 @@ from torch import Tensor
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.data.pairs import numbers_of_step
-from polyrl.parts.collect import SampleResponses
+from polyrl.parts.collect import SampleResponses, count_given
 from polyrl.parts.improve import AGGREGATION_HELP, Aggregation, Averaged
 from polyrl.parts.pairs import OfflinePairs
 from polyrl.pretrain.demonstrations import Demonstration, demonstration_ids, demonstrations
@@ -72,9 +72,7 @@ class DemonstratedPairs(OfflinePairs):
         if self.sft_share:
             numbers, which = ([], which) if context.schedule_progress < self.sft_share else (numbers, [])
         batch: Experience = pairs.batch(numbers, {n: demonstration_ids(run_state.policy, shown[n]) for n in which})
-        context.spent.samples += len(batch)
-        lengths = batch["present"].sum(1).float()
-        context.log(completions__mean_length=lengths.mean(), completions__max_length=lengths.max())
+        count_given(batch, context)
         return batch.with_fields(demonstrated=batch["pair"] < 0)
 
 

@@ -20,7 +20,7 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.data.pairs import numbers_of_step
 from polyrl.errors import UserError
 from polyrl.models.language.pairs import by_pair, sequence_log_ratio, sequence_logprob
-from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses
+from polyrl.parts.collect import LANGUAGE_FIELDS, SampleResponses, count_given
 from polyrl.parts.credit import check_groups
 from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
@@ -129,12 +129,9 @@ class OfflinePairs(Part):
         pairs = context.run_state.pairs("train")
         start = (context.iteration - 1) * self.pairs_per_step
         batch: Experience = pairs.batch(numbers_of_step(context.seed, len(pairs), start, self.pairs_per_step))
-        context.spent.samples += len(batch)
-        lengths = batch["present"].sum(1).float()
+        count_given(batch, context)
         context.log(
             pairs__epoch=(start + self.pairs_per_step) / len(pairs),
-            completions__mean_length=lengths.mean(),
-            completions__max_length=lengths.max(),
         )
         return batch
 

@@ -27,7 +27,7 @@ from polyrl.core.special_rows import LEFT_OUT, SpecialRows, scored_rows
 from polyrl.data.pairs import numbers_of_step
 from polyrl.errors import UserError
 from polyrl.models.language.pairs import sequence_log_ratio, sequence_logprob
-from polyrl.parts.collect import LANGUAGE_FIELDS
+from polyrl.parts.collect import LANGUAGE_FIELDS, count_given
 from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Part, Recipe, Scope, Stage, Term, hyperparameter
 
@@ -108,12 +108,9 @@ class OfflineResponses(Part):
         batch: Experience = responses.batch(
             numbers_of_step(context.seed, len(responses), start, self.responses_per_step)
         )
-        context.spent.samples += len(batch)
-        lengths = batch["present"].sum(1).float()
+        count_given(batch, context)
         context.log(
             labels__epoch=(start + self.responses_per_step) / len(responses),
-            completions__mean_length=lengths.mean(),
-            completions__max_length=lengths.max(),
         )
         return batch
 

@@ -23,7 +23,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.fields import Field
 from polyrl.data.pairs import numbers_of_step
 from polyrl.models.language.pairs import sequence_log_ratio, sequence_logprob
-from polyrl.parts.collect import LANGUAGE_FIELDS
+from polyrl.parts.collect import LANGUAGE_FIELDS, count_given
 from polyrl.parts.optimize import Optimize
 from polyrl.recipe import Part, Recipe, Stage, Term, hyperparameter
 
@@ -92,13 +92,10 @@ class OfflineRankings(Part):
         rank = torch.tensor([rank for _, _, rank in members])
         fields = {name: batch[name] for name in batch.fields() if name not in ("pair", "preferred")}
         batch = Experience({**fields, "group": ranking, "ranking": ranking, "rank": rank})
-        context.spent.samples += len(batch)
-        lengths = batch["present"].sum(1).float()
+        count_given(batch, context)
         context.log(
             rankings__epoch=(start + self.rankings_per_step) / len(rankings),
             rankings__size=len(members) / len(numbers),
-            completions__mean_length=lengths.mean(),
-            completions__max_length=lengths.max(),
         )
         return batch
 

@@ -23,7 +23,7 @@ from polyrl.core.experience import Experience
 from polyrl.core.update import On, OwnRows, Update
 from polyrl.data.pairs import PAIR_FIELDS, numbers_of_step
 from polyrl.errors import UserError
-from polyrl.parts.collect import LANGUAGE_FIELDS
+from polyrl.parts.collect import LANGUAGE_FIELDS, count_given
 from polyrl.parts.imitation import ImitationNLL
 from polyrl.parts.improve import AGGREGATION_HELP, Aggregation, Averaged
 from polyrl.parts.optimize import Optimize
@@ -57,12 +57,9 @@ class GivenCompletions(Part):
         start = (context.iteration - 1) * self.demonstrations_per_step
         numbers = numbers_of_step(context.seed, len(given), start, self.demonstrations_per_step)
         batch: Experience = given.batch(numbers)
-        context.spent.samples += len(batch)
-        lengths = batch["present"].sum(1).float()
+        count_given(batch, context)
         context.log(
             demonstrations__epoch=(start + self.demonstrations_per_step) / len(given),
-            completions__mean_length=lengths.mean(),
-            completions__max_length=lengths.max(),
         )
         return batch
 
