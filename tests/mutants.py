@@ -1569,6 +1569,8 @@ GROUPS: list[Group] = [
             ("torch.tensor([HOURS, n, n])", "torch.tensor([HOURS + 1, n, n])"),
             ("(numbers != numbers.round()).any()", "False"),
             ("MILE_FARE * miles", "miles"),
+            ("    if len(own):", "    if False:"),
+            ("(found.abs() <= LARGEST)", "found.isfinite()"),
         ],
     ),
     Group(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -239,11 +240,16 @@ GIVEN = {"vertiports": [[0, 0], [30, 0]], "aircraft": [0, 1], "demand": [[[0, 4]
         ({"aircraft": [0, 2]}, "aircraft of .* must be whole numbers from 0 to 1"),
         ({"aircraft": []}, "has 2 vertiports and 0 aircraft; from 2 and 1 to 200 can be flown"),
         ({"aircraft": [0] * 11}, r"more aircraft at one vertiport than it has parking for \(10\)"),
-        ({"demand": [[0, 4]]}, "demand of .* is 1 x 2 but must be 12 x 2 x 2 finite numbers"),
+        ({"demand": [[0, 4]]}, "demand of .* is 1 x 2 but must be 12 x 2 x 2 numbers"),
         ({"demand": [[[0, 0.5], [1, 0]]] * 12}, "demand of .* must be whole numbers from 0"),
         ({"vertiports": [[0, 0], [1]]}, "vertiports of .* must be any x 2 numbers, in lists of equal lengths"),
         ({"mean_delay": [0, -1]}, "a fare or a mean_delay below 0"),
         ({"closed": [[12, 0, 1]]}, "closes a route of an hour or a vertiport that is not there"),
+        ({"demand": [[[0, 4], [1, 0]]] * 11 + [[[0, 4], [1, 2]]]}, "passengers of hour 11 from vertiport 1 to itself"),
+        ({"mean_delay": [math.nan, 0]}, "mean_delay of .* has a number that is not finite, or beyond 1,000,000"),
+        ({"vertiports": [[0, 0], [1e200, 0]]}, "vertiports of .* has a number that is not finite, or beyond"),
+        ({"fare": [[[0, 1e308], [1, 0]]] * 12}, "fare of .* has a number that is not finite, or beyond"),
+        ({"parking": True}, "parking of .* is True but must be a whole number"),
         ({"chargers": 0}, "chargers of .* is 0 but must be a whole number from 1 to 200"),
     ],
 )

@@ -3,10 +3,10 @@
     {"vertiports": [[0, 0], [30, 0]], "aircraft": [0, 0, 1], "demand": [[[0, 4], [9, 0]], ...], "parking": 10}
 
 `vertiports` are places in miles, `aircraft` says at which vertiport each begins, and `demand` has for each of the
-twelve hours the passengers from each vertiport (a row) to each (a column). The rest may be left out: `fare` in dollars
-as demand is given, else $5 and $1.28 a mile; `mean_delay` hours of each vertiport; `closed`, a list of [hour, from,
-to]; `parking` and `chargers` of every vertiport, else 10 and 6. Vertiports, aircraft and hours are counted from 0,
-hours from 6:00. Nothing happens by chance in such a day.
+twelve hours the passengers from each vertiport (a row) to each other (a column; 0 to itself). The rest may be left out:
+`fare` in dollars as demand is given, else $5 and $1.28 a mile; `mean_delay` hours of each vertiport; `closed`, a list
+of [hour, from, to]; `parking` and `chargers` of every vertiport, else 10 and 6. Vertiports, aircraft and hours are
+counted from 0, hours from 6:00. Nothing happens by chance in such a day.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ KEYS = ("vertiports", "aircraft", "demand", "fare", "mean_delay", "closed", "par
 MOST = 200
 """Vertiports and aircraft of a file."""
 MOST_WAITING = 10**6
+LARGEST = 10**6
+"""Of any other number of a file, either way, so that sums of them stay numbers."""
 
 
 def read_day(path: Path) -> Day:
@@ -51,6 +53,13 @@ def read_day(path: Path) -> Day:
     starts = _whole(path, "aircraft", aircraft, n - 1)
     shape = (HOURS, n, n)
     demand = _whole(path, "demand", _numbers(path, given, "demand", shape), MOST_WAITING)
+    own = demand.diagonal(dim1=1, dim2=2).nonzero()
+    if len(own):
+        hour, vertiport = own[0].tolist()
+        raise UserError(
+            f"{path} has passengers of hour {hour} from vertiport {vertiport} to itself, whom nobody can fly; put 0 "
+            "there."
+        )
     miles = (places[:, None] - places).norm(dim=-1)
     usual = (BASE_FARE + MILE_FARE * miles).expand(shape)
     fare = _numbers(path, given, "fare", shape) if "fare" in given else usual.clone()
@@ -66,7 +75,7 @@ def read_day(path: Path) -> Day:
     limits = {"parking": 10, "chargers": 6}
     for name, usual_limit in limits.items():
         value = given.get(name, usual_limit)
-        if not isinstance(value, int) or not 1 <= value <= MOST:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
             raise UserError(f"{name} of {path} is {str(value)[:40]} but must be a whole number from 1 to {MOST}.")
         limits[name] = value
     if int(starts.bincount(minlength=n).max()) > limits["parking"]:
@@ -76,7 +85,11 @@ def read_day(path: Path) -> Day:
 
 
 def _numbers(path: Path, given: dict[str, Any], name: str, shape: tuple[int | None, ...]) -> Tensor:
-    """An entry of a shape, of which None stands for any length; float64."""
+    """An entry of a shape, of which None stands for any length; float64.
+
+    Raises:
+        UserError: it is of another shape, or has something else than numbers of a sensible size.
+    """
     wanted = " x ".join("any" if size is None else str(size) for size in shape)
     if name not in given:
         raise UserError(f"{path} is no fleet's day: it has no '{name}'.")
@@ -85,8 +98,10 @@ def _numbers(path: Path, given: dict[str, Any], name: str, shape: tuple[int | No
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"{name} of {path} must be {wanted} numbers, in lists of equal lengths.") from None
     fits = found.dim() == len(shape) and all(s in (None, x) for s, x in zip(shape, found.shape, strict=True))
-    if not fits or not bool(found.isfinite().all()):
-        raise UserError(f"{name} of {path} is {' x '.join(map(str, found.shape))} but must be {wanted} finite numbers.")
+    if not fits:
+        raise UserError(f"{name} of {path} is {' x '.join(map(str, found.shape))} but must be {wanted} numbers.")
+    if not bool((found.abs() <= LARGEST).all()):
+        raise UserError(f"{name} of {path} has a number that is not finite, or beyond {LARGEST:,}.")
     return found
 
 
