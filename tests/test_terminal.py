@@ -69,6 +69,7 @@ def test_what_does_not_act_stays(text: str) -> None:
 
 def test_sentences_are_one_line() -> None:
     assert one_line("a\nb\x1b[2J") == "a b\\x1b[2J"
+    assert one_line("Choose from:\n\tonnx,\n\tnumpy") == "Choose from: onnx, numpy"
     assert not ACTS.search(reason_of(ValueError(HOSTILE))) and not ACTS.search(shortened(HOSTILE))
 
 

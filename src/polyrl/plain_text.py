@@ -14,7 +14,7 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """The same on one line, for a sentence."""
-    return printable(" ".join(text.splitlines()))
+    return printable(" ".join(line.strip() for line in text.splitlines()))
 
 
 def _escape(character: str) -> str:
