@@ -26,10 +26,16 @@ ABSTRACT = {
     "ReplayChange",
     "Trained",
     "Descended",
+    "ActByChoice",
+    "CostPolicy",
+    "ProposalTarget",
     "OfTheory",
     "OrderingPolicy",
     "ConstructivePolicy",
     "Source",
+    "AttentionPolicy",
+    "Episodes",
+    "FromFinite",
 }
 ROOTS = {
     "Term": "improve",

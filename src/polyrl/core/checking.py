@@ -31,6 +31,8 @@ Missing = Callable[[Step, "Part", str, set[str]], None]
 """Told of a part of a step that needs a field which its batch, with these fields, does not have."""
 OUTPUTS = frozenset({"logprob", "entropy", "value", "cost", "score"})
 """What terms of an objective on the fresh batch may want of policy, critic and reward model."""
+PROVIDED = frozenset({"policy", "critic", "reference", "reward-model"})
+"""Models that a run makes where a part needs them, also of a recipe that lists none."""
 
 
 class _Walk:
@@ -240,6 +242,22 @@ def check_domain(recipe: Recipe, task: str, domain: str) -> None:
                 f"{recipe.name} cannot run on {task}: in its stream '{name}' the model '{stream.acts}' would act, and "
                 f"in {domain} '{recipe.acts}' does in every stream."
             )
+
+
+def check_models(recipe: Recipe) -> None:
+    """Refuse a part of a stage that reads a model which is not there; those of updates are checked with them.
+
+    Raises:
+        UserError: names the part and the model.
+    """
+    there = PROVIDED | recipe.models.keys()
+    for one in (recipe, *map(recipe.of_stream, recipe.streams)):
+        for part in (part for stage, parts in one.stages() if stage != "improve" for part in parts):
+            for name in sorted(part.required_models() - there):
+                has = f"has {', '.join(recipe.models)}" if recipe.models else "lists no models by name"
+                raise UserError(
+                    f"{recipe.name}: '{part.name}' names the model '{name}', which the recipe does not state; it {has}."
+                )
 
 
 def check_told(recipe: Recipe) -> None:

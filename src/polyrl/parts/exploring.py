@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
+from polyrl.errors import UserError
 from polyrl.models.actor import Actor, Making, Moment, Player, Wrapper
 from polyrl.parts.replayed import StepAndKeep
 from polyrl.recipe import hyperparameter
@@ -78,9 +79,17 @@ class ExploreEnvironments(StepAndKeep):
         return ("exploration_fraction",) if self.exploration_fraction else ()
 
     def actor(self, inner: Actor, making: Making) -> Actor:
-        """The greedy actor with random actions between."""
+        """The greedy actor with random actions between.
+
+        Raises:
+            UserError: actions are not a few.
+        """
         space = making.task.actions.space
-        assert isinstance(space, spaces.Discrete)  # the model has refused others
+        if not isinstance(space, spaces.Discrete):
+            raise UserError(
+                f"'{self.name}' draws one of a few actions, and the actions of {making.task.name} are {space}; leave "
+                "it away, or take a task with Discrete actions."
+            )
         return EpsilonGreedy(inner, int(space.n))
 
     def __call__(self, experience: Experience | None, context: Context) -> Experience:

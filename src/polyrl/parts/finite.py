@@ -6,6 +6,7 @@ as long as the same policy acts. Rows are numbered over the whole run.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -74,6 +75,7 @@ class Episodes(FromFinite):
             )
         return self.steps
 
+    @abstractmethod
     def starts(self, rows: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Steps and states `[B]` int64 in which the episodes of these numbers `[B]` begin."""
         raise NotImplementedError

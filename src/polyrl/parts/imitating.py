@@ -75,6 +75,7 @@ def taken(actions: Tensor, which: Tensor) -> Tensor:
 class ActByChoice(StepAndKeep):
     """Step environments with what a paper's own `choice` makes of several proposals of the policy."""
 
+    @abstractmethod
     def choice(self, models: Mapping[str, Any]) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]:
         """What chooses actions `[B, A]` of observations `[B, D]` and noise `[B, *shape]`, and that shape."""
         raise NotImplementedError

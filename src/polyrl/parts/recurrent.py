@@ -76,6 +76,19 @@ class GruActorCritic(MlpActorCritic):
         return RecurrentActor(policy, critic, masked=masked)
 
 
+def check_acts_alone(recipe: Recipe, name: str) -> None:
+    """Refuse that something acts around a policy that remembers; `name` is what lets it.
+
+    Raises:
+        UserError: names what does.
+    """
+    if type(recipe.collect) is not StepEnvironments:
+        raise UserError(
+            f"{recipe.name} acts by more than its policy, through '{recipe.collect and recipe.collect.name}', and "
+            f"'{name}' does not know what that remembers; leave one of the two away."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CutIntoWindows(Part):
     """Cut rollouts into rows of fewer steps, to be shuffled; what is computed of whole rollouts is there already."""
@@ -91,6 +104,7 @@ class CutIntoWindows(Part):
 
     def check_within(self, recipe: Recipe) -> None:
         """Windows are of equal length, and minibatches of whole ones: a memory runs through their steps."""
+        check_acts_alone(recipe, "gru")
         steps = recipe.collect.setting("steps_per_environment", None) if recipe.collect else None
         if steps is not None and steps % self.window:
             raise UserError(
@@ -145,11 +159,7 @@ class Gru(Change):
                 f"{recipe.name} has no network that could remember; '{self.name}' is for methods with the policy and "
                 "critic of control's ppo (name its task, such as --task t-maze), without +cnn."
             )
-        if type(recipe.collect) is not StepEnvironments:
-            raise UserError(
-                f"{recipe.name} acts by more than its policy, through '{recipe.collect and recipe.collect.name}', and "
-                f"'{self.name}' does not know what that remembers; leave one of the two away."
-            )
+        check_acts_alone(recipe, self.name)
         settings = {f.name: policy.setting(f.name, None) for f in options(policy)}
         remembering = GruActorCritic(**{**settings, "hidden": self.hidden}, gru_size=self.gru_size)
         return dataclasses.replace(

@@ -6,6 +6,7 @@ for the whole rollout at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -94,6 +95,20 @@ def memory_of(actor: Actor, count: int) -> dict[str, NDArray[Any]]:
 def executed_shape(actor: Actor) -> tuple[int, ...]:
     """Shape of what environments are given of one action."""
     return actor.action_shape if actor.executed_shape is None else actor.executed_shape
+
+
+def check_fits(actor: Actor, space: Any, owner: str) -> None:
+    """Refuse an actor that gives environments another number of numbers than they take, of an action `space`.
+
+    Raises:
+        UserError: says how many; `owner` names the environment.
+    """
+    gives, takes = math.prod(executed_shape(actor)), math.prod(space.shape or ())
+    if gives != takes:
+        raise UserError(
+            f"{owner} takes actions of {takes} numbers, and what acts here gives {gives}: its model is made for a part "
+            "of collect that turns them into others; leave that part as the model's method has it."
+        )
 
 
 def executed_dtype(actor: Actor) -> Any:

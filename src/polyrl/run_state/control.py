@@ -28,7 +28,7 @@ from polyrl.models.stored import Stored, StoredBy, StoredModule
 from polyrl.parts.control import StepEnvironments
 from polyrl.parts.credit import masked_mean
 from polyrl.parts.score import kl_estimate
-from polyrl.rollout.control import Collector
+from polyrl.rollout.control import Collector, check_fits
 from polyrl.rollout.environment_state import EnvironmentState
 from polyrl.rollout.evaluation import Evaluator
 from polyrl.rollout.stepping import PROBED_STEPS, environments_of
@@ -195,6 +195,8 @@ class ControlRunState(RunState):
             self.judged = self.actor if self.actor.is_policy else judged.actor()
         self.acting = {"": acts} | {name: model for name, (model, _) in (streams or {}).items()}
         self.actors = {"": self.actor} | {name: self._actor_of(name, *of) for name, of in (streams or {}).items()}
+        for actor in (*self.actors.values(), self.judged):
+            check_fits(actor, task.actions.space, task.spec)
         self.reads = ActorCriticPasses.reads | self.actor.fields_read
         if self.models is None and self.critic is not None:
             self.reads |= self.critic.fields_read

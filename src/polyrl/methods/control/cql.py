@@ -16,6 +16,7 @@ from torch import Tensor
 from polyrl.core.experience import Experience
 from polyrl.core.update import Again, Move, Sample, See, Update
 from polyrl.data.transitions import Transitions
+from polyrl.errors import UserError
 from polyrl.models.base import Copy
 from polyrl.models.critics import QNetwork
 from polyrl.models.policies import SquashedGaussian
@@ -60,6 +61,19 @@ class ConservativePenalty(OffPolicyTerm):
     sampled_actions: int = hyperparameter(
         10, "actions from each of three densities: uniform, the policy's now and next", low=1
     )
+
+    def check_within(self, recipe: Recipe) -> None:
+        """Refuse policies that draw no actions between bounds.
+
+        Raises:
+            UserError: says of which model.
+        """
+        policy = recipe.models["policy"]
+        if "sampled_action" not in policy.outputs:
+            raise UserError(
+                f"{recipe.name}: '{self.name}' draws actions in [-1, 1] of the policy, and '{policy.name}' gives "
+                f"{', '.join(sorted(policy.outputs))}; take a method with the policy of sac."
+            )
 
     def summand(self, outputs: dict[str, Tensor], batch: Experience, see: See) -> Tensor:
         """w (log of the integral of exp Q - Q(s, a)), summed over critics, `[B, T]`."""

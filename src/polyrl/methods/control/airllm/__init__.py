@@ -97,9 +97,13 @@ class ExpandCodes(StepEnvironments):
         """Put the decoder behind the policy.
 
         Raises:
-            UserError: without a decoder, a code has not one number for each of the task's.
+            UserError: what acts chooses no code, or without a decoder one that has not a number for each of the task's.
         """
-        assert isinstance(inner, DistributionActor)
+        if not isinstance(inner, DistributionActor) or not isinstance(inner.distribution, DiagonalGaussian):
+            raise UserError(
+                f"'{self.name}' expands the code that a Gaussian policy chooses, and what acts on {making.task.name} "
+                f"here is none; take {SLUG}."
+            )
         numbers, (code,) = math.prod(making.task.actions.space.shape), inner.action_shape
         if self.decoder == "none" and code != numbers:
             raise UserError(

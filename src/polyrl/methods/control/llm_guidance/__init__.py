@@ -93,8 +93,13 @@ class GuidedEnvironments(StepEnvironments):
         """
         if self.shaper == "none":
             return inner
-        assert isinstance(inner, DistributionActor)
         task = making.task
+        advisable(task)
+        if not isinstance(inner, DistributionActor):
+            raise UserError(
+                f"Advice is mixed with the policy's probabilities, and what acts on {task.name} here has none; take a "
+                "method with the policy of control's ppo, or --shaper none."
+            )
         if task.masked:
             raise UserError(f"{task.name} allows some actions only, and advice may be on others; take --shaper none.")
         return AdvisedActor(inner, self.guide(task, making.seed, making.say))
@@ -105,8 +110,7 @@ class GuidedEnvironments(StepEnvironments):
         Raises:
             UserError: the environment or the adviser does not fit.
         """
-        if not isinstance(task.actions.space, spaces.Discrete):
-            raise UserError(f"Advice is on one of a few actions, and {task.name} does not have Discrete actions.")
+        advisable(task)
         environment = task.probe
         describe = getattr(environment, "describe", None)
         if describe is None:
@@ -157,6 +161,16 @@ class GuidedEnvironments(StepEnvironments):
                 adviser__auroc=good["auroc"],
             )
         return batch
+
+
+def advisable(task: ControlTask) -> None:
+    """Refuse actions that no advice can be on.
+
+    Raises:
+        UserError: they are not a few.
+    """
+    if not isinstance(task.actions.space, spaces.Discrete):
+        raise UserError(f"Advice is on one of a few actions, and {task.name} does not have Discrete actions.")
 
 
 def teaching_grid(grid: UnlockGrid) -> UnlockGrid:

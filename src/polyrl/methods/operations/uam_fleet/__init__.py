@@ -111,7 +111,13 @@ class ShareOfRevenue(Part):
     special_rows: ClassVar[SpecialRows | None] = NO_SPECIAL_ROWS
 
     def __call__(self, experience: Experience, context: Context) -> Experience:
-        """Put `reward` [B, T] in the place of dollars; its sum is the normalized profit, times the aircraft."""
+        """Put `reward` [B, T] in the place of dollars; its sum is the normalized profit, times the aircraft.
+
+        Raises:
+            UserError: nobody pays there.
+        """
+        if not isinstance(task := context.run_state.task, AirTaxiTask):
+            raise UserError(f"'{self.name}' is of what passengers pay, and {task.name} has none; use --task {TASK}.")
         fares = experience["nodes"][:, 0, :, STATIC + 2 :: SERIES]  # of all that wait, by the hour
         revenue = fares.sum((1, 2))
         fleet = experience["context"].shape[2] // AirTaxis.aircraft_features
