@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -275,6 +276,13 @@ def test_proposals_are_in_the_tasks_own_units() -> None:
     torch.testing.assert_close(twice["proposal_std"], 4 * found["proposal_std"])
     batch = Experience({"action": torch.tensor([[[2.0, 6.0]], [[-9.0, 4.0]]])})
     assert executed(batch, see_of(loop)).tolist() == [[[0, 1]], [[-1, 0.5]]]
+    # a number that the task leaves no choice of is no 0 / 0
+    prior.space = type(wide)(np.float32([-2.0, 3.0]), np.float32([6.0, 3.0]))
+    found, *_ = proposed(loop, Proposals(candidates=4, guidance=0.0))
+    assert all(bool(found[name].isfinite().all()) for name in ("proposal", "proposal_mean", "proposal_std"))
+    assert float(found["proposal_std"].min()) > 0
+    batch = Experience({"action": torch.tensor([[[2.0, 3.0]], [[-9.0, 3.5]]])})
+    assert executed(batch, see_of(loop)).tolist() == [[[0, 0]], [[-1, 0.5]]]
 
 
 # --------------------------------------------------------------------------------------------------------- the pulls

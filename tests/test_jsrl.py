@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,8 +19,9 @@ from conftest import SEED, made_once, reached, read_records, stopped_after
 from polyrl import catalogue
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.methods.control.jsrl import JumpStarted, horizons, may_move_on, online
+from polyrl.methods.control.jsrl import JumpStarted, horizons, may_move_on, online, translation
 from polyrl.models.actor import Actor, Making, Moment, Player, Wrapper
+from polyrl.models.policies import RandomActor
 from polyrl.parts.control import StepEnvironments
 from polyrl.recipe import Recipe
 from polyrl.runs import make_loop, resume_run, start_run
@@ -191,6 +193,16 @@ def test_it_goes_onto_other_methods_by_either_name() -> None:
     both = [catalogue.build(f"td3+{name}", domain="control") for name in ("jsrl", "jump-starting")]
     assert both[0].models == both[1].models and both[0].collect == both[1].collect == JumpStarted(random_steps=1_000)
     assert both[0].also_judged == both[1].also_judged
+
+
+def test_a_guides_actions_go_onto_those_of_a_learner_between_bounds() -> None:
+    """Also where a task leaves no choice of a number: both its bounds are one."""
+    space = spaces.Box(np.float32([-1, 2, 3]), np.float32([3, 4, 3]))
+    guide, learner = RandomActor(space), RandomActor(space)
+    guide.execute = None  # one whose actions are the environment's own
+    found = translation(space, guide, learner)(np.float32([[0, 9, 3], [3, 2, 3]]))
+    assert found.tolist() == [[-0.5, 1, 0], [1, -1, 0]] and found.dtype == np.float32
+    assert learner.execute is not None and learner.execute(found).tolist() == [[0, 4, 3], [3, 2, 3]]
 
 
 # ----------------------------------------------------------------------------------------------------- the lock, by DQN

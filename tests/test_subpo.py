@@ -17,10 +17,12 @@ from polyrl import catalogue
 from polyrl.cli.solve import solve
 from polyrl.cli.solve_path import covered
 from polyrl.core.experience import Experience
+from polyrl.core.update import Update
 from polyrl.errors import UserError
 from polyrl.methods.operations.subpo import PathNetwork, PathPolicy, PathRewards
 from polyrl.models.constructive import Seen
 from polyrl.parts.credit import PlainReturn
+from polyrl.parts.improve import PolicyGradient, ValueLoss
 from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import RunConfig
 from polyrl.runtime.drawing import Spans
@@ -268,6 +270,19 @@ def test_with_a_critic_moves_are_judged_against_what_it_says() -> None:
     assert all(not torch.equal(a, b) for a, b in moved)
 
 
+def test_a_critic_leaves_the_terms_that_were_there_before() -> None:
+    def terms(method: str) -> list[Any]:
+        (update,) = catalogue.build(method).updates
+        assert isinstance(update, Update)
+        return [*update.terms]
+
+    assert terms("subpo+gain-critic") == [PolicyGradient(aggregation="token-mean"), ValueLoss()]
+    before = terms("subpo+entropy-bonus(entropy_coef=0.3)+gain-critic")
+    after = terms("subpo+gain-critic+entropy-bonus(entropy_coef=0.3)")
+    assert sorted(map(str, before)) == sorted(map(str, after)) and len(before) == 3
+    assert [term.name for term in terms("subpo+clipped-surrogate+gain-critic")] == ["clipped-surrogate", "value-loss"]
+
+
 # ----------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -278,8 +293,10 @@ def test_what_does_not_fit_together_is_refused() -> None:
         UserError, match="path-policy learns paths over a terrain, and tsp has none; use --task coverage"
     ):
         make_loop(RunConfig(method="subpo", task="tsp", budget="iterations=1"))
-    with pytest.raises(UserError, match="am: 'gain-critic' is for what learns paths, such as subpo"):
+    with pytest.raises(UserError, match="am: 'gain-critic' is for what learns paths without a critic, such as subpo"):
         catalogue.build("am+gain-critic")
+    with pytest.raises(UserError, match="'gain-critic' is for what learns paths without a critic"):
+        catalogue.build("subpo+gain-critic+gain-critic")
     with pytest.raises(UserError, match="hidden layers are '8x'"):
         PathPolicy(hidden="8x").make(CoverageTask(), torch.Generator())
 

@@ -71,7 +71,8 @@ def translation(space: spaces.Space[Any], guide: Actor, learner: Actor) -> Calla
             return done.astype(learner.action_dtype)
         assert isinstance(space, spaces.Box)
         low, high = space.low.reshape(1, -1), space.high.reshape(1, -1)
-        found: NDArray[Any] = np.clip((2 * done - low - high) / (high - low), -1, 1)
+        width = np.where(high > low, high - low, 1)  # where both bounds are one, everything stands for it
+        found: NDArray[Any] = np.clip((2 * done - low - high) / width, -1, 1)
         return found.astype(learner.action_dtype)
 
     return (lambda action: action) if (theirs is None) == (ours is None) else translated

@@ -28,7 +28,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.fields import Field
 from polyrl.core.special_rows import NO_SPECIAL_ROWS, SpecialRows
-from polyrl.core.update import Fresh, Update
+from polyrl.core.update import Fresh, Step, Update
 from polyrl.errors import UserError
 from polyrl.models.constructive import ConstructiveNetwork, Memory, Seen
 from polyrl.models.mlp import layer_sizes, mlp
@@ -183,18 +183,23 @@ class GainCritic(Change):
         """A critic in the policy's model, its values and loss.
 
         Raises:
-            UserError: the recipe learns no paths.
+            UserError: the recipe learns no paths, or has a critic of them.
         """
         policy = recipe.models.get(recipe.acts)
-        if not isinstance(policy, PathPolicy):
-            raise UserError(f"{recipe.name}: '{self.name}' is for what learns paths, such as {SLUG}.")
+        if not isinstance(policy, PathPolicy) or policy.critic:
+            raise UserError(f"{recipe.name}: '{self.name}' is for what learns paths without a critic, such as {SLUG}.")
         credit = tuple(part for part in recipe.credit if part.slot != "advantage")
-        terms = (PolicyGradient(aggregation="token-mean"), ValueLoss())
+
+        def judged(step: Step) -> Step:
+            if not isinstance(step, Update) or step.trains != recipe.acts:
+                return step
+            return replace(step, terms=(*step.terms, ValueLoss()))
+
         return replace(
             recipe,
             models={**recipe.models, recipe.acts: PathActorCritic(**vars(policy))},
             credit=(PathValues(), GAE(gamma=1.0, gae_lambda=self.gae_lambda), *credit),
-            updates=(Update(recipe.acts, terms, Fresh()),),
+            updates=tuple(map(judged, recipe.updates)),
             notes={
                 **recipe.notes,
                 "credit": "a move is judged by the gains after it, against what the critic foretold",

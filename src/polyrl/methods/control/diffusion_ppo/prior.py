@@ -140,9 +140,9 @@ class ActionPrior(Trained):
 
 
 def half_and_middle(space: spaces.Box) -> tuple[Tensor, Tensor]:
-    """`[A]` each: an action between the bounds is middle + half u, u in [-1, 1]."""
+    """`[A]` each: an action between the bounds is middle + half u, u in [-1, 1]; 1 and the bound where both are one."""
     low, high = torch.from_numpy(space.low).flatten().float(), torch.from_numpy(space.high).flatten().float()
-    return (high - low) / 2, (high + low) / 2
+    return torch.where(high > low, (high - low) / 2, 1.0), (high + low) / 2
 
 
 def executed(batch: Experience, see: See) -> Tensor:
