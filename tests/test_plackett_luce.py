@@ -128,6 +128,8 @@ def test_pairs_remember_the_ranking_that_they_were_made_of() -> None:
     assert sorted(found[1], key=lambda r: (r[1], r[0])) == [("y", 0), ("x", 1), ("z", 1), ("z", 3)]
     plain = [{"prompt": "p", "chosen": "a", "rejected": "b", "chosen_rank": 7}] * 2  # a column of the user's own
     assert rankings_of(plain) == [[(0, 0), (1, 1)], [(2, 0), (3, 1)]]
+    plain = [{"prompt": "p", "chosen": "a", "rejected": "b", "ranked_row": 7}] * 2  # another one
+    assert rankings_of(plain) == [[(0, 0), (1, 1)], [(2, 0), (3, 1)]]
 
 
 def ranked_file(folder: Path, size: int) -> Path:

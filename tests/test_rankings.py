@@ -47,7 +47,11 @@ def test_grades_say_the_order_and_equal_ones_say_nothing() -> None:
         ({"responses": ["a", "b"], "scores": [1, "2"]}, "a number for each of 2 responses"),
         ({"responses": ["a", "b"], "scores": [1, float("nan")]}, "a number for each of 2 responses"),
         ({"responses": ["a", "b"], "scores": [True, False]}, "a number for each of 2 responses"),
+        ({"responses": ["a", "b"], "scores": [10**400, 1]}, "a number for each of 2 responses"),
         ({"responses": ["a", "b"], "scores": [2, 2]}, "all responses are equally good"),
+        ({"responses": ["a", None]}, "response 2 of the column 'responses' is neither text nor a list of messages"),
+        ({"responses": [1, "b"]}, "response 1 of the column 'responses' is neither text nor a list of messages"),
+        ({"responses": ["a", "b", ""]}, "response 3 of the column 'responses' is empty"),
     ],
 )
 def test_bad_rows_are_told_by_their_place_or_counted(row: dict[str, Any], words: str) -> None:

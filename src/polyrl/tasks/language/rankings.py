@@ -49,12 +49,13 @@ def _pairs(where: str, row: Row) -> list[Row]:
     responses, scores = row.get(RESPONSES), row.get(SCORES)
     if not isinstance(responses, list) or len(responses) < 2:
         raise UserError(f"{where}: the column '{RESPONSES}' must be a list of two responses or more.")
+    for place, response in enumerate(responses, start=1):
+        if not isinstance(response, str | list) or not response:
+            what = "is empty" if response in ("", []) else "is neither text nor a list of messages"
+            raise UserError(f"{where}: response {place} of the column '{RESPONSES}' {what}.")
     order = [float(-place) for place in range(len(responses))]
     if scores is not None:
-        numbers = isinstance(scores, list) and all(
-            isinstance(s, int | float) and not isinstance(s, bool) and math.isfinite(s) for s in scores
-        )
-        if not numbers or len(scores) != len(responses):
+        if not isinstance(scores, list) or len(scores) != len(responses) or not all(map(_is_score, scores)):
             raise UserError(
                 f"{where}: the column '{SCORES}' must have a number for each of {len(responses)} responses."
             )
@@ -74,6 +75,16 @@ def _pairs(where: str, row: Row) -> list[Row]:
     return found
 
 
+def _is_score(value: Any) -> bool:
+    """Whether it is a number that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def rankings_of(pairs: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, int]]]:
     """What `pairs_of` made pairs of, each ranking as a list of responses, best first.
 
@@ -86,8 +97,9 @@ def rankings_of(pairs: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, int]
     """
     found: dict[Any, dict[tuple[int, str], int]] = {}
     for n, row in enumerate(pairs):
-        ranks = [row[place] for place in PLACES] if RANKING in row else (0, 1)
-        responses = found.setdefault(row.get(RANKING, ("pair", n)), {})
+        ours = all(name in row for name in (RANKING, *PLACES))  # one of these alone is a column of the data's
+        ranks = [row[place] for place in PLACES] if ours else (0, 1)
+        responses = found.setdefault(row[RANKING] if ours else ("pair", n), {})
         for side, (name, rank) in enumerate(zip(("chosen", "rejected"), ranks, strict=True)):
             responses.setdefault((rank, str(row[name])), 2 * n + side)
     ranked_rows = ([(number, rank) for (rank, _), number in one.items()] for one in found.values())
