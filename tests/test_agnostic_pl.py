@@ -409,12 +409,14 @@ def make(kind: str = "horizon", known: bool = False) -> FiniteMDP:
     stay, cross = np.eye(2), np.array([[0.8, 0.2], [0.2, 0.8]])
     how = {"horizon": {"horizon": 3}, "discount": {"discount": 0.9}, "average": {}}[kind]
     arrays = np.stack([stay, cross], 1), [[0.1, 0.0], [1.0, 0.5]]
-    return FiniteMDP(*arrays, **how, models=[FiniteMDP(*arrays, **how)] if known else [])
+    models = [FiniteMDP(arrays[0], np.array(arrays[1]) * share, **how) for share in (1.0, 0.5)]
+    features = np.eye(4).reshape(2, 2, 4)
+    return FiniteMDP(*arrays, **how, models=models if known else [], features=features if known else None)
 """
 RUNS: dict[str, set[str]] = {
     "horizon": {"nora", "popler", "importance-sampling", "trajectory-tree", "psdp", "cpi", "policy-emulator"},
     "average": {"loop-amdp"},
-    "average,known=true": {"loop-amdp", "loop-amdp-models"},
+    "average,known=true": {"loop-amdp", "loop-amdp-linear", "loop-amdp-mixture", "loop-amdp-models"},
     "discount": set(),
 }
 """Methods of theory that solve a user's problem of each kind."""
@@ -463,6 +465,8 @@ def test_a_problem_in_a_file_runs_under_every_method_of_theory_or_is_told_why_no
     [
         ("loop-amdp", "river-swim"),
         ("loop-amdp-models", "river-class"),
+        ("loop-amdp-linear", "linear-river"),
+        ("loop-amdp-mixture", "river-class"),
         ("nora", "stochastic-lock"),
         *((method, "singletons(horizon=4)") for method in CHOOSERS),
         ("cpi", "reset-ladder"),

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import SEED, reached
+from conftest import SEED, reached, read_records, stopped_after
 from polyrl.errors import NotFinite, UserError
-from polyrl.methods.theory.bilevel_penalty import SLUG, exact_gradient, penalized, penalty_gradient
-from polyrl.runs import make_loop
+from polyrl.methods.theory.bilevel_penalty import (
+    SLUG,
+    exact_gradient,
+    nearest,
+    penalized,
+    penalty_gradient,
+    relaxed,
+)
+from polyrl.runs import make_loop, resume_run, start_run
 from polyrl.runtime.config import RunConfig
 from polyrl.tasks.theory.reward_bandit import RewardBandit
 
@@ -150,6 +158,107 @@ def test_the_penalized_policy_is_the_minimum_and_the_response_as_sigma_vanishes(
     assert torch.allclose(near, bandit.response(WEIGHTS), atol=1e-9)
 
 
+# ------------------------------------------------------------------------------------------------- proximal steps
+
+
+def anchors(seed: int = 4) -> tuple[Tensor, Tensor]:
+    """Two policies to be near to."""
+    stream = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(2, 20, generator=stream, dtype=torch.float64)
+    one, other = torch.log_softmax(0.7 * drawn, -1)
+    return one, other
+
+
+def apart(one: Tensor, other: Tensor) -> Tensor:
+    """KL(one || other) of log-probabilities."""
+    return one.exp() @ (one - other)
+
+
+@pytest.mark.parametrize("rho", [0.3, 3.0, None], ids=str)
+@pytest.mark.parametrize("sigma", [0.3, 0.03])
+def test_the_gradient_is_that_of_the_difference_of_two_moreau_envelopes(rho: float | None, sigma: float) -> None:
+    """By central differences of [min sigma f + g + KL / rho - min g + KL / rho] / sigma in each weight."""
+    bandit, (before_y, before_z) = RewardBandit(instance=5), anchors()
+
+    def envelopes(weights: Tensor) -> float:
+        y = penalized(bandit, weights, before_y, sigma, 1e-15, rho)
+        z = nearest(bandit, weights, before_z, rho)
+        near = [0.0, 0.0] if rho is None else [float(apart(y, before_y)) / rho, float(apart(z, before_z)) / rho]
+        upper = sigma * float(bandit.upper(weights, y)) + float(bandit.lower(weights, y)) + near[0]
+        return (upper - float(bandit.lower(weights, z)) - near[1]) / sigma
+
+    y, z = penalized(bandit, WEIGHTS, before_y, sigma, 1e-15, rho), nearest(bandit, WEIGHTS, before_z, rho)
+    found = penalty_gradient(bandit.upper, bandit.lower, WEIGHTS, y, z, sigma)
+    for k in range(3):
+        by = 1e-4 * torch.eye(3, dtype=torch.float64)[k]
+        slope = (envelopes(WEIGHTS + by) - envelopes(WEIGHTS - by)) / 2e-4
+        assert float(found[k]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("rho", [1.0, 4.0])
+def test_a_proximal_step_is_the_minimum_and_many_come_to_what_is_solved_out(rho: float) -> None:
+    bandit, (before, _) = RewardBandit(instance=6), anchors()
+    stream = torch.Generator().manual_seed(2)
+    y, z = penalized(bandit, WEIGHTS, before, 0.2, 1e-14, rho), nearest(bandit, WEIGHTS, before, rho)
+
+    def objective(policy: Tensor, sigma: float) -> float:
+        both = sigma * bandit.upper(WEIGHTS, policy) + bandit.lower(WEIGHTS, policy)
+        return float(both + apart(policy, before) / rho)
+
+    for _ in range(20):
+        step = 0.05 * torch.randn(20, generator=stream, dtype=torch.float64)
+        assert objective(torch.log_softmax(y + step, -1), 0.2) > objective(y, 0.2)
+        assert objective(torch.log_softmax(z + step, -1), 0.0) > objective(z, 0.0)
+    for _ in range(120):
+        y = relaxed(y, penalized(bandit, WEIGHTS, y, 0.2, 1e-12, rho), 0.7)
+        z = relaxed(z, nearest(bandit, WEIGHTS, z, rho), 0.7)
+    assert torch.allclose(y, penalized(bandit, WEIGHTS, before, 0.2, 1e-12), atol=1e-7)
+    assert torch.allclose(z, bandit.response(WEIGHTS), atol=1e-7)
+
+
+def test_a_large_rho_is_none_and_a_small_one_stays_where_it_was() -> None:
+    bandit, (before, _) = RewardBandit(instance=7), anchors()
+    assert torch.equal(nearest(bandit, WEIGHTS, before, None), bandit.response(WEIGHTS))
+    for rho, error in ((1e2, 0.5), (1e4, 5e-3), (1e12, 1e-10)):
+        assert torch.allclose(nearest(bandit, WEIGHTS, before, rho), bandit.response(WEIGHTS), atol=error)
+        solved = penalized(bandit, WEIGHTS, before, 0.1, 1e-14)
+        assert torch.allclose(penalized(bandit, WEIGHTS, before, 0.1, 1e-14, rho), solved, atol=error)
+    assert torch.allclose(nearest(bandit, WEIGHTS, before, 1e-12), before, atol=1e-9)
+    assert torch.allclose(penalized(bandit, WEIGHTS, before, 0.1, 1e-14, 1e-12), before, atol=1e-9)
+    half = relaxed(before, bandit.response(WEIGHTS), 0.5).exp()
+    assert torch.allclose(half, (before.exp() + bandit.response(WEIGHTS).exp()) / 2, atol=1e-15)
+
+
+def test_a_run_with_a_large_rho_is_that_without_and_one_with_a_small_one_lags_behind() -> None:
+    plain = run_of(budget="iterations=8")
+    far, near = run_of(budget="iterations=8", rho="1e13"), run_of(budget="iterations=8", rho="0.1", relaxation="0.5")
+    weights = [run.run_state.models["reward"].weights for run in (plain, far, near)]
+    assert torch.allclose(weights[0], weights[1], atol=1e-9) and not torch.allclose(weights[0], weights[2], atol=1e-3)
+    errors = [run.context.metrics["gradient_error"] for run in (plain, far, near)]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-6) and errors[2] > 2 * errors[0]
+
+
+def test_proximal_steps_come_to_the_same_reward() -> None:
+    settings = ({"gradient": "exact"}, {"rho": "3", "relaxation": "0.8", "tolerance": "1e-9"})
+    loss = [run_of(seed=0, **s).context.metrics["hyper_objective"] for s in settings]
+    reached(-abs(loss[0] - loss[1]), -0.005)
+
+
+def test_proximal_steps_go_on_where_they_were_stopped(tmp_path: Path) -> None:
+    stated: dict[str, Any] = {"seed": SEED, "evaluations": 1, "checkpoint_every": 1, "tensorboard": False}
+    config = RunConfig(
+        method=SLUG, task="reward-bandit", budget="iterations=4", hyperparameters={"rho": "0.5"}, **stated
+    )
+    start_run(config, tmp_path / "whole").run()
+    stopped_after(start_run(config, tmp_path / "half"), 2)
+    resume_run(tmp_path / "half").run()
+    one, other = (
+        [{k: v for k, v in r.items() if "second" not in k} for r in read_records(tmp_path / name)]
+        for name in ("whole", "half")
+    )
+    assert one == other and len(one) == 5
+
+
 def test_it_comes_to_where_the_exact_gradient_comes_and_the_naive_one_does_not() -> None:
     """At seed 0; a lower upper loss is no higher gold score: the policy goes where pairs are easy to tell."""
     runs = {g: run_of(seed=0, gradient=g) for g in ("penalty", "naive", "exact")}
@@ -176,6 +285,9 @@ def test_the_first_step_is_along_the_gradient_at_0() -> None:
         ("combination-lock", {}, "learns a reward of features, and combination-lock has none"),
         ("reward-bandit(access=episodes)", {}, "asks for model access, and this task grants episodes"),
         ("reward-bandit(tau=0)", {}, "tau=0.0, which is out of its range"),
+        ("reward-bandit", {"gradient": "naive", "rho": "1"}, "penalty gradient, and --gradient naive has none"),
+        ("reward-bandit", {"gradient": "exact", "relaxation": "0.5"}, "--gradient exact has none; leave them out"),
+        ("reward-bandit", {"rho": "0"}, "rho"),
     ],
 )
 def test_bad_input_gets_one_sentence(task: str, settings: dict[str, str], said: str) -> None:

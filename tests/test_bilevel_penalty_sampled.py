@@ -186,6 +186,34 @@ def test_it_comes_near_to_the_exact_gradient_and_with_minibatches_apart_it_does_
     assert shared.context.metrics["policies_apart"] < 1 and shared.context.metrics["lower_error"] < 0.3
 
 
+def after_one(**settings: str) -> Tensor:
+    """x, y and z after one iteration, as one."""
+    loop = loop_of(pairs="10", **settings)
+    loop.iterate()
+    point: Tensor = loop.run_state.models["levels"].point
+    return point
+
+
+def test_the_second_of_two_proximal_steps_goes_back_by_its_share_and_the_first_does_not() -> None:
+    """The first begins at the anchor: so two with a term are two without, less g (u_1 - u_0) / rho."""
+    begun = loop_of().run_state.models["levels"].point[3:].clone()
+    first, second = (after_one(lower_steps=n, lower_step_size="0.5")[3:] for n in ("1", "2"))
+    assert torch.equal(after_one(lower_steps="1", lower_step_size="0.5", rho="0.7")[3:], first)
+    found = after_one(lower_steps="2", lower_step_size="0.5", rho="0.7")[3:]
+    assert torch.allclose(found, second - 0.5 * (first - begun) / 0.7, atol=1e-14)
+
+
+def test_policies_go_a_share_of_the_way_to_where_their_steps_came() -> None:
+    begun = loop_of().run_state.models["levels"].point.clone()
+    whole, part = after_one(), after_one(relaxation="0.25")
+    assert torch.allclose(part[3:], begun[3:] + 0.25 * (whole[3:] - begun[3:]), atol=1e-14)
+    assert not torch.allclose(part[:3], begun[:3])  # the reward takes its whole step
+
+
+def test_without_rho_and_with_a_very_large_one_nothing_changes() -> None:
+    assert torch.equal(after_one(rho="1e300", momentum="0.3"), after_one(momentum="0.3"))
+
+
 def test_an_iteration_counts_what_it_draws() -> None:
     for settings, minibatches in (({}, 5), ({"lower_steps": "1"}, 2), ({"shared": "false"}, 6)):
         loop = loop_of(pairs="10", **settings)

@@ -7,12 +7,19 @@ and f a loss of the reward on pairs that the policy draws. With z = argmin g and
 
 is within O(sigma) of the gradient of f(x, z(x)). Without the difference it is the naive gradient, which takes the
 policy for fixed and may point the other way. Algorithm 1 without noise: the lower solves are exact up to `tolerance`,
-warm from one step to the next; minibatches, the Moreau terms for lower levels that are not convex and the single loop
-with momentum are not here. Its indices are recalled.
+warm from one step to the next; minibatches and the single loop with momentum are those of `bilevel-penalty-sampled`.
+Its indices are recalled.
+
+For lower levels that are not convex it has Moreau terms, a proximal step from the policies of the step before:
+z_{k+1} = (1 - b) z_k + b argmin g + D(., z_k) / rho, and y_{k+1} the same of sigma f + g. The gradient above is then
+that of the difference of the two Moreau envelopes over sigma. The paper's D is half the squared distance of variables;
+of policies it is KL here, as everything else in this bandit is, so that z has a closed form. Without `rho` there is no
+such term; a large one comes to the same, and at a small one neither policy follows the reward.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -61,8 +68,24 @@ def exact_gradient(upper: Level, response: Callable[[Tensor], Tensor], x: Tensor
     return found
 
 
-def penalized(task: RewardBandit, weights: Tensor, start: Tensor, sigma: float, tolerance: float) -> Tensor:
-    """argmin over policies of sigma f + g: log-probabilities `[K]`, by mirror steps from `start`.
+def proximal(task: RewardBandit, start: Tensor, rho: float | None) -> tuple[Tensor, float]:
+    """The reference `[K]` and the temperature of tau KL(. || reference) + KL(. || start) / rho, up to a constant."""
+    if rho is None:
+        return task.log_reference, task.tau
+    temperature = task.tau + 1 / rho
+    return (task.tau * task.log_reference + start / rho) / temperature, temperature
+
+
+def nearest(task: RewardBandit, weights: Tensor, start: Tensor, rho: float | None) -> Tensor:
+    """argmin over policies of g + KL(. || start) / rho, in closed form: log-probabilities `[K]`."""
+    reference, temperature = proximal(task, start, rho)
+    return torch.log_softmax(reference + task.seen @ weights / temperature, -1)
+
+
+def penalized(
+    task: RewardBandit, weights: Tensor, start: Tensor, sigma: float, tolerance: float, rho: float | None = None
+) -> Tensor:
+    """argmin over policies of sigma f + g, and of + KL(. || start) / rho: log-probabilities `[K]`, by mirror steps.
 
     The fixed point is ref exp((r - sigma f_pi) / tau); half a step at a time settles also where f is not convex.
 
@@ -70,16 +93,22 @@ def penalized(task: RewardBandit, weights: Tensor, start: Tensor, sigma: float, 
         NotFinite: it does not settle; sigma is too large beside tau.
     """
     log_policy = start
+    log_reference, temperature = proximal(task, start, rho)
     for _ in range(MOST_STEPS):
         policy = log_policy.exp().detach().requires_grad_()
         with torch.enable_grad():
             slope = torch.autograd.grad(task.upper(weights, policy.log()), policy)[0]
-        goal = torch.log_softmax(task.log_reference + (task.seen @ weights - sigma * slope) / task.tau, -1)
+        goal = torch.log_softmax(log_reference + (task.seen @ weights - sigma * slope) / temperature, -1)
         moved = torch.log_softmax((log_policy + goal) / 2, -1)
         if float((moved - log_policy).abs().max()) < tolerance:
             return moved
         log_policy = moved
     raise NotFinite(f"The penalized policy of {SLUG} did not settle in {MOST_STEPS} steps; lower --sigma.")
+
+
+def relaxed(before: Tensor, solved: Tensor, share: float) -> Tensor:
+    """(1 - share) of one policy and `share` of another, as log-probabilities `[K]`."""
+    return solved if share == 1 else torch.logaddexp(before + math.log1p(-share), solved + math.log(share))
 
 
 class RewardWeights(Tables):
@@ -139,6 +168,20 @@ class DescendReward(OwnUpdate):
     sigma: float = hyperparameter(0.05, "penalty: the gradient is wrong by O(sigma)", above=0)
     step_size: float = hyperparameter(0.1, "a, step of the reward's weights", above=0)
     tolerance: float = hyperparameter(1e-12, "change of log-probabilities at which a lower solve ends", above=0)
+    rho: float | None = hyperparameter(None, "of the proximal steps of both policies; none solves them out", above=0)
+    relaxation: float = hyperparameter(1.0, "b, how far both policies go to what was solved", above=0, high=1)
+
+    def check_within(self, recipe: Recipe) -> None:
+        """Refuse proximal steps of policies that no gradient asks for.
+
+        Raises:
+            UserError: there are some.
+        """
+        if self.gradient != "penalty" and (self.rho is not None or self.relaxation < 1):
+            raise UserError(
+                f"--rho and --relaxation are about the two policies of the penalty gradient, and --gradient "
+                f"{self.gradient} has none; leave them out."
+            )
 
     def step(self, batch: Experience, see: See) -> Mapping[str, float]:
         """x <- x - a gradient; the figures are of before the step, and exact."""
@@ -146,7 +189,16 @@ class DescendReward(OwnUpdate):
         reward: RewardWeights = see["reward"]
         x, z = reward.weights.clone(), task.response(reward.weights)
         exact = exact_gradient(task.upper, task.response, x)
-        if self.gradient == "penalty":
+        if self.gradient == "penalty" and (self.rho is not None or self.relaxation < 1):
+            kept = see.context.tensors(SLUG)
+            before = kept.get("log_nearest", task.log_reference)
+            near = relaxed(before, nearest(task, x, before, self.rho), self.relaxation)
+            y = penalized(task, x, reward.log_penalized, self.sigma, self.tolerance, self.rho)
+            y = relaxed(reward.log_penalized, y, self.relaxation)
+            kept["log_nearest"] = near
+            reward.log_penalized.copy_(y)
+            found = penalty_gradient(task.upper, task.lower, x, y, near, self.sigma)
+        elif self.gradient == "penalty":
             y = penalized(task, x, reward.log_penalized, self.sigma, self.tolerance)
             reward.log_penalized.copy_(y)
             found = penalty_gradient(task.upper, task.lower, x, y, z, self.sigma)

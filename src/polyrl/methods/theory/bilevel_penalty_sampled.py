@@ -11,8 +11,9 @@ ones have a variance of the order of 1 / sigma^2. Constants are subtracted from 
 
 Algorithm 2, the single loop, is `lower_steps=1` and `momentum` below 1: each gradient q_k(w_k) is replaced by
 q_k(w_k) + (1 - momentum) (estimate before - q_k(w_{k-1})), both on the same pairs. Recalled, and here the momentum is
-constant; the upper gradient is taken behind the lower step and not beside it. The Moreau terms are not here. Policies
-are softmaxes of numbers for each answer, whose lower level is no strongly convex one.
+constant; the upper gradient is taken behind the lower step and not beside it. Policies are softmaxes of numbers for
+each answer, whose lower level is no convex one: for such levels are the Moreau terms. With u_0 = y_k a lower step is
+against sigma f_y + g_y + (u - y_k) / rho, and y_{k+1} = (1 - b) y_k + b u_T; z the same. Without `rho` there are none.
 """
 
 from __future__ import annotations
@@ -147,6 +148,8 @@ class DescendOnPairs(OwnUpdate):
     pairs: int = hyperparameter(16, "M, pairs of a minibatch", low=1)
     shared: bool = hyperparameter(True, "take both policies' gradients by the reward's weights on the same minibatch")
     momentum: float = hyperparameter(1.0, "share of a gradient that is new; 1 is no momentum", above=0, high=1)
+    rho: float | None = hyperparameter(None, "proximal term of both policies' steps, |u - y|^2 / (2 rho)", above=0)
+    relaxation: float = hyperparameter(1.0, "b, how far both policies go to where their steps came", above=0, high=1)
 
     def drawn(self, task: RewardBandit, levels: BothLevels, number: int, see: See) -> Pairs:
         """The next minibatch, by the penalized policy as it is; each answer is a query."""
@@ -177,15 +180,21 @@ class DescendOnPairs(OwnUpdate):
             memory["minibatches"] = memory.get("minibatches", 0) + 1
             return self.drawn(task, levels, memory["minibatches"] - 1, see)
 
+        begun = levels.point.clone()
         for _ in range(self.lower_steps):
             pairs = minibatch()
 
             def policies(point: Tensor, pairs: Pairs = pairs) -> Tensor:
                 x, y, z = torch.split(point, sizes)
                 x = x.detach()
-                return self.sigma * upper(task, x, y, pairs) + lower(task, x, y, pairs) + lower(task, x, z, pairs)
+                both = self.sigma * upper(task, x, y, pairs) + lower(task, x, y, pairs) + lower(task, x, z, pairs)
+                if self.rho is None:
+                    return both
+                return both + (point - begun)[task.features :].square().sum() / (2 * self.rho)
 
             levels.descend(0, policies, self.lower_step_size, self.momentum)
+        if self.relaxation < 1:
+            levels.point.lerp_(begun, 1 - self.relaxation)  # the reward has not moved yet
         pairs = minibatch()
         others = pairs if self.shared else minibatch()
 

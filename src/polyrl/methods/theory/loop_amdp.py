@@ -9,18 +9,20 @@ Tabular: the best function is the empirical backup, so the excess is sum n (Q + 
 set has a width for each pair, so its hypothesis of the largest gain is that of a bonus sqrt(width / n), and the whole
 set is S A times as wide: so is what the trigger is held against. (With the width of one pair it would fire at every
 step.) The body of the paper was not read; its trigger and its width, c sp log(2 S A T), are recalled, and c is free.
-`loop-amdp-models` is the same for a finite class of models.
+`loop-amdp-models` is the same for a finite class of models, `loop-amdp-linear` for functions that are linear in
+features, and `loop-amdp-mixture` for mixtures of models.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyrl.core.context import Context
@@ -44,7 +46,7 @@ FORMULA = "f = argmax J_f with excess(f) = sum n (Q_f + J_f - r_n - P_n V_f)^2 <
 TASK = "river-swim"
 
 
-MOST_SWEEPS = 20_000
+Array = NDArray[np.float64]
 TOLERANCE = 1e-6
 
 
@@ -58,7 +60,12 @@ class Followed(Tables):
         highest: the most that a step can pay.
         span: the bound on the span of V.
         width: of the set for one pair, beta / (S A).
+        unsettled: span of the last change of V in the last choice: 0, but for rounding, where it solves its equation.
     """
+
+    most_sweeps: ClassVar[int] = 20_000
+    patience: ClassVar[int] = most_sweeps
+    """Sweeps after which steps become smaller, as 1 over their number: backups of other classes may go in circles."""
 
     backed_up: Tensor
     value: Tensor
@@ -66,7 +73,7 @@ class Followed(Tables):
 
     def __init__(self, states: int, actions: int, highest: float, span: float, width: float):
         super().__init__()
-        self.highest, self.span, self.width = highest, span, width
+        self.highest, self.span, self.width, self.unsettled = highest, span, width, 0.0
         self.register_buffer("backed_up", torch.full((states, actions), highest, dtype=torch.float64))
         self.register_buffer("value", torch.zeros(states, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(states, actions, dtype=torch.float64))
@@ -109,18 +116,25 @@ class Followed(Tables):
         n = visits.sum(-1)
         tried = np.maximum(n, 1)
         reward, moves = counts.earned[0].numpy() / tried + np.sqrt(self.width / tried), visits / tried[..., None]
-        value = np.zeros(len(n))
-        for _ in range(MOST_SWEEPS):
-            most = self.highest + value.max()
-            backed_up = np.where(n > 0, np.minimum(reward + moves @ value, most), most)
+        return self.settled(lambda value: np.where(n > 0, reward + moves @ value, np.inf))
+
+    def settled(self, raised: Callable[[Array], Array]) -> tuple[Tensor, Tensor, float]:
+        """Q + J `[S, A]`, V `[S]` and J of a backup of V `[S]` to `[S, A]`, infinite where nothing is known."""
+        value = np.zeros(len(self.value))
+        for sweep in range(self.most_sweeps):
+            backed_up = np.minimum(raised(value), self.highest + value.max())
             best = backed_up.max(-1)
             change = np.minimum(best, best.min() + self.span) - value
             if change.max() - change.min() < TOLERANCE:
                 break
-            value = value + 0.9 * change
+            value = value + 0.9 * min(1.0, self.patience / (sweep + 1)) * change
             value -= value.min()
-        gain = float(change.max() + change.min()) / 2
+        gain, self.unsettled = float(change.max() + change.min()) / 2, float(change.max() - change.min())
         return torch.from_numpy(backed_up), torch.from_numpy(value), gain
+
+    def doubled(self, counts: Counts, pairs: Tensor) -> int | None:
+        """The first of these steps `[T]` after which what is known has doubled since the choice; None if it has not."""
+        return first_reached(counts.visits[0].sum(-1), 2 * self.seen.clamp(min=0.5), pairs)
 
 
 def checked_criterion(task: FiniteTask) -> FiniteMDP:
@@ -151,10 +165,13 @@ class GainHypothesis(OfTheory):
         """Without data."""
         mdp = checked_criterion(task)
         _, states, actions = mdp.shape
+        return Followed(states, actions, *self.bounds(mdp, states * actions))
+
+    def bounds(self, mdp: FiniteMDP, dimension: int) -> tuple[float, float, float]:
+        """The most that a step can pay, the span, and the width where so many numbers are to be learned."""
         lowest, highest = mdp.reward_range
         span = self.span or max(mdp.constants["span"], TOLERANCE)
-        width = self.width * span * (highest - lowest) * math.log(2 * states * actions * self.total_steps)
-        return Followed(states, actions, highest, span, width)
+        return highest, span, self.width * span * (highest - lowest) * math.log(2 * dimension * self.total_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +184,9 @@ class FollowHypothesis(FollowStream):
         1000, "most steps of one iteration; a quarter of those before it, if that is less", low=1
     )
     replan: Literal["excess", "doubling"] = hyperparameter(
-        "excess", "when a hypothesis is chosen anew: its excess comes to three times the width, or a count has doubled"
+        "excess",
+        "when a hypothesis is chosen anew: its excess comes to three times the width, or a count (in linear classes a "
+        "determinant) has doubled",
     )
 
     def length(self, time: int) -> int:
@@ -181,7 +200,7 @@ class FollowHypothesis(FollowStream):
         state, action, after, reward = (found[name][0] for name in ("state", "action", "next_state", "reward"))
         pairs = state * followed.seen.shape[1] + action
         if self.replan == "doubling":
-            last = first_reached(counts.visits[0].sum(-1), 2 * followed.seen.clamp(min=0.5), pairs)
+            last = followed.doubled(counts, pairs)
         elif followed.width == 0:
             raise UserError(
                 f"{SLUG} with --width 0 has a set of one hypothesis; say when to leave it, --replan doubling."
@@ -212,10 +231,12 @@ class ChooseHypothesis(OwnUpdate):
             followed.seen.copy_(counts.visits[0].sum(-1))
             see[self.trains].assign(greedy(backed_up)[None])
             memory["switches"] = memory.get("switches", 0) + 1
+            memory["unsettled"] = followed.unsettled
         return {
             "switches": memory.get("switches", 0),
             "optimistic_gain": memory.get("gain", followed.highest),
             "excess": float(followed.excess(counts).sum()),
+            **({"unsettled": memory["unsettled"]} if memory.get("unsettled", 0) >= TOLERANCE else {}),
         }
 
 

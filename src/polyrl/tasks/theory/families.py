@@ -153,6 +153,53 @@ class RiverSwim(FiniteTask):
 
 
 @dataclass(frozen=True)
+class LinearRiver(FiniteTask):
+    """The river of `river-swim` with more to see and to do than there is to learn, on average: linear in 2 S features.
+
+    Each place of the river shows one of `sights` sights, drawn anew with each step and without meaning; actions are how
+    hard to swim, from left (0) to right (1): an effort of a half goes left in half of the steps, and right in the other
+    half. So a place and an effort e have the features 1 - e and e, of left and right at that place.
+
+    Attributes:
+        length: S, places.
+        sights: of each place; states are places and sights.
+        efforts: A, from 0 to 1 at equal distances.
+        small: mean reward of the left bank.
+    """
+
+    length: int = 6
+    sights: int = 3
+    efforts: int = 3
+    small: float = 0.005
+
+    name: ClassVar[str] = "linear-river"
+    budget: ClassVar[str] = "steps=20000"
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of their ranges."""
+        check_setting(self, length=self.length >= 2, sights=self.sights >= 1, efforts=self.efforts >= 2)
+        check_setting(self, small=0 <= self.small <= 1)
+        super().__post_init__()
+
+    @cached_property
+    def mdp(self) -> FiniteMDP:
+        """Places from the left bank to the right, the sights of each side by side."""
+        moves, paid = river(self.length, (0.05, 0.6, 0.35), self.small, 1.0)
+        effort = torch.linspace(0, 1, self.efforts, dtype=torch.float64)
+        shares = torch.stack([1 - effort, effort], -1)  # [A, 2]
+        features = torch.einsum("st,ac->satc", torch.eye(self.length).double(), shares).flatten(2)
+        transition = (features @ moves.flatten(0, 1)).repeat_interleave(self.sights, 0) / self.sights
+        return FiniteMDP(
+            transition.repeat_interleave(self.sights, 2),
+            (features @ paid.flatten()).repeat_interleave(self.sights, 0),
+            reward_noise="bernoulli",
+            states=[f"{s}{chr(97 + v % 26)}{v // 26 or ''}" for s in range(self.length) for v in range(self.sights)],
+            actions=[f"{share:g}" for share in effort.tolist()],
+            features=features.repeat_interleave(self.sights, 0),
+        )
+
+
+@dataclass(frozen=True)
 class RiverClass(FiniteTask):
     """A river that is known to be one of 72, by how it flows between the banks and what these pay.
 

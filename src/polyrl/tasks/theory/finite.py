@@ -58,6 +58,8 @@ class FiniteMDP:
         policies: a class of deterministic policies, for methods that look for the best of one: a `PolicyClass`, or
             actions `[N, S]` or `[N, H, S]`. None is stated by default.
         models: a class of problems of the same kind and size, of which this may be one, for methods that look for it.
+        features: numbers `[S, A, d]` of each pair, for methods that are linear in them; it fits where rewards and
+            transitions are linear in them.
         access: what the problem grants; empty is all that its kind can.
     """
 
@@ -72,6 +74,7 @@ class FiniteMDP:
     actions: Sequence[str] = ()
     policies: Any = None
     models: Sequence[FiniteMDP] = ()
+    features: Any = None
     access: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -120,6 +123,7 @@ class FiniteMDP:
             stated = self.policies if isinstance(self.policies, PolicyClass) else PolicyClass(self.policies)
             object.__setattr__(self, "policies", stated.checked(self.shape))
         self._check_models()
+        self._check_features()
         whose = f"An MDP that is judged by {self.criterion} reward"
         object.__setattr__(self, "access", checked_access(frozenset(self.access), GRANTED[self.criterion], whose))
 
@@ -161,6 +165,18 @@ class FiniteMDP:
                         f"Model {number} of the class has the {what.replace('_', ' ')} {getattr(model, what)}, and the "
                         f"problem {getattr(self, what)}; they must be alike."
                     )
+
+    def _check_features(self) -> None:
+        if self.features is None:
+            return
+        features, pairs = _array("features", self.features), self.shape[1:]
+        if features.dim() != 3 or features.shape[:2] != pairs or not features.shape[2]:
+            raise UserError(
+                f"The features have the shape {[*features.shape]} but must be {[*pairs]} and d numbers each."
+            )
+        if not bool(features.isfinite().all()) or not bool(features.any()):
+            raise UserError("The features must be finite numbers, and not all of them 0.")
+        object.__setattr__(self, "features", features)
 
     def _place(self, at: Sequence[int]) -> str:
         step = f"step {at[0]}, " if self.horizon else ""
