@@ -15,7 +15,8 @@ Smaller by default; `width=192, heads=12, layers=9, feed_forward=512` are the pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,13 +29,14 @@ from polyrl.core.experience import Experience
 from polyrl.core.update import Sample, Update
 from polyrl.data.base import Rows, Source
 from polyrl.errors import UserError
+from polyrl.methods.operations.bq_nco.subproblems import KINDS
 from polyrl.models.constructive import ConstructiveNetwork, Memory, Seen, by_heads, draw_weights, feed_forward_layers
 from polyrl.parts.combinatorial import SEEN, AttentionPolicy, Beam
 from polyrl.parts.improve import NLL
 from polyrl.recipe import Recipe, hyperparameter
 from polyrl.runtime.cache import cache_folder, cached
 from polyrl.runtime.seeding import stream_seed
-from polyrl.tasks.operations.routing import TravelingSalesmanTask
+from polyrl.tasks.operations.combinatorial import CombinatorialTask
 
 SLUG, TITLE, PAPER, YEAR = (
     "bq-nco",
@@ -44,17 +46,51 @@ SLUG, TITLE, PAPER, YEAR = (
 )
 FORMULA = "loss = -log pi(first node of a part of a good tour | its origin, its destination, the nodes between)"
 TASK = "tsp"
-SHORTEST = 4
-"""Tokens of the smallest sub-problem: two nodes to choose from."""
+KNOWN = ("tsp", "atsp", "orienteering", "knapsack")
+"""Tasks of which there are good solutions to imitate."""
+HEARD = 32
+"""Numbers that a node hears of another one over the costs between them."""
+
+
+class CostConvolution(nn.Module):
+    """What each node hears of all others over the costs between them, as shares of their mean in the sub-problem."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.hears, self.says = nn.Linear(width, HEARD), nn.Linear(width, HEARD, bias=False)
+        self.costs, self.out = nn.Linear(2, HEARD, bias=False), nn.Linear(HEARD, width)
+
+    def forward(self, h: Tensor, costs: Tensor, there: Tensor) -> Tensor:
+        """`h` `[R, M, D]` and costs `[R, M, M]` -> `[R, M, D]`; what is not `there`, bool `[R, M]`, is not heard."""
+        both = (there[:, :, None] & there[:, None]).float()
+        share = costs * (both.sum((1, 2)) / (costs * both).sum((1, 2)).clamp(min=1e-9))[:, None, None]
+        ways = self.costs(torch.stack([share, share.mT], -1))
+        heard = (self.hears(h)[:, :, None] + self.says(h)[:, None] + ways).relu() * there[:, None, :, None]
+        found: Tensor = h + self.out(heard.sum(2) / there.sum(1)[:, None, None].sqrt())
+        return found
 
 
 class SubproblemNetwork(ConstructiveNetwork):
-    """Reads what remains anew at every step, origin and destination first."""
+    """Reads what remains anew at every step, origin and destination first where one travels."""
 
-    def __init__(self, features: int, width: int, heads: int, layers: int, feed_forward: int):
+    reads_costs = True
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        heads: int,
+        layers: int,
+        feed_forward: int,
+        *,
+        travels: bool = True,
+        costs: bool = False,
+    ):
         super().__init__()
-        self.heads = heads
-        self.begin, self.end = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        self.heads, self.ends = heads, 2 * travels
+        if travels:
+            self.begin, self.end = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        self.convolution = CostConvolution(width) if costs else None
         self.embed, self.score = nn.Linear(features, width), nn.Linear(width, 1)
         self.query = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
         self.keys = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers))  # and values
@@ -62,13 +98,17 @@ class SubproblemNetwork(ConstructiveNetwork):
         self.forth = feed_forward_layers(layers, width, feed_forward)
         self.alpha = nn.Parameter(torch.zeros(layers, 2))
 
-    def forward(self, tokens: Tensor, there: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, there: Tensor | None = None, costs: Tensor | None = None) -> Tensor:
         """Scores `[R, M]` of tokens `[R, M, F]`, of which the first is the origin and the second the destination.
 
-        `there` bool `[R, M]` says which are no padding; None: all.
+        `there` bool `[R, M]` says which are no padding; None: all. `costs` `[R, M, M]` are those between the tokens.
         """
-        marks = torch.stack([self.begin, self.end, *[torch.zeros_like(self.begin)] * (tokens.shape[1] - 2)])
-        h = self.embed(tokens) + marks
+        h = self.embed(tokens)
+        if self.ends:
+            h = h + torch.stack([self.begin, self.end, *[torch.zeros_like(self.begin)] * (tokens.shape[1] - 2)])
+        if self.convolution is not None:
+            all_there = torch.ones(tokens.shape[:2], dtype=torch.bool)
+            h = self.convolution(h, costs, all_there if there is None else there)
         seen = None if there is None else there[:, None, None]
         layers = zip(self.query, self.keys, self.out, self.forth, self.alpha, strict=True)
         for query, keys, out, forth, alpha in layers:
@@ -85,89 +125,67 @@ class SubproblemNetwork(ConstructiveNetwork):
     def scores(self, seen: Seen, memory: Memory) -> Tensor:
         """Of what is left and of the destination, each a token of the sub-problem; of all other nodes 0."""
         instances, states, nodes = seen.mask.shape
-        left = seen.left.flatten(0, 1)
-        count = left.sum(1)
+        left, ends = seen.left.flatten(0, 1), self.ends
+        count = (ends + left.sum(1)).clamp(min=1)  # of ended states something, so that nothing is NaN
         most = int(count.max())
-        middle = left.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # what is left, in the nodes' order
-        ends = torch.stack([seen.here, seen.end], -1).flatten(0, 1)
-        which = torch.cat([ends, middle], 1)  # [R, 2 + most]
+        which = left.int().argsort(dim=1, descending=True, stable=True)[:, : most - ends]  # in the nodes' order
+        if ends:
+            which = torch.cat([torch.stack([seen.here, seen.end], -1).flatten(0, 1), which], 1)  # [R, most]
         row = torch.arange(instances).repeat_interleave(states)[:, None]
         own = seen.context.flatten(0, 1)[:, None].expand(-1, which.shape[1], -1)
         tokens = torch.cat([seen.nodes[row, which], own], -1)
-        there = torch.arange(which.shape[1]) < (2 + count)[:, None]
-        found: Tensor = self(tokens, None if bool(there.all()) else there)
+        there = torch.arange(which.shape[1]) < count[:, None]
+        costs = None if seen.costs is None else seen.costs[row[..., None], which[:, :, None], which[:, None]]
+        found: Tensor = self(tokens, None if bool(there.all()) else there, costs)
         # padding stands at a place behind the nodes; what is left comes after the destination, and takes its place
         to = torch.where(there, which, nodes)
         scores = found.new_zeros(len(found), nodes + 1)
-        scores = scores.scatter(1, to[:, 1:2], found[:, 1:2]).scatter(1, to[:, 2:], found[:, 2:])
+        if ends:
+            scores = scores.scatter(1, to[:, 1:2], found[:, 1:2])
+        scores = scores.scatter(1, to[:, ends:], found[:, ends:])
         return scores[:, :nodes].reshape(instances, states, nodes)
+
+    def of_steps(self, logprobs: Tensor, batch: Experience, wants: Collection[str]) -> dict[str, Tensor]:
+        """Where several decisions are right (`target`), `logprob` is the mean of theirs."""
+        given = super().of_steps(logprobs, batch, wants)
+        if "target" in batch and "logprob" in wants:
+            target = batch["target"]
+            right = torch.where(target > 0, logprobs.reshape(target.shape), 0.0)  # others may be -inf
+            given["logprob"] = (target * right).sum(-1)
+        return given
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubproblemAttention(AttentionPolicy):
     """Attention over the sub-problem that remains, read anew at every step."""
 
-    def build(self, node_features: int, context_features: int, stream: torch.Generator) -> SubproblemNetwork:
-        """The network; at first each score depends on its own token alone.
+    def make(self, interface: Any, stream: torch.Generator) -> SubproblemNetwork:
+        """The network for a task's problem, with weights drawn from `stream`."""
+        kind = interface.kind
+        features = kind.node_features, kind.context_features
+        return self.build(*features, stream, travels=kind.travels, costs=kind.has_costs)
+
+    def build(
+        self,
+        node_features: int,
+        context_features: int,
+        stream: torch.Generator,
+        *,
+        travels: bool = True,
+        costs: bool = False,
+    ) -> SubproblemNetwork:
+        """The network; at first each score depends on its own token alone, and on its costs where there are any.
 
         Raises:
             UserError: the width is no multiple of the heads.
         """
-        network = SubproblemNetwork(node_features + context_features, *self.sizes())
+        network = SubproblemNetwork(node_features + context_features, *self.sizes(), travels=travels, costs=costs)
         draw_weights(network, stream)
         nn.init.zeros_(network.alpha)
         return network
 
 
 # --------------------------------------------------------------------------------------------------------------- data
-
-
-class Subproblems(Rows):
-    """Good tours `[count, n]` of cities `[count, n, 2]`; a row is the first decision of a random part of one."""
-
-    def __init__(self, cities: Tensor, tours: Tensor, symmetries: bool, name: str = "solutions"):
-        self.name = name
-        self.points = cities.gather(1, tours[..., None].expand(-1, -1, 2))  # in the order of the tour
-        self.symmetries = symmetries
-
-    def ready(self) -> bool:
-        """From the start."""
-        return True
-
-    def sentence(self) -> str:
-        """How many tours there are, and of how many cities."""
-        count, cities = self.points.shape[:2]
-        return f"{self.name}: {count:,} good tours of {cities} cities, of which random parts are drawn"
-
-    def sample(self, count: int, stream: torch.Generator) -> Experience:
-        """Sub-problems: nodes in the order of the path, so that node 1 is the label; the network has no positions."""
-        size = self.points.shape[1]
-
-        def draw(low: int, high: int, *shape: int) -> Tensor:
-            return torch.randint(low, high, (count, *shape), generator=stream)
-
-        number, first, turned = draw(0, len(self.points)), draw(0, size, 1), draw(0, 2, 1)
-        length = draw(min(SHORTEST, size + 1), size + 2, 1)  # size + 1 tokens are the whole tour
-        place = torch.arange(size + 1)
-        nodes = self.points[number[:, None], (first + (1 - 2 * turned) * place) % size]
-        if self.symmetries:  # the eight of the square
-            flip = draw(0, 2, 1, 2).bool()
-            nodes = torch.where(flip, 1 - nodes, nodes)
-            nodes = torch.where(draw(0, 2, 1, 1).bool(), nodes.flip(-1), nodes)
-        there, middle = place < length, (place > 0) & (place < length - 1)
-        fields = {
-            "nodes": nodes * there[..., None],
-            "node_mask": there,
-            "here": torch.zeros(count, dtype=torch.int64),
-            "end": length[:, 0] - 1,
-            "left": middle,
-            "context": nodes.new_zeros(count, 0),
-            "action": torch.ones(count, dtype=torch.int64),
-            "action_mask": middle,
-            "row": number,
-            "weight": torch.ones(count),
-        }
-        return Experience({name: x[:, None] for name, x in fields.items()})
 
 
 @dataclass(frozen=True)
@@ -183,20 +201,24 @@ class GoodTours(Source):
         """Solve the instances, or read them from the cache.
 
         Raises:
-            UserError: the task's solutions are no tours.
+            UserError: there are no good solutions of the task's problem to cut into sub-problems.
         """
-        if not isinstance(task, TravelingSalesmanTask):
-            raise UserError(f"'{self.name}' cuts tours into sub-problems, and {task.name} has none; take --task tsp.")
-        folder = cache_folder() / "solutions" / f"{task.name}-n{task.n}-{self.solved}-v1"
+        kind = KINDS.get(task.kind) if isinstance(task, CombinatorialTask) else None
+        if kind is None:
+            raise UserError(
+                f"'{self.name}' cuts good solutions into sub-problems, and {task.name} has none; take --task "
+                f"{', '.join(KNOWN[:-1])} or {KNOWN[-1]}."
+            )
+        settings = "-".join(f"{setting}{value}" for setting, value in asdict(task).items())
+        folder = cache_folder() / "solutions" / f"{task.name}-{settings}-{self.solved}-v1"
 
         def make(into: Path) -> dict[str, Any]:
-            environment = task.environment(stream_seed(0, "solutions"), self.solved)
-            tours, cities = environment.good_tours(), environment.state["cities"]
-            save_file({"cities": cities.contiguous(), "tours": tours}, into / "solutions.safetensors")
-            return {"task": task.name, "n": task.n, "solved": self.solved}
+            save_file(
+                kind.solved(task.environment(stream_seed(0, "solutions"), self.solved)), into / "solutions.safetensors"
+            )
+            return {"task": task.name, **asdict(task), "solved": self.solved}
 
-        found = load_file(cached(folder, make) / "solutions.safetensors")
-        return Subproblems(found["cities"], found["tours"], self.symmetries, name)
+        return kind(load_file(cached(folder, make) / "solutions.safetensors"), self.symmetries, name)
 
 
 def recipe() -> Recipe:
