@@ -9,11 +9,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = ROOT / "build"
-REQUIREMENTS = {"trl": HERE / "requirements-trl.txt", "sb3": HERE / "requirements-sb3.txt"}
+REQUIREMENTS = {peer: HERE / f"requirements-{peer}.txt" for peer in ("trl", "sb3", "rl4co")}
 
 
 def peer_python(peer: str) -> str:
-    """The Python that has the peer "trl" or "sb3"; makes its environment from requirements-<peer>.txt."""
+    """The Python that has the peer "trl", "sb3" or "rl4co"; makes its environment from requirements-<peer>.txt."""
     home = BUILD / peer
     python, done = home / "bin" / "python", home / ".installed"
     wanted = REQUIREMENTS[peer].read_text(encoding="utf-8")

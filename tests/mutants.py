@@ -1374,14 +1374,13 @@ GROUPS: list[Group] = [
     Group(
         "methods/operations/bq_nco/__init__.py",
         "test_routing_methods.py test_atsp.py test_knapsack.py "
-        "-k 'tokens_alone or direction or padding or fits or any_order'",
+        "-k 'tokens_alone or direction or padding or any_order or either_way'",
         [
             ("nn.init.zeros_(network.alpha)", "pass"),
             ("if self.ends:\n            h = h", "if False:\n            h = h"),
             ("share.mT], -1)", "share], -1)"),
             ("* there[:, None, :, None]", "* 1"),
             ("costs * (both.sum((1, 2))", "costs * (1 + 0 * both.sum((1, 2))"),
-            ("(ends + left.sum(1)).clamp(min=1)", "ends + left.sum(1)"),
             ('if "target" in batch', 'if "targets" in batch'),
         ],
     ),

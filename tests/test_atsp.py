@@ -147,6 +147,23 @@ def test_scores_follow_the_order_of_nodes_and_the_direction_of_costs() -> None:
     torch.testing.assert_close(said(Seen(*whole, unseen)), said(seen))  # type: ignore[arg-type]
 
 
+def test_costs_are_heard_either_way() -> None:
+    """At first a node's score is of itself and of the costs between it and others, into it and out of it."""
+    network = loop_of("bq-nco", "atsp(n=6)").run_state.policy
+    assert float(network.alpha.abs().max()) == 0
+    draw = torch.Generator().manual_seed(SEED)
+    tokens, costs = torch.rand(1, 5, 8, generator=draw), torch.rand(1, 5, 5, generator=draw)
+    with torch.no_grad():
+        before = network(tokens, None, costs)  # type: ignore[operator]
+        for a, b in ((2, 4), (4, 2), (0, 4)):
+            moved = costs.clone()
+            moved[0, a, b] += 0.5
+            moved[0, 3, 1] -= 0.5  # their mean stays what it was
+            after = network(tokens, None, moved)  # type: ignore[operator]
+            changed = ((after - before).abs() > 1e-5)[0].nonzero()[:, 0].tolist()
+            assert changed == sorted({a, b, 3, 1})
+
+
 def test_padding_is_not_heard() -> None:
     network = stirred(loop_of("bq-nco", "atsp(n=6)").run_state.policy)
     draw = torch.Generator().manual_seed(SEED)

@@ -15,6 +15,7 @@ from conftest import SEED, reached
 from polyrl.errors import UserError
 from polyrl.methods.operations.bq_nco import SubproblemAttention
 from polyrl.methods.operations.bq_nco.subproblems import RestsOfKnapsacks
+from polyrl.models.constructive import Seen
 from polyrl.rollout.construction import beam_search, build, judged
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
@@ -164,11 +165,17 @@ def test_any_order_of_the_optimal_items_is_right() -> None:
     """Of five items that fit two are optimal: equal scores lose ln 5, and the least loss is ln 2, not 0."""
     loop = loop_of("bq-nco", "knapsack(n=5)")
     network = loop.run_state.policy
-    easy = Items((1.0, 9.0, 2.0, 9.0, 1.0), (3.0, 3.0, 3.0, 3.0, 3.0), 6.0)
+    easy = Items((1.0, 9.0, 2.0, 9.0, 1.0), (3.0, 3.0, 3.0, 2.9, 3.0), 6.0)
     environment = Knapsack(SEED, 300, 5, instances=lambda row, episode: easy)
     batch = RestsOfKnapsacks(RestsOfKnapsacks.solved(environment)).sample(300, torch.Generator().manual_seed(SEED))
     batch = batch.rows((batch["target"] > 0).sum(-1)[:, 0].eq(2).nonzero()[:, 0])
-    network.score.weight.data.zero_()
+    stirred(network)
+    found = network.outputs(batch, {"logprob"}, None)["logprob"].detach()  # type: ignore[arg-type]
+    said = network.logprobs(Seen.stored(batch), {}).detach()[:, 0]
+    for k in range(0, len(batch), 10):
+        right = said[k][batch["target"][k, 0] > 0]
+        assert float(found[k]) == pytest.approx(float(right.mean()), abs=1e-5) and float(right[0] - right[1]) != 0
+    network.alpha.data.zero_(), network.score.weight.data.zero_()
 
     def loss() -> list[float]:
         found: list[float] = (-network.outputs(batch, {"logprob"}, None)["logprob"].detach()[:, 0]).tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyrl.api import open_policy
 from polyrl.cli.solve_fleet import solve_fleet
-from polyrl.cli.solve_instance import posed_costs, posed_items, posed_places, solve_posed
+from polyrl.cli.solve_instance import SECONDS, posed_costs, posed_items, posed_places, solve_posed
 from polyrl.cli.solve_path import solve_path
 from polyrl.cli.solve_shop import solve_shop
 from polyrl.errors import UserError
@@ -22,6 +22,7 @@ from polyrl.rollout.construction import beam_search, build
 from polyrl.run_state.combinatorial import CombinatorialRunState
 from polyrl.runtime.drawing import Axis, Curve, Curves, Series, Sheet, Words
 from polyrl.runtime.terminal import Terminal
+from polyrl.tasks.operations import pyvrp_routes
 from polyrl.tasks.operations.air_taxis import AirTaxis
 from polyrl.tasks.operations.asymmetric import AsymmetricTravelingSalesman
 from polyrl.tasks.operations.job_shop import JobShop
@@ -121,6 +122,11 @@ def solve(
     tours["nearest neighbor"] = _timed(lambda: nearest.tolist(), given)
     if len(given.points) <= MOST_SEARCHED:
         tours["2-opt and Or-opt of it"] = _timed(lambda: from_first(improved(away, nearest)).tolist(), given)
+
+    if pyvrp_routes.is_installed():
+        matrix = given.distances.numpy()
+        found = f"PyVRP, {SECONDS:g} s"
+        tours[found] = _timed(lambda: [pyvrp_routes.tour(matrix, SECONDS)], given)
 
     console = Terminal()
     console.print(Text(f"{given.name}: {len(given.points)} nodes, {given.weights}", style="bold"))

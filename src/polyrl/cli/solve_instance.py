@@ -21,6 +21,7 @@ from polyrl.run_state.combinatorial import CombinatorialRunState
 from polyrl.runtime.drawing import Axis, Curve, Curves, Placed, Series, Sheet, Span, Spans, Words
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks.batched import Verdict
+from polyrl.tasks.operations import pyvrp_routes
 from polyrl.tasks.operations.asymmetric import AsymmetricTravelingSalesman
 from polyrl.tasks.operations.combinatorial import ConstructionEnvironment
 from polyrl.tasks.operations.instance_files import (
@@ -39,6 +40,8 @@ from polyrl.tasks.operations.routing import shortest
 from polyrl.tasks.operations.tours import exchanged, from_first, nearest_neighbor
 from polyrl.tasks.operations.tsplib import read_tour, write_tour
 
+SECONDS = 5.0
+"""Of PyVRP, where it is installed."""
 MOST_SEARCHED = 200
 """Nodes up to which local search stands beside: it looks at all triples, again and again."""
 WIDTH = 860
@@ -156,6 +159,8 @@ def posed_costs(path: Path, best: str) -> Posed:
         beside["3-opt without reversal of it"] = lambda: from_first(exchanged(away, nearest))[0].tolist()
     if count <= MOST_CITIES:
         beside["optimum"] = lambda: shortest(costs)[1]
+    if pyvrp_routes.is_installed():
+        beside[f"PyVRP, {SECONDS:g} s"] = lambda: pyvrp_routes.tour(costs, SECONDS)
     return Posed(
         title=f"{given.name}: {count} nodes, costs by direction",
         label="cost",

@@ -9,7 +9,13 @@ trained on.
 As the code of the paper has it: dot products are not divided by the root of their size, and biases stand at keys and
 values alone; residual scalars begin at 0, and there is no normalization. As its text, and not its code, has it: any
 part of a tour is cut, the whole tour included, whose origin and destination are one city in two tokens. Sub-problems of
-different sizes are in one batch, padded. Labels are of local search (`tasks.operations.tours`) and not Concorde's.
+different sizes are in one batch, padded. Labels of tours are of local search (`tasks.operations.tours`) and not
+Concorde's or LKH's, those of orienteering of ruin and recreate (`tasks.operations.prize_routes`) and not EA4OP's, and
+those of knapsacks optimal (`.subproblems`).
+
+For costs that differ by direction the paper names random identifiers and a graph convolution on normalized costs, and
+no code of it is there; so the convolution is reconstructed: each node hears of each other one by a ReLU layer of both
+and of the costs both ways, and the sum of what it hears, over the root of how many there are, is added.
 Smaller by default; `width=192, heads=12, layers=9, feed_forward=512` are the paper's sizes.
 """
 
@@ -126,7 +132,7 @@ class SubproblemNetwork(ConstructiveNetwork):
         """Of what is left and of the destination, each a token of the sub-problem; of all other nodes 0."""
         instances, states, nodes = seen.mask.shape
         left, ends = seen.left.flatten(0, 1), self.ends
-        count = (ends + left.sum(1)).clamp(min=1)  # of ended states something, so that nothing is NaN
+        count = ends + left.sum(1)
         most = int(count.max())
         which = left.int().argsort(dim=1, descending=True, stable=True)[:, : most - ends]  # in the nodes' order
         if ends:
@@ -190,12 +196,12 @@ class SubproblemAttention(AttentionPolicy):
 
 @dataclass(frozen=True)
 class GoodTours(Source):
-    """Sub-problems cut from good tours of random instances, the same for all runs on a task, kept in the cache."""
+    """Sub-problems cut from good solutions of random instances, the same for all runs on a task, kept in the cache."""
 
     fields: ClassVar[frozenset[str]] = SEEN | {"action", "action_mask", "weight", "row"}
 
     solved: int = hyperparameter(12_000, "instances that are solved", low=1)
-    symmetries: bool = hyperparameter(True, "whether instances are turned and mirrored at random")
+    symmetries: bool = hyperparameter(True, "whether instances in the plane are turned and mirrored at random")
 
     def make(self, name: str, task: Any, config: Any) -> Rows:
         """Solve the instances, or read them from the cache.
