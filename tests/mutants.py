@@ -1377,6 +1377,13 @@ GROUPS: list[Group] = [
         "-k 'tokens_alone or direction or padding or any_order or either_way'",
         [
             ("nn.init.zeros_(network.alpha)", "pass"),
+        ],
+    ),
+    Group(
+        "methods/operations/bq_nco/network.py",
+        "test_routing_methods.py test_atsp.py test_knapsack.py "
+        "-k 'tokens_alone or direction or padding or any_order or either_way'",
+        [
             ("if self.ends:\n            h = h", "if False:\n            h = h"),
             ("share.mT], -1)", "share], -1)"),
             ("* there[:, None, :, None]", "* 1"),
@@ -1386,13 +1393,19 @@ GROUPS: list[Group] = [
     ),
     Group(
         "methods/operations/bq_nco/subproblems.py",
-        "test_routing_methods.py test_atsp.py test_knapsack.py test_orienteering.py -k 'first_decision or remains'",
+        "test_routing_methods.py test_atsp.py -k first_decision",
         [
             ("size + 2, 1)", "size + 1, 1)"),
             ('"end": length[:, 0] - 1', '"end": length[:, 0] - 2'),
             ("        if self.symmetries:", "        if False:"),
             ("draw(0, 2, 1) if reversible else", "draw(0, 2, 1) if True else"),
             ("place[:, :, None], place[:, None]]", "place[:, None], place[:, :, None]]"),
+        ],
+    ),
+    Group(
+        "methods/operations/bq_nco/selections.py",
+        "test_knapsack.py test_orienteering.py -k remains",
+        [
             ("back = (length[:, None] - 1 - place)", "back = (length[:, None] - place)"),
             ("longest - steps.sum(1)", "longest - 0.9 * steps.sum(1)"),
             ("fits = capacity - (weight * gone).sum(1)", "fits = capacity"),

@@ -14,7 +14,7 @@ import polyrl as package
 from conftest import SEED, reached
 from polyrl.errors import UserError
 from polyrl.methods.operations.bq_nco import SubproblemAttention
-from polyrl.methods.operations.bq_nco.subproblems import RestsOfKnapsacks
+from polyrl.methods.operations.bq_nco.selections import RestsOfKnapsacks
 from polyrl.models.constructive import Seen
 from polyrl.rollout.construction import beam_search, build, judged
 from polyrl.runs import make_loop

@@ -13,7 +13,7 @@ import polyrl as package
 from conftest import SEED, reached
 from polyrl.errors import UserError
 from polyrl.methods.operations.bq_nco import SubproblemAttention
-from polyrl.methods.operations.bq_nco.subproblems import RestsOfRoutes
+from polyrl.methods.operations.bq_nco.selections import RestsOfRoutes
 from polyrl.rollout.construction import beam_search, build, judged
 from polyrl.runs import make_loop
 from polyrl.runtime.config import RunConfig
