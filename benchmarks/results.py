@@ -25,6 +25,7 @@ PACKAGES = {
     "offline_mixtures": CONTROL,
     "start": (*LANGUAGE, *CONTROL),
     "gpu": LANGUAGE,
+    "rollout_routes": ("rl4co", "torchrl", "tensordict", "torch", "numpy"),
 }
 """What decides the numbers of each file."""
 

@@ -81,7 +81,19 @@ def test_every_task_says_what_it_grants() -> None:
         names = [n for n in built_in(domain) if domain != "control" or n in ("CartPole-v1", "Pendulum-v1")]
         for name in names[:4]:
             task = make_task(RunConfig(method="x", task=name, seed=0))
-            built = ("air-taxis", "coverage", "cvrp", "experiment-design", "job-shop", "tsp")
+            built = (
+                *(
+                    "air-taxis",
+                    "atsp",
+                    "coverage",
+                    "cvrp",
+                    "experiment-design",
+                    "job-shop",
+                    "knapsack",
+                    "orienteering",
+                    "tsp",
+                ),
+            )
             plain = name in ("answer-tree", "garbage-tail", "token-sums", *built)  # by what they are
             assert {"episodes" if plain else expected[domain]} <= task.access <= set(ACCESS), name
 

@@ -16,7 +16,8 @@ from polyrl.api import open_policy
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.methods.operations.am import AttentionModel, BetterBaseline, MultiStartBaseline
-from polyrl.methods.operations.bq_nco import GoodTours, SubproblemAttention, Subproblems
+from polyrl.methods.operations.bq_nco import GoodTours, SubproblemAttention
+from polyrl.methods.operations.bq_nco.subproblems import PartsOfTours
 from polyrl.models.constructive import Seen
 from polyrl.rollout.construction import build
 from polyrl.tasks.operations.combinatorial import distances
@@ -197,7 +198,7 @@ def test_equal_scores_of_three_nodes_lose_ln_three() -> None:
     network = loop.run_state.policy
     network.score.weight.data.zero_()
     cities = torch.rand(4, 4, 2, generator=torch.Generator().manual_seed(SEED))
-    rows = Subproblems(cities, torch.arange(4).repeat(4, 1), symmetries=True)
+    rows = PartsOfTours({"cities": cities, "tours": torch.arange(4).repeat(4, 1)}, symmetries=True)
     batch = rows.sample(200, torch.Generator().manual_seed(SEED))
     loss = -network.outputs(batch, {"logprob"}, None)["logprob"].detach()[:, 0]  # type: ignore[arg-type]
     between = batch["action_mask"].sum(-1)[:, 0]
@@ -210,7 +211,7 @@ def test_every_row_is_the_first_decision_of_an_optimal_path() -> None:
     """Of optimal tours, by the dynamic program over each part that is cut; all sizes, ends and ways round occur."""
     environment = TravelingSalesman(SEED, 20, 7)
     tours = [shortest(distances(torch.from_numpy(environment.instance(row))).numpy())[1] for row in range(20)]
-    rows = Subproblems(environment.state["cities"], torch.tensor(tours), symmetries=True)
+    rows = PartsOfTours({"cities": environment.state["cities"], "tours": torch.tensor(tours)}, symmetries=True)
     batch = rows.sample(300, torch.Generator().manual_seed(SEED))
     lengths, closed = set(), 0
     for k in range(300):
@@ -233,7 +234,7 @@ def test_every_row_is_the_first_decision_of_an_optimal_path() -> None:
     assert bool(((points >= 0) & (points <= 1)).all())
     original = {tuple(p) for p in environment.state["cities"].flatten(0, 1).tolist()}
     assert sum(tuple(p) in original for p in points.tolist()) < 0.5 * len(points)  # the others are mirrored
-    plain = Subproblems(environment.state["cities"], torch.tensor(tours), symmetries=False)
+    plain = PartsOfTours({"cities": environment.state["cities"], "tours": torch.tensor(tours)}, symmetries=False)
     kept = plain.sample(50, torch.Generator().manual_seed(SEED))
     assert all(tuple(p) in original for p in kept["nodes"][kept["node_mask"]].tolist())
 

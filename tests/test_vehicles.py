@@ -107,7 +107,8 @@ def test_capacities_and_methods_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"cvrp\.capacity is 8 but must be from 9 to 1000"):
         make_loop(RunConfig(method="am", task="cvrp(capacity=8)", budget="iterations=1"))
     with pytest.raises(
-        UserError, match="'good-tours' cuts tours into sub-problems, and cvrp has none; take --task tsp"
+        UserError,
+        match="'good-tours' cuts good solutions into sub-problems, and cvrp has none; take --task tsp, atsp, ",
     ):
         make_loop(RunConfig(method="bq-nco", task="cvrp", budget="iterations=1"))
 

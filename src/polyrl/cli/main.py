@@ -310,7 +310,7 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
 @click.option(
     "--instance",
     type=click.Path(path_type=Path),
-    help="a file of TSPLIB (EUC_2D, CEIL_2D) or of a job shop or of a fleet's day; paths have the map of their task",
+    help="a file of TSPLIB, or of what the run is of (docs/operations.md); paths have the map of their task",
 )
 @click.option(
     "--best", default="", help="the best known cost, or a file with that tour  [what the file's comment says]"
@@ -320,7 +320,7 @@ def play(run: Path, trust_code: bool, **given: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="folder of solution and picture  [solutions in RUN]")
 @TRUST
 def solve(run: Path, instance: Path | None, **given: Any) -> None:
-    """Solve a file's instance (tsp, job-shop, air-taxis), or the map of coverage and other paths, by the policy of RUN.
+    """Solve the instance of a file, or the map of coverage and other paths, by the policy of RUN.
 
     The solution and a picture are written.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyrl.api import open_policy
 from polyrl.cli.solve_fleet import solve_fleet
+from polyrl.cli.solve_instance import SECONDS, posed_costs, posed_items, posed_places, solve_posed
 from polyrl.cli.solve_path import solve_path
 from polyrl.cli.solve_shop import solve_shop
 from polyrl.errors import UserError
@@ -21,8 +22,12 @@ from polyrl.rollout.construction import beam_search, build
 from polyrl.run_state.combinatorial import CombinatorialRunState
 from polyrl.runtime.drawing import Axis, Curve, Curves, Series, Sheet, Words
 from polyrl.runtime.terminal import Terminal
+from polyrl.tasks.operations import pyvrp_routes
 from polyrl.tasks.operations.air_taxis import AirTaxis
+from polyrl.tasks.operations.asymmetric import AsymmetricTravelingSalesman
 from polyrl.tasks.operations.job_shop import JobShop
+from polyrl.tasks.operations.knapsack import Knapsack
+from polyrl.tasks.operations.orienteering import Orienteering
 from polyrl.tasks.operations.paths import Paths
 from polyrl.tasks.operations.routing import TravelingSalesman
 from polyrl.tasks.operations.tours import from_first, improved, nearest_neighbor
@@ -32,6 +37,13 @@ MOST_SEARCHED = 200
 """Nodes up to which local search stands beside: it looks at all pairs, again and again."""
 SIDE = 560
 """Pixels of the picture."""
+WITHOUT_PLACES: dict[type, str] = {
+    AirTaxis: "a fleet's day",
+    AsymmetricTravelingSalesman: "a matrix of costs",
+    JobShop: "a job shop",
+    Knapsack: "a knapsack",
+}
+"""Problems that are not in the plane, and what they are called."""
 
 
 def solve(
@@ -48,7 +60,8 @@ def solve(
 
     Args:
         folder: of the run.
-        instance: a file of TSPLIB, or of job shops or a fleet's day where the run is of these. None where it is of
+        instance: a file of TSPLIB, or of what the run is of (`polyrl.tasks.operations.instance_files`, job shops, a
+            fleet's day). None where it is of
             paths, whose map is its task's (`polyrl.cli.solve_path`).
         best: the best known length, or a file with the best known tour; empty: what the instance's comment says.
         beam: prefixes that are kept; 1 is greedy.
@@ -68,15 +81,25 @@ def solve(
         return
     if instance is None:
         raise UserError(f"Say which instance the run {folder} is to solve: --instance FILE.")
+    if isinstance(run_state, CombinatorialRunState) and run_state.task.kind in WITHOUT_PLACES and symmetries:
+        what = WITHOUT_PLACES[run_state.task.kind]
+        raise UserError(f"--symmetries are those of the square, and {what} has none; leave it out.")
     if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is JobShop:
-        if symmetries:
-            raise UserError("--symmetries are those of the square, and a job shop has none; leave it out.")
         solve_shop(run_state, instance, out or folder / "solutions", best=best, beam=beam)
         return
     if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is AirTaxis:
-        if symmetries:
-            raise UserError("--symmetries are those of the square, and a fleet's day has none; leave it out.")
         solve_fleet(run_state, instance, out or folder / "solutions", best=best, beam=beam)
+        return
+    into = out or folder / "solutions"
+    if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is AsymmetricTravelingSalesman:
+        solve_posed(run_state, instance, posed_costs(instance, best), into, beam, "")
+        return
+    if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is Knapsack:
+        solve_posed(run_state, instance, posed_items(instance, best), into, beam, "")
+        return
+    if isinstance(run_state, CombinatorialRunState) and run_state.task.kind is Orienteering:
+        posed = posed_places(instance, best, mirrored if symmetries else None)
+        solve_posed(run_state, instance, posed, into, beam, ", 8 symmetries" if symmetries else "")
         return
     given = read_instance(instance)
     known = _best_known(best, given)
@@ -100,6 +123,11 @@ def solve(
     if len(given.points) <= MOST_SEARCHED:
         tours["2-opt and Or-opt of it"] = _timed(lambda: from_first(improved(away, nearest)).tolist(), given)
 
+    if pyvrp_routes.is_installed():
+        matrix = given.distances.numpy()
+        found = f"PyVRP, {SECONDS:g} s"
+        tours[found] = _timed(lambda: [pyvrp_routes.tour(matrix, SECONDS)], given)
+
     console = Terminal()
     console.print(Text(f"{given.name}: {len(given.points)} nodes, {given.weights}", style="bold"))
     table = Table(box=None, padding=(0, 3, 0, 0))
@@ -116,7 +144,6 @@ def solve(
             "No best length is known: the file states none. Give --best a length or the file of a tour.", style="dim"
         )
     tour, length, _ = tours[called]
-    into = out or folder / "solutions"
     write_tour(into / f"{instance.stem}.tour", given, tour, length, called)
     console.print(f"tour     {into / f'{instance.stem}.tour'}", soft_wrap=True)
     picture = save(drawn(given, tour, length), into / f"{instance.stem}.svg")

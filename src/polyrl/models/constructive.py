@@ -37,6 +37,7 @@ class Seen:
         context: `[B, K, C]`, numbers that change on the way.
         mask: bool `[B, K, N]`, what may come next; a state in which nothing may has ended. Of moves `[B, K, A]`.
         node_state: `[B, K, N, D]`, numbers of nodes that change on the way; None where there are none.
+        costs: `[B, N, N]`, of the way from each node to each other; None where the nodes say them.
     """
 
     nodes: Tensor
@@ -47,6 +48,7 @@ class Seen:
     context: Tensor
     mask: Tensor
     node_state: Tensor | None = None
+    costs: Tensor | None = None
 
     @classmethod
     def of(cls, shown: Observation, mask: Tensor, copies: int = 1) -> Seen:
@@ -61,7 +63,9 @@ class Seen:
         here, end, left, context = (grouped(states[name]) for name in ("here", "end", "left", "context"))
         first = slice(None, None, copies)
         changing = grouped(states["node_state"]) if "node_state" in states else None
-        return cls(nodes.values[first], nodes.present[first], here, end, left, context, grouped(mask), changing)
+        between = shown.get("costs")
+        costs = between.values[first] if isinstance(between, Padded) else None
+        return cls(nodes.values[first], nodes.present[first], here, end, left, context, grouped(mask), changing, costs)
 
     @classmethod
     def stored(cls, batch: Experience) -> Seen:
@@ -78,7 +82,8 @@ class Seen:
         nodes, present = batch["nodes"][::copies, 0], batch["node_mask"][::copies, 0]
         here, end, left, context, mask = map(grouped, ("here", "end", "left", "context", "action_mask"))
         changing = grouped("node_state") if "node_state" in batch else None
-        return cls(nodes, present, here, end, left, context, mask, changing)
+        costs = batch["costs"][::copies, 0] if "costs" in batch else None
+        return cls(nodes, present, here, end, left, context, mask, changing, costs)
 
 
 def _copies(group: Tensor) -> int:
@@ -96,10 +101,12 @@ class ConstructiveNetwork(Network):
 
     Class attributes:
         reads_node_state: whether it reads what changes at nodes, without which some problems cannot be told apart.
+        reads_costs: whether it reads the costs between nodes.
         scores_moves: whether what it scores are moves, A of them, and not nodes: A then stands for N in what follows.
     """
 
     reads_node_state: ClassVar[bool] = False
+    reads_costs: ClassVar[bool] = False
     scores_moves: ClassVar[bool] = False
 
     def read(self, nodes: Tensor, present: Tensor) -> Memory:

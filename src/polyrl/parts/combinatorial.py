@@ -90,11 +90,14 @@ class BuildSolutions(Part):
         context.spent.samples += self.instances * self.starts
         context.spent.steps += int(steps["present"].sum())
         context.log(reward=-built.costs.mean())
-        nodes = built.environment.observe()["nodes"]
+        shown = built.environment.observe()
+        nodes = shown["nodes"]
+        costs = {"costs": shown["costs"].values[:, None]} if "costs" in shown else {}
         group = torch.arange(self.instances).repeat_interleave(self.starts)
         return Experience(
             {
                 **steps,
+                **costs,
                 "nodes": nodes.values[:, None],
                 "node_mask": nodes.present[:, None],
                 "mask": steps["present"],

@@ -223,6 +223,11 @@ def make_run_state(
                 f"The model '{name}' of {recipe.name} does not read what changes at the nodes of {task.name}; use a "
                 "method that does, such as isbjssp."
             )
+        if task.kind.has_costs and not models[name].reads_costs:
+            raise UserError(
+                f"The model '{name}' of {recipe.name} reads places of nodes, and {task.name} has costs between them; "
+                "use a method that reads these, such as bq-nco."
+            )
         if task.kind.by_moves and not models[name].scores_moves:
             raise UserError(
                 f"The model '{name}' of {recipe.name} chooses among nodes, and in {task.name} one chooses among moves; "

@@ -42,6 +42,8 @@ class ConstructionEnvironment(BatchedEnvironment):
     them: `nodes` (`Padded`, `[B, N, F]`), `here` and `end`, the numbers of the node where one is and of the one where
     one is to end, int64 `[B]`; `left`, which nodes are still to be visited, bool `[B, N]`; `context` `[B, C]`, numbers
     that change on the way, such as the load that is left; and where nodes themselves change, `node_state` `[B, N, D]`.
+    Where the ways between nodes are part of the instance, and do not follow from the nodes, `costs` (`Padded`,
+    `[B, N, N]`, from each node to each other) are shown too.
 
     Where actions are moves (`by_moves`), an action is the number of a move, and masks are `[B, A]`. Of problems that
     maximize, costs are minus what is gained.
@@ -52,6 +54,9 @@ class ConstructionEnvironment(BatchedEnvironment):
         state_features: D, what changes at a node; 0 where nothing does.
         counts: entries of the state, `[B]`, that grow: what a step adds to one is a field of its name.
         by_moves: whether actions are moves and not nodes.
+        has_costs: whether `costs` are shown.
+        travels: whether one stands somewhere and is to end somewhere; else `here` and `end` are node 0, which is no
+            part of the problem.
     """
 
     node_features: ClassVar[int]
@@ -59,6 +64,8 @@ class ConstructionEnvironment(BatchedEnvironment):
     state_features: ClassVar[int] = 0
     counts: ClassVar[tuple[str, ...]] = ()
     by_moves: ClassVar[bool] = False
+    has_costs: ClassVar[bool] = False
+    travels: ClassVar[bool] = True
 
     @abstractmethod
     def allowed(self, state: State) -> Tensor:

@@ -221,13 +221,29 @@ def held_karp(points: Points) -> tuple[float, list[int]]:
 def shortest(away: NDArray[np.float64]) -> tuple[float, list[int]]:
     """Length and order of the shortest tour from city 0 through all others and back, by distances `[n, n]`.
 
-    The dynamic program over subsets (Held and Karp 1962, doi:10.1137/0110015): the shortest way from city 0 through a
-    subset that ends in one of its cities.
+    They may differ by direction: row i holds the ways out of city i.
     """
     count = len(away)
     if count == 1:
         return 0.0, [0]
-    m = count - 1  # subsets are of the cities 1 to m, city k is bit k - 1
+    best, came = shortest_ways(away)
+    whole = (1 << count - 1) - 1
+    last = int((best[whole] + away[1:, 0]).argmin())
+    return float(best[whole, last] + away[last + 1, 0]), order_of(came, whole, last)
+
+
+def shortest_ways(away: NDArray[np.float64]) -> tuple[Points, NDArray[np.int64]]:
+    """The shortest ways from city 0 through every subset of the others, by where they end, and how they came there.
+
+    The dynamic program over subsets (Held and Karp 1962, doi:10.1137/0110015). Subsets are numbers, in which city k is
+    bit k - 1.
+
+    Returns:
+        Lengths `[2 ** (n - 1), n - 1]` of the ways through a subset that end in a city, infinite where it is not in it;
+        and which city (less 1) comes before that one.
+    """
+    count = len(away)
+    m = count - 1
     best = np.full((1 << m, m), np.inf)
     came = np.zeros((1 << m, m), np.int64)
     best[1 << np.arange(m), np.arange(m)] = away[0, 1:]
@@ -241,11 +257,13 @@ def shortest(away: NDArray[np.float64]) -> tuple[float, list[int]]:
             ways = best[having ^ (1 << city)] + within[:, city]
             came[having, city] = ways.argmin(1)
             best[having, city] = ways.min(1)
-    whole = (1 << m) - 1
-    last = int((best[whole] + away[1:, 0]).argmin())
-    length = float(best[whole, last] + away[last + 1, 0])
+    return best, came
+
+
+def order_of(came: NDArray[np.int64], subset: int, last: int) -> list[int]:
+    """The cities of the shortest way through a subset that ends in city `last` + 1, city 0 first."""
     order = []
-    while whole:
+    while subset:
         order.append(last + 1)
-        whole, last = whole ^ (1 << last), int(came[whole, last])
-    return length, [0, *reversed(order)]
+        subset, last = subset ^ (1 << last), int(came[subset, last])
+    return [0, *reversed(order)]

@@ -5,6 +5,8 @@ All take distances `[B, n, n]` and give orders `[B, n]` int64 of the nodes; a to
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -144,11 +146,15 @@ def searched(away: Tensor, starts: int) -> Tensor:
 
     The tours `[B, n]` begin at node 0.
     """
+    return _best_of(away, improved(away, farthest_insertion(away)), improved, starts)
+
+
+def _best_of(away: Tensor, best: Tensor, improve: Callable[[Tensor, Tensor], Tensor], starts: int) -> Tensor:
+    """The shortest of tours `best` `[B, n]` and improved nearest-neighbor tours of `starts` first nodes."""
     size, count = away.shape[:2]
-    best = improved(away, farthest_insertion(away))
     length = tour_lengths(away, best)
     for start in torch.linspace(0, count - 1, min(starts, count)).round().long().tolist():
-        order = improved(away, nearest_neighbor(away, torch.full((size,), start)))
+        order = improve(away, nearest_neighbor(away, torch.full((size,), start)))
         other = tour_lengths(away, order)
         best, length = torch.where((other < length)[:, None], order, best), torch.minimum(other, length)
     return from_first(best)
@@ -159,3 +165,47 @@ def from_first(order: Tensor) -> Tensor:
     count = order.shape[1]
     zero = (order == 0).int().argmax(1)
     return order.gather(1, (torch.arange(count) + zero[:, None]) % count)
+
+
+def directed_search(away: Tensor, starts: int) -> Tensor:
+    """The best of the local optima by `exchanged` from nearest-neighbor tours of `starts` first nodes.
+
+    Distances may differ by direction; the tours `[B, n]` begin at node 0.
+    """
+    first = torch.zeros(len(away), dtype=torch.int64)
+    return _best_of(away, exchanged(away, nearest_neighbor(away, first)), exchanged, starts)
+
+
+def exchanged(away: Tensor, order: Tensor) -> Tensor:
+    """Tours `[B, n]` after 3-opt without reversal: neighboring parts change places while that shortens the tour.
+
+    It is the one exchange of three steps that turns nothing round, so that it suits distances that differ by direction.
+    The best one is made until none is left.
+    """
+    count = order.shape[1]
+    # parts a .. b - 1 and b .. c - 1; whichever node stands first stays there, since a tour has no first place
+    a, b, c = torch.combinations(torch.arange(1, count + 1), 3).unbind(1)
+    if not len(a):
+        return order
+    pieces = max(1, CHUNK // len(a))
+    chunks = zip(torch.split(away, pieces), torch.split(order, pieces), strict=True)
+    return torch.cat([_exchanged(x, o, a, b, c) for x, o in chunks])
+
+
+def _exchanged(away: Tensor, order: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    count = away.shape[1]
+    place, smallest = torch.arange(count), SMALLEST * float(away.max())
+    done, moving, going = order.clone(), order, torch.arange(len(order))
+    while len(going):
+        rows = going[:, None]
+        step = away[rows, moving, moving.roll(-1, 1)]  # from each place to the next
+        before, first, second, after = (moving[:, at] for at in (a - 1, a, b, c % count))
+        joined = away[rows, before, second] + away[rows, moving[:, c - 1], first] + away[rows, moving[:, b - 1], after]
+        gain, move = (step[:, a - 1] + step[:, b - 1] + step[:, c - 1] - joined).max(1)
+        better = gain > smallest
+        done[going[~better]] = moving[~better]
+        going, moving, move = going[better], moving[better], move[better]
+        low, middle, high = (at[move][:, None] for at in (a, b, c))
+        later = torch.where(place < middle, place + high - middle, place - middle + low)
+        moving = moving.gather(1, torch.where((place >= low) & (place < high), later, place).argsort(1))
+    return done

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,18 @@ OPTIMUM = re.compile(r"(?:optimal|optimum|best)[^\d\n]{0,24}?(\d{1,3}(?:,\d{3})+
 SECTION = re.compile(r"([A-Z_]+_SECTION)\s*:?", re.IGNORECASE)
 FARTHEST = 1e12
 """Coordinates up to which tours of thousands of nodes have exact whole lengths in float64."""
+
+
+class Numbered(Protocol):
+    """What has nodes with numbers of its own."""
+
+    @property
+    def name(self) -> str:
+        """Of the instance."""
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """What the file calls its nodes."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ def read_instance(path: Path) -> Instance:
     )
 
 
-def read_tour(path: Path, instance: Instance) -> list[int]:
+def read_tour(path: Path, instance: Numbered) -> list[int]:
     """Read a tour of the instance's nodes, as numbers from 0.
 
     Raises:
@@ -146,7 +159,7 @@ def read_tour(path: Path, instance: Instance) -> list[int]:
     return tour
 
 
-def write_tour(path: Path, instance: Instance, tour: list[int], length: float, by: str) -> None:
+def write_tour(path: Path, instance: Numbered, tour: list[int], length: float, by: str) -> None:
     """Write a tour of nodes from 0 as TSPLIB has them."""
     head = [f"NAME : {path.name}", f"COMMENT : length {length:.0f}, {by}", "TYPE : TOUR", f"DIMENSION : {len(tour)}"]
     lines = [*head, "TOUR_SECTION", *(instance.numbers[node] for node in tour), "-1", "EOF"]
