@@ -543,11 +543,23 @@ GROUPS: list[Group] = [
     ),
     Group(
         "runtime/executor.py",
-        "test_executors.py -k 'dies_takes or at_once or cannot_be'",
+        "test_executors.py -k 'dies_takes or at_once or cannot_be or takes_ray'",
         [
             ("            self._own.process = None\n", ""),
             ("or (os.cpu_count() or 1) // self._threads))", "or (os.cpu_count() or 1)))"),
-            ("if name == PLAN and workers is not None:", "if False:"),
+            ("if kind == PLAN and workers is not None:", "if False:"),
+            ('if kind == RAY and find_spec("ray") is None:', "if False:"),
+            ("return RAY if executor.startswith", "return PLAN if executor.startswith"),
+        ],
+    ),
+    Group(
+        "runtime/ray_cluster.py",
+        "test_executors.py -k told_apart",
+        [
+            ('e.name[0] != "." or e.name == LISTED', 'e.name[0] != "."'),
+            ("if known.get(name) != stamp:", "if name not in known:"),
+            ("for one in torn if one", "for one in () if one"),
+            ("            above.rmdir()", "            pass"),
         ],
     ),
     Group(

@@ -22,6 +22,7 @@ from polyrl.comparison_folder import asked_of
 from polyrl.comparison_plan import line, planned_lines, ranges, standings, write_plan
 from polyrl.errors import UserError
 from polyrl.runtime.executor import KILLED, Job, LocalProcesses
+from polyrl.runtime.ray_cluster import changed_files, remove_files, write_files
 from test_docs import blocks
 
 ASKED = ["self-play", "nash-mp(eta=0.3)", "--task", "matrix-game(actions=3,beta=0.05)", "--budget", "iterations=6"]
@@ -273,7 +274,8 @@ def test_the_command_that_was_typed_is_the_one_that_is_planned(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--executor", "slurm"], "There is no executor 'slurm'; it is local"),
+        (["--executor", "slurm"], "There is no executor 'slurm'; it is local, ray, ray://HOST:PORT or plan."),
+        (["--executor", "ray://"], "There is no executor 'ray://'"),
         (["--executor", "pln"], "Did you mean 'plan'?"),
         (["--executor", "plan", "--workers", "2"], "--workers means nothing with --executor plan"),
     ],
@@ -291,7 +293,9 @@ def test_objects_are_refused_in_a_plan(tmp_path: Path) -> None:
         return [0.0 for _ in completions]
 
     common: dict[str, Any] = {"seeds": 1, "out": tmp_path / "x", "executor": "plan", "budget": "samples=8"}
-    with pytest.raises(UserError, match=r"The reward given as Python objects cannot stand in a line.*reward='file.py"):
+    with pytest.raises(
+        UserError, match=r"The reward given as Python objects cannot stand in a command.*reward='file.py"
+    ):
         package.compare("grpo", task="reverse", reward=reward, **common)
     with pytest.raises(UserError, match=r"The method given as Python objects"):
         package.compare([build("grpo")], task="reverse", **common)
@@ -301,6 +305,34 @@ def test_objects_are_refused_in_a_plan(tmp_path: Path) -> None:
     result = package.compare("nash-mp", task="rock-paper-scissors", quiet=True, **{**common, "budget": "iterations=2"})
     assert [*planned_lines(result.folder)] == ["nash-mp-seed0"]
     assert "has no run in it yet" in result._repr_html_()
+
+
+@pytest.mark.parametrize("address", ["ray", "ray://head:10001"])
+def test_a_cluster_takes_ray(address: str, tmp_path: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyrl.runtime.executor.find_spec", lambda name: None)
+    told = polyrl("compare", *ASKED, "--out", tmp_path / "x", "--executor", address)
+    assert told.code == 2 and "pip install 'polyrl[ray]'" in told.err and not (tmp_path / "x").exists()
+
+
+def test_files_that_changed_are_told_apart(tmp_path: Path) -> None:
+    """What a node brings home where no disk is shared: no file twice, none that is hidden, none of a torn folder."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    write_files(away, {"checkpoints/iteration-1/state.json": b"1", "metrics.jsonl": b"a\n", ".polyrl.lock": b"{}"})
+    write_files(away, {"model/.polyrl-files.json": b"[]", ".model.writing/x": b"half"})
+    first = changed_files(away, {})
+    assert [*first] == ["checkpoints/iteration-1/state.json", "metrics.jsonl", "model/.polyrl-files.json"]
+    known = {name: stamp for name, (stamp, _) in first.items()}
+    write_files(home, {name: data for name, (_, data) in first.items()})
+    assert changed_files(away, known) == {}
+    write_files(away, {"metrics.jsonl": b"b\n"})  # of the same size
+    assert {name: data for name, (_, data) in changed_files(away, known).items()} == {"metrics.jsonl": b"b\n"}
+    (away / "checkpoints" / "iteration-2").mkdir()
+    (away / "checkpoints" / "iteration-2" / "a").write_bytes(b"a")
+    (away / "checkpoints" / "iteration-2" / "b").symlink_to("gone")
+    assert [*changed_files(away, known)] == ["metrics.jsonl"]
+    remove_files(home, ["checkpoints/iteration-1/state.json"])
+    assert sorted(p.name for p in home.iterdir()) == ["metrics.jsonl", "model"]
+    assert changed_files(tmp_path / "nowhere", {}) == {}
 
 
 def test_a_mistake_is_found_before_anything_is_planned(tmp_path: Path, polyrl: Command) -> None:

@@ -204,8 +204,8 @@ def compare(
 
     Arguments are those of `train`. Every run is a process of its own, to which objects are sent: a function must not
     hold what cannot be copied. Hyperparameters are set in every method that has them, and a method's own are given in
-    its name or its recipe: `compare(["grpo", "grpo(clip_range=0.1)", my_recipe])`. `executor="plan"` makes no run, and
-    writes a shell line for each, `runs.sh` in the folder.
+    its name or its recipe: `compare(["grpo", "grpo(clip_range=0.1)", my_recipe])`. `executor` says who makes
+    the runs: "local"; "ray" or "ray://host:port"; or "plan", which makes none and writes a shell line for each.
 
     Raises:
         UserError: something in the arguments or the data is wrong, or every run failed.

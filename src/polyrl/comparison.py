@@ -24,13 +24,13 @@ from rich.live import Live
 from rich.text import Text
 
 from polyrl.comparison_folder import arm_folder, asked_of, begin, clear, write
-from polyrl.comparison_plan import check_plannable, line, planned_text, write_plan
+from polyrl.comparison_plan import check_free, check_given_by_name, line, planned_text, write_plan
 from polyrl.comparison_table import Watch
 from polyrl.errors import UserError
 from polyrl.problem import CODE, CONTENT, changed, refusal
 from polyrl.runtime import ownership
 from polyrl.runtime.config import PythonObjects, RunConfig, check_given
-from polyrl.runtime.executor import LOCAL, PLAN, Executor, Job, LocalProcesses, check_executor
+from polyrl.runtime.executor import LOCAL, PLAN, RAY, Executor, Job, LocalProcesses, check_executor, kind_of
 from polyrl.runtime.files import LONGEST_NAME, writing
 from polyrl.runtime.interrupt import stopped_by_signals
 from polyrl.runtime.lock import FolderLock
@@ -123,8 +123,10 @@ def run_comparison(
         if count > 1:
             raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
     plans = executor == PLAN
+    if kind_of(executor) != LOCAL:
+        check_given_by_name([*own.values()])
     if plans:
-        check_plannable([*own.values()], folder, overwrite)
+        check_free(folder, overwrite)
     stated = begin(folder, methods, base, seeds, overwrite)
     if any(len(name.encode()) > LONGEST_NAME for name in called) and not quiet:
         console.print("Some names are too long for folders: a hash stands for their ends.", style="dim")
@@ -150,8 +152,8 @@ def run_comparison(
                 _plan(folder, arms, console, quiet)
                 return folder
             metric = Metric.read(stated)
-            executed = LocalProcesses(work, base.threads, workers)
-            _run_all([a for a in arms if not _finished(a)], arms, metric, executed, console, quiet)
+            todo = [a for a in arms if not _finished(a)]
+            _run_all(todo, arms, metric, _executor(executor, base.threads, workers), console, quiet)
             write(folder, {**stated, "finished": datetime.datetime.now().isoformat(timespec="seconds")})
             if not any(_finished(a) for a in arms):
                 raise UserError(f"Every run of the comparison failed; the first said: {_error(arms[0])}")
@@ -227,6 +229,14 @@ def _check_problem(folder: Path, before: Any, now: dict[str, Any], console: Cons
     if differing := changed(before, now, CODE):
         said = f"The code of the {' and the '.join(differing)} has changed since the comparison began: runs of before "
         console.print(Text(f"{said}and runs of now are of different problems, and the page compares them apart."))
+
+
+def _executor(name: str, threads: int, workers: int | None) -> Executor:
+    if kind_of(name) == RAY:
+        from polyrl.runtime.ray_cluster import RayCluster
+
+        return RayCluster("" if name == RAY else name, threads, workers)
+    return LocalProcesses(work, threads, workers)
 
 
 def _plan(folder: Path, arms: Sequence[Arm], console: Console, quiet: bool) -> None:
@@ -351,12 +361,14 @@ def _run_all(
     console: Console,
     quiet: bool,
 ) -> None:
+    from polyrl.trust import named_code
+
     if not todo:
         return
     began = time.perf_counter()
     watch = Watch(arms, metric)
     packed = {key: sent(given) for key, given in {id(a.given): a.given for a in todo}.items()}
-    asked = [Job(a.config.as_dict(), str(a.folder), packed[id(a.given)]) for a in todo]
+    asked = [Job(a.config.as_dict(), str(a.folder), packed[id(a.given)], bool(named_code(a.config))) for a in todo]
     with executor, ThreadPoolExecutor(executor.at_once(len(todo))) as pool:
         jobs = {pool.submit(executor.work, job): a for job, a in zip(asked, todo, strict=True)}
         try:

@@ -18,27 +18,34 @@ from polyrl.comparison_folder import arm_folder, read_comparison
 from polyrl.comparison_table import RunSoFar
 from polyrl.errors import UserError
 from polyrl.runtime.config import PythonObjects
+from polyrl.runtime.executor import INHERITED
 from polyrl.runtime.files import reading, write_atomically, writing
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.ownership import PLANNED_BY, PLANS, is_of_plan
 from polyrl.runtime.run_folder import RunFolder
 
 LINES, ARRAY, README = PLANS
-INHERITED = ("POLYRL_KERNELS",)
-"""Variables that change the last digits of numbers: a line has what they were where it was planned."""
 
 
-def check_plannable(given: Collection[PythonObjects], folder: Path, overwrite: bool) -> None:
-    """Refuse what no line can hold, and a folder that holds a comparison already.
+def check_given_by_name(given: Collection[PythonObjects]) -> None:
+    """Refuse what no command can hold.
 
     Raises:
-        UserError: only Python can give it; or the folder is a comparison, whose missing runs `polyrl report` names.
+        UserError: only Python can give it.
     """
     if names := [*dict.fromkeys(name for one in given for name in one.names())]:
         raise UserError(
-            f"The {' and '.join(names)} given as Python objects cannot stand in a line of a plan; give files or names, "
-            "as in reward='file.py:function', or run it with executor='local'."
+            f"The {' and '.join(names)} given as Python objects cannot stand in a command that makes a run elsewhere; "
+            "give files or names, as in reward='file.py:function', or run it with executor='local'."
         )
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse to plan in a folder that holds a comparison already.
+
+    Raises:
+        UserError: it does; `polyrl report` names the runs that it lacks.
+    """
     if not overwrite and (folder / "compare.yaml").is_file():
         raise UserError(
             f"The comparison {folder} exists already, and `polyrl report {folder}` says which runs it lacks and how "

@@ -56,7 +56,7 @@ EXECUTOR = options(
         "--executor",
         metavar="NAME",
         default=LOCAL,
-        help="who makes the runs: local, or plan, which writes a shell line for each  [local]",
+        help="who makes the runs: local; ray or ray://HOST:PORT; or plan, which writes a shell line for each  [local]",
     ),
     click.option("--workers", type=int, help="runs at a time  [cores / threads]"),
 )

@@ -1,4 +1,4 @@
-"""Who runs the runs of a comparison: processes of this machine, or whoever is given the lines of a plan.
+"""Who runs the runs of a comparison: processes of this machine, a Ray cluster, or whoever is given a plan's lines.
 
 A run is a folder that one command makes, and going on with it is exact. So an executor needs to know nothing of a run
 but what is asked and its folder, and where a run is made changes no number of it.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import Any
 
@@ -20,24 +21,35 @@ from polyrl.errors import UserError, nearest
 from polyrl.runtime.files import shown
 from polyrl.runtime.parent import end_with_parent
 
-LOCAL, PLAN = "local", "plan"
-EXECUTORS = (LOCAL, PLAN)
+LOCAL, RAY, PLAN = "local", "ray", "plan"
+EXECUTORS = (LOCAL, RAY, f"{RAY}://HOST:PORT", PLAN)
 KILLED = "its process was killed, perhaps because memory ran out"
 """What a run says whose process died."""
+INHERITED = ("POLYRL_KERNELS",)
+"""Variables that change the last digits of numbers: a run has what they are where it was asked for."""
+
+
+def kind_of(executor: str) -> str:
+    """`local`, `ray` or `plan`: of `ray://host:port` what stands before its address."""
+    return RAY if executor.startswith(f"{RAY}://") else executor
 
 
 def check_executor(name: str, workers: int | None = None) -> None:
     """Refuse an executor that there is not, or an option that it does not use.
 
     Raises:
-        UserError: there is none of that name, or nothing is run here and so nobody can be told how many at a time.
+        UserError: there is none of that name, what it needs is not installed, or nothing is run here and so nobody can
+            be told how many at a time.
     """
-    if name not in EXECUTORS:
+    kind = kind_of(name)
+    if kind not in (LOCAL, RAY, PLAN) or name == f"{RAY}://":
         raise UserError(
             f"There is no executor '{shown(name, 80)}'; it is {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}."
             f"{nearest(name, EXECUTORS)}"
         )
-    if name == PLAN and workers is not None:
+    if kind == RAY and find_spec("ray") is None:
+        raise UserError("--executor ray needs the extra 'ray': pip install 'polyrl[ray]'.")
+    if kind == PLAN and workers is not None:
         raise UserError("--workers means nothing with --executor plan: whoever runs its lines says how many at a time.")
 
 
@@ -49,11 +61,13 @@ class Job:
         values: of its config.
         folder: its own.
         objects: what only Python can give, pickled by this process for its own workers.
+        trust_code: whether it names code of the user's, which was chosen by asking for it.
     """
 
     values: dict[str, Any]
     folder: str
     objects: bytes = b""
+    trust_code: bool = False
 
 
 class Executor(ABC):
