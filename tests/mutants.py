@@ -498,6 +498,79 @@ GROUPS: list[Group] = [
         [("made = (text, *(type(part) for part in recipe.parts()),", "made = (text,")],
     ),
     Group(
+        "comparison_plan.py",
+        "test_executors.py -k 'missing or goes_and or lines_have or command_that or objects or python_too'",
+        [
+            ('text.startswith("#")]', 'text.startswith("%")]'),
+            ("groups[-1][-1] + 1:", "groups[-1][-1]:"),
+            ("lines[run.key][0] for run in left", "lines[run.key][0] - 1 for run in left"),
+            ("if (folder / file).exists() and not is_of_plan(folder / file):", "if False:"),
+            ('if not overwrite and (folder / "compare.yaml").is_file():', "if False:"),
+            ("left = [run for run in runs if not run.finished]", "left = runs"),
+            ('["--trust-code"] if trust_code else []', "[]"),
+            ("if len(text.splitlines()) > 1:", "if False:"),
+            ("own = typed.name ==", "own = typed.name !="),
+            ("{k: os.environ[k] for k in INHERITED if os.environ.get(k)}", "{}"),
+            ("if names := [*dict.fromkeys", "if not [*dict.fromkeys"),
+        ],
+    ),
+    Group(
+        "comparison_folder.py",
+        "test_executors.py -k 'does_not_ask or python_too or own_files'",
+        [
+            ("if arm_folder(name, seed) == folder.absolute().name:", "if name:"),
+            ('method=method, label="" if name == method else name, seed=seed)', "method=method, seed=seed)"),
+            ('label="" if name == method else name, seed=seed)', 'label="" if name == method else name)'),
+        ],
+    ),
+    Group(
+        "comparison.py",
+        "test_executors.py -k 'own_files or no_model or died_before or finished_here'",
+        [
+            ("check_code(config, folder.absolute().parent, trust_code=trust_code)", "pass"),
+            ("make=missing and not plans)", "make=missing)"),
+            ("trust_code=bool(named_code(arm.config))", "trust_code=False"),
+        ],
+    ),
+    Group(
+        "reproduction/planning.py",
+        "test_executors.py -k 'look_by_look or not_planned'",
+        [
+            ("if left := [run for run in runs if not _made(run)]:", "if left := []:"),
+            ("if executor == PLAN and quick:", "if False:"),
+            ("            break\n    return", "            continue\n    return"),
+        ],
+    ),
+    Group(
+        "runtime/executor.py",
+        "test_executors.py -k 'dies_takes or at_once or cannot_be or takes_ray'",
+        [
+            ("            self._own.process = None\n", ""),
+            ("or (os.cpu_count() or 1) // self._threads))", "or (os.cpu_count() or 1)))"),
+            ("if kind == PLAN and workers is not None:", "if False:"),
+            ('if kind == RAY and find_spec("ray") is None:', "if False:"),
+            ("return RAY if executor.startswith", "return PLAN if executor.startswith"),
+        ],
+    ),
+    Group(
+        "runtime/ray_cluster.py",
+        "test_executors.py -k told_apart",
+        [
+            ('e.name[0] != "." or e.name == LISTED', 'e.name[0] != "."'),
+            ("if known.get(name) != stamp:", "if name not in known:"),
+            ("for one in torn if one", "for one in () if one"),
+            ("            above.rmdir()", "            pass"),
+        ],
+    ),
+    Group(
+        "runtime/ownership.py",
+        "test_executors.py -k goes_and",
+        [
+            ("return PLANNED_BY.encode() in text.read(200)", "return True"),
+            ("or is_of_plan(path)", ""),
+        ],
+    ),
+    Group(
         "report/findings.py",
         "test_report.py -k 'owes_nothing or uneven'",
         [("return not isinstance(own, dict) or unit in own", "return True")],

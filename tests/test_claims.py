@@ -55,6 +55,7 @@ from polyrl.reproduction.quantities import (
     Spread,
     Tail,
 )
+from polyrl.runtime.executor import Job, LocalProcesses
 from polyrl.runtime.metric import Metric
 from run_folders import write_comparison
 
@@ -454,11 +455,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Runs are made in this process, so that a test of them takes a second; names those that were made."""
     made: list[str] = []
 
-    def work(_: Any, arm: comparison.Arm) -> str:
-        made.append(arm.key)
-        return comparison.work(arm.config.as_dict(), str(arm.folder))
+    def work(_: Any, job: Job) -> str:
+        made.append(Path(job.folder).name)
+        return comparison.work(job.values, job.folder)
 
-    monkeypatch.setattr(comparison._Slots, "work", work)
+    monkeypatch.setattr(LocalProcesses, "work", work)
     # whoever works on polyrl runs its tests before the commit
     monkeypatch.setattr(running, "refuse_uncommitted", lambda: None)
     monkeypatch.setattr(running, "commits_are_clean", lambda _: True)

@@ -28,6 +28,7 @@ from polyrl.request import make_task
 from polyrl.run_state import language
 from polyrl.run_state.language import make_model, would_make
 from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.runtime.executor import Job, LocalProcesses
 from polyrl.tasks import domain_of
 
 NOTHING = PythonObjects()
@@ -153,13 +154,13 @@ def test_every_seeds_start_is_made_before_the_first_run(tmp_path: Path, monkeypa
 
     ran: list[int] = []
 
-    def work(_: Any, arm: comparison.Arm) -> str:
+    def work(_: Any, job: Job) -> str:
         assert set(made) == {0, 1}
-        ran.append(arm.config.seed)
-        return comparison.work(arm.config.as_dict(), str(arm.folder))
+        ran.append(job.values["seed"])
+        return comparison.work(job.values, job.folder)
 
     monkeypatch.setattr(language, "start_model", start)
-    monkeypatch.setattr(comparison._Slots, "work", work)
+    monkeypatch.setattr(LocalProcesses, "work", work)
     base = RunConfig(
         method="", task="addition", budget="iterations=1", max_tokens=4, eval_prompts=2, evaluations=1,
         tensorboard=False, hyperparameters={"prompts_per_step": "2", "completions_per_prompt": "2"},

@@ -26,6 +26,7 @@ from polyrl.reproduction.quantities import Difference, Final, Of, Orders, Second
 from polyrl.reproduction.variance import variance_of_share
 from polyrl.reproduction.words import cost_text
 from polyrl.runtime import run_folder
+from polyrl.runtime.executor import Job, LocalProcesses
 
 GAP = Orders(key="eval/kl_to_nash")
 
@@ -61,11 +62,11 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Runs are made in this process; names those that were made. The sources count as committed."""
     found: list[str] = []
 
-    def work(_: Any, arm: comparison.Arm) -> str:
-        found.append(arm.key)
-        return comparison.work(arm.config.as_dict(), str(arm.folder))
+    def work(_: Any, job: Job) -> str:
+        found.append(Path(job.folder).name)
+        return comparison.work(job.values, job.folder)
 
-    monkeypatch.setattr(comparison._Slots, "work", work)
+    monkeypatch.setattr(LocalProcesses, "work", work)
     monkeypatch.setattr(running, "refuse_uncommitted", lambda: None)
     monkeypatch.setattr(running, "commits_are_clean", lambda _: True)
     monkeypatch.setenv("POLYRL_RUNS", str(tmp_path / "runs"))

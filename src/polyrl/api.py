@@ -129,6 +129,7 @@ def resume(
     A recipe, rows, reward functions or an environment's maker that were given as Python objects must be given again:
     a folder cannot hold them. `trust_code` runs the files that the folder names though you have not run them before.
     """
+    from polyrl.comparison import begin_asked
     from polyrl.core.more_budget import finished
     from polyrl.phases import is_phases, resume_phases
     from polyrl.runs import resume_run
@@ -142,9 +143,9 @@ def resume(
         return _result_of_phases(folder)
     progress = Progress(folder.name, "", quiet=quiet)
     given = objects(method, dataset, reward, task, preference, test_dataset)[1]
-    loop = resume_run(
-        folder, given=given, progress=progress, say=_say(quiet), trust_code=trust_code, budget=budget_text(budget)
-    )
+    how: dict[str, Any] = {"progress": progress, "say": _say(quiet), "trust_code": trust_code}
+    loop = None if given.names() or budget else begin_asked(folder, **how)
+    loop = loop or resume_run(folder, given=given, budget=budget_text(budget), **how)
     progress.label = loop.recipe.name
     if loop.context.over:
         _say(quiet)(finished(loop))
@@ -193,6 +194,7 @@ def compare(
     seeds: int | Sequence[int] = 5,
     out: str | Path | None = None,
     overwrite: bool = False,
+    executor: str = "local",
     workers: int | None = None,
     quiet: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -202,7 +204,8 @@ def compare(
 
     Arguments are those of `train`. Every run is a process of its own, to which objects are sent: a function must not
     hold what cannot be copied. Hyperparameters are set in every method that has them, and a method's own are given in
-    its name or its recipe: `compare(["grpo", "grpo(clip_range=0.1)", my_recipe])`.
+    its name or its recipe: `compare(["grpo", "grpo(clip_range=0.1)", my_recipe])`. `executor` says who makes
+    the runs: "local"; "ray" or "ray://host:port"; or "plan", which makes none and writes a shell line for each.
 
     Raises:
         UserError: something in the arguments or the data is wrong, or every run failed.
@@ -229,6 +232,7 @@ def compare(
         request.config,
         seed_list(seeds),
         out_folder(out),
+        executor=executor,
         workers=workers,
         quiet=quiet,
         overwrite=overwrite,
@@ -244,21 +248,30 @@ def reproduce(
     quick: bool = False,
     seeds: Sequence[int] | None = None,
     out: str | Path | None = None,
+    executor: str = "local",
     workers: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Put the claim of a method's paper to the test; return what the ledger holds of it, its `verdict` among them.
 
     Goes on where it stopped. `quick` is a smoke test without a verdict; with `seeds` of your own nothing is entered.
+    With `executor="plan"` no run is made: where some are missing, what comes back has `planned`, which says what to do.
 
     Raises:
         UserError: there is no claim of this method, or its experiment cannot be run.
     """
     from polyrl.claims import claim
+    from polyrl.reproduction.planning import check_planned, plan
     from polyrl.reproduction.running import reproduce as run
+    from polyrl.runtime.executor import LOCAL, PLAN
 
     folder = Path(out) if out else None
-    made = run(claim(method), folder, quick=quick, seeds=seeds, workers=workers, quiet=quiet)
+    check_planned(executor, workers, quick=quick)
+    if executor == PLAN:
+        if said := plan(claim(method), folder, seeds=seeds):
+            return {"slug": method, "verdict": None, "planned": said}
+        executor = LOCAL  # nothing is left to be run
+    made = run(claim(method), folder, quick=quick, seeds=seeds, executor=executor, workers=workers, quiet=quiet)
     return {**made.entry, **({"verdict": None} if quick else {})}
 
 

@@ -10,13 +10,11 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import threading
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,26 +23,29 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from polyrl.comparison_folder import arm_folder, begin, clear, write
+from polyrl.comparison_folder import arm_folder, asked_of, begin, clear, write
+from polyrl.comparison_plan import check_free, check_given_by_name, line, planned_text, write_plan
 from polyrl.comparison_table import Watch
 from polyrl.errors import UserError
 from polyrl.problem import CODE, CONTENT, changed, refusal
 from polyrl.runtime import ownership
-from polyrl.runtime.config import PythonObjects, RunConfig
+from polyrl.runtime.config import PythonObjects, RunConfig, check_given
+from polyrl.runtime.executor import LOCAL, PLAN, RAY, Executor, Job, LocalProcesses, check_executor, kind_of
 from polyrl.runtime.files import LONGEST_NAME, writing
 from polyrl.runtime.interrupt import stopped_by_signals
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.metric import Metric
-from polyrl.runtime.parent import end_with_parent
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
+    from polyrl.core.loop import Loop
     from polyrl.recipe import Recipe
+    from polyrl.runs import Say
+    from polyrl.runtime.progress import Progress
 
 STOPPED = "it was stopped; the same command goes on with it"
 """What a run says that was asked to stop."""
-KILLED = "its process was killed, perhaps because memory ran out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ def run_comparison(
     recipes: Mapping[str, Recipe] | None = None,
     note: str = "",
     own_starts: bool = True,
+    executor: str = LOCAL,
 ) -> Path:
     """Run what is missing of a comparison, write its page, and return its folder.
 
@@ -86,10 +88,12 @@ def run_comparison(
         note: a sentence for the page, such as why the comparison is as large as it is; kept where it goes on.
         own_starts: where `base.start` says nothing, a comparison that begins gives each seed a starting model of its
             own, if polyrl makes it.
+        executor: who runs the runs (`polyrl.runtime.executor`); with "plan" nobody yet: their lines are written.
 
     Raises:
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
     """
+    check_executor(executor, workers)
     console = Terminal()
     if len(set(methods)) < len(methods):
         raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")
@@ -118,12 +122,18 @@ def run_comparison(
     for key, count in Counter(a.key for a in arms).items():
         if count > 1:
             raise UserError(f"Two arms would be the same folder {key}; write one of them in another way.")
+    plans = executor == PLAN
+    if kind_of(executor) != LOCAL:
+        check_given_by_name([*own.values()])
+    if plans:
+        check_free(folder, overwrite)
     stated = begin(folder, methods, base, seeds, overwrite)
     if any(len(name.encode()) > LONGEST_NAME for name in called) and not quiet:
         console.print("Some names are too long for folders: a hash stands for their ends.", style="dim")
     with stopped_by_signals():
         begins = "problem" not in stated
-        prepared = _prepare(arms, recipes, console, quiet, begins=begins)
+        missing = overwrite or not all(_finished(a) for a in arms)
+        prepared = _prepare(arms, recipes, console, quiet, begins=begins, make=missing and not plans)
         said = " ".join(filter(None, (note, prepared.pop("note", ""), about_start(base, shared))))
         prepared |= {"note": said} if said and begins else {}
         _check_problem(folder, stated.get("problem"), prepared["problem"], console)
@@ -138,8 +148,12 @@ def run_comparison(
             for file in ownership.leftovers(folder):
                 file.unlink(missing_ok=True)
             write(folder, stated)
+            if plans:
+                _plan(folder, arms, console, quiet)
+                return folder
             metric = Metric.read(stated)
-            _run_all([a for a in arms if not _finished(a)], arms, metric, workers, console, quiet, base.threads)
+            todo = [a for a in arms if not _finished(a)]
+            _run_all(todo, arms, metric, _executor(executor, base.threads, workers), console, quiet)
             write(folder, {**stated, "finished": datetime.datetime.now().isoformat(timespec="seconds")})
             if not any(_finished(a) for a in arms):
                 raise UserError(f"Every run of the comparison failed; the first said: {_error(arms[0])}")
@@ -158,11 +172,18 @@ def _free_folder(base: RunConfig) -> Path:
 
 
 def _prepare(
-    arms: Sequence[Arm], recipes: Mapping[str, Recipe], console: Console, quiet: bool, *, begins: bool
+    arms: Sequence[Arm],
+    recipes: Mapping[str, Recipe],
+    console: Console,
+    quiet: bool,
+    *,
+    begins: bool,
+    make: bool = True,
 ) -> dict[str, Any]:
     """Find every mistake, and make what the runs share once, before the first run; return how they are judged.
 
-    What no arm would use is a mistake where the comparison begins, and not where it goes on.
+    What no arm would use is a mistake where the comparison begins, and not where it goes on. Without `make` each run
+    makes by itself what it needs.
     """
     from polyrl.comparison_starts import make_starts
     from polyrl.runs import prepare
@@ -178,8 +199,8 @@ def _prepare(
             console.print(Text(text, style="dim"), soft_wrap=True)
 
     first = arms[0]
-    metric, problem = prepare(first.config, [*recipes.values()], say, given=first.given, begins=begins)
-    if first.config.start == "own":
+    metric, problem = prepare(first.config, [*recipes.values()], say, given=first.given, begins=begins, make=make)
+    if make and first.config.start == "own":
         make_starts([a.config for a in {a.config.seed: a for a in reversed(arms)}.values()][::-1], first.given, say)
     return {**metric.stated(), "problem": problem, **({"note": " ".join(alike)} if alike else {})}
 
@@ -208,6 +229,60 @@ def _check_problem(folder: Path, before: Any, now: dict[str, Any], console: Cons
     if differing := changed(before, now, CODE):
         said = f"The code of the {' and the '.join(differing)} has changed since the comparison began: runs of before "
         console.print(Text(f"{said}and runs of now are of different problems, and the page compares them apart."))
+
+
+def _executor(name: str, threads: int, workers: int | None) -> Executor:
+    if kind_of(name) == RAY:
+        from polyrl.runtime.ray_cluster import RayCluster
+
+        return RayCluster("" if name == RAY else name, threads, workers)
+    return LocalProcesses(work, threads, workers)
+
+
+def _plan(folder: Path, arms: Sequence[Arm], console: Console, quiet: bool) -> None:
+    """Write the lines that make the runs. The code that they name is the user's choice: they say so anywhere."""
+    from polyrl.trust import choose, named_code
+
+    for arm in arms:
+        choose(arm.config)
+    threads = arms[0].config.threads
+    lines = [line(arm.folder, threads, trust_code=bool(named_code(arm.config))) for arm in arms]
+    methods, seeds = (dict.fromkeys(said) for said in ((a.config.arm for a in arms), (a.config.seed for a in arms)))
+    about = (
+        f"Compared are {', '.join(f'`{m}`' for m in methods)} on `{arms[0].config.task}`, seeds "
+        f"{', '.join(map(str, seeds))}, at a budget of {arms[0].config.budget} each."
+    )
+    gather = f"polyrl report {shlex.quote(str(folder))}"
+    write_plan(folder, lines, threads, about, gather)
+    if not quiet:
+        console.print(Text(planned_text(folder, len(lines), gather)), soft_wrap=True)
+
+
+def begin_asked(
+    folder: Path, *, trust_code: bool = False, progress: Progress | None = None, say: Say = lambda _: None
+) -> Loop | None:
+    """Begin the run that the comparison around `folder` asks for there; None where it asks none, or that has begun.
+
+    Raises:
+        UserError: it names code that the user has not chosen, or what only Python can give; or it cannot begin.
+    """
+    from polyrl.runs import start_run
+    from polyrl.runtime.checkpoint import checkpoints
+    from polyrl.trust import check_code
+
+    config = asked_of(folder)
+    if config is None or (checkpoints(folder / "checkpoints") and (folder / "config.yaml").is_file()):
+        return None
+    if is_finished(folder):  # without its checkpoints
+        return None
+    check_given(config, None, folder.absolute().parent, "compare")
+    check_code(config, folder.absolute().parent, trust_code=trust_code)
+    return start_run(config, folder, progress=progress, overwrite=True, say=say, asked=False)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder's summary says that the run is finished."""
+    return RunFolder(folder).read_summary().get("status") == "finished"
 
 
 def _status(arm: Arm) -> str:
@@ -282,20 +357,20 @@ def _run_all(
     todo: list[Arm],
     arms: list[Arm],
     metric: Metric,
-    workers: int | None,
+    executor: Executor,
     console: Console,
     quiet: bool,
-    threads: int,
 ) -> None:
+    from polyrl.trust import named_code
+
     if not todo:
         return
-    count = max(1, min(len(todo), workers or (os.cpu_count() or 1) // threads))
-    # the workers inherit this: numerical libraries read it when they are first imported
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     began = time.perf_counter()
-    slots, watch = _Slots(), Watch(arms, metric)
-    with slots, ThreadPoolExecutor(count) as pool:
-        jobs = {pool.submit(slots.work, a): a for a in todo}
+    watch = Watch(arms, metric)
+    packed = {key: sent(given) for key, given in {id(a.given): a.given for a in todo}.items()}
+    asked = [Job(a.config.as_dict(), str(a.folder), packed[id(a.given)], bool(named_code(a.config))) for a in todo]
+    with executor, ThreadPoolExecutor(executor.at_once(len(todo))) as pool:
+        jobs = {pool.submit(executor.work, job): a for job, a in zip(asked, todo, strict=True)}
         try:
             if quiet:
                 _await(jobs)
@@ -313,7 +388,7 @@ def _run_all(
                 _await(jobs, line)
                 console.print(watch.line(began))
         except BaseException:
-            slots.stop()  # each run ends with a checkpoint, and only then this process
+            executor.stop()  # each run ends with a checkpoint, and only then this process
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     for job, arm in jobs.items():
@@ -321,47 +396,6 @@ def _run_all(
             console.print(Text.assemble(("failed", "bold red"), f" {arm.key}: {said}"), soft_wrap=True)
             if said != STOPPED and _status(arm) != "failed":  # it could not say so itself
                 _note_failure(arm.folder, said)
-
-
-class _Slots:
-    """Worker processes, one for each thread: a process that dies takes its own run with it and no other.
-
-    They end with this process, however it ends, and stop when `stop` says so.
-    """
-
-    def __init__(self) -> None:
-        self.own = threading.local()
-        self.all: list[ProcessPoolExecutor] = []
-        self._context = get_context("spawn")
-        self._told, self._end = self._context.Pipe(duplex=False)
-
-    def __enter__(self) -> _Slots:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.all:
-            process.shutdown(wait=False, cancel_futures=True)
-        self._told.close()  # the other end stays open: the workers are idle, and to end in peace
-
-    def stop(self) -> None:
-        """Let every run stop after its iteration, with a checkpoint."""
-        self._end.send(None)  # nobody reads it: every worker sees that it is there
-
-    def work(self, arm: Arm) -> str:
-        """Do the run in this thread's process; return what it failed with, or an empty string."""
-        process: ProcessPoolExecutor | None = getattr(self.own, "process", None)
-        if process is None:
-            process = self.own.process = ProcessPoolExecutor(
-                1, mp_context=self._context, initializer=end_with_parent, initargs=(self._told,)
-            )
-            self.all.append(process)
-        try:
-            return process.submit(work, arm.config.as_dict(), str(arm.folder), sent(arm.given)).result()
-        except BrokenProcessPool:
-            self.own.process = None
-            return KILLED
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
 
 
 def _await(jobs: dict[Future[str], Arm], show: Any = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,26 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     if not isinstance(question, dict) or not _is_question(question):
         raise UserError(f"{file} does not say what was compared; choose another --out or start with --overwrite.")
     return stated
+
+
+def asked_of(folder: Path) -> RunConfig | None:
+    """What the comparison around `folder` asks of the run of this name; None where there is none that asks it.
+
+    Raises:
+        UserError: the comparison's compare.yaml cannot be read.
+    """
+    around = folder.absolute().parent
+    if not ownership.is_comparison(around):
+        return None
+    question = read_comparison(around)["question"]
+    named = question["methods"]
+    called = named if isinstance(named, dict) else {method: method for method in named}
+    for seed in question["seeds"]:
+        for name, method in called.items():
+            if arm_folder(name, seed) == folder.absolute().name:
+                base = RunConfig.from_dict(question["base"], around / "compare.yaml")
+                return replace(base, method=method, label="" if name == method else name, seed=seed)
+    return None
 
 
 def _is_question(question: dict[str, Any]) -> bool:

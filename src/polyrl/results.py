@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polyrl.errors import UserError
 from polyrl.runtime.figures import format_value
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.run_folder import RunFolder
@@ -112,7 +113,10 @@ class ComparisonResult:
         """A table of the methods, what the comparison shows, and the page."""
         from polyrl.report.scale import mean
 
-        found = self.comparison
+        try:
+            found = self.comparison
+        except UserError as error:  # none of its runs has begun
+            return f"<p>{escape(str(error))}</p>"
         metric = found.metric
         rows = []
         for method in found.methods:

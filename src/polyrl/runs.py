@@ -68,6 +68,7 @@ def prepare(
     *,
     given: PythonObjects | None = None,
     begins: bool = True,
+    make: bool = True,
 ) -> tuple[Metric, dict[str, Any]]:
     """Find every mistake that shows before a run, make once what several runs share.
 
@@ -77,6 +78,7 @@ def prepare(
         say: is told what is going on.
         given: what Python gave of the first run.
         begins: whether what none of the recipes uses is to be refused.
+        make: whether what the runs share is made; otherwise each makes it, and what only a model shows is found then.
 
     Returns:
         What judges the runs, and the problem that they are given (`state_problem`, without its evaluation).
@@ -91,7 +93,8 @@ def prepare(
     if domain(config, given) == "language":
         check_precision(config)
         domain_module(config, given).give_imitated(config, task, recipes[0])
-        domain_module(config, given).prepare(config, task, say)
+        if make:
+            domain_module(config, given).prepare(config, task, say)
     metric = recipes[0].metric or task.metric
     return metric, state_problem(task, metric, {}, config.task)
 

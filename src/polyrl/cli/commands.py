@@ -147,15 +147,25 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
             check_code(dataclasses.replace(base, method=str(method)), folder, trust_code=trust_code)
         run_comparison(question["methods"], base, question["seeds"], folder, quiet=quiet)
         return
+    from polyrl.comparison import begin_asked, is_finished
+    from polyrl.comparison_folder import asked_of
     from polyrl.runs import resume_run
 
     console = Terminal()
+    if not budget and is_finished(folder) and asked_of(folder) is not None:  # a line of a plan, given again
+        if not quiet:
+            console.print(f"The run {folder} is finished.", soft_wrap=True)
+            _conclude(console, folder)
+        return
     progress = Progress(folder.name, "", quiet=quiet, console=console)
-    loop = resume_run(folder, progress=progress, trust_code=trust_code, budget=budget)
+    say = (lambda _: None) if quiet else (lambda text: console.print(Text(text, style="dim"), soft_wrap=True))
+    loop = begin_asked(folder, trust_code=trust_code, progress=progress, say=say)
+    begins = loop is not None
+    loop = loop or resume_run(folder, progress=progress, trust_code=trust_code, budget=budget)
     progress.label = loop.recipe.name
     if loop.context.over and not quiet:
         console.print(finished(loop), soft_wrap=True)
-    elif not quiet:
+    elif not quiet and not begins:
         console.print(f"going on from iteration {loop.context.iteration}")
     with progress:
         loop.run()

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from polyrl.cli.options import (
+    EXECUTOR,
     FOLDER,
     HOW,
     SEED,
@@ -91,7 +92,7 @@ def train(ctx: click.Context, /, method: str, out: Path | None, overwrite: bool,
 @WHAT
 @HOW
 @click.option("--seeds", default="5", show_default=True, help="how many seeds, from 0; or which: 100-104, or 3,7")
-@click.option("--workers", type=int, help="runs at a time  [cores / threads]")
+@EXECUTOR
 @FOLDER
 @click.pass_context
 def compare(
@@ -99,6 +100,7 @@ def compare(
     /,
     methods: tuple[str, ...],
     seeds: str,
+    executor: str,
     workers: int | None,
     out: Path | None,
     overwrite: bool,
@@ -119,6 +121,7 @@ def compare(
         asked.config,
         chosen,
         out,
+        executor=executor,
         workers=workers,
         quiet=quiet,
         overwrite=overwrite,
@@ -133,7 +136,7 @@ def compare(
 @click.option("--quick", is_flag=True, help="a smoke test within a minute; never a verdict")
 @click.option("--check", is_flag=True, help="run one seed of the ledger's entries again and compare the numbers")
 @click.option("--seeds", help="others than the claim's, for a second opinion that is not entered")
-@click.option("--workers", type=int, help="runs at a time  [cores / threads]")
+@EXECUTOR
 @click.option("--ledger", type=click.Path(path_type=Path), help="folder of the ledger  [the checkout's, or ./ledger]")
 @FOLDER
 def reproduce(
@@ -143,6 +146,7 @@ def reproduce(
     quick: bool,
     check: bool,
     seeds: str | None,
+    executor: str,
     workers: int | None,
     ledger: Path | None,
     out: Path | None,
@@ -161,7 +165,8 @@ def reproduce(
             raise UserError(
                 "--check runs a seed of the ledger's as it was; leave --quick, --seeds and --overwrite away."
             )
-        run_checks(method, everything, family=family, out=out, workers=workers, ledger_folder=ledger, quiet=quiet)
+        checks: dict[str, Any] = {"executor": executor, "workers": workers, "ledger_folder": ledger, "quiet": quiet}
+        run_checks(method, everything, family=family, out=out, **checks)
         return
     run_reproductions(
         method,
@@ -170,6 +175,7 @@ def reproduce(
         quick=quick,
         seeds=None if seeds is None else read_seeds(seeds),
         out=out,
+        executor=executor,
         workers=workers,
         ledger_folder=ledger,
         overwrite=overwrite,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polyrl.errors import UserError
+from polyrl.runtime.executor import LOCAL
 from polyrl.runtime.options import HOW as HOW_IT_IS_RUN
 from polyrl.runtime.options import OPTIONS, Option
 from polyrl.runtime.options import SEED as SEED_OF_A_RUN
@@ -48,6 +49,16 @@ FOLDER = options(
     click.option("--out", type=click.Path(path_type=Path), help="folder to write  [runs/...]"),
     click.option("--overwrite", is_flag=True, help="replace what the folder holds"),
     click.option("--quiet", is_flag=True, help="show warnings only"),
+)
+
+EXECUTOR = options(
+    click.option(
+        "--executor",
+        metavar="NAME",
+        default=LOCAL,
+        help="who makes the runs: local; ray or ray://HOST:PORT; or plan, which writes a shell line for each  [local]",
+    ),
+    click.option("--workers", type=int, help="runs at a time  [cores / threads]"),
 )
 
 

@@ -19,8 +19,10 @@ from polyrl.reproduction import ledger
 from polyrl.reproduction.checking import Check, check
 from polyrl.reproduction.claim import Claim, awaited
 from polyrl.reproduction.page import cost_of
+from polyrl.reproduction.planning import check_planned, plan
 from polyrl.reproduction.running import Reproduction, reproduce, span
 from polyrl.reproduction.words import chance_text, criterion_digits, estimate_text, signed, standing, threshold_text
+from polyrl.runtime.executor import LOCAL, PLAN, check_executor
 from polyrl.runtime.figures import format_value
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import duration
@@ -44,6 +46,7 @@ def run_reproductions(
     quick: bool = False,
     seeds: Sequence[int] | None = None,
     out: Path | None = None,
+    executor: str = LOCAL,
     workers: int | None = None,
     ledger_folder: Path | None = None,
     overwrite: bool = False,
@@ -56,6 +59,7 @@ def run_reproductions(
     Raises:
         UserError: not exactly one of them was asked for, or a claim cannot be put to the test.
     """
+    check_planned(executor, workers, quick=quick)
     chosen = chosen_claims(method, everything, family, out)
     console = Terminal()
     verdicts = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -64,11 +68,16 @@ def run_reproductions(
         if not quiet:
             console.print(_opening(tested, quick, seeds))
         try:
+            if executor == PLAN and (said := plan(tested, out, seeds=seeds, overwrite=overwrite)):
+                console.print(Text(said), soft_wrap=True)
+                verdicts.add_row(Text(tested.slug, style="bold"), Text("planned", style="yellow"))
+                continue
             made = reproduce(
                 tested,
                 out,
                 quick=quick,
                 seeds=seeds,
+                executor=LOCAL if executor == PLAN else executor,  # nothing is left to be run
                 workers=workers,
                 ledger_folder=ledger_folder,
                 overwrite=overwrite,
@@ -119,6 +128,7 @@ def run_checks(
     *,
     family: str | None = None,
     out: Path | None = None,
+    executor: str = LOCAL,
     workers: int | None = None,
     ledger_folder: Path | None = None,
     quiet: bool = False,
@@ -128,6 +138,11 @@ def run_checks(
     Raises:
         UserError: there is no entry, or a number is not what the ledger says.
     """
+    check_executor(executor, workers)
+    if executor == PLAN:
+        raise UserError(
+            "--check compares as soon as its runs are made, so they are not planned; leave --executor away."
+        )
     everything = everything or (method is None and family is None)
     folder = ledger_folder or ledger.committed_ledger()
     asked = {tested.slug: tested for tested in chosen_claims(method, everything, family, out)}
@@ -140,7 +155,7 @@ def run_checks(
         if method is None and awaited(asked[slug], entry):
             console.print(Text(f"{slug}  not checked: the entry is of an earlier experiment", style="yellow"))
             continue
-        made = check(asked[slug], entry, out, workers=workers, quiet=quiet)
+        made = check(asked[slug], entry, out, executor=executor, workers=workers, quiet=quiet)
         console.print(checked_text(slug, made), soft_wrap=True)
         wrong += [] if made.agrees else [slug]
     if wrong:

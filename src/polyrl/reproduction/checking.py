@@ -22,6 +22,7 @@ from polyrl.reproduction.judging import judge
 from polyrl.reproduction.provenance import code_of, machine, same_kind
 from polyrl.reproduction.quantities import Seconds
 from polyrl.reproduction.running import arm_configs, default_folder, observe, run_seeds, versions
+from polyrl.runtime.executor import LOCAL
 
 FALSE_ALARMS = 0.01
 """Chance that a right entry is told to be wrong, over all its criteria, where intervals are compared."""
@@ -74,7 +75,13 @@ class Check:
 
 
 def check(
-    claim: Claim, entry: Mapping[str, Any], out: Path | None = None, *, workers: int | None = None, quiet: bool = False
+    claim: Claim,
+    entry: Mapping[str, Any],
+    out: Path | None = None,
+    *,
+    executor: str = LOCAL,
+    workers: int | None = None,
+    quiet: bool = False,
 ) -> Check:
     """Run the entry's first seed again, all arms, and compare the number of each criterion.
 
@@ -89,7 +96,7 @@ def check(
     seed = int(entry["seeds"][0])
     again = dataclasses.replace(claim, start=entry.get("start", "shared"))  # all seeds had one under the earlier rule
     folder = out or default_folder(claim).with_name(default_folder(claim).name + "-check")
-    run_seeds(again, [seed], folder, workers, quiet=quiet, overwrite=True)
+    run_seeds(again, [seed], folder, workers, executor=executor, quiet=quiet, overwrite=True)
     judged = judge(again, observe(again, folder), [seed])
     why = _why_not_digits(entry)
     found = []

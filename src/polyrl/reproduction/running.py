@@ -34,6 +34,7 @@ from polyrl.reproduction.variance import parts_of
 from polyrl.request import make_task
 from polyrl.runtime.budget import Budget
 from polyrl.runtime.config import RunConfig
+from polyrl.runtime.executor import LOCAL
 from polyrl.runtime.metric import Metric
 from polyrl.tasks import domain_of
 from polyrl.tasks.language.base import GeneratedTask
@@ -110,6 +111,7 @@ def reproduce(
     *,
     quick: bool = False,
     seeds: Sequence[int] | None = None,
+    executor: str = LOCAL,
     workers: int | None = None,
     ledger_folder: Path | None = None,
     overwrite: bool = False,
@@ -141,7 +143,8 @@ def reproduce(
     judged: list[Judged] = []
     for stage in stages(tested, chosen):
         place = stage_folder(tested, folder, stage)
-        run_seeds(tested, stage, place, workers, quiet=quiet, overwrite=overwrite or (quick and out is None))
+        again = overwrite or (quick and out is None)
+        run_seeds(tested, stage, place, workers, executor=executor, quiet=quiet, overwrite=again)
         seen += stage
         observed += observe(tested, place)
         judged = judge(tested, observed, seen)
@@ -170,7 +173,14 @@ def stage_folder(claim: Claim, folder: Path, stage: Sequence[int]) -> Path:
 
 
 def run_seeds(
-    claim: Claim, seeds: Sequence[int], folder: Path, workers: int | None, *, quiet: bool, overwrite: bool
+    claim: Claim,
+    seeds: Sequence[int],
+    folder: Path,
+    workers: int | None,
+    *,
+    quiet: bool,
+    overwrite: bool,
+    executor: str = LOCAL,
 ) -> None:
     """Make what is missing of the runs of some seeds.
 
@@ -183,6 +193,7 @@ def run_seeds(
             base_of(claim, task, budget),
             seeds,
             place,
+            executor=executor,
             workers=workers,
             quiet=quiet,
             overwrite=overwrite,

@@ -26,8 +26,13 @@ _RUN = re.compile(r"(config\.yaml|(metrics|samples)\.jsonl|summary\.json|report\
 _COMPARISON = re.compile(r"(compare\.yaml|report\.(html|csv)|claim\.svg)")
 _LEFTOVER = re.compile(
     r"\.polyrl\.lock|\.(config\.yaml|compare\.yaml|(metrics|samples)\.jsonl|summary\.json)\.\d+\.tmp"
+    r"|\.(runs|slurm)\.sh\.\d+\.tmp|\.README\.md\.\d+\.tmp"
     r"|\.report\.(html|csv)\.part|\.play\.writing\.mp4"
 )
+PLANS = ("runs.sh", "slurm.sh", "README.md")
+"""Files of a plan: the lines of runs, an array of Slurm, and how to run them."""
+PLANNED_BY = "Written by polyrl for a plan of runs"
+"""Stands at the beginning of each of them: names that anybody may give to a file prove nothing."""
 _EVENTS = re.compile(r"events\.out\.tfevents\.[0-9]+\..+\.[0-9]+")
 _CHECKPOINT = re.compile(r"iteration-\d+")
 UNFINISHED = re.compile(r"\.(writing-\d+|removing-iteration-\d+)-\d+")
@@ -241,13 +246,22 @@ def is_comparison(folder: Path) -> bool:
     return isinstance(question, dict) and {"methods", "seeds", "base"} <= question.keys()
 
 
+def is_of_plan(file: Path) -> bool:
+    """Whether this is a file that polyrl wrote for a plan, perhaps changed since."""
+    if file.name not in PLANS:
+        return False
+    with suppress(OSError), file.open("rb") as text:
+        return PLANNED_BY.encode() in text.read(200)
+    return False
+
+
 def comparison_holding(folder: Path, arms: Iterable[str]) -> Holding:
     """What a comparison holds; `arms` are the names of its run folders."""
     found, end, names = Holding(), list[Path](), set(arms)
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         path = folder / entry.name
         if entry.is_file(follow_symlinks=False) and (
-            _COMPARISON.fullmatch(entry.name) or _LEFTOVER.fullmatch(entry.name)
+            _COMPARISON.fullmatch(entry.name) or _LEFTOVER.fullmatch(entry.name) or is_of_plan(path)
         ):
             if entry.name != LOCK:
                 (end if entry.name == "compare.yaml" else found.files).append(path)
