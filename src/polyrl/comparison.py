@@ -36,6 +36,7 @@ from polyrl.runtime.interrupt import stopped_by_signals
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.parent import end_with_parent
+from polyrl.runtime.ranks import refuse
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 
@@ -90,6 +91,7 @@ def run_comparison(
     Raises:
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
     """
+    refuse("a comparison")
     console = Terminal()
     if len(set(methods)) < len(methods):
         raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")

@@ -26,6 +26,7 @@ from polyrl.runtime.config import RunConfig, check_given
 from polyrl.runtime.figures import format_amount, format_kl
 from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
+from polyrl.runtime.ranks import all_ranks, join
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks import DOMAINS
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
 def run_training(request: Request, out: Path | None, *, overwrite: bool, quiet: bool) -> None:
     """Train, then say where everything is."""
-    from polyrl.runs import default_folder, start_run
+    from polyrl.runs import new_folder, start_run
 
     console, config = Terminal(), request.config
-    folder = out or default_folder(config)
+    folder = new_folder(config, out)
+    quiet = quiet or not all_ranks().first
     if out is None and len(config.arm.encode()) > LONGEST_NAME:
         told = f"The name is too long for a folder, so a hash stands for its end: {folder}"
         console.print(Text(told, style="dim"), soft_wrap=True)
@@ -150,6 +152,7 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
     from polyrl.runs import resume_run
 
     console = Terminal()
+    quiet = quiet or not join().first
     progress = Progress(folder.name, "", quiet=quiet, console=console)
     loop = resume_run(folder, progress=progress, trust_code=trust_code, budget=budget)
     progress.label = loop.recipe.name

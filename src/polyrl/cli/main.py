@@ -23,7 +23,7 @@ from polyrl.cli.options import (
     read_seeds,
     split_methods,
 )
-from polyrl.errors import UserError, nearest
+from polyrl.errors import UserError, nearest, told_by_another
 from polyrl.plain_text import one_line
 
 HYPERPARAMETERS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
@@ -49,6 +49,10 @@ class Commands(click.Group):
             raise UserError(
                 f"There is no command '{args[0]}'.{nearest(args[0], self.commands)} `polyrl --help` lists them."
             )
+        if "WORLD_SIZE" in os.environ and args and args[0] not in ("train", "resume", *HELP["help_option_names"]):
+            from polyrl.runtime.ranks import refuse
+
+            refuse(f"polyrl {args[0]}")
         return super().resolve_command(ctx, args)
 
 
@@ -399,7 +403,13 @@ def main() -> None:
 
         with stopped_by_signals():
             polyrl.main(standalone_mode=False)
+        if "WORLD_SIZE" in os.environ:
+            from polyrl.runtime.ranks import leave
+
+            leave()
     except UserError as error:
+        if told_by_another(error):
+            sys.exit(2)
         _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
