@@ -3612,4 +3612,60 @@ GROUPS: list[Group] = [
             ("good = (across > 0) & (up > 0)", "good = across > 0"),
         ],
     ),
+    Group(
+        "runtime/ranks.py",
+        "test_ranks.py -k 'share or kind or differ or told or refused or nothing'",
+        [
+            ("start = self.number * size + min(self.number, more)", "start = self.number * size"),
+            ("items[start : start + size + (self.number < more)]", "items[start : start + size]"),
+            ("if any(told != sums for told in self.gathered(sums)):", "if False:"),
+            ("json.dumps(made)", "pass"),
+            ("other.add_note(TOLD)", "pass"),
+            ('return int(os.environ["WORLD_SIZE"]) if named else 1', 'return int(os.environ.get("WORLD_SIZE", 1))'),
+        ],
+    ),
+    Group(
+        "core/parting.py",
+        "test_ranks.py -k 'logged'",
+        [
+            ("context.metrics[GAP] = max(gaps)", "context.metrics[GAP] = gaps[-1]"),
+            ('means.add(key, value, one["counts"][key])', "means.add(key, value, 1.0)"),
+        ],
+    ),
+    Group(
+        "rollout/served.py",
+        "test_served.py -k 'not killed'",
+        [
+            ('if self.state()["version"] != version:', "if False:"),
+            ("if status != STALE and", "if"),
+            ('"skipped": share[0] * each', '"skipped": 0'),
+            ("if not torch.equal(generator.get_state()", "if False and not torch.equal(generator.get_state()"),
+            ('fill = self.policy.pad_id if name == "action" else 0', "fill = 0"),
+        ],
+    ),
+    Group(
+        "rollout/generation_server.py",
+        "test_served.py -k 'not killed'",
+        [
+            ("if version != self._version:", "if False:"),
+            ("if skipped:", "if False:"),
+            ("if self.server.token and not hmac", "if False and not hmac"),
+            (
+                "{k: x.shape for k, x in mine.items()} != {k: x.shape for k, x in weights.items()}",
+                "mine.keys() != weights.keys()",
+            ),
+        ],
+    ),
+    Group(
+        "rollout/wire.py",
+        "test_served.py -k 'not killed'",
+        [
+            (
+                "found.update(memoryview(x.reshape(-1).view(torch.uint8).numpy()))",
+                "found.update(str(float(x.sum())).encode())",
+            ),
+            ("for name in sorted(weights):", "for name in weights:"),
+            ("model = copy.deepcopy(model).merge_and_unload()", "model = copy.deepcopy(model).unload()"),
+        ],
+    ),
 ]

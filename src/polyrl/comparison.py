@@ -92,6 +92,8 @@ def run_comparison(
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
     """
     refuse("a comparison")
+    if base.engine:
+        raise UserError("A generation server belongs to one run at a time; leave --engine away in a comparison.")
     console = Terminal()
     if len(set(methods)) < len(methods):
         raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")

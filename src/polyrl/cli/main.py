@@ -363,6 +363,21 @@ def record(runs: tuple[Path, ...], trust_code: bool, **given: Any) -> None:
     record_runs(runs, trust_code=trust_code, **given)
 
 
+@polyrl.command(context_settings=HELP)
+@click.argument("model")
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen at; others need a token")
+@click.option("--port", type=int, default=8600, show_default=True, help="0 takes a free one")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps or auto")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="of forward passes, as in the run")
+@click.option("--threads", type=int, default=1, show_default=True, help="of the processor")
+@click.option("--quiet", is_flag=True, help="do not tell each request")
+def serve(model: str, **given: Any) -> None:
+    """Sample responses for a run on another machine: polyrl serve MODEL there, and train --engine http://... here."""
+    from polyrl.cli.serve import run_server
+
+    run_server(model, **given)
+
+
 @polyrl.command("round-robin", context_settings=HELP)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--prompts", type=int, default=500, show_default=True, help="test prompts, one sampled answer each")

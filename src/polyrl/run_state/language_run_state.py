@@ -27,8 +27,8 @@ from polyrl.models.language.scalar import Critic
 from polyrl.models.language.tables import load_policy
 from polyrl.models.stored import Stored, StoredFile, StoredFolder
 from polyrl.rollout.continuations import go_on, states_of
+from polyrl.rollout.engines import engine_of
 from polyrl.rollout.language import Engine, Sampling, TransformersEngine
-from polyrl.rollout.tables import engine_of
 from polyrl.run_state.language_evaluation import Evaluation, evaluate, seen_rows
 from polyrl.run_state.language_rewards import RewardedRunState
 from polyrl.runtime.files import fingerprint
@@ -74,6 +74,7 @@ class LanguageRunState(RewardedRunState):
         critic: bool | str = False,
         pair_terms: Sequence[Term] = (),
         reference: str | None = None,
+        servers: Sequence[str] = (),
     ):
         if micro_batch_tokens < 1:
             raise UserError(f"micro_batch_tokens must be at least 1, not {micro_batch_tokens}.")
@@ -89,7 +90,8 @@ class LanguageRunState(RewardedRunState):
         self.lora = lora
         self.policy = load_policy(model, device=device, precision=precision, lora=lora)
         self.critic = self._first_critic(critic) if critic else None
-        self.engine: Engine = engine_of(self.policy)
+        self.servers = tuple(servers)
+        self.engine: Engine = engine_of(self.policy, self.servers)
         self._frozen: dict[str, LanguagePolicy] = {}
         self.own: dict[str, OwnModel] = {}  # filled once the models that are given are there
         self.pair_terms = tuple(pair_terms)
@@ -116,7 +118,7 @@ class LanguageRunState(RewardedRunState):
 
     def _act_by(self, policy: LanguagePolicy) -> None:
         if policy is not self.policy:
-            self.policy, self.engine = policy, engine_of(policy)
+            self.policy, self.engine = policy, engine_of(policy, self.servers)
 
     # ------------------------------------------------------------------------------------------ collect and score
 
