@@ -2570,11 +2570,7 @@ GROUPS: list[Group] = [
         [
             ("self.run_state.rewind()", "pass"),
             ("self.context.iteration -= 1", "pass"),
-            ("load_optimizers(newest, self.context.optimizer, self._names())", "pass"),
-            ('self.context.memories = state["memories"]', "self.context.memories = {}"),
-            ("self.notices += self.folder.cut_back(self.context.iteration)", "pass"),
             ("context.spent.iterations += 1", "pass"),
-            ("self.run_state.load(newest)", "pass"),
         ],
     ),
     Group(
@@ -2586,8 +2582,22 @@ GROUPS: list[Group] = [
             ("copy.deepcopy(context.memories)", "context.memories"),
             ('if stage == "select" and experience', 'if stage == "credit" and experience'),
             ("except Diverged:\n                    raise", "except ZeroDivisionError:\n                    raise"),
-            ("self.context.stores = load_stores(newest)", "pass"),
         ],
+    ),
+    Group(
+        "core/resuming.py",
+        "test_control_ppo.py -k 'failed_rollout or stopped_anywhere'",
+        [
+            ("load_optimizers(newest, loop.context.optimizer, loop.names())", "pass"),
+            ('loop.context.memories = state["memories"]', "loop.context.memories = {}"),
+            ("loop.notices += folder.cut_back(loop.context.iteration)", "pass"),
+            ("loop.run_state.load(newest)", "pass"),
+        ],
+    ),
+    Group(
+        "core/resuming.py",
+        "test_loop.py",
+        [("loop.context.stores = load_stores(newest)", "pass")],
     ),
     # -------------------------------------------------------------------------------------------- checkpoints
     Group(
@@ -2776,11 +2786,8 @@ GROUPS: list[Group] = [
             ("elif (number + 1) % step.every == 0 if", "elif number % step.every == 0 if"),
             ("self.take(inner, number * step.gradient_steps + again)", "self.take(inner, number)"),
             ("if limit is not None and size > limit:", "if False:"),
-            ("self.models.ask_gradients(update.trains, False)\n        self._add", "pass\n        self._add"),
-            (
-                'if not math.isfinite(value):\n                raise NotFinite(\n                    f"The loss',
-                'if False:\n                raise NotFinite(\n                    f"The loss',
-            ),
+            ("self.models.ask_gradients(update.trains, False)\n        losses", "pass\n        losses"),
+            ("check_loss(value, term, update.trains, self.context)", "pass"),
         ],
     ),
     Group(
@@ -3831,6 +3838,62 @@ GROUPS: list[Group] = [
         [
             (".max(initial=0) / 10", ".max(initial=0) / 1e9"),
             ("good = (across > 0) & (up > 0)", "good = across > 0"),
+        ],
+    ),
+    Group(
+        "runtime/ranks.py",
+        "test_ranks.py -k 'share or kind or differ or told or refused or nothing'",
+        [
+            ("start = self.number * size + min(self.number, more)", "start = self.number * size"),
+            ("items[start : start + size + (self.number < more)]", "items[start : start + size]"),
+            ("if any(told != sums for told in self.gathered(sums)):", "if False:"),
+            ("json.dumps(made)", "pass"),
+            ("other.add_note(TOLD)", "pass"),
+            ('return int(os.environ["WORLD_SIZE"]) if named else 1', 'return int(os.environ.get("WORLD_SIZE", 1))'),
+        ],
+    ),
+    Group(
+        "core/parting.py",
+        "test_ranks.py -k 'logged'",
+        [
+            ("context.metrics[GAP] = max(gaps)", "context.metrics[GAP] = gaps[-1]"),
+            ('means.add(key, value, one["counts"][key])', "means.add(key, value, 1.0)"),
+        ],
+    ),
+    Group(
+        "rollout/served.py",
+        "test_served.py -k 'not killed'",
+        [
+            ('if self.state()["version"] != version:', "if False:"),
+            ("if status != STALE and", "if"),
+            ('"skipped": share[0] * each', '"skipped": 0'),
+            ("if not torch.equal(generator.get_state()", "if False and not torch.equal(generator.get_state()"),
+            ('fill = self.policy.pad_id if name == "action" else 0', "fill = 0"),
+        ],
+    ),
+    Group(
+        "rollout/generation_server.py",
+        "test_served.py -k 'not killed'",
+        [
+            ("if version != self._version:", "if False:"),
+            ("if skipped:", "if False:"),
+            ("if self.server.token and not hmac", "if False and not hmac"),
+            (
+                "{k: x.shape for k, x in mine.items()} != {k: x.shape for k, x in weights.items()}",
+                "mine.keys() != weights.keys()",
+            ),
+        ],
+    ),
+    Group(
+        "rollout/wire.py",
+        "test_served.py -k 'not killed'",
+        [
+            (
+                "found.update(memoryview(x.reshape(-1).view(torch.uint8).numpy()))",
+                "found.update(str(float(x.sum())).encode())",
+            ),
+            ("for name in sorted(weights):", "for name in weights:"),
+            ("model = copy.deepcopy(model).merge_and_unload()", "model = copy.deepcopy(model).unload()"),
         ],
     ),
 ]

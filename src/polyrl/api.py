@@ -79,7 +79,7 @@ def train(
     Raises:
         UserError: something in the arguments or the data is wrong.
     """
-    from polyrl.runs import default_folder, start_run
+    from polyrl.runs import new_folder, start_run
     from polyrl.runtime.progress import Progress
 
     call: dict[str, Any] = {
@@ -102,7 +102,7 @@ def train(
     request = read_call("train", [method], **call)
     ((given, recipe),) = zip(request.given.values(), request.recipes.values(), strict=True)
     config = request.config
-    folder = out_folder(out) or default_folder(config)
+    folder = new_folder(config, out_folder(out))
     progress = Progress(config.arm, config.budget, quiet=quiet)
     how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "say": _say(quiet)}
     return _finish(start_run(config, folder, given=given, recipe=recipe, **how), progress, folder)

@@ -35,6 +35,7 @@ from polyrl.runtime.files import LONGEST_NAME, writing
 from polyrl.runtime.interrupt import stopped_by_signals
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.metric import Metric
+from polyrl.runtime.ranks import refuse
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 
@@ -94,6 +95,9 @@ def run_comparison(
         UserError: nothing to compare, a bad method, budget or task, or a folder that holds something else.
     """
     check_executor(executor, workers)
+    refuse("a comparison")
+    if base.engine:
+        raise UserError("A generation server belongs to one run at a time; leave --engine away in a comparison.")
     console = Terminal()
     if len(set(methods)) < len(methods):
         raise UserError("A method is named twice; give each arm once, or vary it, as in grpo 'grpo(clip_range=0.1)'.")

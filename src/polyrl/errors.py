@@ -21,6 +21,15 @@ class Diverged(NotFinite):
     """A model's weights give numbers that are not finite: they are not worth keeping."""
 
 
+TOLD = "told by another process of the run"
+"""Note of an error that another process raised, and says itself."""
+
+
+def told_by_another(error: UserError) -> bool:
+    """Whether another process of the run says it."""
+    return TOLD in vars(error).get("__notes__", ())
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `" Did you mean 'grpo'?"` for the choices closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word.lower(), list(choices), n=3, cutoff=0.5)

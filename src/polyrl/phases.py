@@ -30,6 +30,7 @@ from polyrl.runtime.files import read_yaml, short_name, write_atomically, writin
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.options import by_name
 from polyrl.runtime.progress import Progress
+from polyrl.runtime.ranks import refuse
 from polyrl.runtime.run_folder import PHASES, RunFolder, check_place, provenance
 from polyrl.settings import american
 from polyrl.tasks import domain_of
@@ -207,6 +208,7 @@ def run_phases(
     from polyrl.runs import located
     from polyrl.trust import choose
 
+    refuse("a list of phases")
     check_place(folder, "phases' folder")
     if folder.exists() and not ownership.is_unbegun(folder):
         if not is_phases(folder):
@@ -251,6 +253,7 @@ def resume_phases(
     """
     from polyrl.trust import check_code
 
+    refuse("a list of phases")
     phases = stated_phases(folder)
     for phase in phases:
         check_code(phase.config, folder, trust_code=trust_code)

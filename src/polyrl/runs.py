@@ -31,6 +31,7 @@ from polyrl.runtime.files import short_name
 from polyrl.runtime.health import Health
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
+from polyrl.runtime.ranks import Ranks, join
 from polyrl.runtime.run_folder import RunFolder, provenance
 from polyrl.trust import check_code, choose
 from polyrl.unused import refuse_unused
@@ -284,11 +285,17 @@ def start_run(
     named = config.method
     config = located(config)
     choose(config)
+    ranks = join()
+    say = say if ranks.first else _silent
     if recipe is not None and recipe.name == named:  # as it is called where the run goes on
         recipe = dataclasses.replace(recipe, name=config.method)
     config, recipe = _complete(config, given, recipe)
-    RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
-    loop, facts = make_loop(config, given=given, recipe=recipe, say=say, asked=asked)
+    _check_ranks(ranks, config, given)
+    if ranks.first:
+        RunFolder.check_free(folder, overwrite=overwrite)  # before minutes are spent on a starting model
+    loop, facts = ranks.in_turn(lambda: make_loop(config, given=given, recipe=recipe, say=say, asked=asked))
+    if not ranks.first:
+        return loop
     loop.folder = RunFolder.create(folder, overwrite=overwrite)
     try:
         loop.folder.write_config(facts)
@@ -297,6 +304,19 @@ def start_run(
         raise
     _show(loop, progress)
     return loop
+
+
+def _silent(_: str) -> None:
+    """What processes say that are not the first of a run."""
+
+
+def _check_ranks(ranks: Ranks, config: RunConfig, given: PythonObjects | None) -> None:
+    """Refuse a run that several processes would only compute several times."""
+    if not ranks.alone and domain(config, given) != "language":
+        raise UserError(
+            f"torchrun started {ranks.count} processes, but only language models are trained by several; start this "
+            "run without torchrun, or many runs at once with `polyrl compare`."
+        )
 
 
 def resume_run(
@@ -320,6 +340,8 @@ def resume_run(
         UserError: no run folder, no usable checkpoint, a starting model or data that have changed, code that the
             user has not chosen, or a budget that is spent already.
     """
+    ranks = join()
+    say = say if ranks.first else _silent
     run = RunFolder(folder)
     facts = run.read_config()
     config = RunConfig.from_dict(facts["run"], folder / "config.yaml")
@@ -327,9 +349,11 @@ def resume_run(
         config = dataclasses.replace(config, budget=str(Budget.parse(budget)))
     check_given(config, given, folder)
     check_code(config, folder, trust_code=trust_code, chosen=chosen)
-    run.hold()
+    _check_ranks(ranks, config, given)
+    if ranks.first:
+        run.hold()
     try:
-        loop, now = make_loop(config, given=given, say=say, asked=False)
+        loop, now = ranks.in_turn(lambda: make_loop(config, given=given, say=say, asked=False))
         if facts.get("start") != now["start"]:
             raise UserError(
                 f"The starting model of {folder} has changed (it was {facts.get('start')}, now {now['start']}), so the "
@@ -338,8 +362,9 @@ def resume_run(
         before = facts.get("problem")
         if differing := changed(before, now["problem"], CONTENT):
             raise UserError(refusal(differing, folder, "run", "start again with --overwrite"))
-        loop.folder = run
-        loop.resume()
+        loop.resume(run)
+        if not ranks.first:
+            return loop
         if budget:
             facts, said = go_on_with(loop, facts)
             loop.warnings += said
@@ -382,6 +407,12 @@ def plain(task: str) -> str:
     """A task's name as part of a folder's: without settings and paths."""
     name = task.partition("(")[0]
     return "".join(c if c.isalnum() or c in "+-._" else "-" for c in name.rpartition("/")[2]).strip("-.")
+
+
+def new_folder(config: RunConfig, out: Path | None) -> Path:
+    """Where a run that begins is going to be: `out`, or a folder of its own; every process of it says the same."""
+    ranks = join()
+    return out or Path(ranks.from_first(lambda: str(default_folder(config))))
 
 
 def default_folder(config: RunConfig, root: Path | None = None) -> Path:

@@ -35,6 +35,7 @@ OF_LANGUAGE = (
         "precision",
         "force",
         "micro_batch_tokens",
+        "engine",
         "eval_prompts",
         "eval_greedy",
     ),
@@ -45,7 +46,7 @@ OF_DATA = ("dataset", "skip_bad_rows")
 """Those of them that methods of control look at which learn from recorded transitions."""
 ELSEWHERE = {"language": ("eval_episodes",), "theory": ("eval_episodes", "device")}
 """Fields that runs of a domain do not look at, besides those of language: theory judges exactly, on the CPU."""
-OF_RESPONSES = ("max_tokens", "eval_greedy", "monitor_kl_every")
+OF_RESPONSES = ("max_tokens", "eval_greedy", "monitor_kl_every", "engine")
 """Fields that mean nothing where no responses are sampled."""
 OF_JUDGING = ("checker", "rewards", "on_reward_error", "reward_timeout", "reward_process")
 """Fields that mean nothing where nobody asks rewards."""

@@ -26,6 +26,7 @@ from polyrl.runtime.config import RunConfig, check_given
 from polyrl.runtime.figures import format_amount, format_kl
 from polyrl.runtime.files import LONGEST_NAME, shown
 from polyrl.runtime.progress import Progress, duration
+from polyrl.runtime.ranks import all_ranks, join
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
 from polyrl.tasks import DOMAINS
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
 def run_training(request: Request, out: Path | None, *, overwrite: bool, quiet: bool) -> None:
     """Train, then say where everything is."""
-    from polyrl.runs import default_folder, start_run
+    from polyrl.runs import new_folder, start_run
 
     console, config = Terminal(), request.config
-    folder = out or default_folder(config)
+    folder = new_folder(config, out)
+    quiet = quiet or not all_ranks().first
     if out is None and len(config.arm.encode()) > LONGEST_NAME:
         told = f"The name is too long for a folder, so a hash stands for its end: {folder}"
         console.print(Text(told, style="dim"), soft_wrap=True)
@@ -157,9 +159,11 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
             console.print(f"The run {folder} is finished.", soft_wrap=True)
             _conclude(console, folder)
         return
+    ranks = join()
+    quiet = quiet or not ranks.first
     progress = Progress(folder.name, "", quiet=quiet, console=console)
     say = (lambda _: None) if quiet else (lambda text: console.print(Text(text, style="dim"), soft_wrap=True))
-    loop = begin_asked(folder, trust_code=trust_code, progress=progress, say=say)
+    loop = begin_asked(folder, trust_code=trust_code, progress=progress, say=say) if ranks.alone else None
     begins = loop is not None
     loop = loop or resume_run(folder, progress=progress, trust_code=trust_code, budget=budget)
     progress.label = loop.recipe.name

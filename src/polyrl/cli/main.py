@@ -24,7 +24,7 @@ from polyrl.cli.options import (
     read_seeds,
     split_methods,
 )
-from polyrl.errors import UserError, nearest
+from polyrl.errors import UserError, nearest, told_by_another
 from polyrl.plain_text import one_line
 
 HYPERPARAMETERS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
@@ -50,6 +50,10 @@ class Commands(click.Group):
             raise UserError(
                 f"There is no command '{args[0]}'.{nearest(args[0], self.commands)} `polyrl --help` lists them."
             )
+        if "WORLD_SIZE" in os.environ and args and args[0] not in ("train", "resume", *HELP["help_option_names"]):
+            from polyrl.runtime.ranks import refuse
+
+            refuse(f"polyrl {args[0]}")
         return super().resolve_command(ctx, args)
 
 
@@ -365,6 +369,21 @@ def record(runs: tuple[Path, ...], trust_code: bool, **given: Any) -> None:
     record_runs(runs, trust_code=trust_code, **given)
 
 
+@polyrl.command(context_settings=HELP)
+@click.argument("model")
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen at; others need a token")
+@click.option("--port", type=int, default=8600, show_default=True, help="0 takes a free one")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps or auto")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="of forward passes, as in the run")
+@click.option("--threads", type=int, default=1, show_default=True, help="of the processor")
+@click.option("--quiet", is_flag=True, help="do not tell each request")
+def serve(model: str, **given: Any) -> None:
+    """Sample responses for a run on another machine: polyrl serve MODEL there, and train --engine http://... here."""
+    from polyrl.cli.serve import run_server
+
+    run_server(model, **given)
+
+
 @polyrl.command("round-robin", context_settings=HELP)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--prompts", type=int, default=500, show_default=True, help="test prompts, one sampled answer each")
@@ -405,7 +424,13 @@ def main() -> None:
 
         with stopped_by_signals():
             polyrl.main(standalone_mode=False)
+        if "WORLD_SIZE" in os.environ:
+            from polyrl.runtime.ranks import leave
+
+            leave()
     except UserError as error:
+        if told_by_another(error):
+            sys.exit(2)
         _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
-from polyrl.errors import UserError
+from polyrl.errors import NotFinite, UserError
 
 if TYPE_CHECKING:
     from polyrl.core.part import Term
@@ -132,3 +132,30 @@ def written(
         for name, x in found[1].items():
             grad_outputs[name] = grad_outputs[name] + x if name in grad_outputs else x
     return losses, grad_outputs
+
+
+def check_loss(value: float, term: Term, trains: str, context: Context) -> None:
+    """Stop before a step whose loss is not finite; raises `NotFinite` with the culprit's name."""
+    if not math.isfinite(value):
+        raise NotFinite(
+            f"The loss of term '{term.name}' of the model '{trains}' became {value} in iteration "
+            f"{context.iteration}, so the run stopped before the step; lower "
+            f"--{trains.replace('_', '-')}.learning-rate, or look at rewards and observations."
+        )
+
+
+def gradient_norm(gradients: Sequence[Tensor], name: str, context: Context) -> float:
+    """Norm of all of them together, of the model `name`, or of several that are clipped together.
+
+    Raises:
+        NotFinite: it is NaN or infinite.
+    """
+    size = math.hypot(*(float(gradient.norm()) for gradient in gradients))
+    if not math.isfinite(size):
+        whose = f"model '{name}'" if len(gradients) == 1 else "models that are clipped together"
+        option = f"--{name.replace('_', '-')}.learning-rate" if len(gradients) == 1 else "--learning-rate"
+        raise NotFinite(
+            f"The gradient of the {whose} became {size} in iteration {context.iteration}, so "
+            f"the run stopped before the step; lower {option} or the spread of the rewards."
+        )
+    return size

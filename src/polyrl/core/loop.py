@@ -12,32 +12,26 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from polyrl.core.context import Context
 from polyrl.core.means import Means
 from polyrl.core.part import STAGES
 from polyrl.core.recipe import Recipe
+from polyrl.core.resuming import go_back
 from polyrl.core.streams import Observer, collect_streams
 from polyrl.core.throughput import throughput
 from polyrl.errors import Diverged, NotFinite, UserError
 from polyrl.runtime.budget import Spent
-from polyrl.runtime.checkpoint import (
-    checkpoints,
-    iteration_of,
-    load_optimizers,
-    load_stores,
-    prune,
-    read_state,
-    save_checkpoint,
-    tidy,
-)
-from polyrl.runtime.files import WriteError, write_error, writing
+from polyrl.runtime.checkpoint import checkpoints, save_checkpoint
+from polyrl.runtime.files import WriteError, write_error
 from polyrl.runtime.health import Health
 from polyrl.runtime.interrupt import interruptible
 from polyrl.runtime.memory import peak_memory_bytes, reset_peak_memory
 from polyrl.runtime.metric import Metric
 from polyrl.runtime.progress import Progress
+from polyrl.runtime.ranks import all_ranks, parted, present
 from polyrl.runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -116,7 +110,7 @@ class Loop:
             rows.commit()
             context.metrics.update(rows.facts())
         spent = context.metrics
-        took = sum(spent[f"seconds/{s}"] for s in STAGES)
+        took = present().from_first(lambda: sum(spent[f"seconds/{s}"] for s in STAGES))  # a budget may be in seconds
         context.spent.seconds += took
         if context.spent.tokens > before.tokens:
             spent["tokens_per_second"] = (context.spent.tokens - before.tokens) / sampling
@@ -178,7 +172,8 @@ class Loop:
         Raises:
             UserError: the run cannot go on; summary.json says why, and checkpoints hold what was finished.
         """
-        with interruptible() as check_interrupt:
+        with interruptible() as own_interrupt, parted() as ranks:
+            check_interrupt = partial(ranks.interrupted, own_interrupt)
             try:
                 final = self._run(check_interrupt)
             except BaseException:
@@ -304,19 +299,24 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------ checkpoint, resume
 
-    def _names(self) -> dict[str, list[str]]:
+    def names(self) -> dict[str, list[str]]:
+        """Names of the trained parameters, by model."""
         return {model: [name for name, _ in named] for model, named in self.run_state.parameters().items()}
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What tells the checkpoints of this run from those of others."""
         return {"method": self.recipe.name, "seed": self.context.seed, "models": sorted(self.run_state.parameters())}
 
     def _checkpoint(self) -> None:
+        all_ranks().check_equal([p for named in self.run_state.parameters().values() for _, p in named])
+        self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         if not self.folder:
             return
         self.folder.flush()
         state = {
-            **self._identity(),
+            **self.identity(),
             "spent": dataclasses.asdict(self.context.spent),
             "memories": self.context.memories,
             "finished": self.context.finished,
@@ -330,7 +330,7 @@ class Loop:
                 self.context.iteration,
                 state,
                 self.context.optimizer,
-                self._names(),
+                self.names(),
                 self._save,
                 self.context.stores,
                 keep=self.keep_checkpoints,
@@ -354,73 +354,18 @@ class Loop:
         self.context.iteration -= 1
         self.context.spent, self.context.memories, self.context.stores = spent, memories, stores
         self.context.finished = ""  # what did not count ends nothing
-        self._checkpoint()
+        self._write_checkpoint()
 
-    def resume(self) -> int:
-        """Go back to the newest checkpoint of the folder; return its iteration.
+    def resume(self, folder: RunFolder | None = None) -> int:
+        """Go back to the newest checkpoint of the folder; see `polyrl.core.resuming.go_back`.
 
-        A run that was killed before its first checkpoint begins again. What the folder has lost is in `notices`.
-
-        Raises:
-            UserError: there is no usable checkpoint, or a line of the records is damaged.
+        It is this run's; of several processes the first alone writes there from now on.
         """
-        assert self.folder is not None
-        root = self.folder.path / "checkpoints"
-        with writing(root):
-            self.folder.tidy()
-            tidy(root, self.notices.append)
-        records = self.folder.path / "metrics.jsonl"
-        written = max((r["iteration"] for r in self.folder.records()), default=-1)
-        found = checkpoints(root)
-        if not found:
-            if written > 0 or self.folder.read_summary().get("status") == "finished":
-                raise UserError(
-                    f"{self.folder.path} has no checkpoint to go on from; start the run again with --overwrite."
-                )
-            self.notices += [*self.folder.cut_back(-1), "there is no checkpoint yet, so the run begins again"]
-            return 0
-        # where the metrics lost their end, an older checkpoint writes it again
-        newest = next((c for c in reversed(found) if iteration_of(c) <= written), None)
-        if newest is None:
-            raise UserError(
-                f"{records} ends before the oldest checkpoint, {found[0].name}, so what it held is lost; bring it back "
-                "from a copy, or start the run again with --overwrite."
-            )
-        if newest != found[-1]:
-            self.notices.append(f"{records} ends before {found[-1].name}, so the run goes on from {newest.name}")
-        state = read_state(newest)
-        self.run_state.check_readable(newest)
-        for name, mine in self._identity().items():
-            if state.get(name) != mine:
-                raise UserError(
-                    f"The checkpoint {newest} is of another run: its {name} is {state.get(name)}, not {mine}."
-                )
-        self.run_state.load(newest)
-        for rows in self.context.sources.values():
-            rows.load(newest)
-        load_optimizers(newest, self.context.optimizer, self._names())
-        self.context.stores = load_stores(newest)
-        try:
-            self.context.iteration = int(state["iteration"])
-            self.context.spent = Spent(**state["spent"])
-            self.context.memories = state["memories"]
-            self.context.finished = str(state.get("finished", ""))
-            self.seconds, self.start, self.final = state["seconds"], state["start"], state["final"]
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"The state.json of {newest} is damaged; remove it to go on from an older one.") from None
-        self.notices += self.folder.cut_back(self.context.iteration)
-        with writing(root):
-            prune(root, self.keep_checkpoints, newest, self.notices.append)  # a kill may have come before that
-        found_in = []
-        for record in self.folder.records():
-            found_in.append(record["iteration"])
-            if record["iteration"]:
-                self.warnings += [f"iteration {record['iteration']}: {text}" for text in self.health.observe(record)]
-        if lost := sorted(set(range(self.context.iteration + 1)) - set(found_in)):
-            text = f"{records} has no line of iteration {', '.join(map(str, lost[:5]))}{' ...' * (len(lost) > 5)}"
-            self.warnings.append(text)
-            self.notices.append(text)
-        return self.context.iteration
+        folder = folder or self.folder
+        assert folder is not None
+        if all_ranks().first:
+            self.folder = folder
+        return go_back(self, folder)
 
     def _last_summary(self, status: str, error: str | None = None, diverged: bool = False) -> None:
         """Write why the run ended, where the disk allows it."""

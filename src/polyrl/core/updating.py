@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyrl.core.agreement import check_logprob_gap, written
+from polyrl.core.agreement import check_logprob_gap, check_loss, gradient_norm, written
 from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.list_phases import begin, phase_of
 from polyrl.core.means import Means
 from polyrl.core.minibatches import blanked, counted_alone, joined, minibatches_of, put_rows, steps_that_count, units_of
 from polyrl.core.part import Improver, Part, Term
+from polyrl.core.parting import add_gradients, pooled, sums_of_ranks
 from polyrl.core.schedules import schedule_factor
 from polyrl.core.update import (
     Again,
@@ -123,6 +124,7 @@ class _Turn:
         self.passes = 0
         self.waiting: list[Update] = []  # whose gradients are clipped together with those that follow
         self.changed: set[str] = set()  # models that this turn has changed
+        self.parted: set[str] = set()  # whose gradients are of this rank's share of the rows
 
     def take(self, step: Step, number: int) -> None:
         """Run a step if it is due; `number` of them came before it."""
@@ -239,9 +241,12 @@ class _Turn:
         grouped_by = next((term.grouped_by for term in on.terms if term.grouped_by), "")
         self.models.ask_gradients(update.trains, True)
         try:
-            with self.models.passes(
-                update.trains, batch, wants, see.draw, grouped_by, own=counted is not None
-            ) as passes:
+            with (
+                self.models.passes(
+                    update.trains, batch, wants, see.draw, grouped_by, own=counted is not None
+                ) as passes,
+                pooled(self.means, self.context),
+            ):
                 for rows, outputs in passes:
                     micro = batch if rows is None else batch.rows(rows)
                     if counted is not None:
@@ -258,6 +263,8 @@ class _Turn:
                     put_rows(constants, outputs, rows, len(batch))
         finally:
             self.models.ask_gradients(update.trains, False)
+        losses, constants = sums_of_ranks(losses, constants)
+        self.parted.add(update.trains)
         self._add_losses(update, on, losses)
         return self._after(update, on, constants, batch, counted)
 
@@ -402,16 +409,14 @@ class _Turn:
 
     def _add_losses(self, update: Update, on: On, losses: list[float]) -> None:
         for term, value in zip(on.terms, losses, strict=True):
-            if not math.isfinite(value):
-                raise NotFinite(
-                    f"The loss of term '{term.name}' of the model '{update.trains}' became {value} in iteration "
-                    f"{self.context.iteration}, so the run stopped before the step; lower "
-                    f"--{update.trains.replace('_', '-')}.learning-rate, or look at rewards and observations."
-                )
+            check_loss(value, term, update.trains, self.context)
             self.means.add(self.updates.logged(f"loss/{term.name}", term, update.trains), value)
 
     def _step(self, names: list[str], limit: float | None, called: str = "") -> None:
         """A step of each of these models, whose gradients are clipped by one norm."""
+        for name in self.parted & set(names):
+            add_gradients(self.context.optimizer[name])
+        self.parted -= set(names)
         gradients = [gradient for name in names for gradient in self.models.gradients(name)]
         size = self._size(called or names[0], gradients)
         if limit is not None and size > limit:
@@ -437,13 +442,6 @@ class _Turn:
         Raises:
             NotFinite: it is NaN or infinite.
         """
-        size = math.hypot(*(float(gradient.norm()) for gradient in gradients))
-        if not math.isfinite(size):
-            whose = f"model '{name}'" if len(gradients) == 1 else "models that are clipped together"
-            option = f"--{name.replace('_', '-')}.learning-rate" if len(gradients) == 1 else "--learning-rate"
-            raise NotFinite(
-                f"The gradient of the {whose} became {size} in iteration {self.context.iteration}, so "
-                f"the run stopped before the step; lower {option} or the spread of the rewards."
-            )
+        size = gradient_norm(gradients, name, self.context)
         self.means.add(f"grad_norm/{name}", size)
         return size

@@ -14,6 +14,7 @@ from polyrl.core.context import Context
 from polyrl.core.experience import Experience
 from polyrl.core.means import Means
 from polyrl.core.minibatches import blanked, rows_of_units, steps_that_count, units_of
+from polyrl.core.parting import add_gradients, pooled
 from polyrl.core.schedules import Schedule, schedule_factor
 from polyrl.core.special_rows import SpecialRows
 from polyrl.core.update import On, OwnRows
@@ -24,6 +25,7 @@ from polyrl.parts.derivatives import compare_with_autograd
 from polyrl.parts.improve import Averaged, ValueLoss
 from polyrl.parts.score import kl_estimate
 from polyrl.recipe import Improver, Term, hyperparameter
+from polyrl.runtime.ranks import present
 
 if TYPE_CHECKING:
     from polyrl.run_state.base import ClosedForm
@@ -171,6 +173,7 @@ class Optimize(Improver):
                     if bool((batch["weight"] != 0).any()):
                         for on in self.also:
                             self._join(on, means, context)
+                    add_gradients(*context.optimizer.values())
                     self._step(means, context)
             if self.target_kl is not None and means.since("approx_kl", before) > self.target_kl:
                 break
@@ -195,17 +198,18 @@ class Optimize(Improver):
         weights = [term.step_weights(batch) for term in on.terms]
         grouped_by = next((term.grouped_by for term in on.terms if term.grouped_by), "")
         wants, loss = frozenset[str]().union(*(term.wants for term in on.terms)), 0.0
-        for index in state.micro_batches(batch, grouped_by, shared=False):
-            micro = batch.rows(index)
-            outputs, counted = state.outputs(micro, wants), steps_that_count(on.terms, micro)
-            outputs, micro = blanked(outputs, counted), micro.with_fields(**blanked(micro.data, counted))
-            parts = [(t.loss(outputs, micro) * w[index]).sum() for t, w in zip(on.terms, weights, strict=True)]
-            total = torch.stack(parts).sum()
-            total.backward()  # type: ignore[no-untyped-call]
-            loss += total.item()
-        means.add(f"loss/{on.batch.name}", loss, 1.0)
-        if not math.isfinite(loss):
-            self._blame({on.batch.name: loss}, context)
+        with pooled(means, context) as own:
+            for index in present().share(state.micro_batches(batch, grouped_by, shared=False)):
+                micro = batch.rows(index)
+                outputs, counted = state.outputs(micro, wants), steps_that_count(on.terms, micro)
+                outputs, micro = blanked(outputs, counted), micro.with_fields(**blanked(micro.data, counted))
+                parts = [(t.loss(outputs, micro) * w[index]).sum() for t, w in zip(on.terms, weights, strict=True)]
+                total = torch.stack(parts).sum()
+                total.backward()  # type: ignore[no-untyped-call]
+                loss += total.item()
+            own.add(f"loss/{on.batch.name}", loss, float(present().first))
+            if not math.isfinite(loss):
+                self._blame({on.batch.name: loss}, context)
 
     def _minibatches(self, terms: tuple[Term, ...], table: Experience) -> list[_Minibatch]:
         """Runs of `table`'s rows, shuffled steps that all count, with their advantages and weights made ready."""
@@ -289,9 +293,9 @@ class Optimize(Improver):
         wanted = frozenset[str]().union(*(t.wants for t in terms))
         if "logprob" in wanted:
             wanted |= wants & {"entropy"}
-        first = 1.0
-        with context.run_state.updating(batch, wanted) as forward:
-            for index in context.run_state.micro_batches(batch, grouped_by):
+        first = float(present().first)
+        with pooled(means, context) as own_means, context.run_state.updating(batch, wanted) as forward:
+            for index in present().share(context.run_state.micro_batches(batch, grouped_by)):
                 micro, outputs = batch.rows(index), forward(index)
                 counted = steps_that_count(terms, micro)
                 if not bool(counted.all()):
@@ -308,10 +312,10 @@ class Optimize(Improver):
                     own = term.weights(micro) != 0
                     mask = own if losses.dim() == 2 else own.any(1)
                     parts.append(torch.where(mask, weighted, torch.zeros_like(weighted)).sum())
-                self._add_losses(terms, parts, means, first, context)
+                self._add_losses(terms, parts, own_means, first, context)
                 first = 0.0  # an average already, of which every micro-batch adds its part
                 with torch.no_grad():
-                    self._add_statistics(terms, {k: x.detach() for k, x in outputs.items()}, micro, chosen, means)
+                    self._add_statistics(terms, {k: x.detach() for k, x in outputs.items()}, micro, chosen, own_means)
                 torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
 
     def _add_losses(

@@ -19,7 +19,7 @@ from polyrl.kernels.decoder import Decoder
 from polyrl.kernels.decoding import Decoding
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.rollout.cached import Cut, Plain, read_plainly
-from polyrl.rollout.decoding import Rows, decode_rows
+from polyrl.rollout.decoding import Rows, decode_rows, rows_of_this_rank
 from polyrl.rollout.drawing import Sampling
 from polyrl.rollout.language import TransformersEngine
 from polyrl.rollout.words import StopStringTracker
@@ -79,9 +79,13 @@ def shared_texts(texts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]
     return longest, which
 
 
-def _lots(which: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Lots of at most `most` states (at least one), in which the states of one text stay together where they can."""
-    order = sorted(range(len(which)), key=lambda i: (lengths[which[i]], which[i]))
+def _lots(which: Sequence[int], lengths: Sequence[int], most: int, among: Sequence[int]) -> Iterator[list[int]]:
+    """Lots of at most `most` states (at least one), in which the states of one text stay together where they can.
+
+    Of states whose text `which` is `among` some.
+    """
+    here = set(among)
+    order = sorted((i for i in range(len(which)) if which[i] in here), key=lambda i: (lengths[which[i]], which[i]))
     lot: list[int] = []
     start = 0
     while start < len(order):
@@ -167,8 +171,11 @@ def go_on(
     if decoder is None and (not policy.can_share or policy.shares_even_only or policy.changes_rope(longest_text)):
         share = False
     longest, which = shared_texts(texts) if share else (texts, [*range(len(texts))])
+    asks = any(one is not None for one in tool) if isinstance(tool, Sequence) else tool is not None
+    among = rows_of_this_rank(range(len(longest)), asks=asks)
     with policy.autocast() if decoder is None else nullcontext():
-        for lot in _lots(which, [len(text) for text in longest], max(1, engine.rows_at_once(longest_text) // count)):
+        at_once = max(1, engine.rows_at_once(longest_text) // count)
+        for lot in _lots(which, [len(text) for text in longest], at_once, among):
             number = {w: i for i, w in enumerate(dict.fromkeys(which[i] for i in lot))}
             cut = _Beginnings(
                 texts=[longest[w] for w in number],
@@ -186,6 +193,7 @@ def go_on(
                 compact_at=engine.compact_at,
             )
     del decoder  # its copy of the weights
+    rows.join()
     return Experience(rows.found(policy.pad_id)).to("cpu")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from polyrl.kernels.decoding import Decoding
 from polyrl.rollout.cached import Plain
 from polyrl.rollout.drawing import Sampling, draw
 from polyrl.rollout.words import StopStringTracker
+from polyrl.runtime.ranks import present
 
 
 @dataclass
@@ -81,6 +83,10 @@ class Rows:
         if self.forced is not None:
             self.forced[step].index_copy_(0, row, ~chosen)
 
+    def join(self) -> None:
+        """Take in what other processes of the run wrote of their rows, if there are some."""
+        present().add([x for x in (self.token, self.logprob, self.going, self.forced) if x is not None])
+
     def found(self, pad_id: int) -> dict[str, Tensor]:
         """The fields of an `Experience` that sampling makes, cut to the longest response.
 
@@ -110,6 +116,14 @@ class Rows:
             "temperature": self.temperature,
             "ended": ~self.going.gather(0, self.room[None] - 1)[0],
         }
+
+
+def rows_of_this_rank(rows: Sequence[int], *, asks: bool) -> Sequence[int]:
+    """Those that this process of a run decodes; where tools are asked (`asks`), the first process decodes all."""
+    ranks = present()
+    if not asks:
+        return ranks.share(rows)
+    return rows if ranks.first else rows[:0]
 
 
 def decode_rows(

@@ -16,7 +16,7 @@ from polyrl.kernels.decoding import Decoding
 from polyrl.kernels.padding import pad_rows
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.rollout.cached import Plain, read_plainly
-from polyrl.rollout.decoding import Rows, decode_rows
+from polyrl.rollout.decoding import Rows, decode_rows, rows_of_this_rank
 from polyrl.rollout.drawing import Sampling
 from polyrl.rollout.room import ROWS, row_bytes, rows_that_fit
 from polyrl.rollout.words import StopStringTracker
@@ -150,13 +150,16 @@ class TransformersEngine:
         room = torch.full((size,), sampling.max_tokens)
         rows = Rows.new(sampling, greedy, room, generator, heard=words is not None)
         # prompts of similar length share a chunk, so that little padding is read
-        order = sorted(range(size), key=lambda row: len(prompts[row // each]))
+        order = rows_of_this_rank(
+            sorted(range(size), key=lambda row: len(prompts[row // each])),
+            asks=any(tool is not None for tool in of_each),
+        )
         length = max(map(len, prompts)) + sampling.max_tokens
         at_once = self.rows_at_once(length)
         decoder = self.decoder(size, length)
         # around all steps: autocast keeps what it has cast until its outermost context ends
         with policy.autocast() if decoder is None else nullcontext():
-            for start in range(0, size, at_once):
+            for start in range(0, len(order), at_once):
                 chunk = order[start : start + at_once]
                 decode_rows(
                     self._read([tuple(prompts[row // each]) for row in chunk], sampling.max_tokens, decoder),
@@ -167,6 +170,7 @@ class TransformersEngine:
                     compact_at=self.compact_at,
                 )
         del decoder  # its copy of the weights
+        rows.join()
         found = rows.found(policy.pad_id)
         prompt_ids, prompt_mask = pad_rows(prompts, policy.pad_id, "left")
         lengths = found["present"].sum(1).tolist()

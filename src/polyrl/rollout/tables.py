@@ -8,10 +8,8 @@ import torch
 
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
-from polyrl.models.language.policy import LanguagePolicy
 from polyrl.models.language.tables import TablePolicy
 from polyrl.rollout.drawing import Sampling, draw
-from polyrl.rollout.language import Engine, TransformersEngine
 from polyrl.tasks.language.base import Tool
 from polyrl.tasks.language.tables import ENDS
 
@@ -78,8 +76,3 @@ class TableEngine:
             },
             {"completion": texts},
         )
-
-
-def engine_of(policy: LanguagePolicy) -> Engine:
-    """What samples from a policy in the training process."""
-    return TableEngine(policy) if isinstance(policy, TablePolicy) else TransformersEngine(policy)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.models.stored import Named, Stored
+from polyrl.runtime.ranks import present
 
 if TYPE_CHECKING:
     from polyrl.core.context import Context
@@ -113,12 +114,12 @@ class RunState(ABC):
         """What `outputs` gives of all rows `[B, ...]`, without gradients and a micro-batch at a time."""
         found: dict[str, Tensor] = {}
         with self.updating(batch, wants) as forward:
-            for index in self.micro_batches(batch, grouped_by):
+            for index in present().share(self.micro_batches(batch, grouped_by)):
                 for name, values in forward(index).items():
                     if name not in found:
                         found[name] = values.new_zeros((len(batch), *values.shape[1:]))
                     found[name][index] = values
-        return found
+        return present().added(found)
 
     def closed_form(self, wants: Collection[str]) -> ClosedForm | None:
         """Passes without autograd that give these outputs of single steps; None where autograd must do it."""

@@ -326,6 +326,7 @@ def load_run_state(
         critic=critic,
         pair_terms=terms,
         reference=reference,
+        servers=[one.strip() for one in (config.engine or "").split(",") if one.strip()],
     )
     _ask(config, task, run_state.policy)
     return run_state

@@ -14,6 +14,7 @@ from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.run_state.language_evaluation import scores_by_reward, seen_rows, told
 from polyrl.run_state.user_data import UserDataRunState
+from polyrl.runtime.ranks import all_ranks, present
 from polyrl.tasks.language import LanguageTask
 from polyrl.tasks.language.call_policy import CallPolicy
 from polyrl.tasks.language.judge import PreferenceRunner
@@ -36,10 +37,16 @@ class RewardedRunState(UserDataRunState):
         self._context: Context | None = None
         self._logged: tuple[int, dict[str, list[float]]] = (-1, {})
         self._ensembles: dict[int, RewardRunner] = {}
+        self._judge: PreferenceRunner | None = None
         if task.rewards or not (task.fixed_pairs or task.labelled or task.completions):
             self.rewards = RewardRunner(task.rewards, self.calls)
-            self.rewards.start()  # before models are loaded, so that the user's functions' processes hold none
-        self._judge = None if task.preference is None else PreferenceRunner(task.preference, self.calls).start()
+        if task.preference is not None:
+            self._judge = PreferenceRunner(task.preference, self.calls)
+        if all_ranks().first:  # before models are loaded, so that the user's functions' processes hold none
+            if self.rewards is not None:
+                self.rewards.start()
+            if self._judge is not None:
+                self._judge.start()
 
     def prefer(self, experience: Experience, first: Sequence[int], second: Sequence[int]) -> list[float]:
         """Probability that the response in row `first[i]` beats that in row `second[i]`, by the task's preference.
@@ -57,7 +64,8 @@ class RewardedRunState(UserDataRunState):
         winners = experience.rows(first)
         prompts, a = winners.columns["prompt"], winners.columns["completion"]
         b = [experience.columns["completion"][i] for i in second]
-        return self._judge(prompts, a, b, told(winners))
+        judge = self._judge
+        return present().from_first(lambda: judge(prompts, a, b, told(winners)))
 
     def scores(self, experience: Experience) -> Scores:
         """What the rewards say of all responses; raises `UserError` where the run has none."""
@@ -66,8 +74,17 @@ class RewardedRunState(UserDataRunState):
                 "There is no reward, and the data has none by itself; give --reward with file.py:function, a reward "
                 "model's folder, or one of numeric, exact and contains."
             )
+        return self._ask(self.rewards, experience)
+
+    def _ask(self, runner: RewardRunner, experience: Experience) -> Scores:
+        """What rewards say; of several processes the first asks them, and tells the others all but the failures."""
         columns = experience.columns
-        return self.rewards(columns["prompt"], columns["completion"], self._facts(experience), **told(experience))
+        ranks = present()
+
+        def ask() -> Scores:
+            return runner(columns["prompt"], columns["completion"], self._facts(experience), **told(experience))
+
+        return ask() if ranks.alone else Scores.read(ranks.from_first(lambda: ask().plain()))
 
     def begin(self, context: Context) -> None:
         """Know how far the run is, for rewards that ask."""
@@ -102,9 +119,7 @@ class RewardedRunState(UserDataRunState):
         if members not in self._ensembles:
             rewards = self.task.ensemble(members)
             self._ensembles[members] = RewardRunner(rewards, self.calls)
-        columns = experience.columns
-        facts = self._facts(experience)
-        scores = self._ensembles[members](columns["prompt"], columns["completion"], facts, **told(experience))
+        scores = self._ask(self._ensembles[members], experience)
         self._log(scores.logged)
         found = torch.tensor([*scores.parts.values()], dtype=torch.float32).T
         return found.nan_to_num(0.0) if self.calls.on_error == "zero" else found, scores.calls

@@ -27,12 +27,13 @@ from polyrl.models.language.scalar import Critic
 from polyrl.models.language.tables import load_policy
 from polyrl.models.stored import Stored, StoredFile, StoredFolder
 from polyrl.rollout.continuations import go_on, states_of
+from polyrl.rollout.engines import engine_of
 from polyrl.rollout.language import Engine, Sampling, TransformersEngine
-from polyrl.rollout.tables import engine_of
 from polyrl.run_state.language_evaluation import Evaluation, evaluate, seen_rows
 from polyrl.run_state.language_rewards import RewardedRunState
 from polyrl.runtime.files import fingerprint
 from polyrl.runtime.memory import keep_freed_memory
+from polyrl.runtime.ranks import present
 from polyrl.tasks.language import LanguageTask, Row
 from polyrl.tasks.language.base import replayed, reports, sessions
 from polyrl.tasks.language.call_policy import CallPolicy
@@ -73,6 +74,7 @@ class LanguageRunState(RewardedRunState):
         critic: bool | str = False,
         pair_terms: Sequence[Term] = (),
         reference: str | None = None,
+        servers: Sequence[str] = (),
     ):
         if micro_batch_tokens < 1:
             raise UserError(f"micro_batch_tokens must be at least 1, not {micro_batch_tokens}.")
@@ -88,7 +90,8 @@ class LanguageRunState(RewardedRunState):
         self.lora = lora
         self.policy = load_policy(model, device=device, precision=precision, lora=lora)
         self.critic = self._first_critic(critic) if critic else None
-        self.engine: Engine = engine_of(self.policy)
+        self.servers = tuple(servers)
+        self.engine: Engine = engine_of(self.policy, self.servers)
         self._frozen: dict[str, LanguagePolicy] = {}
         self.own: dict[str, OwnModel] = {}  # filled once the models that are given are there
         self.pair_terms = tuple(pair_terms)
@@ -115,7 +118,7 @@ class LanguageRunState(RewardedRunState):
 
     def _act_by(self, policy: LanguagePolicy) -> None:
         if policy is not self.policy:
-            self.policy, self.engine = policy, engine_of(policy)
+            self.policy, self.engine = policy, engine_of(policy, self.servers)
 
     # ------------------------------------------------------------------------------------------ collect and score
 
@@ -145,7 +148,8 @@ class LanguageRunState(RewardedRunState):
         # experience lives in main memory; models take to their device what they read, micro-batch by micro-batch
         batch = batch.to("cpu")
         batch = batch.with_fields(length_limit=torch.full((len(batch),), sampling.max_tokens))
-        return batch.with_columns(prompt=[row["prompt"] for row in answered], **reports(tools)).answering(answered)
+        told = present().from_first(lambda: reports(tools))
+        return batch.with_columns(prompt=[row["prompt"] for row in answered], **told).answering(answered)
 
     def continuations(
         self,
@@ -173,7 +177,8 @@ class LanguageRunState(RewardedRunState):
         texts = [self.policy.decode([*states[i // count].response, *ids[:n]]) for i, (ids, n) in enumerate(added)]
         repeated = [i for i in row.tolist() for _ in range(count)]
         columns = {name: [values[i] for i in repeated] for name, values in experience.columns.items()}
-        batch = batch.with_columns(**{**columns, **reports(tools), "completion": texts})
+        told = present().from_first(lambda: reports(tools))
+        batch = batch.with_columns(**{**columns, **told, "completion": texts})
         return batch.answering([experience.task_rows[i] for i in repeated] if experience.task_rows else ())
 
     def check_rows(self, rows: Sequence[Row], max_tokens: int) -> None:
@@ -325,12 +330,14 @@ class LanguageRunState(RewardedRunState):
         batch = experience.only(READ).rows(trained)
         plan = reader.plan(batch, self.micro_batch_tokens)
         with reader.sharing(plan) as shared:
-            for rows in micro_batches_of(batch, self.micro_batch_tokens, chunk=None if plan is None else plan.chunk):
+            chunk = None if plan is None else plan.chunk
+            for rows in present().share(micro_batches_of(batch, self.micro_batch_tokens, chunk=chunk)):
                 if isinstance(reader, Critic):
                     found = reader.evaluate(batch, rows, shared)
                 else:
                     found = reader.evaluate(batch, want={want}, rows=rows, shared=shared)[want]
                 result[trained[rows]] = found.float().cpu()
+        present().add([result])
         return result
 
     @cached_property

@@ -115,6 +115,9 @@ class RunConfig:
     threads: int = 1
     micro_batch_tokens: int | None = None
     """Padded tokens of a forward pass; none takes 1,024, measured best on a CPU, and 32,768 on a CUDA device."""
+    engine: str | None = None
+    """Addresses of generation servers (`polyrl serve`) that sample the responses, commas between them; none: the run
+    samples itself."""
     eval_prompts: int | None = None
     """Test prompts of an evaluation; none takes the task's."""
     eval_greedy: bool = True

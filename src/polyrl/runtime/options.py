@@ -102,6 +102,7 @@ HOW = (
     Option("precision", "of forward passes  [float32; cuda: bfloat16]"),
     Option("force", "run in bfloat16 though the processor is slow at it"),
     Option("threads", "CPU threads of one run  [1]"),
+    Option("engine", "generation servers that sample, such as http://127.0.0.1:8600  [the run itself]"),
     Option("micro-batch-tokens", "padded tokens at a time: memory, never meaning  [1024; cuda: 32768]"),
     Option("max-tokens", "longest response"),
     Option("eval-prompts", "test prompts of an evaluation  [200]"),

@@ -17,6 +17,7 @@ from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.models.language.rows import micro_batches_of
+from polyrl.runtime.ranks import present
 
 BLOCK = 2**22
 """Numbers in the largest table that is made at once."""
@@ -70,12 +71,13 @@ def hidden_states(policy: LanguagePolicy, experience: Experience, max_tokens: in
     batch = experience.only(READ).rows(trained)
     plan = policy.plan(batch, max_tokens)
     with policy.sharing(plan) as shared, policy.autocast():
-        for rows in micro_batches_of(batch, max_tokens, chunk=None if plan is None else plan.chunk):
+        for rows in present().share(micro_batches_of(batch, max_tokens, chunk=None if plan is None else plan.chunk)):
             where = batch["mask"][rows]
             row, column = where.nonzero(as_tuple=True)
             states = policy._states_before(batch, rows, where.to(policy.device), shared=shared)
             scale = factor / batch["temperature"][rows][row]
             found[trained[rows][row], column] = states.float().cpu() * scale[:, None]
+    present().add([found])
     return found
 
 

@@ -25,6 +25,7 @@ from polyrl.models.language.rows import micro_batches_of
 from polyrl.models.language.scalar import Critic
 from polyrl.models.stored import Named, Stored, StoredFolder
 from polyrl.recipe import hyperparameter
+from polyrl.runtime.ranks import present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +164,17 @@ class LanguageModels(NamedModels):
         *,
         own: bool = False,
     ) -> Iterator[Passes]:
-        """Micro-batches of the rows, each with the outputs that are wanted, `[b, T]`, in main memory."""
+        """Micro-batches of the rows, each with the outputs that are wanted, `[b, T]`, in main memory.
+
+        Of a run of several processes (`runtime.ranks`) those of this process.
+        """
         model = self._models[name]
         plan = model.plan(batch, self.micro_batch_tokens)
         chunk = None if plan is None else plan.chunk
         with model.sharing(plan) as shared:
 
             def run() -> Passes:
-                for rows in micro_batches_of(batch, self.micro_batch_tokens, grouped_by, chunk):
+                for rows in present().share(micro_batches_of(batch, self.micro_batch_tokens, grouped_by, chunk)):
                     if isinstance(model, LanguagePolicy):
                         found = model.evaluate(batch, want=wants, rows=rows, shared=shared)
                     else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polyrl.core.experience import Experience
 from polyrl.kernels.padding import PaddingSide, pad_rows
+from polyrl.runtime.ranks import present
 
 Index = Tensor | Sequence[int]
 
@@ -118,7 +119,8 @@ def micro_batches_of(
 
     Units of several rows count with the tokens of all of them, and one that is longer than `max_tokens` is by itself.
     Where prompts are shared, `chunk` [B] says which rows' prompts are read together: the chunks come one after another,
-    and prompts count for the room of their keys and values.
+    and prompts count for the room of their keys and values. Where a run has several processes, they are so small that
+    each has one.
     """
     prompt, response = experience["prompt_mask"].sum(1), experience["present"].sum(1)
     lengths = prompt + response if chunk is None else (PREFIX_COST * prompt).long() + response
@@ -132,6 +134,8 @@ def micro_batches_of(
     first = torch.full((units,), len(lengths)).scatter_reduce(
         0, unit, torch.zeros_like(unit) if chunk is None else chunk, "amin"
     )
+    if (count := present().count) > 1:  # so that each has something to compute
+        max_tokens = min(max_tokens, -(-int(size.sum()) // count))
     groups = []
     for number in sorted(set(first.tolist())):
         among = (first == number).nonzero()[:, 0]

@@ -48,6 +48,15 @@ class Scores:
     logged: Logged = field(default_factory=Logged)
     """What the user's rewards logged."""
 
+    def plain(self) -> dict[str, Any]:
+        """All but the failures in plain values, which `read` takes."""
+        return {"total": self.total, "parts": self.parts, "calls": self.calls, "logged": vars(self.logged)}
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> Scores:
+        """Scores of what `plain` gave."""
+        return cls(plain["total"], plain["parts"], plain["calls"], logged=Logged(**plain["logged"]))
+
 
 class RewardRunner:
     """Calls reward functions on batches and finds the samples that they fail on.

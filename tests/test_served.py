@@ -1,0 +1,294 @@
+"""Generation servers: the tokens and log-probabilities of the run itself, whatever happens to the server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import Command, child_environment, read_records, timeless
+from polyrl.core.experience import Experience
+from polyrl.errors import UserError
+from polyrl.models.language.folders import LoraSettings
+from polyrl.models.language.policy import LanguagePolicy
+from polyrl.rollout.generation_server import GenerationServer, Generator
+from polyrl.rollout.language import Sampling, TransformersEngine
+from polyrl.rollout.served import ServedEngine
+from polyrl.rollout.wire import packed, unpacked, version_of, weights_of
+
+PROMPTS = [[5, 9, 11], [7, 8], [20, 21, 22, 23], [6, 6, 6], [30]]
+SAMPLING = Sampling(max_tokens=7, temperature=0.9)
+WORDS = ["train", "grpo", "--task", "reverse", "--difficulty", "4", "--budget", "iterations=3", "--evaluations", "1"]
+
+
+@contextmanager
+def served(model: Path, *, token: str = "", port: int = 0) -> Iterator[GenerationServer]:
+    """A server in a thread of this process."""
+    server = GenerationServer(Generator(LanguagePolicy.load(model)), "127.0.0.1", port, token=token)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def place(server: GenerationServer) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+def answered(engine: Any, seed: int = 3, **more: Any) -> Experience:
+    stream = torch.Generator().manual_seed(seed)
+    batch: Experience = engine.generate(PROMPTS, SAMPLING, completions_per_prompt=3, generator=stream, **more)
+    return batch
+
+
+def check_equal(one: Experience, other: Experience, **near: float) -> None:
+    """Every field to the bit, but log-probabilities that other rows were computed beside."""
+    assert sorted(one.fields()) == sorted(other.fields()) and one.columns == other.columns
+    for name in one.fields():
+        assert one[name].dtype == other[name].dtype
+        if name == "behaviour_logprob" and near:
+            torch.testing.assert_close(one[name], other[name], rtol=0, **near)
+        else:
+            assert torch.equal(one[name], other[name]), name
+
+
+def moved(policy: LanguagePolicy) -> None:
+    """Other weights, as an update leaves them."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_server_answers_as_the_run_itself(small_model: Path) -> None:
+    policy = LanguagePolicy.load(small_model)
+    with served(small_model) as server:
+        engine = ServedEngine(policy, [place(server)])
+        check_equal(answered(TransformersEngine(policy)), answered(engine))
+        greedy = {"greedy_baseline": True}
+        check_equal(answered(TransformersEngine(policy), **greedy), answered(engine, **greedy))
+        moved(policy)
+        before = server.generator.state()["version"]
+        check_equal(answered(TransformersEngine(policy)), answered(engine))
+        assert server.generator.state()["version"] == version_of(weights_of(policy)) != before
+
+
+def test_servers_share_the_prompts(small_model: Path) -> None:
+    policy = LanguagePolicy.load(small_model)
+    with served(small_model) as one, served(small_model) as two:
+        both = answered(ServedEngine(policy, [place(one), place(two)]), greedy_baseline=True)
+    check_equal(answered(TransformersEngine(policy), greedy_baseline=True), both, atol=1e-5)
+
+
+def test_adapters_are_added_in(small_model: Path) -> None:
+    policy = LanguagePolicy.load(small_model, lora=LoraSettings(rank=2))
+    moved(policy)
+    with served(small_model) as server:
+        check_equal(answered(TransformersEngine(policy)), answered(ServedEngine(policy, [place(server)])), atol=1e-5)
+
+
+def test_weights_that_others_gave_are_not_answered_by(small_model: Path) -> None:
+    policy, other = LanguagePolicy.load(small_model), LanguagePolicy.load(small_model)
+    moved(other)
+    with served(small_model) as server:
+        engine = ServedEngine(policy, [place(server)])
+        weights, version = weights_of(policy), version_of(weights_of(policy))
+        server.generator.take(weights_of(other))
+        status, said, _ = engine.servers[0].ask(
+            "POST",
+            "/generate",
+            packed(
+                {
+                    "prompts": PROMPTS,
+                    "version": version,
+                    "sampling": {**vars(SAMPLING), "stop": []},
+                    "completions_per_prompt": 1,
+                    "greedy_baseline": False,
+                    "seed": 0,
+                    "skipped": 0,
+                }
+            ),
+        )
+        assert status == 409 and "not " + version in said["error"]
+        check_equal(answered(TransformersEngine(policy)), answered(engine))  # it is given them again
+        taking = server.generator.take
+
+        def others_come_between(given: Any) -> str:
+            taking(given)
+            taking(weights_of(other))
+            return version
+
+        server.generator.take = others_come_between  # type: ignore[method-assign]
+        server.generator.take(weights)
+        with pytest.raises(UserError, match="belongs to one run at a time"):
+            answered(engine)
+
+
+def test_weights_arrive_whole_or_not_at_all(small_model: Path) -> None:
+    policy = LanguagePolicy.load(small_model)
+    generator = Generator(LanguagePolicy.load(small_model))
+    version = generator.state()["version"]
+    moved(policy)
+    weights = weights_of(policy)
+    name = sorted(weights)[0]
+    for wrong in ({k: x for k, x in weights.items() if k != name}, {**weights, name: weights[name][:1]}):
+        with pytest.raises(UserError, match="of another model than the server's") as error:
+            generator.take(wrong)
+        assert name in str(error.value)
+    assert generator.state()["version"] == version == version_of(weights_of(generator.policy))
+
+
+def test_a_version_is_every_bit_of_the_weights(small_model: Path) -> None:
+    weights = {k: x.clone() for k, x in weights_of(LanguagePolicy.load(small_model)).items()}
+    version = version_of(weights)
+    assert version_of(dict(reversed(weights.items()))) == version
+    name = sorted(weights)[-1]
+    weights[name].view(torch.int32).view(-1)[-1] ^= 1
+    assert version_of(weights) != version
+
+
+def test_what_the_server_cannot_do_is_said(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = LanguagePolicy.load(small_model)
+    with served(small_model, token="secret") as server:
+        monkeypatch.delenv("POLYRL_SERVE_TOKEN", raising=False)
+        with pytest.raises(UserError, match="asks for a token; set POLYRL_SERVE_TOKEN"):
+            ServedEngine(policy, [place(server)])
+        monkeypatch.setenv("POLYRL_SERVE_TOKEN", "secret")
+        engine = ServedEngine(policy, [place(server)])
+        with pytest.raises(UserError, match="There is nothing at /nowhere"):
+            engine.servers[0].ask("GET", "/nowhere")
+        with pytest.raises(UserError, match="cannot be read"):
+            engine.servers[0].ask("POST", "/generate", packed({"prompts": [[1]]}))
+        with pytest.raises(UserError, match="no message of polyrl"):
+            engine.servers[0].ask("PUT", "/weights", b"\x01")
+        with pytest.raises(UserError, match="leave --engine away"):
+            answered(engine, tools=_Tool())
+        stream = torch.Generator().manual_seed(0)
+        torch.rand(1, generator=stream)
+        with pytest.raises(ValueError, match="fresh"):
+            engine.generate(PROMPTS, SAMPLING, completions_per_prompt=1, generator=stream)
+    with pytest.raises(UserError, match=r"does not answer .*polyrl serve.*polyrl resume"):
+        ServedEngine(policy, [place(server)], patience=0.1)
+    for address in ("https://127.0.0.1", "127.0.0.1:8600", "http://a/b", "http://"):
+        with pytest.raises(UserError, match="no address of a generation server"):
+            ServedEngine(policy, [address])
+
+
+class _Tool:
+    stop = ")"
+
+    def reply(self, response: str) -> str | None:
+        return None
+
+
+def test_a_server_that_reads_otherwise_is_refused(small_model: Path, taught: Path) -> None:
+    policy = LanguagePolicy.load(small_model)
+    with served(small_model) as server:
+        policy.tokenizer.add_tokens(["new"])
+        with pytest.raises(UserError, match="it has another tokenizer"):
+            ServedEngine(policy, [place(server)])
+        slow = LanguagePolicy.load(small_model, precision="bfloat16")
+        with pytest.raises(UserError, match="computes in float32 and the run in bfloat16"):
+            ServedEngine(slow, [place(server)])
+
+
+def test_messages() -> None:
+    said, tensors = {"a": [1, "ü"]}, {"x": torch.arange(6).view(2, 3), "y": torch.tensor([True])}
+    found, back = unpacked(packed(said, tensors))
+    assert found == said and torch.equal(back["x"], tensors["x"]) and torch.equal(back["y"], tensors["y"])
+    for wrong in (b"", b"\xff" * 40, packed(said, tensors)[:-3], (2).to_bytes(8, "little") + b"[]"):
+        with pytest.raises(UserError, match="no message of polyrl"):
+            unpacked(wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------- whole runs
+
+
+def start_server(model: Path, port: int) -> tuple[subprocess.Popen[str], str]:
+    """`polyrl serve` in a process of its own, and its address."""
+    words = [sys.executable, "-m", "polyrl", "serve", str(model), "--port", str(port), "--device", "cpu"]
+    process = subprocess.Popen(words, env=child_environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    return process, said.split("--engine ")[1].strip()
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that samples itself."""
+    from polyrl import train
+
+    out = tmp_path_factory.mktemp("alone") / "run"
+    train(
+        "grpo",
+        task="reverse",
+        difficulty=4,
+        budget="iterations=3",
+        evaluations=1,
+        model=small_model,
+        out=out,
+        quiet=True,
+    )
+    return out
+
+
+def test_a_run_comes_to_the_same_bits_though_its_server_is_killed(
+    small_model: Path, alone: Path, tmp_path: Path, polyrl: Command
+) -> None:
+    process, address = start_server(small_model, 0)
+    port, again = int(address.rpartition(":")[2]), list[subprocess.Popen[str]]()
+
+    def kill_and_start() -> None:
+        assert process.stdout is not None
+        while "POST /generate" not in process.stdout.readline():
+            pass
+        process.kill()
+        process.wait()
+        time.sleep(0.3)
+        again.append(start_server(small_model, port)[0])
+
+    thread = threading.Thread(target=kill_and_start)
+    thread.start()
+    out = tmp_path / "run"
+    done = polyrl(*WORDS, "--model", small_model, "--engine", address, "--out", out, "--quiet")
+    thread.join()
+    for server in again:
+        server.terminate()
+        server.communicate(timeout=30)
+    assert done.code == 0, done.err
+    assert timeless(read_records(out)) == timeless(read_records(alone))
+    ours, theirs = weights(out), weights(alone)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert max(r.get("logprob_gap", 0.0) for r in read_records(out)) < 1e-4
+
+
+def test_what_the_command_line_refuses(small_model: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POLYRL_SERVE_TOKEN", raising=False)
+    done = polyrl("serve", small_model, "--host", "0.0.0.0")
+    assert done.code == 2 and "set POLYRL_SERVE_TOKEN to a secret" in done.err
+    done = polyrl("serve", small_model, "--port", 99999)
+    assert done.code == 2 and "choose another --host or --port" in done.err
+    done = polyrl("serve", small_model, "--threads", 0)
+    assert done.code == 2 and "--threads is 0" in done.err
+    done = polyrl("compare", "grpo", "--task", "reverse", "--engine", "http://127.0.0.1:1", "--out", "x")
+    assert done.code == 2 and "one run at a time" in done.err
+    done = polyrl("train", "ppo", "--task", "CartPole-v1", "--engine", "http://127.0.0.1:1")
+    assert done.code == 2 and "--engine" in done.err
+    done = polyrl("train", "hypo", "--task", "garbage-tail", "--engine", "http://127.0.0.1:1")
+    assert done.code == 2 and "--engine" in done.err
