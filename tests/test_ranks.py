@@ -168,7 +168,7 @@ def test_a_process_is_killed_and_the_run_goes_on_with_any_number(small_model: Pa
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert ended(started(1, command(small_model, whole, 24)))[0][0] == 0
     processes = started(2, command(small_model, broken, 24))
-    while not (broken / "checkpoints" / "00000002").exists() and processes[0].poll() is None:
+    while not (broken / "checkpoints" / "iteration-000002").exists() and processes[0].poll() is None:
         time.sleep(0.02)
     processes[1].kill()
     (code, _, said), _ = ended(processes)
