@@ -28,7 +28,9 @@ from polyrl.errors import NotFinite, UserError, told_by_another
 from polyrl.pretrain.tiny import build_tiny
 from polyrl.runtime import ranks
 from polyrl.runtime.ranks import Ranks
+from polyrl.tasks import built_in
 from test_composition import BASES, PREFERENCE, SIZE, SMALL_BATCH, SMALL_TASKS
+from test_docs import blocks
 
 DRIVER = Path(__file__).with_name("rank_runs.py")
 MORE: dict[str, dict[str, Any]] = {
@@ -39,7 +41,7 @@ MORE: dict[str, dict[str, Any]] = {
     "ppo+capo": {"task": "reverse(difficulty=4)"},
     "grpo+reference-kl": {"task": "reverse(difficulty=4)"},
     "hypo+tgdpo": {},
-    "dpo of tables": {"method": "dpo", "task": "garbage-tail(states=4)", "model": None},
+    "dpo of tables": {"method": "dpo", "task": "garbage-tail(pairs=64)", "model": None},
 }
 """Runs beside those of every method: compositions, models of other kinds, answers that are tables."""
 WITH_CONTEXT = ("loop-agents", "otc-po", "adacot")
@@ -52,7 +54,8 @@ def wanted(name: str, model: Path, roomy: Path) -> dict[str, Any]:
     info = catalogue.methods()[method.partition("+")[0]]
     known = {k.rpartition(".")[2] for k in catalogue.build(method, domain="language").hyperparameters()}
     settings = {**SMALL_BATCH, "prompts_per_step": 12}  # of a few prompts none may be answered right: then all is noise
-    task = "reverse(difficulty=4)" if info.task in ("", "addition") else SMALL_TASKS.get(info.task, info.task)
+    plain = info.task in ("", "addition") or info.task not in built_in("language")
+    task = "reverse(difficulty=4)" if plain else SMALL_TASKS.get(info.task, info.task)
     return {
         "method": method,
         "task": task,
@@ -130,7 +133,20 @@ def test_two_processes_come_to_the_numbers_of_one(name: str, found: Callable[[st
 
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
-RUN = ["-m", "polyrl", "train", "grpo", "--task", "reverse", "--difficulty", "4", "--eval-prompts", "8"]
+RUN = [
+    "-m",
+    "polyrl",
+    "train",
+    "grpo",
+    "--task",
+    "reverse",
+    "--difficulty",
+    "4",
+    "--eval-prompts",
+    "8",
+    "--prompts-per-step",
+    "2",
+]
 
 
 def command(model: Path, out: Path, iterations: int, *more: object) -> list[str]:
@@ -151,15 +167,17 @@ def check_alike(run: Path, other: Path) -> None:
 
 def test_a_process_is_killed_and_the_run_goes_on_with_any_number(small_model: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert ended(started(1, command(small_model, whole, 8)))[0][0] == 0
-    processes = started(2, command(small_model, broken, 8))
-    while not (broken / "checkpoints" / "00000002").exists() and processes[0].poll() is None:
+    assert ended(started(1, command(small_model, whole, 24)))[0][0] == 0
+    processes = started(2, command(small_model, broken, 24))
+    while not (broken / "checkpoints" / "iteration-000002").exists() and processes[0].poll() is None:
         time.sleep(0.02)
     processes[1].kill()
     (code, _, said), _ = ended(processes)
     assert code == 2 and "Another process of this run has ended" in said and "polyrl resume" in said
-    assert "Traceback" not in said and 2 <= read_records(broken)[-1]["iteration"] < 8
-    stop_at = 5  # two processes have begun it, one goes on, and two come to the end
+    assert "Traceback" not in said and 2 <= read_records(broken)[-1]["iteration"] < 24
+    stop_at = (
+        read_records(broken)[-1]["iteration"] + 3
+    )  # two processes have begun it, one goes on, and two come to the end
     one = started(1, ["-m", "polyrl", "resume", str(broken), "--quiet"])[0]
     while read_records(broken)[-1]["iteration"] < stop_at and one.poll() is None:
         time.sleep(0.02)
@@ -171,6 +189,19 @@ def test_a_process_is_killed_and_the_run_goes_on_with_any_number(small_model: Pa
     assert json.loads((broken / "summary.json").read_text(encoding="utf-8"))["status"] == "finished"
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (whole, broken))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+def test_the_commands_of_the_page(small_model: Path, tmp_path: Path) -> None:
+    shown = [line[2:].split() for block in blocks("scaling.md", "console") for line in block.splitlines()]
+    first = next(words for words in shown if words[0] == "torchrun")
+    again = next(words for words in shown if words[:3] == ["polyrl", "resume", "runs/two"])
+    small = ["--model", str(small_model), "--difficulty", "4", "--budget", "iterations=2", "--eval-prompts", "8"]
+    for words in (["torch.distributed.run", *first[1:], *small], again):
+        told = [sys.executable, "-m", *words]
+        done = subprocess.run(told, cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert "is finished" in done.stdout
+    assert [record["iteration"] for record in read_records(tmp_path / "runs" / "two")] == [0, 1, 2]
 
 
 REWARD = """

@@ -24,9 +24,13 @@ SCRIPTS = {
 
 
 def commands() -> list[str]:
-    """All but those that ask for a cluster, which are given in test_ray.py."""
+    """All of runs and plans; those that ask for a cluster, for several processes or for a server are given elsewhere.
+
+    That is in test_ray.py, test_ranks.py and test_served.py.
+    """
     shown = [line[2:] for block in blocks("scaling.md", "console") for line in block.splitlines()]
-    return [command for command in shown if "--executor ray" not in command]
+    elsewhere = ("--executor ray", "torchrun", "runs/two", "serve ", "--engine")
+    return [command for command in shown if not any(word in command for word in elsewhere)]
 
 
 def toy(command: str) -> str:

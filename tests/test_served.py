@@ -24,6 +24,7 @@ from polyrl.rollout.generation_server import GenerationServer, Generator
 from polyrl.rollout.language import Sampling, TransformersEngine
 from polyrl.rollout.served import ServedEngine
 from polyrl.rollout.wire import packed, unpacked, version_of, weights_of
+from test_docs import blocks
 
 PROMPTS = [[5, 9, 11], [7, 8], [20, 21, 22, 23], [6, 6, 6], [30]]
 SAMPLING = Sampling(max_tokens=7, temperature=0.9)
@@ -276,6 +277,21 @@ def test_a_run_comes_to_the_same_bits_though_its_server_is_killed(
     ours, theirs = weights(out), weights(alone)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert max(r.get("logprob_gap", 0.0) for r in read_records(out)) < 1e-4
+
+
+def test_the_commands_of_the_page(small_model: Path, tmp_path: Path, polyrl: Command) -> None:
+    shown = [line[2:].split() for block in blocks("scaling.md", "console") for line in block.splitlines()]
+    serving, training = (next(words for words in shown if word in words) for word in ("serve", "--engine"))
+    assert serving[:2] == ["polyrl", "serve"] and serving[-2:] == ["--port", "8600"]
+    assert training[-1] == "http://127.0.0.1:8600" and serving[2] in training
+    process, address = start_server(small_model, 0)
+    words = [str(small_model) if word == serving[2] else word for word in training[1:-1]]
+    done = polyrl(
+        *words, address, "--difficulty", 4, "--budget", "iterations=1", "--eval-prompts", 8, "--out", tmp_path / "run"
+    )
+    process.terminate()
+    process.communicate(timeout=30)
+    assert done.code == 0, done.err
 
 
 def test_what_the_command_line_refuses(small_model: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:

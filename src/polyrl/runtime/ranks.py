@@ -232,7 +232,8 @@ def _heard() -> Iterator[None]:
             f"Another process of this run has ended ({str(error).splitlines()[0][:120]}); its own message says why. "
             "`polyrl resume` goes on from the newest checkpoint, with any number of processes."
         )
-        gone.add_note(TOLD)
+        if not _Process.ranks.first:  # which says it for all that are left
+            gone.add_note(TOLD)
         raise gone from None
 
 
