@@ -244,6 +244,16 @@ def check_domain(recipe: Recipe, task: str, domain: str) -> None:
             )
 
 
+def check_asked(recipe: Recipe) -> None:
+    """Refuse parts that ask for what is not there: models by name, or an environment for what they do not need.
+
+    Raises:
+        UserError: names the part, and what it asks for.
+    """
+    check_models(recipe)
+    check_told(recipe)
+
+
 def check_models(recipe: Recipe) -> None:
     """Refuse a part of a stage that reads a model which is not there; those of updates are checked with them.
 

@@ -400,11 +400,10 @@ class Recipe:
             if not self.updates:
                 raise UserError(f"{self.name}: the stream '{name}' is read by updates, and it has no list of them.")
             given[name] = self.of_stream(name)._checked_stages(providers)
-        from polyrl.core.checking import check_models, check_terms, check_told, check_updates
+        from polyrl.core.checking import check_asked, check_terms, check_updates
 
         own_fields(map(type, self.parts()))
-        check_models(self)
-        check_told(self)
+        check_asked(self)
         for entry in (*self.models.values(), *self.sources.values(), *self.also_judged.values()):
             entry.check_within(self)
         check_terms(self)
