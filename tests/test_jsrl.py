@@ -200,7 +200,7 @@ def test_a_guides_actions_go_onto_those_of_a_learner_between_bounds() -> None:
     space = spaces.Box(np.float32([-1, 2, 3]), np.float32([3, 4, 3]))
     guide, learner = RandomActor(space), RandomActor(space)
     guide.execute = None  # one whose actions are the environment's own
-    found = translation(space, guide, learner)(np.float32([[0, 9, 3], [3, 2, 3]]))
+    found = translation(space, guide, learner)(np.array([[0, 9, 3], [3, 2, 3]], np.float32))
     assert found.tolist() == [[-0.5, 1, 0], [1, -1, 0]] and found.dtype == np.float32
     assert learner.execute is not None and learner.execute(found).tolist() == [[0, 4, 3], [3, 2, 3]]
 
