@@ -3892,7 +3892,7 @@ GROUPS: list[Group] = [
         "test_served.py -k 'not killed'",
         [
             (
-                "found.update(memoryview(x.reshape(-1).view(torch.uint8).numpy()))",
+                "found.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())",
                 "found.update(str(float(x.sum())).encode())",
             ),
             ("for name in sorted(weights):", "for name in weights:"),

@@ -125,7 +125,7 @@ def solve_posed(run_state: CombinatorialRunState, path: Path, posed: Posed, into
     for name, (solution, seconds) in found.items():
         worth = posed.worth(solution)
         gap = "" if not known else f"{100 * abs(worth / known - 1):.2f}%"
-        better = bool(known) and (worth > known if posed.maximizes else worth < known) and gap != "0.00%"
+        better = known is not None and gap not in ("", "0.00%") and (worth > known) is posed.maximizes
         table.add_row(name, f"{worth:.12g}", f"better by {gap}" if better else gap, f"{seconds:.2f}")
     if known is not None:
         table.add_row(Text("best known", "dim"), Text(f"{known:.12g}", "dim"), "", "")

@@ -63,7 +63,7 @@ def version_of(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         x = weights[name].contiguous()
         found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        found.update(memoryview(x.reshape(-1).view(torch.uint8).numpy()))
+        found.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -110,7 +110,7 @@ class GuidedEnvironments(StepEnvironments):
         Raises:
             UserError: the environment or the adviser does not fit.
         """
-        advisable(task)
+        actions = advisable(task)
         environment = task.probe
         describe = getattr(environment, "describe", None)
         if describe is None:
@@ -123,10 +123,8 @@ class GuidedEnvironments(StepEnvironments):
         else:
             raise UserError(f"There is no built-in adviser for {task.name}; give one with --adviser FOLDER.")
         found = Adviser.load(folder)
-        if found.actions != task.actions.space.n:
-            raise UserError(
-                f"The adviser {folder} knows {found.actions} actions and {task.name} has {task.actions.space.n}."
-            )
+        if found.actions != actions:
+            raise UserError(f"The adviser {folder} knows {found.actions} actions and {task.name} has {actions}.")
         passes = 0 if self.shaper == "uncalibrated" else self.dropout_passes
         return UncertainAdvice(found, describe, self.weigher(0.0), passes, seed)
 
@@ -163,14 +161,15 @@ class GuidedEnvironments(StepEnvironments):
         return batch
 
 
-def advisable(task: ControlTask) -> None:
-    """Refuse actions that no advice can be on.
+def advisable(task: ControlTask) -> int:
+    """How many actions there are that advice can be on.
 
     Raises:
         UserError: they are not a few.
     """
     if not isinstance(task.actions.space, spaces.Discrete):
         raise UserError(f"Advice is on one of a few actions, and {task.name} does not have Discrete actions.")
+    return int(task.actions.space.n)
 
 
 def teaching_grid(grid: UnlockGrid) -> UnlockGrid:
