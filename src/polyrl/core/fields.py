@@ -69,9 +69,6 @@ FIELDS: dict[str, Field] = {
     "state": Field("[B, T]", "int64", "index", "state of a finite MDP before each step (theory)"),
     "next_state": Field("[B, T]", "int64", "index", "state of a finite MDP after each step (theory)"),
     "nodes": Field("[B, 1, N, F]", "float32", "task's own", "what is known of each node of the instance (operations)"),
-    "costs": Field(
-        "[B, 1, N, N]", "float32", "task's own", "of the way from each node to each other, where not told by the nodes"
-    ),
     "node_mask": Field("[B, 1, N]", "bool", "-", "which nodes there are; the others are padding (operations)"),
     "here": Field("[B, T]", "int64", "index", "the node where one is before each step (operations)"),
     "end": Field("[B, T]", "int64", "index", "the node where one is to end (operations)"),

@@ -16,7 +16,7 @@ SPREAD = 8.0
 
 
 def nearest_prizes(away: Tensor, prize: Tensor, longest: Tensor, end: Tensor) -> Tensor:
-    """Go to the place of the most prize for its distance from which the end can be reached in time."""
+    """Go to the place of the most prize for its distance from which the end can be reached in time, `[B, N - 1]`."""
     size, count = prize.shape
     at = torch.arange(size)
     home = away[at, end]
@@ -36,7 +36,7 @@ def nearest_prizes(away: Tensor, prize: Tensor, longest: Tensor, end: Tensor) ->
 
 
 def ruined_and_recreated(away: Tensor, prize: Tensor, longest: Tensor, end: Tensor, rounds: int, seed: int) -> Tensor:
-    """Put places in where they cost little for their prize; then take some out and put others in, `rounds` times.
+    """Routes `[B, N - 1]`: put places in that cost little for their prize; take some out, put others in, `rounds` times.
 
     What is kept has more prizes than before, or as many on a shorter way (ruin and recreate: Schrimpf et al. 2000,
     doi:10.1006/jcph.1999.6413). The first way is built without chance.
