@@ -36,7 +36,7 @@ def nearest_prizes(away: Tensor, prize: Tensor, longest: Tensor, end: Tensor) ->
 
 
 def ruined_and_recreated(away: Tensor, prize: Tensor, longest: Tensor, end: Tensor, rounds: int, seed: int) -> Tensor:
-    """Routes `[B, N - 1]`: put places in that cost little for their prize; take some out, put others in, `rounds` times.
+    """Routes `[B, N - 1]`: put places in that cost little for their prize; take some out, others in, `rounds` times.
 
     What is kept has more prizes than before, or as many on a shorter way (ruin and recreate: Schrimpf et al. 2000,
     doi:10.1006/jcph.1999.6413). The first way is built without chance.
