@@ -120,17 +120,8 @@ def compare(
     asked = read_command(names, rest, ctx, given, several=True)
     from polyrl.comparison import run_comparison
 
-    run_comparison(
-        list(names),
-        asked.config,
-        chosen,
-        out,
-        executor=executor,
-        workers=workers,
-        quiet=quiet,
-        overwrite=overwrite,
-        recipes=asked.recipes,
-    )
+    how: dict[str, Any] = {"executor": executor, "workers": workers, "quiet": quiet, "overwrite": overwrite}
+    run_comparison(list(names), asked.config, chosen, out, recipes=asked.recipes, **how)
 
 
 @polyrl.command(context_settings=HELP)
