@@ -145,7 +145,7 @@ def check_loss(value: float, term: Term, trains: str, context: Context) -> None:
 
 
 def gradient_norm(gradients: Sequence[Tensor], name: str, context: Context) -> float:
-    """Norm of all of them together, of the model `name`, or of several that are clipped together.
+    """Norm of all gradients `[...]` together, of the model `name`, or of several that are clipped together.
 
     Raises:
         NotFinite: it is NaN or infinite.

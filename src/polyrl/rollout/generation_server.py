@@ -57,7 +57,7 @@ class Generator:
         }
 
     def take(self, weights: Mapping[str, Tensor]) -> str:
-        """Take new weights, all of them or none; return their version.
+        """Take new weights, of any shape, all of them or none; return their version.
 
         Raises:
             UserError: they are of another model.
@@ -77,7 +77,7 @@ class Generator:
             return self._version
 
     def generate(self, asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Answer prompts; texts, and the fields of `RESPONSES`.
+        """Answer prompts: the version and texts, and the fields of `RESPONSES`, `[B]` or `[B, T]`.
 
         Raises:
             Stale: the weights are not of the version that is asked for.

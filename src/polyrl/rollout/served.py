@@ -51,7 +51,7 @@ class Server:
         self.host, self.port = parts.hostname, parts.port or 80
 
     def ask(self, how: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any], dict[str, Tensor]]:
-        """Status, values and tensors of the answer; a server that is away is waited for.
+        """Status, values and tensors of any shape of the answer; a server that is away is waited for.
 
         Raises:
             UserError: it stays away.
@@ -89,7 +89,7 @@ class Server:
     def generate(
         self, asked: dict[str, Any], weights: dict[str, Tensor], version: str
     ) -> tuple[list[str], dict[str, Tensor]]:
-        """Texts and fields of responses to what is asked, by these weights.
+        """Texts and fields, `[B]` or `[B, T]`, of responses to what is asked, by these weights.
 
         Raises:
             UserError: the server cannot, or others give it weights of their own all the time.

@@ -26,13 +26,13 @@ FORM = 1
 
 
 def packed(said: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> bytes:
-    """A message."""
+    """A message; tensors of any shape."""
     text = json.dumps(said).encode()
     return len(text).to_bytes(8, "little") + text + save({k: x.contiguous() for k, x in (tensors or {}).items()})
 
 
 def unpacked(message: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `packed` took.
+    """What `packed` took, tensors of any shape.
 
     Raises:
         UserError: it is no message.
@@ -50,7 +50,7 @@ def unpacked(message: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def weights_of(policy: LanguagePolicy) -> dict[str, Tensor]:
-    """The weights that a policy acts by, in main memory, by the model's own names; adapters are added in."""
+    """The weights that a policy acts by, of any shape, in main memory, by the model's names; adapters are added in."""
     model: Any = policy.model
     if is_lora(model):
         model = copy.deepcopy(model).merge_and_unload()

@@ -68,7 +68,7 @@ class Ranks:
         return items[start : start + size + (self.number < more)]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors, whose shapes are the same on every rank, by their sums over all ranks, in place."""
+        """Replace tensors, each of one shape `[...]` on every rank, by their sums over all ranks, in place."""
         if self.alone:
             return
         from torch import distributed
@@ -87,7 +87,7 @@ class Ranks:
                 start += tensor.numel()
 
     def added(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over all ranks of tensors by name; what a rank lacks, because its share was empty, counts as zeros."""
+        """Sums over all ranks of tensors `[...]` by name; what a rank lacks, its share being empty, counts as zeros."""
         if self.alone:
             return dict(named)
         told = self.gathered({name: [[*x.shape], str(x.dtype).removeprefix("torch.")] for name, x in named.items()})
@@ -187,7 +187,7 @@ class Ranks:
             raise KeyboardInterrupt
 
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Sum the gradients of shares of one minibatch; a parameter that had none on any rank has none."""
+        """Sum the gradients `[...]` of shares of one minibatch; a parameter that had none on any rank has none."""
         if self.alone:
             return
         having = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
@@ -202,7 +202,7 @@ class Ranks:
         self.add(found)
 
     def check_equal(self, parameters: Collection[Tensor]) -> None:
-        """Stop a run whose ranks no longer hold the same weights: some computation differs among their machines.
+        """Stop a run whose ranks no longer hold the same weights `[...]`: some computation differs among their machines.
 
         Raises:
             UserError: they differ.
