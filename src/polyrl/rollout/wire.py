@@ -58,7 +58,7 @@ def weights_of(policy: LanguagePolicy) -> dict[str, Tensor]:
 
 
 def version_of(weights: Mapping[str, Tensor]) -> str:
-    """What tells weights from others: a hash of names, shapes and all their bits."""
+    """What tells weights, of any shape, from others: a hash of names, shapes and all their bits."""
     found = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
         x = weights[name].contiguous()

@@ -202,7 +202,7 @@ class Ranks:
         self.add(found)
 
     def check_equal(self, parameters: Collection[Tensor]) -> None:
-        """Stop a run whose ranks no longer hold the same weights `[...]`: some computation differs among their machines.
+        """Stop a run whose ranks no longer hold the same weights `[...]`: something is computed otherwise on one.
 
         Raises:
             UserError: they differ.
