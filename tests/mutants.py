@@ -2502,7 +2502,6 @@ GROUPS: list[Group] = [
             ("evaluate=context.over or", "evaluate=share >= 1 or"),
             ("due = context.over or", "due = share >= 1 or"),
             ("            if context.finished:\n                break\n", ""),
-            ('str(state.get("finished", ""))', '""'),
             ('self.context.finished = ""  # what', "# what"),
         ],
     ),
@@ -2596,6 +2595,11 @@ GROUPS: list[Group] = [
             ("loop.notices += folder.cut_back(loop.context.iteration)", "pass"),
             ("loop.run_state.load(newest)", "pass"),
         ],
+    ),
+    Group(
+        "core/resuming.py",
+        "test_finishing.py",
+        [('str(state.get("finished", ""))', '""')],
     ),
     Group(
         "core/resuming.py",
@@ -3852,6 +3856,12 @@ GROUPS: list[Group] = [
             ("if any(told != sums for told in self.gathered(sums)):", "if False:"),
             ("json.dumps(made)", "pass"),
             ("other.add_note(TOLD)", "pass"),
+        ],
+    ),
+    Group(
+        "runtime/torchrun.py",
+        "test_ranks.py -k 'parts_nothing'",
+        [
             ('return int(os.environ["WORLD_SIZE"]) if named else 1', 'return int(os.environ.get("WORLD_SIZE", 1))'),
         ],
     ),

@@ -26,7 +26,7 @@ from polyrl.core.means import Means
 from polyrl.core.parting import pooled
 from polyrl.errors import NotFinite, UserError, told_by_another
 from polyrl.pretrain.tiny import build_tiny
-from polyrl.runtime import ranks
+from polyrl.runtime import ranks, torchrun
 from polyrl.runtime.ranks import Ranks
 from polyrl.tasks import built_in
 from test_composition import BASES, PREFERENCE, SIZE, SMALL_BATCH, SMALL_TASKS
@@ -307,7 +307,7 @@ def test_what_is_logged_is_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> 
 def test_one_process_parts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    assert ranks.asked() == 1 and ranks.join().alone and ranks.present().alone
+    assert torchrun.asked() == 1 and ranks.join().alone and ranks.present().alone
     monkeypatch.setenv("WORLD_SIZE", "8")  # of somebody else: without an address nobody can be met
-    assert ranks.asked() == 1
-    ranks.refuse("anything")
+    assert torchrun.asked() == 1
+    torchrun.refuse("anything")

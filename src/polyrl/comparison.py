@@ -35,9 +35,9 @@ from polyrl.runtime.files import LONGEST_NAME, writing
 from polyrl.runtime.interrupt import stopped_by_signals
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.metric import Metric
-from polyrl.runtime.ranks import refuse
 from polyrl.runtime.run_folder import RunFolder
 from polyrl.runtime.terminal import Terminal
+from polyrl.runtime.torchrun import refuse
 
 if TYPE_CHECKING:
     from polyrl.core.loop import Loop

@@ -30,8 +30,8 @@ from polyrl.runtime.files import read_yaml, short_name, write_atomically, writin
 from polyrl.runtime.lock import FolderLock
 from polyrl.runtime.options import by_name
 from polyrl.runtime.progress import Progress
-from polyrl.runtime.ranks import refuse
 from polyrl.runtime.run_folder import PHASES, RunFolder, check_place, provenance
+from polyrl.runtime.torchrun import refuse
 from polyrl.settings import american
 from polyrl.tasks import domain_of
 

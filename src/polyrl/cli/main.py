@@ -51,7 +51,7 @@ class Commands(click.Group):
                 f"There is no command '{args[0]}'.{nearest(args[0], self.commands)} `polyrl --help` lists them."
             )
         if "WORLD_SIZE" in os.environ and args and args[0] not in ("train", "resume", *HELP["help_option_names"]):
-            from polyrl.runtime.ranks import refuse
+            from polyrl.runtime.torchrun import refuse
 
             refuse(f"polyrl {args[0]}")
         return super().resolve_command(ctx, args)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from polyrl.errors import TOLD, Diverged, NotFinite, UserError
 from polyrl.runtime.interrupt import be_worker
+from polyrl.runtime.torchrun import asked
 
 T = TypeVar("T")
 
@@ -242,20 +243,6 @@ class _Process:
 
     ranks = Ranks()
     parted = False
-
-
-def asked() -> int:
-    """How many processes torchrun started; 1 where it started none."""
-    named = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
-    return int(os.environ["WORLD_SIZE"]) if named else 1
-
-
-def refuse(what: str) -> None:
-    """Refuse under torchrun what is no single run; raises `UserError`."""
-    if asked() > 1:
-        raise UserError(
-            f"torchrun started {asked()} processes for one training run, and {what} is none; start it without torchrun."
-        )
 
 
 def join() -> Ranks:
