@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)
 """How long a rank waits for another, which may be asking a slow reward; one that died is noticed at once."""
+DTYPES = {str(kind): kind for kind in (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool)}
+"""Of fields and outputs, by name."""
 KINDS: tuple[type[UserError], ...] = (Diverged, NotFinite, UserError)
 """Errors that one rank tells the others of, the narrowest first."""
 
@@ -91,10 +93,10 @@ class Ranks:
         """Sums over all ranks of tensors `[...]` by name; what a rank lacks, its share being empty, counts as zeros."""
         if self.alone:
             return dict(named)
-        told = self.gathered({name: [[*x.shape], str(x.dtype).removeprefix("torch.")] for name, x in named.items()})
+        told = self.gathered({name: [[*x.shape], str(x.dtype)] for name, x in named.items()})
         shapes = {name: shape for one in told for name, shape in one.items()}
         found = {
-            name: named[name] if name in named else torch.zeros(shape, dtype=getattr(torch, dtype))
+            name: named[name] if name in named else torch.zeros(shape, dtype=DTYPES[dtype])
             for name, (shape, dtype) in sorted(shapes.items())
         }
         self.add([*found.values()])
