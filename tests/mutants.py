@@ -2423,7 +2423,7 @@ GROUPS: list[Group] = [
     ),
     Group(
         "tasks/theory/solving.py",
-        "test_finite_mdps.py",
+        "test_finite_mdps.py test_exact_oracles.py",
         [
             ("reward[h] + _expected(transition[h], steps[-1])", "_expected(transition[h], steps[-1])"),
             (
@@ -3907,6 +3907,16 @@ GROUPS: list[Group] = [
             ),
             ("for name in sorted(weights):", "for name in weights:"),
             ("model = copy.deepcopy(model).merge_and_unload()", "model = copy.deepcopy(model).unload()"),
+        ],
+    ),
+    Group(
+        "tasks/theory/solving.py",
+        "test_finite_mdps.py -k 'reach or ladder'",
+        [
+            ("reach).max(1).values\n        found[last]", "reach).mean(1)\n        found[last]"),
+            ("for h in range(last - 1, -1, -1):\n            reach", "for h in range(last):\n            reach"),
+            ("initial).sum(-1).max())", "initial).sum(-1).min())"),
+            ("met = most > 0", "met = most > 0.5"),
         ],
     ),
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyrl.errors import UserError
 from polyrl.tasks.theory import solving, task
+from polyrl.tasks.theory.agnostic import Ladder
 from polyrl.tasks.theory.families import CombinationLock, HoleGrid, RiverSwim
 from polyrl.tasks.theory.finite import FiniteMDP, FiniteTask, thresholds
 
@@ -112,6 +113,30 @@ def test_occupancies_are_probabilities_and_give_the_value() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+def test_how_far_policies_reach_is_found_by_going_through_all_of_them(seed: int) -> None:
+    mdp = random_mdp(seed, 3, 3, 2, horizon=3)
+    masses = solving.occupancies(mdp.transition, deterministic(3, 3, 2), mdp.initial)  # [N, H, S]
+    most = masses.max(0).values
+    assert torch.allclose(solving.most_occupied(mdp.transition, mdp.initial), most, atol=1e-12)
+    assert solving.coverability(mdp.transition, mdp.initial) == pytest.approx(float(most.sum(-1).max()), abs=1e-12)
+    restart = torch.rand(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    restart /= restart.sum(-1, keepdim=True)
+    worst = solving.concentrability(mdp.transition, mdp.initial, restart)
+    assert worst == pytest.approx(float((masses / restart).max()), rel=1e-12)
+    best = most / most.sum(-1, keepdim=True)  # resets by which every state is covered alike
+    covered = solving.concentrability(mdp.transition, mdp.initial, best)
+    assert covered == pytest.approx(solving.coverability(mdp.transition, mdp.initial)) and covered <= worst
+
+
+def test_resets_of_the_ladder_cover_it_as_the_paper_says() -> None:
+    mdp = Ladder(horizon=4).mdp
+    middle = solving.most_occupied(mdp.transition, mdp.initial)[:, :2]
+    assert middle[:, 1].tolist() == [1, 0, 0, 0] and middle[:, 0].tolist() == [0] * 4  # it begins in b, and ends there
+    assert solving.concentrability(mdp.transition[:1], mdp.initial, mdp.restart[:1]) == pytest.approx(7)
+    assert solving.concentrability(mdp.transition, mdp.initial, mdp.restart) == math.inf  # no reset begins at the end
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_the_diameter_is_the_longest_of_the_shortest_ways(seed: int) -> None:
     mdp = random_mdp(seed, 1, 3, 2)
     policies = deterministic(1, 3, 2)[:, 0]
@@ -136,6 +161,7 @@ def test_river_swim_has_the_numbers_that_were_worked_out() -> None:
     assert mdp.optimum == pytest.approx(0.4286224, abs=1e-6)
     assert mdp.solution.value.tolist() == pytest.approx([0, 0.71437, 2.04106, 3.45522, 4.88188, 6.31032], abs=1e-5)
     assert mdp.solution.policy[0, :, 1].tolist() == [1] * 6  # always right
+    assert torch.allclose(mdp.solution.q[0].max(-1).values, mdp.solution.value, atol=1e-9)
     assert float(mdp.gaps[0, 0, 0]) == pytest.approx(0.4236, abs=1e-4)
     assert float(mdp.gaps[0, 5, 0]) == pytest.approx(1.8571, abs=1e-4)
     assert mdp.constants["span"] == pytest.approx(6.31032, abs=1e-5)

@@ -83,6 +83,36 @@ def occupancies(transition: Tensor, policy: Tensor, initial: Tensor) -> Tensor:
     return torch.stack(steps, -2)
 
 
+def most_occupied(transition: Tensor, initial: Tensor) -> Tensor:
+    """The largest probability `[H, S]` that any policy can be in each state with at each step, of `[H, S, A, S]`."""
+    layers, states = transition.shape[:2]
+    found = torch.zeros(layers, states, dtype=torch.float64)
+    for last in range(layers):
+        reach = torch.eye(states, dtype=torch.float64)  # of each state, from each state that comes before
+        for h in range(last - 1, -1, -1):
+            reach = torch.einsum("sat,td->sad", transition[h], reach).max(1).values
+        found[last] = initial @ reach
+    return found
+
+
+def coverability(transition: Tensor, initial: Tensor) -> float:
+    """min over mu_h of max over pi, h, s of d_h^pi(s) / mu_h(s), of `[H, S, A, S]`: the largest sum of a step.
+
+    arXiv:2210.04157, lemma 3; 1 where no policy changes where one is, at most S and at most A^(H - 1).
+    """
+    return float(most_occupied(transition, initial).sum(-1).max())
+
+
+def concentrability(transition: Tensor, initial: Tensor, restart: Tensor) -> float:
+    """max over policies, steps and states of d_h^pi(s) / mu_h(s), of `[H, S, A, S]` and the resets' mu `[H, S]`.
+
+    Infinite where a state can be met in which no reset begins.
+    """
+    most = most_occupied(transition, initial)
+    met = most > 0
+    return float((most[met] / restart.expand_as(most)[met]).max())
+
+
 # ---------------------------------------------------------------------------------------- discounted, and on average
 
 
