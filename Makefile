@@ -9,7 +9,7 @@ EXTRAS = control,lora,data,offline,math,export,figures
 # of torch only the version that the tests ran with: other ones bring gigabytes for GPUs on some platforms
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test mutants margins torture browser capped newest oldest verdicts check format bench reproduce docs clean
+.PHONY: demo test ranks mutants margins torture browser capped newest oldest verdicts check format bench reproduce docs clean
 
 # one stamp file says that the environment matches what the project asks for
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -22,7 +22,10 @@ demo: $(VENV)/.installed ## a comparison of four methods that really train a lan
 	$(BIN)/polyrl demo --overwrite
 
 test: $(VENV)/.installed browser ## every test but the slow reproductions
-	$(BIN)/python -m pytest -m "not reproduction" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not reproduction and not whole_catalogue" --numprocesses 2 --dist loadfile
+
+ranks: $(VENV)/.installed ## every language and preference method in two processes of one run, against one process
+	$(BIN)/python -m pytest -m whole_catalogue tests/test_ranks.py
 
 mutants: $(VENV)/.installed ## hundreds of single mutations of the sources: which ones no test notices; half an hour on two cores
 	$(BIN)/python tests/mutate.py

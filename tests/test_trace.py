@@ -215,7 +215,7 @@ def test_a_source_that_logs_nothing_is_told_in_words(
     told = polyrl("trace", "bq-nco", "--task", "tsp(n=5)", "--solved", 10, "--eval-episodes", 4, "--turns", 1)
     assert told.code == 0, told.err
     improve = told.out[told.out.index("5 IMPROVE") :]
-    assert "solutions: 10 good tours of 5 cities, of which random parts are drawn" in improve
+    assert "solutions: 10 good tours of 5 nodes, of which random parts are drawn" in improve
     silent = _Silent()
     recipe = catalogue.build("bq-nco")
     lines = update_lists.traced(recipe, None, {"solutions": silent}, {})

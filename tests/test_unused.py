@@ -21,7 +21,14 @@ from polyrl.unused import ELSEWHERE, OF_LANGUAGE, refuse_unused
 OTHER: dict[str, Any] = {
     **{"difficulty": 3, "dataset": "x.jsonl", "test_dataset": "x.jsonl", "checker": "exact", "max_prompt_tokens": 9},
     **{"skip_bad_rows": True, "rewards": ("exact",), "preference": "x.py:f", "model": "x", "lora": 2, "max_tokens": 9},
-    **{"precision": "bfloat16", "force": True, "micro_batch_tokens": 9, "eval_prompts": 9, "eval_greedy": False},
+    **{
+        "precision": "bfloat16",
+        "force": True,
+        "micro_batch_tokens": 9,
+        "engine": "http://127.0.0.1:1",
+        "eval_prompts": 9,
+        "eval_greedy": False,
+    },
     **{"monitor_kl_every": 1, "on_reward_error": "drop", "reward_timeout": 9.0, "reward_process": "own"},
     **{"eval_episodes": 9, "device": "cuda", "start": "own"},
 }
