@@ -204,6 +204,24 @@ def test_the_commands_of_the_page(small_model: Path, tmp_path: Path) -> None:
     assert [record["iteration"] for record in read_records(tmp_path / "runs" / "two")] == [0, 1, 2]
 
 
+def test_ctrl_c_ends_all_after_an_iteration_with_a_checkpoint(small_model: Path, tmp_path: Path) -> None:
+    words = command(small_model, tmp_path / "run", 400)
+    words[words.index("--checkpoint-every") + 1] = "1000"
+    processes = started(2, words)
+    while (
+        not (records := tmp_path / "run" / "metrics.jsonl").exists() or len(read_records(tmp_path / "run")) < 3
+    ) and (processes[0].poll() is None):
+        time.sleep(0.02)
+    for _ in range(2):  # the terminal sends it to every process, and so does torchrun
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+    (code, _, said), (second, _, nothing) = ended(processes)
+    assert code == second == 130 and said.count("polyrl: interrupted") == 1 and "Traceback" not in said + nothing
+    assert "polyrl" not in nothing
+    last = read_records(records.parent)[-1]["iteration"]
+    assert 2 <= last < 400 and (records.parent / "checkpoints" / f"iteration-{last:06d}").is_dir()
+
+
 REWARD = """
 import os, random
 def fickle(completions, **columns):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import TOLD, Diverged, NotFinite, UserError
-from polyrl.runtime.interrupt import be_worker
+from polyrl.runtime.interrupt import be_one_of_several
 from polyrl.runtime.torchrun import asked
 
 T = TypeVar("T")
@@ -255,7 +255,7 @@ def join() -> Ranks:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        be_worker()  # torchrun gets Ctrl-C as well, and passes it on as SIGTERM
+        be_one_of_several()
         distributed.init_process_group(backend, timeout=PATIENCE)
         _Process.ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
     return _Process.ranks
