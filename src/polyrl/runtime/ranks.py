@@ -227,7 +227,7 @@ class Ranks:
         return error
 
     def check_same(self, fields: Mapping[str, Tensor]) -> None:
-        """Stop a run whose ranks hold different batches: each would learn its share of something else.
+        """Stop a run whose ranks hold different fields `[B, ...]`: each would learn its share of something else.
 
         Raises:
             UserError: a field differs, by more than rounding where it is of floating point.
