@@ -3853,7 +3853,9 @@ GROUPS: list[Group] = [
         [
             ("start = self.number * size + min(self.number, more)", "start = self.number * size"),
             ("items[start : start + size + (self.number < more)]", "items[start : start + size]"),
-            ("if any(told != sums for told in self.gathered(sums)):", "if False:"),
+            ("if len({repr(told) for told in self.gathered(sums)}) > 1:", "if False:"),
+            ("(1 + torch.arange(len(flat), dtype=torch.float64).remainder(97))", "1"),
+            ("one[:2] == two[:2] and", ""),
             ("json.dumps(made)", "pass"),
             ("other.add_note(TOLD)", "pass"),
         ],
@@ -3890,7 +3892,9 @@ GROUPS: list[Group] = [
         [
             ("if version != self._version:", "if False:"),
             ("if skipped:", "if False:"),
-            ("if self.server.token and not hmac", "if False and not hmac"),
+            ("if token and not hmac", "if False and not hmac"),
+            ("if not 0 <= self._size() <= most:", "if False:"),
+            ("            self.close_connection = True  # what was", "            pass  # what was"),
             (
                 "{k: x.shape for k, x in mine.items()} != {k: x.shape for k, x in weights.items()}",
                 "mine.keys() != weights.keys()",

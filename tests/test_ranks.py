@@ -233,6 +233,45 @@ def test_the_commands_of_the_page(small_model: Path, tmp_path: Path) -> None:
     assert [record["iteration"] for record in read_records(tmp_path / "runs" / "two")] == [0, 1, 2]
 
 
+def test_ctrl_c_ends_all_after_an_iteration_with_a_checkpoint(small_model: Path, tmp_path: Path) -> None:
+    words = command(small_model, tmp_path / "run", 400)
+    words[words.index("--checkpoint-every") + 1] = "1000"
+    processes = started(2, words)
+    while (
+        not (records := tmp_path / "run" / "metrics.jsonl").exists() or len(read_records(tmp_path / "run")) < 3
+    ) and (processes[0].poll() is None):
+        time.sleep(0.02)
+    for _ in range(2):  # the terminal sends it to every process, and so does torchrun
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+    (code, _, said), (second, _, nothing) = ended(processes)
+    assert code == second == 130 and said.count("polyrl: interrupted") == 1 and "Traceback" not in said + nothing
+    assert "polyrl" not in nothing
+    last = read_records(records.parent)[-1]["iteration"]
+    assert 2 <= last < 400 and (records.parent / "checkpoints" / f"iteration-{last:06d}").is_dir()
+
+
+SCRIPT = """
+import os, sys
+import polyrl
+from polyrl.tasks.language import task
+made = task("reverse", difficulty=4).rows("train", int(os.environ["RANK"]) * {other}, 0, 40)
+rows = [{{"prompt": row["prompt"], "answer": row["answer"]}} for row in made]
+small = dict(model={model!r}, out={out!r}, budget="iterations=2", eval_prompts=4, prompts_per_step=2, max_tokens=6)
+polyrl.train("grpo", dataset=rows[4:], test_dataset=rows[:4], reward="exact", quiet=True, **small)
+"""
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_a_script_whose_processes_have_different_rows_is_stopped(other: int, small_model: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "script.py", tmp_path / "run"
+    file.write_text(SCRIPT.format(other=other, model=str(small_model), out=str(out)), encoding="utf-8")
+    for code, _, said in ended(started(3, [str(file)])):
+        assert (code == 1 and "hold different batches" in said) if other else code == 0, said
+    status = json.loads((out / "summary.json").read_text(encoding="utf-8"))["status"]
+    assert status == ("failed" if other else "finished")
+
+
 REWARD = """
 import os, random
 def fickle(completions, **columns):
@@ -311,8 +350,29 @@ def test_an_error_of_another_process_keeps_its_kind() -> None:
 def test_weights_that_differ_stop_the_run() -> None:
     weights = [torch.ones(3)]
     Both(lambda sums: sums).check_equal(weights)
+    Both(lambda sums: [float(str(s)) for s in sums]).check_equal([torch.full((2,), float("nan"))])  # said elsewhere
     with pytest.raises(UserError, match="no longer hold the same weights"):
         Both(lambda sums: [s + 1e-9 for s in sums]).check_equal(weights)
+
+
+def test_batches_that_differ_stop_the_run() -> None:
+    fields = {"action": torch.tensor([[3, 4], [5, 6]]), "score": torch.tensor([1.0, float("nan")])}
+
+    def other(**changed: torch.Tensor) -> Both:
+        marks: list[Any] = []
+        Both(lambda value: marks.append(value) or value).check_same(fields | changed)  # type: ignore[func-returns-value]
+        return Both(lambda _: marks[0])
+
+    other().check_same(fields)
+    other(score=torch.tensor([1.0 + 1e-6, float("nan")])).check_same(fields)
+    for changed in (
+        {"action": torch.tensor([[5, 6], [3, 4]])},
+        {"action": torch.tensor([[3, 4, 5, 6]])},
+        {"score": torch.tensor([1.1, float("nan")])},
+        {"more": torch.zeros(2)},
+    ):
+        with pytest.raises(UserError, match=f"0 and 1 of this run hold different batches.*'{next(iter(changed))}'"):
+            other(**changed).check_same(fields)
 
 
 def test_what_cannot_be_told_is_said() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,13 +20,14 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import Command, child_environment, read_records, timeless
+from polyrl import evaluate
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
 from polyrl.models.language.folders import LoraSettings
 from polyrl.models.language.policy import LanguagePolicy
 from polyrl.rollout.generation_server import GenerationServer, Generator
 from polyrl.rollout.language import Sampling, TransformersEngine
-from polyrl.rollout.served import ServedEngine
+from polyrl.rollout.served import ServedEngine, Server
 from polyrl.rollout.wire import packed, unpacked, version_of, weights_of
 from test_docs import blocks
 
@@ -182,9 +187,74 @@ def test_what_the_server_cannot_do_is_said(small_model: Path, monkeypatch: pytes
             engine.generate(PROMPTS, SAMPLING, completions_per_prompt=1, generator=stream)
     with pytest.raises(UserError, match=r"does not answer .*polyrl serve.*polyrl resume"):
         ServedEngine(policy, [place(server)], patience=0.1)
-    for address in ("https://127.0.0.1", "127.0.0.1:8600", "http://a/b", "http://"):
+    wrong = (
+        "https://127.0.0.1",
+        "127.0.0.1:8600",
+        "http://a/b",
+        "http://",
+        "http://a:86000",
+        "http://a:b",
+        "http://[::1",
+    )
+    for address in wrong:
         with pytest.raises(UserError, match="no address of a generation server"):
             ServedEngine(policy, [address])
+
+
+def raw(server: GenerationServer, sent: bytes) -> bytes:
+    """What comes back for these bytes, after which nothing more is sent."""
+    with socket.create_connection(server.server_address[:2], timeout=30) as connection:  # type: ignore[arg-type]
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        found = b""
+        while more := connection.recv(1 << 16):
+            found += more
+    return found
+
+
+def test_what_is_too_large_or_not_allowed_is_not_read(small_model: Path) -> None:
+    policy = LanguagePolicy.load(small_model)
+    with served(small_model, token="secret") as server:
+        put, allowed = "PUT /weights HTTP/1.1\r\n", "Authorization: Bearer secret\r\n"
+        for size in ("99999999999999999999999", "99999999999999", "-1", "zz"):
+            length = f"Content-Length: {size}\r\n\r\n"
+            assert b" 413 " in raw(server, f"{put}{allowed}{length}abc".encode()).splitlines()[0]
+            # of who may not ask nothing is read: neither the size is judged, nor what follows taken for a request
+            told = raw(server, f"{put}{length}GET /state HTTP/1.1\r\n\r\n".encode())
+            assert b" 401 " in told.splitlines()[0] and told.count(b"HTTP/1.1") == 1
+        whole = len(packed({}, weights_of(policy)))
+        assert whole < server.generator.largest_message < 10 * whole + 2**27
+
+
+def test_who_goes_away_leaves_no_traceback(small_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with served(small_model) as server:
+        for sent in (b"PUT /weights HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc", b"GET /state HTTP/1.1\r\n\r\n"):
+            for _ in range(5):
+                connection = socket.create_connection(server.server_address[:2])  # type: ignore[arg-type]
+                connection.sendall(sent)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+                connection.close()
+        raw(server, b"\x16\x03\x01 garbage\r\n\r\n")
+        assert raw(server, b"GET /state HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+        time.sleep(0.3)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_server_of_ipv6(small_model: Path) -> None:
+    policy = LanguagePolicy.load(small_model)
+    try:
+        server = GenerationServer(Generator(LanguagePolicy.load(small_model)), "::1", 0)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        check_equal(
+            answered(TransformersEngine(policy)),
+            answered(ServedEngine(policy, [f"http://[::1]:{server.server_address[1]}"])),
+        )
+        server.shutdown()
+        thread.join()
 
 
 class _Tool:
@@ -292,6 +362,62 @@ def test_the_commands_of_the_page(small_model: Path, tmp_path: Path, polyrl: Com
     process.terminate()
     process.communicate(timeout=30)
     assert done.code == 0, done.err
+
+
+def with_servers(alone: Path, out: Path, engine: str) -> Path:
+    """A finished run that says it was sampled by these servers."""
+    shutil.copytree(alone, out)
+    config = out / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    assert text.count("  engine: null\n") == 1
+    config.write_text(text.replace("  engine: null\n", f"  engine: {engine}\n"), encoding="utf-8")
+    return out
+
+
+def test_who_judges_a_run_needs_none_of_its_servers(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = with_servers(alone, tmp_path / "run", "http://127.0.0.1:1")
+    monkeypatch.setattr(Server, "ask", lambda *_: pytest.fail("the server was asked"))
+    assert evaluate(run, prompts=8) == evaluate(alone, prompts=8)
+
+
+def test_a_run_whose_servers_have_moved_is_told_where_they_are(
+    small_model: Path, alone: Path, tmp_path: Path, polyrl: Command
+) -> None:
+    plain, run, local = (tmp_path / name for name in ("plain", "run", "local"))
+    shutil.copytree(alone, plain)
+    for folder in (run, local):
+        with_servers(alone, folder, "http://127.0.0.1:1")
+    more = ("--budget", "iterations=4", "--quiet")
+    with served(small_model) as server:
+        done = polyrl("resume", run, "--engine", place(server), *more)
+        assert done.code == 0 and server.generator.state()["version"] != version_of(
+            weights_of(LanguagePolicy.load(small_model))
+        ), done.err
+        assert f"engine: {place(server)}" in (run / "config.yaml").read_text(encoding="utf-8")
+    assert polyrl("resume", local, "--engine", "none", *more).code == 0
+    done = polyrl("resume", plain, "--engine", "none", *more)
+    assert done.code == 2 and "has no generation servers" in done.err
+    assert polyrl("resume", plain, *more).code == 0
+    for folder in (run, local):
+        assert timeless(read_records(folder)) == timeless(read_records(plain))
+        assert all(torch.equal(x, weights(plain)[name]) for name, x in weights(folder).items())
+
+
+def test_waiting_for_a_server_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="takes --engine where its address is another now"):
+        Server("http://127.0.0.1:1", patience=2.5).state()
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "waiting up to 2 s for the generation server http://127.0.0.1:1" in told
+
+
+def test_ctrl_c_is_how_a_server_ends(small_model: Path) -> None:
+    process, address = start_server(small_model, 0)
+    assert address.startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and said.startswith("stopped") and "polyrl resume" not in said
 
 
 def test_what_the_command_line_refuses(small_model: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,7 @@ def resume(
     preference: PreferenceFunction | None = None,
     task: Any = None,
     budget: str | Mapping[str, float] = "",
+    engine: str = "",
     trust_code: bool = False,
     quiet: bool = False,
 ) -> RunResult:
@@ -125,6 +126,8 @@ def resume(
 
     `budget` is of the whole run, what it has spent included. A run whose schedules are constant then ends as one that
     had it from the start; what follows the budget, such as a falling learning rate, goes on where the new one puts it.
+
+    `engine` says where the generation servers of the run are now, or "none" where it is to sample by itself.
 
     A recipe, rows, reward functions or an environment's maker that were given as Python objects must be given again:
     a folder cannot hold them. `trust_code` runs the files that the folder names though you have not run them before.
@@ -139,13 +142,17 @@ def resume(
     if is_phases(folder):
         if budget:
             raise UserError(f"Each phase of {folder} has a budget of its own; give more to one by its folder.")
+        if engine:
+            raise UserError(
+                f"{folder} is no single run; name the new engine with the folder of the phase that has one."
+            )
         resume_phases(folder, trust_code=trust_code, quiet=quiet, say=_say(quiet))
         return _result_of_phases(folder)
     progress = Progress(folder.name, "", quiet=quiet)
     given = objects(method, dataset, reward, task, preference, test_dataset)[1]
     how: dict[str, Any] = {"progress": progress, "say": _say(quiet), "trust_code": trust_code}
-    loop = None if given.names() or budget else begin_asked(folder, **how)
-    loop = loop or resume_run(folder, given=given, budget=budget_text(budget), **how)
+    loop = None if given.names() or budget or engine else begin_asked(folder, **how)
+    loop = loop or resume_run(folder, given=given, budget=budget_text(budget), engine=engine, **how)
     progress.label = loop.recipe.name
     if loop.context.over:
         _say(quiet)(finished(loop))

@@ -328,11 +328,13 @@ def resume_run(
     trust_code: bool = False,
     chosen: RunConfig | None = None,
     budget: str = "",
+    engine: str = "",
 ) -> Loop:
     """Prepare a run to go on from its newest checkpoint.
 
     Args:
         budget: what the whole run may now spend, where that is more than it was given.
+        engine: where the run's generation servers are now; "none" lets the run sample by itself from here on.
         trust_code: whether the user said to run what code the folder names (`polyrl.trust`).
         chosen: what the user asked for in this very command, whose code needs no record.
 
@@ -347,6 +349,10 @@ def resume_run(
     config = RunConfig.from_dict(facts["run"], folder / "config.yaml")
     if budget:
         config = dataclasses.replace(config, budget=str(Budget.parse(budget)))
+    if engine:
+        if not config.engine:
+            raise UserError(f"{folder} has no generation servers, so there are none to move; leave --engine away.")
+        config = dataclasses.replace(config, engine=None if engine == "none" else engine)
     check_given(config, given, folder)
     check_code(config, folder, trust_code=trust_code, chosen=chosen)
     _check_ranks(ranks, config, given)
@@ -369,6 +375,9 @@ def resume_run(
             facts, said = go_on_with(loop, facts)
             loop.warnings += said
             loop.notices += said
+        if engine:
+            facts = {**facts, "run": {**facts["run"], "engine": config.engine}}
+        if budget or engine:
             run.write_config(facts)
     except BaseException:
         run.release()

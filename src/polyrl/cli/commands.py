@@ -42,7 +42,7 @@ def run_training(request: Request, out: Path | None, *, overwrite: bool, quiet: 
     console, config = Terminal(), request.config
     folder = new_folder(config, out)
     quiet = quiet or not all_ranks().first
-    if out is None and len(config.arm.encode()) > LONGEST_NAME:
+    if out is None and len(config.arm.encode()) > LONGEST_NAME and all_ranks().first:
         told = f"The name is too long for a folder, so a hash stands for its end: {folder}"
         console.print(Text(told, style="dim"), soft_wrap=True)
     progress = Progress(config.arm, config.budget, quiet=quiet, console=console)
@@ -118,12 +118,14 @@ def time_lines(summary: dict[str, Any]) -> list[str]:
     return [f"time    {shares}", *([f"speed   {rates}"] if rates else [])]
 
 
-def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget: str = "") -> None:
-    """Go on with a run or a comparison; a run with more budget where that is named.
+def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget: str = "", engine: str = "") -> None:
+    """Go on with a run or a comparison; a run with more budget, or other generation servers, where they are named.
 
     Raises:
-        UserError: it cannot go on; or the budget is of a comparison, whose runs have one.
+        UserError: it cannot go on; or the budget or the servers are of a comparison, whose runs have one or none.
     """
+    if engine and (is_phases(folder) or (folder / "compare.yaml").is_file()):
+        raise UserError(f"{folder} is no single run; name the new --engine with the folder of the run that has one.")
     if is_phases(folder):
         if budget:
             raise UserError(f"Each phase of {folder} has a budget of its own; give more to one by its folder.")
@@ -154,7 +156,9 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
     from polyrl.runs import resume_run
 
     console = Terminal()
-    if not budget and is_finished(folder) and asked_of(folder) is not None:  # a line of a plan, given again
+    if (
+        not budget and not engine and is_finished(folder) and asked_of(folder) is not None
+    ):  # a line of a plan, given again
         if not quiet:
             console.print(f"The run {folder} is finished.", soft_wrap=True)
             _conclude(console, folder)
@@ -163,9 +167,11 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
     quiet = quiet or not ranks.first
     progress = Progress(folder.name, "", quiet=quiet, console=console)
     say = (lambda _: None) if quiet else (lambda text: console.print(Text(text, style="dim"), soft_wrap=True))
-    loop = begin_asked(folder, trust_code=trust_code, progress=progress, say=say) if ranks.alone else None
+    loop = (
+        begin_asked(folder, trust_code=trust_code, progress=progress, say=say) if ranks.alone and not engine else None
+    )
     begins = loop is not None
-    loop = loop or resume_run(folder, progress=progress, trust_code=trust_code, budget=budget)
+    loop = loop or resume_run(folder, progress=progress, trust_code=trust_code, budget=budget, engine=engine)
     progress.label = loop.recipe.name
     if loop.context.over and not quiet:
         console.print(finished(loop), soft_wrap=True)

@@ -389,13 +389,14 @@ def round_robin(runs: tuple[Path, ...], prompts: int, trust_code: bool) -> None:
 @polyrl.command(context_settings=HELP)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--budget", default="", help="more for the whole run, spent and to come: samples=, tokens=, steps=, ...")
+@click.option("--engine", default="", help="where the run's generation servers are now; none: it samples by itself")
 @TRUST
 @click.option("--quiet", is_flag=True, help="show warnings only")
-def resume(run: Path, budget: str, trust_code: bool, quiet: bool) -> None:
+def resume(run: Path, budget: str, engine: str, trust_code: bool, quiet: bool) -> None:
     """Go on with an interrupted RUN or comparison, to the same numbers; with --budget, with a finished RUN too."""
     from polyrl.cli.commands import resume_folder
 
-    resume_folder(run, quiet=quiet, trust_code=trust_code, budget=budget)
+    resume_folder(run, quiet=quiet, trust_code=trust_code, budget=budget, engine=engine)
 
 
 @polyrl.command(context_settings=HELP)
@@ -429,7 +430,8 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except (KeyboardInterrupt, click.Abort):
-        click.echo("polyrl: interrupted; `polyrl resume` goes on from the last checkpoint.", err=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes of a run one says it
+            click.echo("polyrl: interrupted; `polyrl resume` goes on from the last checkpoint.", err=True)
         sys.exit(130)
     except BrokenPipeError:  # whoever read the output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

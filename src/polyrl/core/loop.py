@@ -142,6 +142,8 @@ class Loop:
                     if source.after == stage and collects:
                         rows.take(experience)
                 if stage == "improve":
+                    if experience is not None:
+                        present().check_same(experience.data)
                     began = time.perf_counter()
                     improver.run(recipe.terms, experience, context)
                     if observe:

@@ -11,8 +11,9 @@ version it names or not at all. One request is answered at a time.
 from __future__ import annotations
 
 import hmac
+import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,6 +27,8 @@ from polyrl.rollout.language import TransformersEngine
 from polyrl.rollout.wire import FORM, packed, reading_of, unpacked, version_of, weights_of
 
 MESSAGE = "application/x-polyrl"
+PROMPTS_ROOM = 1 << 26
+"""Bytes that a message may have beside weights."""
 STALE = 409
 """Status of a request for weights that are not there."""
 RESPONSES = ("action", "present", "mask", "behaviour_logprob", "ended", "temperature", "greedy")
@@ -39,10 +42,15 @@ class Stale(UserError):
 class Generator:
     """A policy that answers requests, apart from how they come."""
 
+    largest_message: int
+    """Bytes; what says more is not read: twice the weights in float32, and room for prompts."""
+
     def __init__(self, policy: LanguagePolicy, engine: TransformersEngine | None = None):
         self.policy = policy.requires_grad_(False)
         self.engine = engine or TransformersEngine(policy)
         self._reading = reading_of(policy)
+        size = sum(p.numel() * max(p.element_size(), 4) for p in policy.model.parameters())
+        self.largest_message = 2 * size + PROMPTS_ROOM
         self._lock = threading.Lock()
         self._version = version_of(weights_of(policy))
 
@@ -131,15 +139,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, known: Mapping[str, Callable[[bytes], bytes]]) -> None:
         status, said = 200, b""
         try:
-            size = int(self.headers.get("Content-Length", "0"))
-            body = self.rfile.read(size)
-            given = self.headers.get("Authorization", "")
-            if self.server.token and not hmac.compare_digest(given.encode(), f"Bearer {self.server.token}".encode()):
-                status, said = 401, packed({"error": "The server asks for a token; set POLYRL_SERVE_TOKEN to it."})
-            elif self.path not in known:
-                status, said = 404, packed({"error": f"There is nothing at {self.path[:80]}."})
+            refused = self._refused(known)
+            body = b"" if refused else self.rfile.read(self._size())
+            if refused:
+                status, said = refused[0], packed({"error": refused[1]})
+                self.close_connection = True  # what was sent and not read is no request
             else:
                 said = known[self.path](body)
+        except ConnectionError:  # who asked is gone
+            self.close_connection = True
+            return
         except Stale as error:
             status, said = STALE, packed({"error": str(error)})
         except UserError as error:
@@ -147,11 +156,34 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:  # the run is told, and the server goes on
             status, said = 500, packed({"error": f"The generation server failed: {type(error).__name__}: {error}"})
         self.server.say(f"{self.command} {self.path[:80]} {status}")
-        self.send_response(status)
-        self.send_header("Content-Type", MESSAGE)
-        self.send_header("Content-Length", str(len(said)))
-        self.end_headers()
-        self.wfile.write(said)
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", MESSAGE)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+        except ConnectionError:  # who asked is gone
+            self.close_connection = True
+
+    def _size(self) -> int:
+        """Bytes of the body; -1 where the request does not say it in digits."""
+        size = self.headers.get("Content-Length", "0")
+        return int(size) if size.isdecimal() and len(size) < 20 else -1
+
+    def _refused(self, known: Collection[str]) -> tuple[int, str] | None:
+        """Status and sentence of a request whose body is not even read."""
+        given, token = self.headers.get("Authorization", ""), self.server.token
+        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            return 401, "The server asks for a token; set POLYRL_SERVE_TOKEN to it."
+        if self.path not in known:
+            return 404, f"There is nothing at {self.path[:80]}."
+        most = self.server.generator.largest_message
+        if not 0 <= self._size() <= most:
+            return 413, (
+                f"A message is at most {most} bytes here, as the server's model has them, and this one has another "
+                "size; start the server with the model that the run starts from."
+            )
+        return None
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: `say` is told."""
@@ -178,4 +210,6 @@ class GenerationServer(ThreadingHTTPServer):
         say: Callable[[str], None] = lambda _: None,
     ):
         self.generator, self.token, self.say = generator, token, say
+        if ":" in host:
+            self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from polyrl.rollout.drawing import Sampling
 from polyrl.rollout.generation_server import RESPONSES, STALE
 from polyrl.rollout.language import TransformersEngine
 from polyrl.rollout.wire import FORM, packed, reading_of, unpacked, version_of, weights_of
-from polyrl.runtime.ranks import Ranks, present
+from polyrl.runtime.ranks import Ranks, all_ranks, present
 from polyrl.tasks.language.base import Tool
 
 TOKEN = "POLYRL_SERVE_TOKEN"
@@ -44,11 +45,15 @@ class Server:
 
     def __init__(self, address: str, *, patience: float = PATIENCE):
         """`address` is like http://127.0.0.1:8600; raises `UserError` for another kind."""
-        parts = urlsplit(address)
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
+        try:
+            parts = urlsplit(address)
+            host, port = parts.hostname, parts.port or 80
+        except ValueError:  # a port that is no number, or brackets of IPv6 that do not close
+            parts, host, port = urlsplit(""), None, 0
+        if parts.scheme != "http" or not host or parts.path.strip("/") or parts.query or "@" in parts.netloc:
             raise UserError(f"'{address}' is no address of a generation server; write it like http://127.0.0.1:8600.")
         self.address, self.patience = address.rstrip("/"), patience
-        self.host, self.port = parts.hostname, parts.port or 80
+        self.host, self.port = host, port
 
     def ask(self, how: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any], dict[str, Tensor]]:
         """Status, values and tensors of any shape of the answer; a server that is away is waited for.
@@ -56,16 +61,26 @@ class Server:
         Raises:
             UserError: it stays away.
         """
-        until, pause = time.monotonic() + self.patience, 0.05
+        until, pause, told = time.monotonic() + self.patience, 0.05, False
         while True:
             try:
                 return self._ask_once(how, path, body)
             except (OSError, http.client.HTTPException) as error:
+                error_text = str(error) or type(error).__name__
                 if time.monotonic() > until:
                     raise UserError(
-                        f"The generation server {self.address} does not answer ({error or type(error).__name__}); "
-                        "start it again with `polyrl serve`, and go on with `polyrl resume`."
+                        f"The generation server {self.address} does not answer ({error_text}); "
+                        "start it again with `polyrl serve`, and go on with `polyrl resume`, which takes --engine "
+                        "where its address is another now."
                     ) from None
+            if not told and pause > 1:  # whoever mistyped a port is not to look at nothing for minutes
+                told = True
+                if all_ranks().first:
+                    print(
+                        f"polyrl: waiting up to {self.patience:.0f} s for the generation server {self.address} "
+                        f"({error_text}).",
+                        file=sys.stderr,
+                    )
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 

@@ -356,7 +356,8 @@ def open_trained(
     model = folder / "policy" if (folder / "policy").is_dir() else folder
     # how far it went and how it tells responses apart is told against the start
     reference = start or make_model(config, task) if task.fixed_pairs or task.labelled else None
-    run_state = load_run_state(dataclasses.replace(config, lora=None), task, str(model), reference=reference)
+    here = dataclasses.replace(config, lora=None, engine=None)  # the run's servers may be long gone
+    run_state = load_run_state(here, task, str(model), reference=reference)
     only_read = isinstance(task, DatasetTask) and (task.judged_whole or task.completions) and not answers(run_state)
     _fit(config, task, run_state.policy, 0 if only_read else task.max_tokens)  # the test rows that it was judged on
     return run_state

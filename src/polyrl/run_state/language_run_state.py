@@ -136,8 +136,10 @@ class LanguageRunState(RewardedRunState):
         Columns: `prompt`, `completion` and what sessions of a tool report.
         """
         tools = sessions(self.task, rows, completions_per_prompt + int(greedy_baseline))
+        prompts = [self.policy.encode_row(row) for row in rows]
+        present().check_same({"prompts": torch.tensor([token for prompt in prompts for token in (*prompt, -1)])})
         batch = self.engine.generate(
-            [self.policy.encode_row(row) for row in rows],
+            prompts,
             sampling,
             completions_per_prompt=completions_per_prompt,
             generator=generator,

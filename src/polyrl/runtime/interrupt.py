@@ -54,6 +54,11 @@ def be_worker() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+def be_one_of_several() -> None:
+    """Count a signal once: a terminal sends Ctrl-C to every process of the run, and torchrun passes it on to them."""
+    _Worker.here = True
+
+
 def ask_worker(at_once: bool) -> None:
     """Stop the run of this worker process after its iteration, or at once; from any thread."""
     _Worker.asked, _Worker.at_once = True, at_once

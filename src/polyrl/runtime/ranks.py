@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from polyrl.errors import TOLD, Diverged, NotFinite, UserError
-from polyrl.runtime.interrupt import be_worker
+from polyrl.runtime.interrupt import be_one_of_several
 from polyrl.runtime.torchrun import asked
 
 T = TypeVar("T")
@@ -213,11 +213,45 @@ class Ranks:
         if self.alone:
             return
         sums = [float(p.detach().double().sum()) for p in parameters]
-        if any(told != sums for told in self.gathered(sums)):
-            raise UserError(
+        if len({repr(told) for told in self.gathered(sums)}) > 1:  # as texts, in which NaN is itself
+            raise self._seen_by_all(
                 "The processes of this run no longer hold the same weights, so what they compute together means "
                 "nothing; run them on machines of one kind, with the same versions of everything."
             )
+
+    def _seen_by_all(self, sentence: str) -> UserError:
+        """An error that every rank raises, and the first one says."""
+        error = UserError(sentence)
+        if not self.first:
+            error.add_note(TOLD)
+        return error
+
+    def check_same(self, fields: Mapping[str, Tensor]) -> None:
+        """Stop a run whose ranks hold different fields `[B, ...]`: each would learn its share of something else.
+
+        Raises:
+            UserError: a field differs, by more than rounding where it is of floating point.
+        """
+        if self.alone:
+            return
+        mine = {name: [[*x.shape], x.is_floating_point(), _mark(x)] for name, x in sorted(fields.items())}
+        first, *others = self.gathered(mine)
+        for number, other in enumerate(others, 1):
+            for name in sorted(first.keys() | other.keys()):
+                one, two = first.get(name), other.get(name)
+                near = one and two and one[:2] == two[:2] and abs(one[2] - two[2]) <= one[1] * 1e-3 * (1 + abs(one[2]))
+                if not near:
+                    raise self._seen_by_all(
+                        f"Processes 0 and {number} of this run hold different batches: they differ in '{name}'. "
+                        "Every process makes the rows and computes the method's parts, so both must come to the "
+                        "same everywhere: draw with a seed, and go through no set of texts."
+                    )
+
+
+def _mark(x: Tensor) -> float:
+    """One number that tells a tensor from others, also from itself in another order; what is not finite counts as 0."""
+    flat = x.detach().reshape(-1).double().cpu().nan_to_num(0.0, 0.0, 0.0)
+    return float((flat.abs() * (1 + torch.arange(len(flat), dtype=torch.float64).remainder(97))).sum())
 
 
 def kind_of(error: UserError) -> str:
@@ -255,7 +289,7 @@ def join() -> Ranks:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        be_worker()  # torchrun gets Ctrl-C as well, and passes it on as SIGTERM
+        be_one_of_several()
         distributed.init_process_group(backend, timeout=PATIENCE)
         _Process.ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
     return _Process.ranks
