@@ -219,7 +219,7 @@ def test_a_source_that_logs_nothing_is_told_in_words(
     silent = _Silent()
     recipe = catalogue.build("bq-nco")
     lines = update_lists.traced(recipe, None, {"solutions": silent}, {})
-    assert next(lines)[0].plain.startswith("solutions: Sub-problems cut from good tours")
+    assert next(lines)[0].plain.startswith("solutions: Sub-problems cut from good solutions")
 
 
 class _Silent(Rows):
