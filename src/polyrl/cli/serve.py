@@ -54,12 +54,12 @@ def run_server(
     except (OSError, OverflowError) as error:
         raise UserError(f"Nothing can listen at {host}:{port} ({error}); choose another --host or --port.") from None
     place = f"http://{f'[{host}]' if ':' in host else host}:{server.server_address[1]}"
-    console.print(f"serving {model} at {place}; polyrl train ... --engine {place}", soft_wrap=True)
-    with server:
-        try:
+    try:
+        with server:
+            console.print(f"serving {model} at {place}; polyrl train ... --engine {place}", soft_wrap=True)
             server.serve_forever()
-        except KeyboardInterrupt:  # Ctrl-C is how a server ends
-            console.print("stopped; a run that needs it waits a while for it to be started again", soft_wrap=True)
+    except KeyboardInterrupt:  # Ctrl-C is how a server ends
+        console.print("stopped; a run that needs it waits a while for it to be started again", soft_wrap=True)
 
 
 def _is_here(host: str) -> bool:
