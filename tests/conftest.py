@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,11 @@ def search_path(*folders: object) -> str:
     """PYTHONPATH of a child process: `folders`, the tested package, and what is on it here."""
     here = [f for f in os.environ.get("PYTHONPATH", "").split(os.pathsep) if f]
     return os.pathsep.join(dict.fromkeys([*map(str, folders), str(SOURCE), *here]))
+
+
+def hear_interrupts() -> None:
+    """For a child that is sent SIGINT: what runs in the background of a script ignores it, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def child_environment(*folders: object, **more: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import Command, child_environment, read_records, timeless
+from conftest import Command, child_environment, hear_interrupts, read_records, timeless
 from polyrl import evaluate
 from polyrl.core.experience import Experience
 from polyrl.errors import UserError
@@ -290,7 +290,9 @@ def test_messages() -> None:
 def start_server(model: Path, port: int) -> tuple[subprocess.Popen[str], str]:
     """`polyrl serve` in a process of its own, and its address."""
     words = [sys.executable, "-m", "polyrl", "serve", str(model), "--port", str(port), "--device", "cpu"]
-    process = subprocess.Popen(words, env=child_environment(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, env=child_environment(), stdout=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
     assert process.stdout is not None
     said = process.stdout.readline()
     return process, said.split("--engine ")[1].strip()
@@ -417,7 +419,7 @@ def test_ctrl_c_is_how_a_server_ends(small_model: Path) -> None:
     assert address.startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0 and said.startswith("stopped") and "polyrl resume" not in said
+    assert process.returncode == 0 and said.splitlines()[-1].startswith("stopped") and "polyrl resume" not in said
 
 
 def test_what_the_command_line_refuses(small_model: Path, polyrl: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from polyrl.cli.options import (
 )
 from polyrl.errors import UserError, nearest, told_by_another
 from polyrl.plain_text import one_line
+from polyrl.runtime.torchrun import end, refuse
 
 HYPERPARAMETERS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -51,8 +52,6 @@ class Commands(click.Group):
                 f"There is no command '{args[0]}'.{nearest(args[0], self.commands)} `polyrl --help` lists them."
             )
         if "WORLD_SIZE" in os.environ and args and args[0] not in ("train", "resume", *HELP["help_option_names"]):
-            from polyrl.runtime.torchrun import refuse
-
             refuse(f"polyrl {args[0]}")
         return super().resolve_command(ctx, args)
 
@@ -422,7 +421,7 @@ def main() -> None:
             leave()
     except UserError as error:
         if told_by_another(error):
-            sys.exit(2)
+            end(2)
         _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -432,7 +431,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         if os.environ.get("RANK", "0") == "0":  # of several processes of a run one says it
             click.echo("polyrl: interrupted; `polyrl resume` goes on from the last checkpoint.", err=True)
-        sys.exit(130)
+        end(130)
     except BrokenPipeError:  # whoever read the output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -446,4 +445,4 @@ def main() -> None:
 
 def _fail(sentence: str) -> None:
     click.echo(f"polyrl: {one_line(sentence)}", err=True)
-    sys.exit(2)
+    end(2)

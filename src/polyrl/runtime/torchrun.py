@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import NoReturn
 
 from polyrl.errors import UserError
 
@@ -19,3 +21,12 @@ def refuse(what: str) -> None:
         raise UserError(
             f"torchrun started {asked()} processes for one training run, and {what} is none; start it without torchrun."
         )
+
+
+def end(code: int) -> NoReturn:
+    """End this process; one of several at once, because what joins them may abort where another has left already."""
+    if asked() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
