@@ -3868,6 +3868,11 @@ GROUPS: list[Group] = [
         ],
     ),
     Group(
+        "core/updating.py",
+        "test_ranks.py -k 'one_order'",
+        [("for name in names:  # in one order on every rank, which a set has not", "for name in set(names):")],
+    ),
+    Group(
         "core/parting.py",
         "test_ranks.py -k 'logged'",
         [

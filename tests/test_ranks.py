@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from conftest import child_environment, hear_interrupts, read_records, timeless
 from polyrl import catalogue
+from polyrl.core import updating
 from polyrl.core.context import Context
 from polyrl.core.means import Means
 from polyrl.core.parting import pooled
@@ -390,6 +392,27 @@ def test_what_is_logged_is_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> 
         own.add("loss", 1.0, 1.0)
         context.metrics["logprob_gap"] = 0.6
     assert means.found() == {"loss": 3.0, "seen": 3.0} and context.metrics["logprob_gap"] == 0.7
+
+
+class _Enough(Exception):
+    """What a test wanted to see is done."""
+
+
+def test_gradients_are_summed_in_one_order_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes go through a set of names in orders of their own, and would add one model's gradients to another's."""
+    summed: list[str] = []
+    names = [f"model{k}" for k in range(12)][::-1]
+
+    def enough(_: str) -> list[torch.Tensor]:
+        raise _Enough
+
+    monkeypatch.setattr("polyrl.core.updating.add_gradients", summed.append)
+    turn: Any = object.__new__(updating._Turn)
+    turn.parted, turn.models = set(names), SimpleNamespace(gradients=enough)
+    turn.context = SimpleNamespace(optimizer={name: name for name in names})
+    with pytest.raises(_Enough):
+        turn._step(names, None)
+    assert summed == names
 
 
 def test_one_process_parts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

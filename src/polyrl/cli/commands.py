@@ -156,9 +156,8 @@ def resume_folder(folder: Path, *, quiet: bool, trust_code: bool = False, budget
     from polyrl.runs import resume_run
 
     console = Terminal()
-    if (
-        not budget and not engine and is_finished(folder) and asked_of(folder) is not None
-    ):  # a line of a plan, given again
+    again = not (budget or engine) and is_finished(folder) and asked_of(folder) is not None
+    if again:  # a line of a plan, given once more
         if not quiet:
             console.print(f"The run {folder} is finished.", soft_wrap=True)
             _conclude(console, folder)

@@ -61,6 +61,7 @@ def sums_of_ranks(losses: Sequence[float], outputs: Mapping[str, Tensor]) -> tup
 
 def add_gradients(*optimizers: Any) -> None:
     """Sum over all ranks the gradients of what the optimizers train."""
-    present().add_gradients(
-        [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    )
+    ranks = present()
+    if not ranks.alone:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        ranks.add_gradients([parameter for group in groups for parameter in group["params"]])

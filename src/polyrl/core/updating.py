@@ -414,8 +414,9 @@ class _Turn:
 
     def _step(self, names: list[str], limit: float | None, called: str = "") -> None:
         """A step of each of these models, whose gradients are clipped by one norm."""
-        for name in self.parted & set(names):
-            add_gradients(self.context.optimizer[name])
+        for name in names:  # in one order on every rank, which a set has not
+            if name in self.parted:
+                add_gradients(self.context.optimizer[name])
         self.parted -= set(names)
         gradients = [gradient for name in names for gradient in self.models.gradients(name)]
         size = self._size(called or names[0], gradients)

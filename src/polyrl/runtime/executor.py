@@ -97,6 +97,12 @@ class Executor(ABC):
         """Give it back."""
 
 
+class _OfThread(threading.local):
+    """What each thread has for itself."""
+
+    process: ProcessPoolExecutor | None = None
+
+
 class LocalProcesses(Executor):
     """Worker processes, one for each thread: a process that dies takes its own run with it and no other.
 
@@ -112,7 +118,7 @@ class LocalProcesses(Executor):
             workers: how many runs at a time; none is as many as there are cores for.
         """
         self._make, self._threads, self._workers = make, threads, workers
-        self._own = threading.local()
+        self._own = _OfThread()
         self._all: list[ProcessPoolExecutor] = []
         self._context = get_context("spawn")
         self._told, self._end = self._context.Pipe(duplex=False)
@@ -137,7 +143,7 @@ class LocalProcesses(Executor):
 
     def work(self, job: Job) -> str:
         """Do the run in this thread's process."""
-        process: ProcessPoolExecutor | None = getattr(self._own, "process", None)
+        process = self._own.process
         if process is None:
             process = self._own.process = ProcessPoolExecutor(
                 1, mp_context=self._context, initializer=end_with_parent, initargs=(self._told,)
