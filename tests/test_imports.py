@@ -72,7 +72,6 @@ FOREIGN_DEFAULTS = {
     "cli/operations_count.py": 2,
     "kernels/decoder.py": 1,
     "core/part.py": 1,  # what abc writes on a function
-    "runtime/executor.py": 1,  # a thread's own
 }
 """Calls of `getattr` with a default, all of them on such objects too."""
 
